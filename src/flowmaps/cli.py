@@ -1,0 +1,188 @@
+"""The command line: `flowmaps train | sample | evaluate | compare`.
+
+Every error that a user can cause ends in one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from .recipes import METHODS, RECIPES, Recipe
+
+T = TypeVar("T")
+PROGRAM = "flowmaps"
+HELP = f"""usage: {PROGRAM} COMMAND ...
+
+Learn a flow map, sample it in a few steps, measure it.
+
+  train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
+  sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
+  evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  compare RECIPE --methods lmd fmm   several methods on one budget: one table, one figure
+
+{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help those of a recipe.
+"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, then measure it: a table, metrics.json, figures and report.html in the folder --out."""
+
+    out: Path
+    """Folder of the run; it must not exist, unless --resume is given."""
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    resume: bool = False
+    """Go on with an interrupted run, with the options it began with."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a trained map and write them to a file."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    out: Path
+    """File to write, .npz (arrays `x`, and `labels` where there are classes) or .npy; it must not exist."""
+    steps: int = 4
+    """Jumps from noise to data."""
+    number: int = 10_000
+    """How many samples."""
+    label: int | None = None
+    """Class to sample, where the data have classes; all of them in turn unless given."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained map again: prints the table, writes metrics.json, figures and report.html into the run's folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    steps: tuple[int, ...] | None = None
+    """Numbers of jumps; the recipe's unless given."""
+    samples: int | None = None
+    """Samples for KL; the recipe's unless given."""
+    seed: int | None = None
+    """Seed of noise and data; the recipe's unless given."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
+
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    out: Path = field(default=Path("runs/compare"))
+    """Folder to write; it must not exist."""
+    methods: tuple[str, ...] = METHODS
+    """Methods to compare."""
+    budget: float = 120.0
+    """Seconds of training for each method, its teacher included."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; exits with code 2 after a user's error, 130 after an interruption."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(words)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the last checkpoint is kept, go on with --resume.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _dispatch(words: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "sample": _sample,
+        "evaluate": _evaluate,
+        "compare": _compare,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        if not words:
+            raise ValueError(f"no command given: choose one of {', '.join(commands)}.")
+    elif words[0] == "--version":
+        from . import __version__
+
+        print(f"{PROGRAM} {__version__}")
+    else:
+        _choose("command", words[0], commands)(words[1:])
+
+
+def _choose(what: str, name: str, among: dict[str, T]) -> T:
+    """The entry of that name, or an error that names the nearest."""
+    if name in among:
+        return among[name]
+    near = difflib.get_close_matches(name, among, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(among)}.")
+
+
+def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
+    """Parse options with tyro, its box of an error folded into one line."""
+    caught = io.StringIO()
+    options = {"prog": f"{PROGRAM} {program}", "args": words, "config": (tyro.conf.FlagConversionOff,)}
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        text = " ".join(caught.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
+        raise ValueError(f"{text} (see {PROGRAM} {program} --help)") from None
+
+
+def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:
+    if not words or words[0].startswith("-"):
+        if words[:1] in (["-h"], ["--help"]):
+            print(f"usage: {PROGRAM} {command} RECIPE [options]\n\nrecipes:")
+            for name, recipe in RECIPES.items():
+                print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
+            raise SystemExit(0)
+        raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
+    return _choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
+
+
+def _train(words: list[str]) -> None:
+    recipe, rest, program = _with_recipe("train", words)
+    given = _parse(Train, rest, program, Train(out=tyro.MISSING, recipe=recipe))
+    from . import commands
+
+    commands.train(given.recipe, given.out, resume=given.resume)
+
+
+def _sample(words: list[str]) -> None:
+    given = _parse(Sample, words, "sample")
+    from . import commands
+
+    commands.sample(given.folder, given.out, given.steps, given.number, given.label, given.seed)
+
+
+def _evaluate(words: list[str]) -> None:
+    given = _parse(Evaluate, words, "evaluate")
+    from . import commands
+
+    changes = {"steps": given.steps, "samples": given.samples}
+    commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
+
+
+def _compare(words: list[str]) -> None:
+    recipe, rest, program = _with_recipe("compare", words)
+    given = _parse(Compare, rest, program, Compare(recipe=recipe))
+    from . import compare
+
+    for method in given.methods:
+        _choose("method", method, dict.fromkeys(METHODS))
+    compare.compare(given.recipe, given.methods, given.budget, given.out)

@@ -1,0 +1,187 @@
+"""What the commands do, with progress on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from . import checkpoint, evaluate as measuring, figures, recipes, report, runs
+from .data import Points, Source
+from .files import write_atomically
+from .maps import FlowMap
+from .recipes import Recipe
+from .samplers import Jump
+from .shapes import Field
+from .train import generator
+
+console = Console(highlight=False)
+
+
+def bar() -> Progress:
+    """A progress bar with room for numbers; nothing where the output is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
+    """Train a recipe into a folder, then evaluate it."""
+    run = runs.Run.open(recipe, folder, resume=resume, say=console.print)
+    console.print(f"training {recipe.name} with {recipe.method} into {folder}")
+    follow(run)
+    evaluate(folder, {}, None)
+
+
+def follow(run: runs.Run) -> None:
+    """Train a run under a progress bar, or with a line now and then where there is no terminal."""
+    task, current, begun = None, None, 0.0
+    with bar() as progress:
+        for stage, step in run.train():
+            if stage is not current:
+                current, begun, first = stage, run.seconds, step.number
+                task = progress.add_task(stage.name, total=stage.steps, note="compiling")
+            if step.number % run.recipe.log_every and step.number != stage.steps:
+                continue
+            pace = (step.number - first) / max(run.seconds - begun, 1e-9)
+            left = ", ".join(f"{name} {part.mean():.3g}" for name, part in step.loss.parts.items())
+            note = f"loss {step.loss.value:.3g} | {left} | {pace:.0f} steps/s"
+            progress.update(task, completed=step.number, note=note)  # type: ignore[arg-type]
+            if not console.is_terminal and (step.number % (20 * run.recipe.log_every) == 0 or step.number == stage.steps):
+                console.print(f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s", soft_wrap=True)
+
+
+def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None:
+    """Measure a run; print the table; write metrics.json, the figures and the report."""
+    recipe, flow_map, teacher, source = runs.load_run(folder)
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
+    recipes.validate(recipe)
+    seed = recipe.seed if seed is None else seed
+    settings = recipe.evaluation
+    rows, drawn = [], {}
+    with bar() as progress:
+        task = progress.add_task("measure", total=len(settings.steps) + 2, note="teacher, dopri5")
+        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed):
+            rows.append(row)
+            drawn[title] = sampled.x
+            progress.update(task, advance=1, note=f"{title} done")
+    metrics = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    pictures = draw(folder, recipe, flow_map, teacher, source, rows, drawn)
+    config = dataclasses.asdict(recipe)
+    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, pictures, notes(recipe, folder))
+    console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
+    console.print(f"picture: {next(iter(pictures.values()))}", soft_wrap=True)
+    console.print(f"report:  {path}", soft_wrap=True)
+
+
+def notes(recipe: Recipe, folder: Path) -> list[str]:
+    """What a reader of the report should know first."""
+    seconds = checkpoint.read_card(folder).get("seconds", 0.0)
+    stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in recipes.stages(recipe))
+    return [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
+
+
+def draw(
+    folder: Path,
+    recipe: Recipe,
+    flow_map: FlowMap,
+    teacher: Field | None,
+    source: Source,
+    rows: list[measuring.Row],
+    drawn: dict[str, torch.Tensor],
+) -> dict[str, Path]:
+    """The figures of a run as files, by caption."""
+    data, labels = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, 3))
+    made = {}
+    if recipe.data == "digits":
+        made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", _digits(drawn)
+    elif source.dim == 2:
+        panels = {"data": source.to_data(data)} | {title: source.to_data(x[: len(data)]) for title, x in drawn.items()}
+        made["Samples beside the data."] = "samples", figures.samples(panels)
+        made["One jump from noise to each time t, over the flow itself."] = (
+            "trajectories",
+            _trajectories(flow_map, teacher, source),
+        )
+    made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
+    log = runs.read_log(folder)
+    if log:
+        made["Loss and unweighted residuals while training."] = "losses", figures.losses(log)
+    return {caption: figures.save(figure, folder / f"{name}.png") for caption, (name, figure) in made.items()}
+
+
+def _digits(drawn: dict[str, torch.Tensor]) -> Any:
+    titles = list(drawn)
+    images = torch.cat([drawn[title][:20].reshape(-1, 8, 8) for title in titles]).clamp(-1, 1)
+    return figures.image_grid(images, len(titles), titles, columns=[str(k % 10) for k in range(20)])
+
+
+def _trajectories(flow_map: FlowMap, teacher: Field | None, source: Source) -> Any:
+    """30 paths of the map, each point one jump from the start, over the exact flow or the teacher's."""
+    starts = torch.randn(30, 2, generator=generator(0, 4))
+    times = torch.linspace(0, 1, 33)
+    x, t = starts.repeat(len(times), 1), times.repeat_interleave(len(starts))
+    with torch.inference_mode():
+        jumps = flow_map(x, torch.zeros_like(t), t)
+        exact = measuring.true_flow(source, flow_map.velocity if teacher is None else teacher, x, t)
+    shape = (len(times), len(starts), 2)
+    name = "exact flow" if hasattr(source, "exact") else "teacher's flow"
+    paths = [source.to_data(p.float()).reshape(shape) for p in (exact, jumps)]
+    data, _ = source.sample(5_000, generator(0, 5))
+    return figures.trajectories(paths[0][0], *paths, background=source.to_data(data), exact=name)
+
+
+def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int) -> None:
+    """Draw samples from a run's map into a file."""
+    if out.suffix not in (".npz", ".npy"):
+        raise ValueError(f"--out must end in .npz or .npy, got {out}.")
+    if out.exists():
+        raise ValueError(f"{out} already exists: choose another --out, or remove it.")
+    if number < 1:
+        raise ValueError(f"--number must be at least 1, got {number}.")
+    jump = Jump(steps)
+    recipe, flow_map, _, source = runs.load_run(folder)
+    labels = _labels(source, number, label)
+    x0 = torch.randn(number, source.dim, generator=generator(seed, measuring.SAMPLES))
+    chunk = recipe.evaluation.chunk
+    points = []
+    with bar() as progress:
+        for start in progress.track(range(0, number, chunk), description="sample"):
+            part = slice(start, start + chunk)
+            points.append(jump(flow_map, x0[part], None if labels is None else labels[part]))
+    arrays = {"x": source.to_data(torch.cat(points)).numpy()}
+    if labels is not None and isinstance(source, Points):
+        arrays["labels"] = labels.numpy()
+    buffer = io.BytesIO()
+    np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, buffer.getvalue())
+    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+
+
+def _labels(source: Source, number: int, label: int | None) -> torch.Tensor | None:
+    if source.classes is None:
+        if label is not None:
+            raise ValueError(f"these data have no classes, got --label {label}: leave it out.")
+        return None
+    if label is None:
+        return torch.arange(number) % source.classes
+    if not 0 <= label < source.classes:
+        raise ValueError(f"--label must be from 0 to {source.classes - 1}, got {label}.")
+    return torch.full((number,), label)
+
+

@@ -1,0 +1,112 @@
+"""Couplings rho(x0, x1): where the base comes from, and how its samples are paired with data.
+
+A base is a law of x0; a coupling draws x0 for a batch of data and pairs the two. Marginals are kept: only the pairing changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import ot
+import torch
+from torch import Tensor
+
+from .shapes import Batch
+
+
+class Base(ABC):
+    """A law of x0."""
+
+    @abstractmethod
+    def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Draw as many points as `like` has rows, of its shape, type and device."""
+
+
+@dataclass(frozen=True)
+class Normal(Base):
+    """N(0, scale^2 Id).
+
+    Args:
+        scale: standard deviation, in units of the data.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"Normal needs scale > 0, got {self.scale}.")
+
+    def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
+        return self.scale * torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Empirical(Base):
+    """Rows of a data set, drawn with replacement: for maps from data to data.
+
+    Args:
+        data: `(N, *shape)`.
+    """
+
+    data: Tensor
+
+    def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
+        if self.data.shape[1:] != like.shape[1:]:
+            raise ValueError(f"the base has rows {tuple(self.data.shape[1:])}, the data {tuple(like.shape[1:])}.")
+        device = self.data.device if generator is None else generator.device
+        rows = torch.randint(len(self.data), like.shape[:1], generator=generator, device=device)
+        return self.data[rows.to(self.data.device)].to(like)
+
+
+class Coupling(ABC):
+    """A law of pairs (x0, x1) with the data as its second marginal."""
+
+    @abstractmethod
+    def pair(
+        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Batch]:
+        """Return `(x0, x1)`, row by row a pair; `x0` given by the caller replaces a draw from the base."""
+
+
+@dataclass(frozen=True)
+class Independent(Coupling):
+    """rho(x0, x1) = rho0(x0) rho1(x1)."""
+
+    base: Base = Normal()
+
+    def pair(
+        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Batch]:
+        return (self.base.sample(x1, generator) if x0 is None else x0), x1
+
+
+@dataclass(frozen=True)
+class MinibatchOT(Coupling):
+    """The optimal pairing of each batch under |x0 - x1|^2 (Tong et al., 2302.00482; Pooladian et al., 2304.14772).
+
+    Solved exactly by POT on the CPU, cubic in the batch size. The base is reordered, so labels of the data stay in place.
+    """
+
+    base: Base = Normal()
+
+    def pair(
+        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Batch]:
+        x0 = self.base.sample(x1, generator) if x0 is None else x0
+        cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
+        weights = ot.unif(len(x1))
+        plan = torch.as_tensor(ot.emd(weights, weights, cost, numItermax=1_000_000))
+        return x0[plan.argmax(1).to(x0.device)], x1
+
+
+@dataclass(frozen=True)
+class Paired(Coupling):
+    """Pairs that the caller has: `objective(x1, x0)`."""
+
+    def pair(
+        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Batch, Batch]:
+        if x0 is None:
+            raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
+        return x0, x1

@@ -1,0 +1,175 @@
+"""Data sets as sources of batches: the checkerboard, the digits, and arrays of the user's own.
+
+A source draws `(x1, cond)` from a generator, in coordinates that suit a network (about unit scale), and turns samples back
+into the data's own units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .exact import Checkerboard
+
+SUFFIXES = (".npy", ".npz", ".csv")
+
+
+class Source(ABC):
+    """A law of data.
+
+    Attributes:
+        dim: numbers a sample.
+        classes: number of classes, or `None`.
+    """
+
+    dim: int
+    classes: int | None = None
+
+    @abstractmethod
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """`number` points `(B, dim)` in the network's coordinates, and their labels `(B,)` or `None`."""
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """From the network's coordinates to the data's units."""
+        return x
+
+
+class Board(Source):
+    """The checkerboard, drawn afresh each time, with its exact law at hand as `exact`."""
+
+    def __init__(self) -> None:
+        self.exact, self.dim = Checkerboard(), 2
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        return self.exact.sample(number, generator=generator).float(), None
+
+
+class Points(Source):
+    """Rows of an array, drawn with replacement.
+
+    Args:
+        data: `(N, dim)`, finite.
+        labels: `(N,)` integers, or `None`.
+        shift, scale: the network sees (data - shift) / scale, each `(dim,)`.
+    """
+
+    def __init__(self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor) -> None:
+        self.shift, self.scale, self.labels = shift, scale, labels
+        self.data = (data - shift) / scale
+        self.dim = data.shape[1]
+        self.classes = None if labels is None else int(labels.max()) + 1
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        rows = torch.randint(len(self.data), (number,), generator=generator)
+        return self.data[rows], None if self.labels is None else self.labels[rows]
+
+    def to_data(self, x: Tensor) -> Tensor:
+        return x * self.scale.to(x) + self.shift.to(x)
+
+
+def open_data(name: str, batch: int = 1) -> Source:
+    """The source that a recipe's `data` names.
+
+    Args:
+        name: `checkerboard`, `digits`, or the path of a `.npy`, `.npz` or `.csv` file.
+        batch: rows of a training batch, no more than the array has.
+
+    Raises:
+        ValueError: no such data, or data that cannot be trained on.
+    """
+    if name == "checkerboard":
+        return Board()
+    if name == "digits":
+        return _digits()
+    data, labels = read_array(Path(name))
+    if len(data) < batch:
+        raise ValueError(f"{name} has {len(data)} rows, fewer than a batch of {batch}: pass --optimiser.batch {len(data)}.")
+    shift, scale = data.mean(0), data.std(0)
+    return Points(data, labels, shift, torch.where(scale > 0, scale, 1))
+
+
+def _digits() -> Source:
+    try:
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError("the digits come with scikit-learn: pip install 'flowmaps[digits]'.") from error
+    digits = load_digits()
+    data, labels = torch.as_tensor(digits.data, dtype=torch.float32), torch.as_tensor(digits.target)
+    return Points(data, labels, torch.full((64,), 8.0), torch.full((64,), 8.0))
+
+
+def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read points `(N, dim)` as float32, and labels `(N,)` from a `.npz` that has an array `labels`.
+
+    A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line, with
+    or without a line of names. Nothing is unpickled.
+
+    Raises:
+        ValueError: the file is missing, of another kind, damaged, or its array is no finite table of numbers.
+    """
+    if not path.name or path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"data must be 'checkerboard', 'digits' or a file ending in {', '.join(SUFFIXES)}, got {str(path)!r}.")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: pass --data FILE with a table of points, one a row.")
+    try:
+        array, labels = _READERS[path.suffix.lower()](path)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} could not be read as {path.suffix}: {' '.join(str(error).split())}") from None
+    return _table(array, path), None if labels is None else _classes(labels, len(array), path)
+
+
+def _npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    return np.load(path, allow_pickle=False), None
+
+
+def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile raises errors of its own kinds
+        raise ValueError(f"it is no archive of arrays ({error})") from error
+    labels = arrays.pop("labels", None)
+    for name in ("x", "data"):
+        if name in arrays:
+            return arrays[name], labels
+    if len(arrays) != 1:
+        raise ValueError(f"it holds the arrays {sorted(arrays)}: name the points 'x'")
+    return next(iter(arrays.values())), labels
+
+
+def _csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    try:
+        [float(word) for word in first.split(",")]
+        header = 0
+    except ValueError:
+        header = 1
+    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8"), None
+
+
+_READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv}
+
+
+def _table(array: np.ndarray, path: Path) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{path} must hold real numbers, got an array of type {array.dtype}.")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{path} must hold a table (points, dimensions), got shape {array.shape}: reshape it to two axes.")
+    bad = ~np.isfinite(array).all(1)
+    if bad.any():
+        raise ValueError(
+            f"{path} has NaN or infinite values in {int(bad.sum())} of {len(array)} rows (first: row {int(bad.argmax())}): "
+            f"drop or fill those rows."
+        )
+    return torch.as_tensor(array, dtype=torch.float32)
+
+
+def _classes(labels: np.ndarray, rows: int, path: Path) -> Tensor:
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"{path}: labels must be {rows} integers from 0, got {labels.dtype} of shape {labels.shape}.")
+    return torch.as_tensor(labels.astype(np.int64))

@@ -1,0 +1,149 @@
+"""Measuring a run: the map in N jumps beside its teacher's ODE, against the exact law where there is one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import metrics
+from .data import Board, Source
+from .maps import FlowMap
+from .recipes import Evaluation
+from .samplers import Jump
+from .shapes import Field
+from .solvers import SolverFlow
+from .train import generator
+
+Row = dict[str, object]
+SAMPLES, EXACT = 1, 2  # streams of the seed
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Samples in the network's coordinates, evaluations each, and the seconds they took."""
+
+    x: Tensor
+    nfe: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are measured against: the same noise and labels for all, fresh data, and the flow's own answer.
+
+    `flow` is X_{0,1} of the first points of `x0`, from the exact flow or from the teacher's solved to 1e-6.
+    """
+
+    x0: Tensor
+    cond: Tensor | None
+    data: Tensor
+    flow: Tensor
+    floor: float | None
+
+
+def reference(source: Source, teacher: Field, settings: Evaluation, seed: int) -> Reference:
+    """Draw the noise and the data of an evaluation, and solve the flow from the first points."""
+    number = max(settings.samples, settings.points)
+    x0 = torch.randn(number, source.dim, generator=generator(seed, SAMPLES))
+    cond = None if source.classes is None else torch.arange(number) % source.classes
+    data, _ = source.sample(settings.points, generator(seed, EXACT))
+    starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
+    with torch.inference_mode():
+        flow = true_flow(source, teacher, starts, torch.ones(len(starts)), labels)
+    floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
+    return Reference(x0[: settings.samples], cond, data, flow, floor)
+
+
+def true_flow(source: Source, teacher: Field, x0: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    """X_{0,t}(x0): of the exact flow where it is known, else of the teacher's, solved to 1e-6; `(B, dim)`."""
+    zero = torch.zeros_like(t)
+    if isinstance(source, Board):
+        return source.exact.flow_map(x0.double(), zero.double(), t.double()).to(x0)
+    return SolverFlow(teacher, rtol=1e-6, atol=1e-6)(x0, zero, t, cond)
+
+
+def generate(walk: Callable[[Tensor, Tensor | None], tuple[Tensor, int]], ref: Reference, chunk: int) -> Sampled:
+    """Run a sampler over the noise, `chunk` rows at a time; evaluations are the mean over chunks, to the nearest."""
+    points, spent = [], []
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        for start in range(0, len(ref.x0), chunk):
+            part = slice(start, start + chunk)
+            x, nfe = walk(ref.x0[part], None if ref.cond is None else ref.cond[part])
+            points.append(x)
+            spent.append(nfe)
+    return Sampled(torch.cat(points), round(sum(spent) / len(spent)), time.perf_counter() - begun)
+
+
+def by_map(flow_map: FlowMap, steps: int, ref: Reference, settings: Evaluation) -> Sampled:
+    """Samples of the map in `steps` jumps."""
+    jump = Jump(steps)
+    return generate(lambda x, cond: (jump(flow_map, x, cond), steps), ref, settings.chunk)
+
+
+def by_solver(teacher: Field, ref: Reference, settings: Evaluation, *, euler: bool) -> Sampled:
+    """Samples of the teacher's flow, by dopri5 or by Euler's method."""
+    flow = (
+        SolverFlow(teacher, method="euler", steps=settings.euler)
+        if euler
+        else SolverFlow(teacher, rtol=settings.tolerance, atol=settings.tolerance)
+    )
+
+    def walk(x: Tensor, cond: Tensor | None) -> tuple[Tensor, int]:
+        zero = torch.zeros(len(x))
+        return flow(x, zero, 1 + zero, cond), flow.nfe
+
+    return generate(walk, ref, settings.chunk)
+
+
+def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluation) -> Row:
+    """The figures of one sampler, a part of a row of metrics.json."""
+    x, few = source.to_data(sampled.x), settings.points
+    data = source.to_data(ref.data)
+    row: Row = {"nfe": sampled.nfe, "samples": len(x)}
+    if isinstance(source, Board):
+        row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": ref.floor}
+    row["w2"] = metrics.wasserstein2(x[:few], data[: len(x[:few])])
+    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:few], data[: len(x[:few])], generator=generator(0))
+    if not isinstance(source, Board):
+        row["energy"] = metrics.energy_distance(x[:few], data)
+    row["map_error"] = metrics.map_error(x[:few], source.to_data(ref.flow)[: len(x)])
+    return row | {"seconds": sampled.seconds}
+
+
+def rows(
+    flow_map: FlowMap,
+    teacher: Field | None,
+    source: Source,
+    settings: Evaluation,
+    seed: int,
+    ref: Reference | None = None,
+) -> Iterator[tuple[str, Row, Sampled]]:
+    """Rows of metrics.json one by one, each with a title and its samples.
+
+    The teacher comes first, by adaptive dopri5 and by Euler; without one the map's own diagonal stands in for it.
+
+    Args:
+        flow_map: the map, on the CPU.
+        teacher: its teacher's velocity, or `None`.
+        source: the data.
+        settings: what to measure.
+        seed: of noise and data.
+        ref: from `reference`, where several maps share it.
+    """
+    velocity = flow_map.velocity if teacher is None else teacher
+    ref = reference(source, velocity, settings, seed) if ref is None else ref
+    for euler in (False, True):
+        sampled = by_solver(velocity, ref, settings, euler=euler)
+        solver = "euler" if euler else "dopri5"
+        own = {"steps": settings.euler} if euler else {}
+        row = {"sampler": "teacher", "solver": solver} | own | measure(sampled, source, ref, settings)
+        yield f"teacher, {solver}", row, sampled
+    for steps in settings.steps:
+        sampled = by_map(flow_map, steps, ref, settings)
+        row = {"sampler": "map", "steps": steps} | measure(sampled, source, ref, settings)
+        yield f"{steps} step" + "s" * (steps > 1), row, sampled

@@ -1,0 +1,99 @@
+"""A multilayer perceptron of (x, s, t, cond), for data of a few to a few hundred dimensions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import Batch, Condition, Time
+from .embeddings import Fourier
+
+
+class MLP(nn.Module):
+    """u_{s,t}(x): features of x, s and t - s, then `depth` hidden layers of `width`, residual if asked.
+
+    With `space_frequencies = K` the features of x are x and sin, cos of pi k x / 2 axis by axis, k = 1..K: sharp edges at
+    a known scale are learned in minutes rather than hours (Tancik et al., "Fourier features let networks learn
+    high frequency functions", 2020, arXiv 2006.10739). Data should lie in about [-2, 2].
+
+    Args:
+        dim: length of x, the network takes `(B, dim)`.
+        width: hidden width.
+        depth: number of hidden layers, at least 1.
+        residual: add each hidden layer to its input.
+        classes: number of classes; `cond` is then `(B,)` integer labels, and `None` means the unconditional class.
+        time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
+        space_frequencies: frequencies of the features of x; 0 for plain x.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 256,
+        depth: int = 4,
+        residual: bool = False,
+        classes: int | None = None,
+        time_frequencies: int = 0,
+        space_frequencies: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"dim": dim, "width": width, "depth": depth}.items():
+            if value < 1:
+                raise ValueError(f"MLP needs {name} >= 1, got {value}.")
+        self.dim, self.classes, self.residual = dim, classes, residual
+        self.arguments = {
+            "dim": dim,
+            "width": width,
+            "depth": depth,
+            "residual": residual,
+            "classes": classes,
+            "time_frequencies": time_frequencies,
+            "space_frequencies": space_frequencies,
+        }
+        self.space_frequencies = space_frequencies
+        self.time = Fourier(time_frequencies)
+        inputs = dim * (1 + 2 * space_frequencies) + 2 * self.time.width
+        self.first = nn.Linear(inputs, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, dim)
+        self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
+        self.act = nn.GELU(approximate="tanh")
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        """`(B, dim), (B,), (B,), (B,) or None -> (B, dim)`.
+
+        Raises:
+            ValueError: x is not `(B, dim)`, or labels are given to a network without classes.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"this MLP takes x of shape (B, {self.dim}), got {tuple(x.shape)}: flatten each sample.")
+        h = self.first(torch.cat([self._space(x), self.time(s), self.time(t - s)], 1))
+        if self.label is not None:
+            h = h + self.label(self._labels(cond, x))
+        elif cond is not None:
+            raise ValueError("this MLP has no classes, got cond: build it with classes=..., or leave cond out.")
+        h = self.act(h)
+        for layer in self.hidden:
+            y = self.act(layer(h))
+            h = h + y if self.residual else y
+        return self.last(h)
+
+    def _space(self, x: Tensor) -> Tensor:
+        if not self.space_frequencies:
+            return x
+        k = 0.5 * math.pi * torch.arange(1, self.space_frequencies + 1, device=x.device, dtype=x.dtype)
+        phase = (x[:, :, None] * k).flatten(1)
+        return torch.cat([x, torch.cos(phase), torch.sin(phase)], 1)
+
+    def _labels(self, cond: Condition, x: Tensor) -> Tensor:
+        assert self.classes is not None
+        if cond is None:
+            return torch.full((x.shape[0],), self.classes, device=x.device)
+        if cond.shape != x.shape[:1] or cond.dtype.is_floating_point:
+            raise ValueError(
+                f"cond must hold integer labels of shape ({x.shape[0]},), got {cond.dtype} {tuple(cond.shape)}."
+            )
+        return cond

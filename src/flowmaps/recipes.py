@@ -1,0 +1,250 @@
+"""Recipes: the only place where hyper-parameters live.
+
+A recipe is a function that returns a frozen `Recipe`; each of its fields is an option of `flowmaps train`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from . import methods
+from .equations import Stop
+from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
+from .maps import FlowMap
+from .objectives import Objective
+from .shapes import Field
+from .times import Anneal, Square, Strip
+from .weights import Learned, Weight
+
+
+@dataclass(frozen=True)
+class Network:
+    """The multilayer perceptron; its fields are those of `flowmaps.nn.MLP`."""
+
+    width: int = 128
+    """Hidden width."""
+    depth: int = 4
+    """Hidden layers."""
+    residual: bool = True
+    """Add each hidden layer to its input."""
+    time_frequencies: int = 4
+    """Frequencies of the features of s and t - s."""
+    space_frequencies: int = 0
+    """Frequencies of the features of x; 0 for plain x."""
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Adam with warm-up, cosine decay, clipping and an exponential moving average of the weights."""
+
+    batch: int = 2048
+    """Rows of a batch."""
+    rate: float = 2e-3
+    """Highest learning rate."""
+    warmup: int = 200
+    """Steps over which the rate rises."""
+    floor: float = 0.01
+    """Last learning rate, as a share of the highest."""
+    clip: float = 10.0
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured at the end."""
+
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of jumps."""
+    samples: int = 1_000_000
+    """Samples for KL."""
+    points: int = 5_000
+    """Points for W2, energy distance and map error."""
+    chunk: int = 16_384
+    """Samples generated at a time."""
+    tolerance: float = 1e-5
+    """Tolerance of the teacher's dopri5."""
+    euler: int = 80
+    """Steps of the teacher's Euler solver."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run depends on."""
+
+    name: str
+    """Name of the recipe."""
+    method: str = "lmd"
+    """How the map is learned: one of flow_matching, lmd, emd, fmm, pfmm, eulerian_estimation, lsd, esd, psd."""
+    data: str = ""
+    """`checkerboard`, `digits`, or a file (.npy, .npz, .csv) with one point a row."""
+    steps: int = 6_000
+    """Optimiser steps of the map (shared out among its stages)."""
+    teacher_steps: int = 6_000
+    """Optimiser steps of the teacher, for a method that needs one; the others add them to their own."""
+    interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
+    """Path between noise and data."""
+    learned_weight: bool = False
+    """Weigh (s, t) by a learned w_{s,t}."""
+    seed: int = 0
+    """Seed of weights, batches, times and samples."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+    compile: bool = True
+    """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of log.jsonl."""
+    network: Network = field(default_factory=Network)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: an objective built from the map as the stage before left it, and its share of the steps."""
+
+    name: str
+    steps: int
+    build: Callable[[FlowMap, Field | None], Objective]
+
+
+INTERPOLANTS: dict[str, Interpolant] = {
+    "linear": Linear(),
+    "trigonometric": Trigonometric(),
+    "variance-preserving": VariancePreserving(),
+}
+DISTILLED = ("lmd", "emd")
+DIRECT = ("flow_matching", "fmm", "eulerian_estimation", "lsd", "esd", "psd")
+METHODS = (*DISTILLED, "pfmm", *DIRECT)
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe's method: a teacher first where one is needed.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    path = INTERPOLANTS[recipe.interpolant]
+    weight: Weight | None = Learned() if recipe.learned_weight else None
+    common = {"interpolant": path, "weight": weight}
+    both = recipe.steps + recipe.teacher_steps
+    builders: dict[str, Callable[[FlowMap, Field | None], Objective]] = {
+        "flow_matching": lambda m, b: methods.flow_matching(m, **common),
+        "lmd": lambda m, b: methods.lmd(m, teacher=b, stop=Stop.VELOCITY, **common),
+        "emd": lambda m, b: methods.emd(m, teacher=b, stop=Stop.VELOCITY, **common),
+        "fmm": lambda m, b: methods.fmm(m, times=Strip(Anneal(0.25, 1.0, 0.5)), **common),
+        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=Square()),
+        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, **common),
+        "lsd": lambda m, b: methods.lsd(m, **common),
+        "esd": lambda m, b: methods.esd(m, **common),
+        "psd": lambda m, b: methods.psd(m, **common),
+    }
+    if recipe.method not in builders:
+        raise ValueError(f"unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
+    build = builders[recipe.method]
+    if recipe.method in DISTILLED:
+        return [Stage("teacher", recipe.teacher_steps, builders["flow_matching"]), Stage("map", recipe.steps, build)]
+    if recipe.method == "pfmm":
+        strip = Stage("strip", both - both // 2, lambda m, b: methods.fmm(m, times=Strip(0.25), **common))
+        return [strip, Stage("map", both // 2, build)]
+    return [Stage("map", both, build)]
+
+
+def checkerboard() -> Recipe:
+    """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
+    return Recipe(name="checkerboard", data="checkerboard", network=Network(space_frequencies=8))
+
+
+def checkerboard_long() -> Recipe:
+    """The board at length: an hour or more on two cores, minutes on a GPU."""
+    return replace(checkerboard(), name="checkerboard-long", steps=60_000, teacher_steps=30_000)
+
+
+def digits() -> Recipe:
+    """1,797 handwritten digits of 8 x 8 pixels, by class."""
+    return Recipe(
+        name="digits",
+        data="digits",
+        steps=3_000,
+        teacher_steps=3_000,
+        network=Network(width=512, depth=4),
+        optimiser=Optimiser(batch=256, rate=1e-3),
+        evaluation=Evaluation(samples=5_000),
+    )
+
+
+def points() -> Recipe:
+    """An array of the user's own: `--data FILE`, any dimension."""
+    return Recipe(
+        name="points",
+        steps=4_000,
+        teacher_steps=4_000,
+        network=Network(width=256, depth=4),
+        optimiser=Optimiser(batch=512, rate=1e-3),
+        evaluation=Evaluation(samples=10_000),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "checkerboard": checkerboard,
+    "checkerboard-long": checkerboard_long,
+    "digits": digits,
+    "points": points,
+}
+
+
+def validate(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot run, before anything heavy starts.
+
+    Raises:
+        ValueError: a field out of range.
+    """
+    stages(recipe)
+    o, e = recipe.optimiser, recipe.evaluation
+    rules = [
+        ("steps", recipe.steps, recipe.steps >= 1, "at least 1"),
+        ("teacher-steps", recipe.teacher_steps, recipe.teacher_steps >= 1, "at least 1"),
+        ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
+        ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
+        ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
+        ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),
+        ("optimiser.rate", o.rate, math.isfinite(o.rate) and o.rate > 0, "positive"),
+        ("optimiser.warmup", o.warmup, o.warmup >= 0, "at least 0"),
+        ("optimiser.floor", o.floor, 0 <= o.floor <= 1, "from 0 to 1"),
+        ("optimiser.clip", o.clip, o.clip > 0, "positive"),
+        ("optimiser.ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
+        ("evaluation.steps", e.steps, len(e.steps) > 0 and min(e.steps, default=0) >= 1, "one or more numbers >= 1"),
+        ("evaluation.samples", e.samples, e.samples >= 100, "at least 100"),
+        ("evaluation.points", e.points, e.points >= 10, "at least 10"),
+        ("evaluation.chunk", e.chunk, e.chunk >= 1, "at least 1"),
+        ("evaluation.tolerance", e.tolerance, 0 < e.tolerance < 1, "between 0 and 1"),
+        ("evaluation.euler", e.euler, e.euler >= 1, "at least 1"),
+    ]
+    for name, value, good, allowed in rules:
+        if not good:
+            raise ValueError(f"--{name} must be {allowed}, got {value}.")
+
+
+def from_dict(fields: object) -> Recipe:
+    """A recipe from the JSON of a run's config.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        values = dict(fields)  # type: ignore[call-overload]
+        values["network"] = Network(**values["network"])
+        values["optimiser"] = Optimiser(**values["optimiser"])
+        evaluation = values["evaluation"]
+        values["evaluation"] = Evaluation(**{**evaluation, "steps": tuple(evaluation["steps"])})
+        recipe = Recipe(**values)
+        validate(recipe)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the run's config.json has no recipe that this version reads ({error}).") from None
+    return recipe

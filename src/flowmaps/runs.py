@@ -1,0 +1,232 @@
+"""A run and its folder: train the stages of a recipe, checkpoint, log, go on after an interruption.
+
+    config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: state.safetensors
+    teacher/ (or strip/): the map as an earlier stage left it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint, recipes
+from .data import Source, open_data
+from .files import write_atomically
+from .maps import AverageVelocity, FlowMap, Frozen
+from .nn import MLP
+from .recipes import Recipe
+from .shapes import Field
+from .train import State, Step, begin, generator, train
+
+STATE, LOG = "state.safetensors", "log.jsonl"
+FREE = ("device", "compile", "log_every", "checkpoint_every", "evaluation")  # what may differ on resuming
+
+
+@dataclass
+class Run:
+    """A run in progress; `train` is a generator of its logged steps."""
+
+    recipe: Recipe
+    folder: Path
+    source: Source
+    flow_map: FlowMap
+    teacher: Field | None = None
+    seconds: float = 0.0
+    say: Callable[[str], None] = field(default=print)
+
+    @classmethod
+    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Run:
+        """Check everything and make the folder.
+
+        Raises:
+            ValueError: the recipe cannot run, the folder exists already, or there is nothing to resume.
+        """
+        recipes.validate(recipe)
+        device = pick_device(recipe.device)
+        source = open_data(recipe.data, recipe.optimiser.batch)
+        if resume:
+            check_resumable(folder, recipe)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
+        torch.manual_seed(recipe.seed)
+        network = dataclasses.asdict(recipe.network)
+        flow_map = AverageVelocity(MLP(source.dim, classes=source.classes, **network)).to(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            card = {"format": checkpoint.FORMAT, "recipe": dataclasses.asdict(recipe)}
+            write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
+        return cls(recipe, folder, source, flow_map, say=say)
+
+    def train(self) -> Iterator[tuple[recipes.Stage, Step]]:
+        """Train all stages, saving as it goes; each step that is taken is yielded with its stage."""
+        stages = recipes.stages(self.recipe)
+        tensors, about = self._interrupted()
+        for number, stage in enumerate(stages):
+            last = number == len(stages) - 1
+            if number < about["stage"]:
+                self._adopt(checkpoint.load(self.folder / stage.name), stage)
+                continue
+            state = self._begin(stage)
+            if tensors is not None and number == about["stage"]:
+                state.restore(tensors, about["step"])
+            yield from self._steps(number, stage, state)
+            state.use_averages()
+            where = self.folder if last else self.folder / stage.name
+            self._save(where)
+            if not last:
+                self._adopt(self.flow_map, stage)
+        (self.folder / STATE).unlink(missing_ok=True)
+
+    def _begin(self, stage: recipes.Stage) -> State:
+        torch.manual_seed(self.recipe.seed)
+        objective = stage.build(self.flow_map, self.teacher).to(pick_device(self.recipe.device))
+        return begin(objective, self.recipe.optimiser)
+
+    def _steps(self, number: int, stage: recipes.Stage, state: State) -> Iterator[tuple[recipes.Stage, Step]]:
+        recipe = self.recipe
+        evaluate = compiled(state, self.say) if recipe.compile else None
+        device = pick_device(recipe.device)
+        seed = int(generator(recipe.seed, number).initial_seed())
+        before, begun = self.seconds, time.monotonic()
+        settings = {"steps": stage.steps, "seed": seed, "device": device, "evaluate": evaluate}
+        try:
+            for step in train(state, self.source, recipe.optimiser, **settings):
+                self.seconds = before + time.monotonic() - begun
+                if step.number % recipe.log_every == 0 or step.number == stage.steps:
+                    self._log(stage, step)
+                yield stage, step
+                if step.number % recipe.checkpoint_every == 0:
+                    self._checkpoint(number, state)
+        except KeyboardInterrupt:
+            self._checkpoint(number, state)
+            raise
+
+    def _log(self, stage: recipes.Stage, step: Step) -> None:
+        parts = {name: part.mean().item() for name, part in step.loss.parts.items()}
+        loss = step.loss.value.item()
+        bad = [name for name, value in parts.items() if value != value or abs(value) == float("inf")]
+        if bad or loss != loss:
+            raise ValueError(
+                f"the loss is not finite at step {step.number} of stage {stage.name} ({', '.join(bad) or 'weight'}): lower "
+                f"--optimiser.rate or --optimiser.clip; the last checkpoint in {self.folder} is untouched."
+            )
+        line = {"stage": stage.name, "step": step.number, "loss": loss, **parts, "rate": step.rate}
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"seconds": round(self.seconds, 2)}) + "\n")
+
+    def _checkpoint(self, number: int, state: State) -> None:
+        about = {"stage": number, "step": state.step, "seconds": self.seconds}
+        checkpoint.save_tensors(self.folder / STATE, state.tensors(), about)
+
+    def _interrupted(self) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any]]:
+        """The training state to go on from, and the log cut back to it."""
+        fresh = {"stage": 0, "step": 0, "seconds": 0.0}
+        if not (self.folder / STATE).exists():
+            return None, fresh
+        tensors, about = checkpoint.load_tensors(self.folder / STATE)
+        self.seconds = about["seconds"]
+        names = [stage.name for stage in recipes.stages(self.recipe)]
+        lines = [
+            line for line in read_log(self.folder)
+            if (names.index(line["stage"]), line["step"]) <= (about["stage"], about["step"])
+        ]  # fmt: skip
+        write_atomically(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
+        return tensors, about
+
+    def _adopt(self, flow_map: FlowMap, stage: recipes.Stage) -> None:
+        """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
+        self.flow_map.load_state_dict(flow_map.state_dict())
+        if stage.name == "teacher":
+            self.teacher = Frozen(self.flow_map).velocity
+
+    def _save(self, where: Path) -> None:
+        extra: dict[str, Any] = {"recipe": dataclasses.asdict(self.recipe), "seconds": round(self.seconds, 1)}
+        path = recipes.INTERPOLANTS[self.recipe.interpolant]
+        checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
+
+
+def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | None:
+    """The compiled objective, or `None` with a word where there is no compiler."""
+    import shutil
+
+    cpu = checkpoint.device_of(state.objective).type == "cpu"
+    if cpu and not (shutil.which("g++") or shutil.which("clang++")):
+        say("no C++ compiler found: training without torch.compile, at about half the speed.")
+        return None
+    return torch.compile(state.objective.evaluate, dynamic=False)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a recipe names.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
+                         + (", cuda." if torch.cuda.is_available() else " only.")) from None  # fmt: skip
+    return device
+
+
+def check_resumable(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with another recipe than the run began with.
+
+    Raises:
+        ValueError: there is no run, it has finished, or its recipe differs.
+    """
+    card = checkpoint.read_card(folder)
+    if (folder / checkpoint.WEIGHTS).exists():
+        raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
+    old, new = recipes.from_dict(card.get("recipe")), recipe
+    for name in (f.name for f in dataclasses.fields(Recipe)):
+        if name not in FREE and getattr(old, name) != getattr(new, name):
+            raise ValueError(
+                f"{folder} was begun with {name} = {getattr(old, name)}, got {getattr(new, name)}: resume with the options it "
+                f"began with."
+            )
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        ValueError: the folder is no run, or of another version.
+    """
+    return recipes.from_dict(checkpoint.read_card(folder).get("recipe"))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    if (folder / LOG).exists():
+        for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def load_run(folder: Path) -> tuple[Recipe, FlowMap, Field | None, Source]:
+    """A finished run: recipe, map, its teacher's velocity (or `None`) and data.
+
+    Raises:
+        ValueError: as in `checkpoint.load`.
+    """
+    recipe = read_recipe(folder)
+    flow_map = checkpoint.load(folder)
+    has_teacher = any(stage.name == "teacher" for stage in recipes.stages(recipe))
+    teacher = checkpoint.load(folder / "teacher").velocity if has_teacher else None
+    return recipe, flow_map, teacher, open_data(recipe.data)

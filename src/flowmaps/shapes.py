@@ -1,0 +1,63 @@
+"""The shapes that every function of the library speaks of.
+
+A batch `x` is `(B, *shape)`, a time `t` is always `(B,)`, one number a row. `like` is the only place where the two are
+aligned: elsewhere a `(B,)` tensor beside a `(B, B)` batch would broadcast the wrong way without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Batch: TypeAlias = Float[Tensor, "batch *shape"]
+Time: TypeAlias = Float[Tensor, "batch"]
+Condition: TypeAlias = Any
+"""What a network is conditioned on: `None`, or a tensor of labels `(B,)` or of features `(B, ...)`."""
+Field: TypeAlias = Callable[..., Tensor]
+"""A velocity field `(x, t, cond=None) -> like x`."""
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """Return `t` of shape `(B,)` with trailing axes of size one, so that it multiplies a batch `x` row by row.
+
+    >>> like(torch.ones(3), torch.ones(3, 2, 2)).shape
+    torch.Size([3, 1, 1])
+    """
+    return t.reshape(t.shape[:1] + (1,) * (x.ndim - 1))
+
+
+def per_row(x: Tensor) -> Tensor:
+    """Sum over all axes but the first: `(B, *shape) -> (B,)`."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def check_time(t: Any, x: Tensor, name: str = "t", *, values: bool = True) -> None:
+    """Refuse a time that is not one number in [0, 1] for each row of `x`.
+
+    Values are looked at only where that costs no wait for a device (on the CPU, outside the compiler) and `values` is
+    true; the shape always.
+
+    Raises:
+        ValueError: the time is no tensor, not of shape `(B,)`, not floating point, or leaves [0, 1].
+    """
+    rows = x.shape[0] if x.ndim else 0
+    if not hasattr(t, "shape"):
+        raise ValueError(f"{name} must be a tensor of shape ({rows},), got {t!r}: use torch.full(({rows},), {t!r}).")
+    if tuple(t.shape) != (rows,):
+        raise ValueError(
+            f"{name} must have shape ({rows},), one time for each row of x {tuple(x.shape)}, got {tuple(t.shape)}: "
+            f"use {name}.expand({rows}) for a single time."
+        )
+    if not t.dtype.is_floating_point:
+        raise ValueError(f"{name} must be floating point, got {t.dtype}: use {name}.to(x.dtype).")
+    if not values or torch.compiler.is_compiling() or not isinstance(t, Tensor) or t.device.type != "cpu":
+        return
+    if rows and not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(
+            f"{name} must lie in [0, 1] (0 is noise, 1 is data), got values from {float(t.min()):.6g} to "
+            f"{float(t.max()):.6g}: rescale the times, or clamp them."
+        )

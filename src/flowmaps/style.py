@@ -1,0 +1,197 @@
+"""What the figures share: colours, axes, extents, smoothing.
+
+One colour for one thing throughout: blue is the map, orange the teacher, grey the data or the exact flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from torch import Tensor
+
+Row = Mapping[str, Any]
+Measure = Callable[[Row], float | None]
+Box = tuple[float, float, float, float]
+
+INK, FAINT, RULE = "#24292f", "#6e7781", "#e4e6e9"
+MAP, TEACHER, EXACT = "#1f6feb", "#e0762f", "#9aa1a9"
+COLOURS = ("#1f6feb", "#e0762f", "#1a9a6c", "#c23b8f", "#7f56d9", "#c99a06", "#3ea6c9", "#57606a")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "d")
+DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#cfe1fb", "#6ea8f7", "#1f6feb", "#0b2a5e"])
+MEASURES = {
+    "kl": "KL(exact || samples) [nats]",
+    "w2": "$W_2$ to data [units of x]",
+    "energy": "energy distance to data [units of x]",
+    "sliced_w2": "sliced $W_2$ to data [units of x]",
+    "fd": "Fréchet distance",
+    "map_error": "mean squared map error [units of x$^2$]",
+}
+
+
+def rate(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
+    """The label of the first figure of quality that the rows have, and the rows that have it, each with its value."""
+    candidates = {"above floor": ("KL(exact || samples) above floor [nats]", above_floor)}
+    candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in MEASURES.items()}
+    for label, measure in candidates.values():
+        rated = [(row, float(value)) for row in rows if (value := measure(row)) is not None]
+        if rated:
+            return label, rated
+    raise ValueError(f"no row has a figure of quality, any of {', '.join(MEASURES)}: run flowmaps evaluate first.")
+
+
+def name_of(row: Row) -> str:
+    """What a row is called: the map by its method where it has one, another sampler with its solver."""
+    if row["sampler"] == "map":
+        return str(row.get("method", "map"))
+    return f"{row['sampler']}, {row['solver']}" if row.get("solver") else str(row["sampler"])
+
+
+def above_floor(row: Row) -> float | None:
+    """KL less the KL of as many exact samples, where the row has both."""
+    kl, floor = row.get("kl"), row.get("kl_floor")
+    return None if kl is None or floor is None else kl - floor
+
+
+def array(x: Any) -> np.ndarray:
+    """A tensor or an array as a float64 array."""
+    return np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64)
+
+
+def plane(x: Any, name: str) -> np.ndarray:
+    """Points `(N, 2)`, refused when of another shape, without those that are not finite."""
+    points = array(x)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{name} must be points of the plane (N, 2), got shape {points.shape}: choose two columns.")
+    return points[np.isfinite(points).all(1)]
+
+
+def paths(x: Any, starts: np.ndarray, name: str) -> np.ndarray:
+    """Paths `(T, N, 2)` from N starts, refused when of another shape."""
+    points = array(x)
+    if points.ndim != 3 or points.shape[1:] != starts.shape:
+        raise ValueError(f"{name} must have shape (T, {len(starts)}, 2), times first, got {points.shape}.")
+    return points
+
+
+def extent(reference: np.ndarray) -> Box:
+    """[-1.25, 1.25]^2 where the points lie in it, else a square round them with a margin."""
+    if len(reference) == 0 or np.abs(reference).max() <= 1.25:
+        return (-1.25, 1.25, -1.25, 1.25)
+    low, high = reference.min(0), reference.max(0)
+    middle, half = (low + high) / 2, 0.54 * float((high - low).max())
+    return (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half)
+
+
+def densities(figure: Figure, axes: Sequence[Axes], points: Sequence[np.ndarray], box: Box) -> None:
+    """A histogram an axis in units of density, on one grid and one colour scale, that of the first; the colour bar."""
+    least = min(len(x) for x in points)
+    bins = 50 if least < 100_000 else 100  # on [-1.25, 1.25] both have edges at the multiples of 0.25
+    area = (box[1] - box[0]) * (box[3] - box[2]) / bins**2
+    grids = [np.histogram2d(*x.T, bins=bins, range=(box[:2], box[2:]))[0].T / (len(x) * area) for x in points]
+    norm = PowerNorm(0.5, 0, float(np.quantile(grids[0][grids[0] > 0], 0.99)) if grids[0].any() else 1.0)
+    for ax, grid in zip(axes, grids, strict=False):
+        image = ax.imshow(grid, origin="lower", extent=box, cmap=DENSITY, norm=norm, interpolation="nearest")
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.75, aspect=30, pad=0.01, extend="max")
+    bar.set_label("density", fontsize=8, color=FAINT)
+    bar.ax.tick_params(labelsize=7, colors=FAINT, length=2)
+    bar.locator = MaxNLocator(4)
+    bar.outline.set_edgecolor(RULE)  # pyright: ignore[reportCallIssue]
+
+
+def curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, Measure], colours: Sequence[str]) -> None:
+    """Lines against "step": a running mean over the raw values, on a logarithmic axis where all are positive."""
+    everything: list[float] = []
+    for k, (name, value) in enumerate(lines.items()):
+        pairs = [(row["step"], value(row)) for row in rows if value(row) is not None]
+        steps, values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2).T
+        kept = np.isfinite(values)
+        steps, values = steps[kept], values[kept]
+        colour = colours[k % len(colours)]
+        ax.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
+        ax.plot(steps, running_mean(values, len(values) // 25), color=colour, lw=1.8, label=name)
+        everything += values.tolist()
+    if everything and min(everything) > 0:
+        ax.set_yscale("log")
+        tidy_log(ax.yaxis, *ax.get_ylim())
+    dress(ax)
+    if lines:
+        legend(ax)
+    else:
+        ax.text(0.5, 0.5, "none logged", transform=ax.transAxes, ha="center", color=FAINT, fontsize=9)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over `width` values on either side, over fewer at the ends."""
+    window = np.ones(2 * max(width, 0) + 1)
+    if len(values) < len(window):
+        return values
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def tidy_log(axis: Axis, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis from `low` to `high`: a few of each decade where there are few decades."""
+    decades = np.log10(high / low)
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1.1 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if 1e-4 <= x < 1e5 else f"{x:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def powers_of_two(ax: Axes, numbers: Sequence[float]) -> None:
+    """A logarithmic first axis ticked at 1, 2, 4, ... over the range of `numbers`."""
+    ax.set_xscale("log", base=2)
+    low, high = np.floor(np.log2(min(numbers))), np.ceil(np.log2(max(numbers)))
+    ax.set_xticks([2.0**k for k in range(int(low), int(high) + 1)])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def value_axis(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic second axis where all values are positive (less is better, over decades), else a linear one."""
+    if min(values) > 0:
+        ax.set_yscale("log")
+        ax.margins(y=0.15)
+        tidy_log(ax.yaxis, *ax.get_ylim())
+    else:
+        ax.axhline(0, color=FAINT, lw=0.8)
+
+
+def dress(ax: Axes, across: str = "", up: str = "") -> None:
+    """Light rules, no frame above and to the right, small labels."""
+    ax.grid(True, color=RULE, lw=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(EXACT)
+    ax.tick_params(which="both", labelsize=8.5, colors=FAINT, length=3)
+    if across:
+        ax.set_xlabel(across, fontsize=9.5, color=INK)
+    if up:
+        ax.set_ylabel(up, fontsize=9.5, color=INK)
+
+
+def legend(ax: Axes, **place: Any) -> None:
+    """A legend without a frame, small."""
+    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+
+
+def square(ax: Axes, box: Box) -> None:
+    """A square picture of the plane: equal units, few ticks, a thin frame."""
+    ax.set(xlim=box[:2], ylim=box[2:], aspect="equal")
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_major_locator(MaxNLocator(3))
+    ax.tick_params(labelsize=7, colors=FAINT, length=2)
+    ax.spines[:].set_color(EXACT)
+    ax.spines[:].set_linewidth(0.6)
+
+
+def bare(ax: Axes) -> None:
+    """No ticks, no frame."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)

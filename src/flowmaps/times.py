@@ -1,0 +1,166 @@
+"""Laws of a time and of pairs of times: where on the square [0, 1]^2 an objective looks.
+
+A law draws `(s, t)`, each `(B,)`, row by row. `progress` in [0, 1] is how far training has come: laws that change with it
+(an annealed strip) read it, the others do not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .shapes import Time
+
+
+class Times(ABC):
+    """A law of pairs (s, t)."""
+
+    @abstractmethod
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        """Turn uniform numbers `(3, B)` into times `(s, t)`."""
+
+    def draw(
+        self, rows: int, generator: torch.Generator | None = None, progress: float = 1.0, like: Tensor | None = None
+    ) -> tuple[Time, Time]:
+        """Draw `rows` pairs, of the type and on the device of `like`."""
+        dtype = torch.float32 if like is None else like.dtype
+        device = None if like is None else like.device
+        return self.pair(torch.rand(3, rows, dtype=dtype, device=device, generator=generator), progress)
+
+
+@dataclass(frozen=True)
+class Diagonal(Times):
+    """s = t uniform: velocity matching."""
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        return uniforms[0], uniforms[0]
+
+
+@dataclass(frozen=True)
+class Square(Times):
+    """s and t uniform and independent, both orders."""
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        return uniforms[0], uniforms[1]
+
+
+@dataclass(frozen=True)
+class Triangle(Times):
+    """s <= t: the smaller and the larger of two uniform times."""
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        return torch.minimum(uniforms[0], uniforms[1]), torch.maximum(uniforms[0], uniforms[1])
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """A number that goes from `start` to `end` linearly while progress goes from 0 to `until`, then stays."""
+
+    start: float
+    end: float
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ValueError(f"Anneal needs 0 < until <= 1, got {self.until}.")
+
+    def __call__(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
+
+
+@dataclass(frozen=True)
+class Strip(Times):
+    """Uniform on the strip |t - s| <= width of the square (2406.07507, section 3.4: easier than the whole square).
+
+    Args:
+        width: in (0, 1], or a schedule `progress -> width` such as `Anneal(0.1, 1.0)`.
+        ordered: keep s <= t only.
+    """
+
+    width: float | Anneal
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        ends = (self.width.start, self.width.end) if isinstance(self.width, Anneal) else (self.width,)
+        if not all(0 < width <= 1 for width in ends):
+            raise ValueError(f"Strip needs a width in (0, 1], got {self.width}.")
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        width = self.width(progress) if isinstance(self.width, Anneal) else self.width
+        # the gap h = |t - s| has density proportional to 1 - h on [0, width]
+        gap = 1 - (1 - uniforms[0] * (1 - (1 - width) ** 2)).sqrt()
+        low = uniforms[1] * (1 - gap)
+        high = low + gap
+        forward = torch.ones_like(low, dtype=torch.bool) if self.ordered else uniforms[2] < 0.5
+        return torch.where(forward, low, high), torch.where(forward, high, low)
+
+
+@dataclass(frozen=True)
+class ToData(Times):
+    """t = 1, s uniform: consistency models."""
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        return uniforms[0], torch.ones_like(uniforms[0])
+
+
+@dataclass(frozen=True)
+class FromBase(Times):
+    """s = 0, t uniform: the line that bounds the error of one-step sampling (2406.07507, proposition 3.9)."""
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        return torch.zeros_like(uniforms[0]), uniforms[0]
+
+
+@dataclass(frozen=True)
+class Mixture(Times):
+    """Each row from `first` with probability `share`, else from `second`.
+
+    Args:
+        first, second: laws of pairs.
+        share: probability of `first`, in [0, 1].
+    """
+
+    first: Times
+    second: Times
+    share: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"Mixture needs a share in [0, 1], got {self.share}.")
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        # one uniform number does for two: given its side of `share`, the rest of it is uniform again
+        choice = uniforms[2] < self.share
+        rest = torch.where(choice, uniforms[2] / max(self.share, 1e-9), (uniforms[2] - self.share) / max(1 - self.share, 1e-9))
+        again = torch.stack([uniforms[0], uniforms[1], rest.clamp(0, 1)])
+        (s0, t0), (s1, t1) = self.first.pair(again, progress), self.second.pair(again, progress)
+        return torch.where(choice, s0, s1), torch.where(choice, t0, t1)
+
+
+def grid(steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
+    """The uniform grid of `steps` steps from `start` to `end`, both included.
+
+    Raises:
+        ValueError: fewer than one step, or an end outside [0, 1].
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_grid([start, end])
+    return [start + (end - start) * k / steps for k in range(steps)] + [end]
+
+
+def check_grid(times: list[float]) -> None:
+    """Refuse a grid that does not go strictly one way inside [0, 1].
+
+    Raises:
+        ValueError: fewer than two times, a time outside [0, 1], or a grid that turns back or stands still.
+    """
+    ups = [b > a for a, b in zip(times, times[1:], strict=False)]
+    downs = [b < a for a, b in zip(times, times[1:], strict=False)]
+    if len(times) < 2 or min(times) < 0 or max(times) > 1 or not (all(ups) or all(downs)):
+        raise ValueError(
+            f"a grid must have at least two times in [0, 1], all rising (to data) or all falling (to noise), got {times}."
+        )
