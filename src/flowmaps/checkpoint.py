@@ -97,11 +97,15 @@ def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
             raise ValueError(f"{folder / CARD} names the map {kind!r}, this version knows {', '.join(MAPS)}.")
         if net is None:
             if network["class"] not in NETWORKS:
-                raise ValueError(f"{folder} has a network {network['class']!r} of its user's own: pass load(folder, net=...).")
+                raise ValueError(
+                    f"{folder} has a network {network['class']!r} of its user's own: pass load(folder, net=...)."
+                )
             net = NETWORKS[network["class"]](**network["arguments"])
         flow_map = MAPS[kind](net, **arguments)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / CARD} is not a card of a flow map ({error!r}): the file was changed or damaged.") from None
+        raise ValueError(
+            f"{folder / CARD} is not a card of a flow map ({error!r}): the file was changed or damaged."
+        ) from None
     weights = read_weights(folder / WEIGHTS, card.get("sha256"))
     try:
         flow_map.load_state_dict(weights)
@@ -136,12 +140,16 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no {CARD}: it is no run folder, or the run did not finish (use --resume).") from None
+        raise ValueError(
+            f"{folder} has no {CARD}: it is no run folder, or the run did not finish (use --resume)."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}).") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         got = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise ValueError(f"{path} is of format {got!r}, this version of flowmaps reads format {FORMAT}: use the version that wrote it.")
+        raise ValueError(
+            f"{path} is of format {got!r}, this version reads format {FORMAT}: use the flowmaps that wrote it."
+        )
     return card
 
 
@@ -154,13 +162,19 @@ def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name}: the run did not finish (use --resume), or the file was moved.") from None
+        raise ValueError(
+            f"{path.parent} has no {path.name}: the run did not finish (use --resume), or the file was moved."
+        ) from None
     if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
-        raise ValueError(f"{path} is truncated or was changed ({len(content)} bytes, checksum differs): restore it, or train again.")
+        raise ValueError(
+            f"{path} is truncated or was changed ({len(content)} bytes, checksum differs): restore it, or train again."
+        )
     try:
         return safetensors.load(content)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is truncated ({error}): restore it, or train again.") from None
+        raise ValueError(
+            f"{path} is no safetensors file, or is truncated ({error}): restore it, or train again."
+        ) from None
 
 
 def _describe(flow_map: maps.FlowMap) -> dict[str, Any]:

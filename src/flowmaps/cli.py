@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -39,7 +39,7 @@ class Train:
 
     out: Path
     """Folder of the run; it must not exist, unless --resume is given."""
-    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     resume: bool = False
     """Go on with an interrupted run, with the options it began with."""
 
@@ -64,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained map again: prints the table, writes metrics.json, figures and report.html into the run's folder."""
+    """Measure a trained map again: print the table, write metrics.json, figures and report.html into its folder."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
@@ -80,7 +80,7 @@ class Evaluate:
 class Compare:
     """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
 
-    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/compare"))
     """Folder to write; it must not exist."""
     methods: tuple[str, ...] = METHODS

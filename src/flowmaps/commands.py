@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import checkpoint, evaluate as measuring, figures, recipes, report, runs
+from . import checkpoint, figures, recipes, report, runs
+from . import evaluate as measuring
 from .data import Points, Source
 from .files import write_atomically
 from .maps import FlowMap
@@ -61,7 +62,9 @@ def follow(run: runs.Run) -> None:
             left = ", ".join(f"{name} {part.mean():.3g}" for name, part in step.loss.parts.items())
             note = f"loss {step.loss.value:.3g} | {left} | {pace:.0f} steps/s"
             progress.update(task, completed=step.number, note=note)  # type: ignore[arg-type]
-            if not console.is_terminal and (step.number % (20 * run.recipe.log_every) == 0 or step.number == stage.steps):
+            if not console.is_terminal and (
+                step.number % (20 * run.recipe.log_every) == 0 or step.number == stage.steps
+            ):
                 console.print(f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s", soft_wrap=True)
 
 
@@ -106,7 +109,7 @@ def draw(
     drawn: dict[str, torch.Tensor],
 ) -> dict[str, Path]:
     """The figures of a run as files, by caption."""
-    data, labels = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, 3))
+    data, _ = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, 3))
     made = {}
     if recipe.data == "digits":
         made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", _digits(drawn)
@@ -183,5 +186,3 @@ def _labels(source: Source, number: int, label: int | None) -> torch.Tensor | No
     if not 0 <= label < source.classes:
         raise ValueError(f"--label must be from 0 to {source.classes - 1}, got {label}.")
     return torch.full((number,), label)
-
-

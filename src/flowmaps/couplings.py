@@ -1,6 +1,7 @@
 """Couplings rho(x0, x1): where the base comes from, and how its samples are paired with data.
 
-A base is a law of x0; a coupling draws x0 for a batch of data and pairs the two. Marginals are kept: only the pairing changes.
+A base is a law of x0; a coupling draws x0 for a batch of data and pairs the two. Marginals are kept: only the pairing
+changes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import ot
 import torch
 from torch import Tensor
 
@@ -63,9 +63,7 @@ class Coupling(ABC):
     """A law of pairs (x0, x1) with the data as its second marginal."""
 
     @abstractmethod
-    def pair(
-        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Batch, Batch]:
+    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
         """Return `(x0, x1)`, row by row a pair; `x0` given by the caller replaces a draw from the base."""
 
 
@@ -75,9 +73,7 @@ class Independent(Coupling):
 
     base: Base = Normal()
 
-    def pair(
-        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Batch, Batch]:
+    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
         return (self.base.sample(x1, generator) if x0 is None else x0), x1
 
 
@@ -85,14 +81,15 @@ class Independent(Coupling):
 class MinibatchOT(Coupling):
     """The optimal pairing of each batch under |x0 - x1|^2 (Tong et al., 2302.00482; Pooladian et al., 2304.14772).
 
-    Solved exactly by POT on the CPU, cubic in the batch size. The base is reordered, so labels of the data stay in place.
+    Solved exactly by POT on the CPU, cubic in the batch size. The base is reordered, so labels of the data stay in
+    place.
     """
 
     base: Base = Normal()
 
-    def pair(
-        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Batch, Batch]:
+    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
+        import ot  # takes a second, and only this coupling needs it
+
         x0 = self.base.sample(x1, generator) if x0 is None else x0
         cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
         weights = ot.unif(len(x1))
@@ -104,9 +101,7 @@ class MinibatchOT(Coupling):
 class Paired(Coupling):
     """Pairs that the caller has: `objective(x1, x0)`."""
 
-    def pair(
-        self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Batch, Batch]:
+    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
         if x0 is None:
             raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
         return x0, x1

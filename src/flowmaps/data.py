@@ -1,7 +1,7 @@
 """Data sets as sources of batches: the checkerboard, the digits, and arrays of the user's own.
 
-A source draws `(x1, cond)` from a generator, in coordinates that suit a network (about unit scale), and turns samples back
-into the data's own units.
+A source draws `(x1, cond)` from a generator, in coordinates that suit a network (about unit scale), and turns samples
+back into the data's own units.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def open_data(name: str, batch: int = 1) -> Source:
         return _digits()
     data, labels = read_array(Path(name))
     if len(data) < batch:
-        raise ValueError(f"{name} has {len(data)} rows, fewer than a batch of {batch}: pass --optimiser.batch {len(data)}.")
+        raise ValueError(
+            f"{name} has {len(data)} rows, fewer than a batch of {batch}: pass --optimiser.batch {len(data)}."
+        )
     shift, scale = data.mean(0), data.std(0)
     return Points(data, labels, shift, torch.where(scale > 0, scale, 1))
 
@@ -97,22 +99,24 @@ def _digits() -> Source:
         from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("the digits come with scikit-learn: pip install 'flowmaps[digits]'.") from error
-    digits = load_digits()
-    data, labels = torch.as_tensor(digits.data, dtype=torch.float32), torch.as_tensor(digits.target)
+    pixels, targets = load_digits(return_X_y=True)
+    data, labels = torch.as_tensor(pixels, dtype=torch.float32), torch.as_tensor(targets)
     return Points(data, labels, torch.full((64,), 8.0), torch.full((64,), 8.0))
 
 
 def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
     """Read points `(N, dim)` as float32, and labels `(N,)` from a `.npz` that has an array `labels`.
 
-    A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line, with
-    or without a line of names. Nothing is unpickled.
+    A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line,
+    with or without a line of names. Nothing is unpickled.
 
     Raises:
         ValueError: the file is missing, of another kind, damaged, or its array is no finite table of numbers.
     """
     if not path.name or path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"data must be 'checkerboard', 'digits' or a file ending in {', '.join(SUFFIXES)}, got {str(path)!r}.")
+        raise ValueError(
+            f"data must be 'checkerboard', 'digits' or a file ending in {', '.join(SUFFIXES)}, got {str(path)!r}."
+        )
     if not path.is_file():
         raise ValueError(f"there is no file {path}: pass --data FILE with a table of points, one a row.")
     try:
@@ -159,11 +163,13 @@ def _table(array: np.ndarray, path: Path) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{path} must hold real numbers, got an array of type {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{path} must hold a table (points, dimensions), got shape {array.shape}: reshape it to two axes.")
+        raise ValueError(
+            f"{path} must hold a table (points, dimensions), got shape {array.shape}: reshape it to two axes."
+        )
     bad = ~np.isfinite(array).all(1)
     if bad.any():
         raise ValueError(
-            f"{path} has NaN or infinite values in {int(bad.sum())} of {len(array)} rows (first: row {int(bad.argmax())}): "
+            f"{path} has NaN or infinite values in {bad.sum()} of {len(array)} rows (first: row {bad.argmax()}): "
             f"drop or fill those rows."
         )
     return torch.as_tensor(array, dtype=torch.float32)

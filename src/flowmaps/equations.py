@@ -4,10 +4,10 @@ With X_{s,t}(x) = x + h u_{s,t}(x), h = t - s, and the velocity b:
 
     Lagrangian   d_t X = b_t(X)              u + h d_t u           =  b_t(X)
     Eulerian     d_s X + grad X . b_s = 0    u                     =  b_s + h (d_s u + grad u . b_s)
-    semigroup    X_{w,t}(X_{s,w}) = X_{s,t}  u_{s,t}               =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),   w = s + l h
+    semigroup    X_{w,t}(X_{s,w}) = X_{s,t}  u_{s,t}               =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),  w = s + l h
 
-Each is regular at s = t, where the first two say u_{t,t} = b_t, and holds for any (s, t) in [0, 1]^2, both orders. Where
-gradients stop is a field of the equation (`Stop`): it changes what a step of training does, never the residual.
+Each is regular at s = t, where the first two say u_{t,t} = b_t, and holds for any (s, t) in [0, 1]^2, both orders.
+Where gradients stop is a field of the equation (`Stop`): it changes what a step of training does, never the residual.
 
 References: N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, 2024, arXiv 2406.07507, propositions 3.5 and 3.6; 2025, arXiv
 2505.18825, proposition 2.2.
@@ -71,7 +71,7 @@ class Equation(ABC):
     """
 
     stop: Stop = Stop.NONE
-    engine: str = "dual"
+    engine: dual.Engine = "dual"
 
     def __call__(
         self,
@@ -196,9 +196,7 @@ class Eulerian(Equation):
         u, u_dot = self._derivative(u_of, (x, s), (b, one))
         return Residual(u, b + h * u_dot)
 
-    def _difference(
-        self, u_of: Callable[..., Tensor], u: Tensor, x: Tensor, s: Tensor, t: Tensor, b: Tensor
-    ) -> Tensor:
+    def _difference(self, u_of: Callable[..., Tensor], u: Tensor, x: Tensor, s: Tensor, t: Tensor, b: Tensor) -> Tensor:
         assert self.step is not None
         target = self.stop is Stop.TARGET
         h = t - s

@@ -2,10 +2,10 @@ r"""Stochastic interpolants: paths of random variables from a base to data.
 
     I_t = alpha_t x0 + beta_t x1 + gamma_t z,      (x0, x1) ~ rho(x0, x1),      z ~ N(0, Id) independent,
 
-with alpha_0 = beta_1 = 1, alpha_1 = beta_0 = 0, gamma_0 = gamma_1 = 0; t = 0 is noise, t = 1 is data. An interpolant is its
-coefficients and their derivatives in time. For a Gaussian base N(0, sigma0^2 Id) the noise of I_t is
-omega_t eps with omega_t^2 = alpha_t^2 sigma0^2 + gamma_t^2, so that the posterior means D = E[x1 | I_t = x] (the denoiser) and
-eps = E[noise | I_t = x] satisfy
+with alpha_0 = beta_1 = 1, alpha_1 = beta_0 = 0, gamma_0 = gamma_1 = 0; t = 0 is noise, t = 1 is data. An interpolant
+is its coefficients and their derivatives in time. For a Gaussian base N(0, sigma0^2 Id) the noise of I_t is omega_t
+eps with omega_t^2 = alpha_t^2 sigma0^2 + gamma_t^2, so that the posterior means D = E[x1 | I_t = x] (the denoiser)
+and eps = E[noise | I_t = x] satisfy
 
     x = beta_t D + omega_t eps,        b_t(x) = beta_t' D + omega_t' eps,        score = -eps / omega_t :
 
@@ -154,7 +154,8 @@ class Linear(Interpolant):
 
 @dataclass(frozen=True)
 class Trigonometric(Interpolant):
-    """I_t = cos(pi t / 2) x0 + sin(pi t / 2) x1: constant variance and constant speed (2303.08797; TrigFlow, 2410.11081)."""
+    """I_t = cos(pi t / 2) x0 + sin(pi t / 2) x1: constant variance and constant speed (2303.08797; TrigFlow,
+    2410.11081)."""
 
     def alpha(self, t: Time) -> Time:
         return torch.cos(0.5 * math.pi * t)
@@ -173,8 +174,8 @@ class Trigonometric(Interpolant):
 class VariancePreserving(Interpolant):
     """I_t = sqrt(1 - t^2) x0 + t x1: the variance-preserving diffusion (2011.13456; 2303.08797, section 5.1).
 
-    Every variance-preserving schedule is this one after a change of time, t = exp(-int beta / 2). The derivative of alpha
-    grows like (1 - t)^(-1/2) at t = 1; there, within 1e-6 of the end, it is held constant.
+    Every variance-preserving schedule is this one after a change of time, t = exp(-int beta / 2). The derivative of
+    alpha grows like (1 - t)^(-1/2) at t = 1; there, within 1e-6 of the end, it is held constant.
     """
 
     def alpha(self, t: Time) -> Time:
@@ -194,8 +195,8 @@ class VariancePreserving(Interpolant):
 class VarianceExploding(Interpolant):
     """I_t = sigma_t / sigma_max x0 + x1 with x0 ~ N(0, sigma_max^2): the diffusion of EDM (2206.00364, equation 5).
 
-    sigma_t = sigma_max (1 - t)^rho is EDM's grid with sigma_min = 0. Here beta_0 = 1: the law at t = 0 is that of data plus
-    noise, for which the base stands up to an error of order (data scale / sigma_max)^2. Use the base
+    sigma_t = sigma_max (1 - t)^rho is EDM's grid with sigma_min = 0. Here beta_0 = 1: the law at t = 0 is that of
+    data plus noise, for which the base stands up to an error of order (data scale / sigma_max)^2. Use the base
     `Normal(scale=sigma_max)`, and pass `scale=sigma_max` to the conversions.
 
     Args:
@@ -208,7 +209,9 @@ class VarianceExploding(Interpolant):
 
     def __post_init__(self) -> None:
         if self.sigma_max <= 0 or self.rho < 1:
-            raise ValueError(f"VarianceExploding needs sigma_max > 0 and rho >= 1, got {self.sigma_max} and {self.rho}.")
+            raise ValueError(
+                f"VarianceExploding needs sigma_max > 0 and rho >= 1, got {self.sigma_max} and {self.rho}."
+            )
 
     def alpha(self, t: Time) -> Time:
         return (1 - t) ** self.rho

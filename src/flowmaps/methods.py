@@ -1,7 +1,9 @@
-"""A paper is a point of one space: equation x source of velocity x law of (s, t) x weight x stop-gradient x diagonal term.
+"""A paper is a point of one space: equation x source of velocity x law of (s, t) x weight x stop-gradient x diagonal
+term.
 
-Each function returns the objective of a method, composed of those parts, and takes as options what the paper leaves open.
-`coupling` and `weight` go to the objective (see `flowmaps.objectives.Objective`); `engine` to `flowmaps.dual.jvp`.
+Each function returns the objective of a method, composed of those parts, and takes as options what the paper leaves
+open. `coupling` and `weight` go to the objective (see `flowmaps.objectives.Objective`); `engine` to
+`flowmaps.dual.jvp`.
 
 References: "FMM" is 2406.07507, "SD" is 2505.18825.
 """
@@ -9,6 +11,7 @@ References: "FMM" is 2406.07507, "SD" is 2505.18825.
 from __future__ import annotations
 
 from .couplings import Coupling
+from .dual import Engine
 from .equations import Equation, Eulerian, Lagrangian, Semigroup, Stop
 from .interpolants import Interpolant, Linear
 from .maps import FlowMap, Frozen
@@ -41,7 +44,7 @@ def lmd(
     stop: Stop = Stop.NONE,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
     """Lagrangian map distillation, E |d_t X_{s,t}(I_s) - b_t(X_{s,t}(I_s))|^2 over the square (FMM, corollary 3.7).
 
@@ -61,9 +64,10 @@ def emd(
     stop: Stop = Stop.NONE,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
-    """Eulerian map distillation, E |d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) b_s(I_s)|^2 over the square (FMM, cor. 3.8)."""
+    """Eulerian map distillation, E |d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) b_s(I_s)|^2 over the square (FMM, cor.
+    3.8)."""
     velocity, times = _teacher(teacher, flow_map, "emd"), Square() if times is None else times
     equation = Eulerian(stop, engine)
     return MapMatching(flow_map, interpolant, equation, velocity, times=times, coupling=coupling, weight=weight)
@@ -76,9 +80,10 @@ def fmm(
     times: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
-    """Flow map matching, direct from data, both terms (FMM, proposition 3.11); on the square, or `times=Strip(1 / K)`."""
+    """Flow map matching, direct from data, both terms (FMM, proposition 3.11); on the square, or `times=Strip(1 /
+    K)`."""
     equation = Lagrangian(engine=engine)
     return RoundTrip(flow_map, interpolant, equation=equation, times=times, coupling=coupling, weight=weight)
 
@@ -109,7 +114,7 @@ def eulerian_estimation(
     times: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
     """Eulerian estimation, E |d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) dI_s)|^2 on s <= t (FMM, section 3.6).
 
@@ -128,7 +133,7 @@ def lsd(
     stop: Stop = Stop.VELOCITY,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
     """Lagrangian self-distillation, with `share` of the rows on the diagonal (SD, equation 94)."""
     return _self_distilled(flow_map, interpolant, Lagrangian(stop, engine), share, coupling, weight)
@@ -142,7 +147,7 @@ def esd(
     stop: Stop = Stop.TANGENT,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
-    engine: str = "dual",
+    engine: Engine = "dual",
 ) -> Objective:
     """Eulerian self-distillation, with `share` of the rows on the diagonal (SD, equation 94)."""
     return _self_distilled(flow_map, interpolant, Eulerian(stop, engine), share, coupling, weight)

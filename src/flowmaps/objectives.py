@@ -1,7 +1,7 @@
 """Objectives: what is drawn, where a residual is taken, and how it adds up to a loss.
 
-An objective is a `torch.nn.Module` whose forward pass is the whole loss, so that it can be compiled, or wrapped for several
-devices, as one. `draw` holds all the randomness; `evaluate` is a deterministic function of a draw.
+An objective is a `torch.nn.Module` whose forward pass is the whole loss, so that it can be compiled, or wrapped for
+several devices, as one. `draw` holds all the randomness; `evaluate` is a deterministic function of a draw.
 
     value = mean over the batch of w_{s,t} distance(residual),      distance = |.|^2, summed over dimensions.
 """
@@ -27,8 +27,8 @@ from .weights import Constant, Weight, squared
 class Loss(NamedTuple):
     """A loss and what it is made of.
 
-    `value` is the scalar to descend. `parts` has, by name, the unweighted squared residual of each row, `(B,)`, detached; a
-    row that a term does not use holds 0, so that the parts' means add up to the unweighted loss.
+    `value` is the scalar to descend. `parts` has, by name, the unweighted squared residual of each row, `(B,)`,
+    detached; a row that a term does not use holds 0, so that the parts' means add up to the unweighted loss.
     """
 
     value: Tensor
@@ -180,8 +180,8 @@ class MapMatching(Objective):
 class RoundTrip(Objective):
     """E w ( |Lagrangian residual at x = X_{t,s}(I_t), with dI_t|^2 + |X_{s,t}(x) - I_t|^2 ): FMM, proposition 3.11.
 
-    The path starts from where the map itself carries I_t, so both terms share one pull-back and one jump. Without the second
-    term the map is not determined.
+    The path starts from where the map itself carries I_t, so both terms share one pull-back and one jump. Without the
+    second term the map is not determined.
 
     Args:
         equation: the Lagrangian equation, with its derivative engine.
@@ -216,8 +216,8 @@ class RoundTrip(Objective):
 class Split(Objective):
     """The first share of the rows for one objective, the rest for another; the loss is the mean over all rows.
 
-    The share is a number of rows, not a chance: 0.75 of 512 rows are the same 384 in each batch, on each device. Rows of a
-    batch are exchangeable, and their times are drawn row by row.
+    The share is a number of rows, not a chance: 0.75 of 512 rows are the same 384 in each batch, on each device. Rows
+    of a batch are exchangeable, and their times are drawn row by row.
 
     Args:
         first, second: objectives of one map, interpolant and coupling.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from . import methods
 from .equations import Stop
@@ -16,7 +16,7 @@ from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
 from .maps import FlowMap
 from .objectives import Objective
 from .shapes import Field
-from .times import Anneal, Square, Strip
+from .times import Anneal, Square, Strip, Triangle
 from .weights import Learned, Weight
 
 
@@ -42,7 +42,7 @@ class Optimiser:
 
     batch: int = 2048
     """Rows of a batch."""
-    rate: float = 2e-3
+    rate: float = 8e-3
     """Highest learning rate."""
     warmup: int = 200
     """Steps over which the rate rises."""
@@ -88,6 +88,8 @@ class Recipe:
     """Optimiser steps of the teacher, for a method that needs one; the others add them to their own."""
     interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
     """Path between noise and data."""
+    times: Literal["triangle", "square"] = "triangle"
+    """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t}."""
     seed: int = 0
@@ -133,13 +135,14 @@ def stages(recipe: Recipe) -> list[Stage]:
     path = INTERPOLANTS[recipe.interpolant]
     weight: Weight | None = Learned() if recipe.learned_weight else None
     common = {"interpolant": path, "weight": weight}
+    times = Triangle() if recipe.times == "triangle" else Square()
     both = recipe.steps + recipe.teacher_steps
     builders: dict[str, Callable[[FlowMap, Field | None], Objective]] = {
         "flow_matching": lambda m, b: methods.flow_matching(m, **common),
-        "lmd": lambda m, b: methods.lmd(m, teacher=b, stop=Stop.VELOCITY, **common),
-        "emd": lambda m, b: methods.emd(m, teacher=b, stop=Stop.VELOCITY, **common),
+        "lmd": lambda m, b: methods.lmd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
+        "emd": lambda m, b: methods.emd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
         "fmm": lambda m, b: methods.fmm(m, times=Strip(Anneal(0.25, 1.0, 0.5)), **common),
-        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=Square()),
+        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=times),
         "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, **common),
         "lsd": lambda m, b: methods.lsd(m, **common),
         "esd": lambda m, b: methods.esd(m, **common),
@@ -238,7 +241,7 @@ def from_dict(fields: object) -> Recipe:
         ValueError: a field is missing, unknown or of the wrong type.
     """
     try:
-        values = dict(fields)  # type: ignore[call-overload]
+        values: dict[str, Any] = dict(fields)  # type: ignore[call-overload]
         values["network"] = Network(**values["network"])
         values["optimiser"] = Optimiser(**values["optimiser"])
         evaluation = values["evaluation"]

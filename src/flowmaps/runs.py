@@ -1,7 +1,7 @@
 """A run and its folder: train the stages of a recipe, checkpoint, log, go on after an interruption.
 
-    config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: state.safetensors
-    teacher/ (or strip/): the map as an earlier stage left it
+config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: state.safetensors
+teacher/ (or strip/): the map as an earlier stage left it
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Run:
         bad = [name for name, value in parts.items() if value != value or abs(value) == float("inf")]
         if bad or loss != loss:
             raise ValueError(
-                f"the loss is not finite at step {step.number} of stage {stage.name} ({', '.join(bad) or 'weight'}): lower "
-                f"--optimiser.rate or --optimiser.clip; the last checkpoint in {self.folder} is untouched."
+                f"the loss is not finite at step {step.number} of stage {stage.name} ({', '.join(bad) or 'weight'}): "
+                f"lower --optimiser.rate or --optimiser.clip; the last checkpoint in {self.folder} is untouched."
             )
         line = {"stage": stage.name, "step": step.number, "loss": loss, **parts, "rate": step.rate}
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
@@ -193,8 +193,8 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
     for name in (f.name for f in dataclasses.fields(Recipe)):
         if name not in FREE and getattr(old, name) != getattr(new, name):
             raise ValueError(
-                f"{folder} was begun with {name} = {getattr(old, name)}, got {getattr(new, name)}: resume with the options it "
-                f"began with."
+                f"{folder} was begun with {name} = {getattr(old, name)}, got {getattr(new, name)}: "
+                f"resume with the options it began with."
             )
 
 

@@ -62,7 +62,8 @@ class Jump:
 
 @dataclass(frozen=True)
 class Restart:
-    """Multistep by renoising: jump to data, add fresh noise back to the next time, jump again (2303.01469, algorithm 1).
+    """Multistep by renoising: jump to data, add fresh noise back to the next time, jump again (2303.01469, algorithm
+    1).
 
         x <- X_{t_k, 1}(x);    x <- alpha x0_k + beta x (+ gamma z_k) at t_{k+1}
 
@@ -109,5 +110,3 @@ class Restart:
 def encode(flow_map: FlowMap, x1: Batch, steps: int = 1, cond: Condition = None) -> Batch:
     """Data to noise in `steps` jumps backwards, `(B, *shape) -> (B, *shape)`."""
     return Jump(steps, reverse=True)(flow_map, x1, cond)
-
-

@@ -64,7 +64,9 @@ def integrate(
 def _options(method: str, steps: int | None) -> dict[str, Any]:
     if method in ADAPTIVE:
         if steps is not None:
-            raise ValueError(f"{method} chooses its own steps, got steps={steps}: leave it out, or take one of {FIXED}.")
+            raise ValueError(
+                f"{method} chooses its own steps, got steps={steps}: leave it out, or take one of {FIXED}."
+            )
         return {}
     if method not in FIXED:
         raise ValueError(f"method must be one of {ADAPTIVE + FIXED}, got {method!r}.")

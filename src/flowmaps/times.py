@@ -1,13 +1,14 @@
 """Laws of a time and of pairs of times: where on the square [0, 1]^2 an objective looks.
 
-A law draws `(s, t)`, each `(B,)`, row by row. `progress` in [0, 1] is how far training has come: laws that change with it
-(an annealed strip) read it, the others do not.
+A law draws `(s, t)`, each `(B,)`, row by row. `progress` in [0, 1] is how far training has come: laws that change
+with it (an annealed strip) read it, the others do not.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -134,7 +135,9 @@ class Mixture(Times):
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         # one uniform number does for two: given its side of `share`, the rest of it is uniform again
         choice = uniforms[2] < self.share
-        rest = torch.where(choice, uniforms[2] / max(self.share, 1e-9), (uniforms[2] - self.share) / max(1 - self.share, 1e-9))
+        rest = torch.where(
+            choice, uniforms[2] / max(self.share, 1e-9), (uniforms[2] - self.share) / max(1 - self.share, 1e-9)
+        )
         again = torch.stack([uniforms[0], uniforms[1], rest.clamp(0, 1)])
         (s0, t0), (s1, t1) = self.first.pair(again, progress), self.second.pair(again, progress)
         return torch.where(choice, s0, s1), torch.where(choice, t0, t1)
@@ -158,9 +161,9 @@ def check_grid(times: list[float]) -> None:
     Raises:
         ValueError: fewer than two times, a time outside [0, 1], or a grid that turns back or stands still.
     """
-    ups = [b > a for a, b in zip(times, times[1:], strict=False)]
-    downs = [b < a for a, b in zip(times, times[1:], strict=False)]
+    ups = [b > a for a, b in pairwise(times)]
+    downs = [b < a for a, b in pairwise(times)]
     if len(times) < 2 or min(times) < 0 or max(times) > 1 or not (all(ups) or all(downs)):
         raise ValueError(
-            f"a grid must have at least two times in [0, 1], all rising (to data) or all falling (to noise), got {times}."
+            f"a grid needs at least two times in [0, 1], all rising (to data) or all falling (to noise), got {times}."
         )

@@ -57,7 +57,9 @@ class State:
                     parameter.copy_(tensors[f"parameter.{k}"])
                     average.copy_(tensors[f"average.{k}"])
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint is of another network ({error}): resume with the recipe it began with.") from None
+            raise ValueError(
+                f"the checkpoint is of another network ({error}): resume with the recipe it began with."
+            ) from None
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimiser."):
@@ -69,7 +71,7 @@ class State:
     @torch.no_grad()
     def use_averages(self) -> None:
         """Put the moving averages into the map."""
-        torch._foreach_copy_(self.parameters, self.averages)
+        torch._foreach_copy_(self.parameters, self.averages)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def train(
         source_of_noise = generator(seed, state.step)
         x1, cond = source.sample(settings.batch, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
-        draw = Draw(*(value if value is None else value.to(device, non_blocking=True) for value in draw))
+        draw = draw.to(device)
         loss = evaluate(draw)
         optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
@@ -152,7 +154,7 @@ def train(
         state.step += 1
         decay = min(settings.ema, state.step / (state.step + 9))
         with torch.no_grad():
-            torch._foreach_lerp_(state.averages, parameters, 1 - decay)
+            torch._foreach_lerp_(state.averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         yield Step(state.step, Loss(loss.value.detach(), loss.parts), rate, progress)
 
 

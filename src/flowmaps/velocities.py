@@ -1,13 +1,14 @@
 """Where the velocity b of an equation comes from: a teacher, the map itself, or the interpolant.
 
-Each source is a field `(x, t, cond=None) -> like x`. The interpolant's velocity dI_t belongs to one pair (x0, x1), so an
-objective first binds the source to its draw; the other sources bind to themselves.
+Each source is a field `(x, t, cond=None) -> like x`. The interpolant's velocity dI_t belongs to one pair (x0, x1), so
+an objective first binds the source to its draw; the other sources bind to themselves.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,16 @@ class Draw(NamedTuple):
 
     def rows(self, part: slice) -> Draw:
         """Some of the rows."""
-        return Draw(*(None if value is None else value[part] for value in self))
+        return self.map(lambda value: value[part])
+
+    def to(self, device: torch.device | str) -> Draw:
+        """The same draw on a device."""
+        return self.map(lambda value: value.to(device, non_blocking=True))
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Draw:
+        """A function of each tensor that there is."""
+        values: list[Any] = [None if value is None else fn(value) for value in self]
+        return Draw(*values)
 
 
 class Velocity(nn.Module, ABC):
@@ -119,8 +129,8 @@ class FromInterpolant(Velocity):
 class Guided(Velocity):
     """Classifier-free guidance: v(x, t, none) + scale (v(x, t, cond) - v(x, t, none)) for t inside an interval.
 
-    References: J. Ho, T. Salimans, "Classifier-free diffusion guidance", 2022, arXiv 2207.12598; T. Kynkäänniemi et al.,
-    "Applying guidance in a limited interval", 2024, arXiv 2404.07724.
+    References: J. Ho, T. Salimans, "Classifier-free diffusion guidance", 2022, arXiv 2207.12598; T. Kynkäänniemi et
+    al., "Applying guidance in a limited interval", 2024, arXiv 2404.07724.
 
     Args:
         velocity: the conditional source.

@@ -1,7 +1,7 @@
 """Weights w_{s,t} and distances: how residuals add up to a loss.
 
-A distance turns a residual `(B, *shape)` into one number a row, a sum over dimensions; a weight turns these into the terms
-whose mean over the batch is the loss.
+A distance turns a residual `(B, *shape)` into one number a row, a sum over dimensions; a weight turns these into the
+terms whose mean over the batch is the loss.
 """
 
 from __future__ import annotations

@@ -14,16 +14,17 @@ from .embeddings import Fourier
 class MLP(nn.Module):
     """u_{s,t}(x): features of x, s and t - s, then `depth` hidden layers of `width`, residual if asked.
 
-    With `space_frequencies = K` the features of x are x and sin, cos of pi k x / 2 axis by axis, k = 1..K: sharp edges at
-    a known scale are learned in minutes rather than hours (Tancik et al., "Fourier features let networks learn
-    high frequency functions", 2020, arXiv 2006.10739). Data should lie in about [-2, 2].
+    With `space_frequencies = K` the features of x are x and sin, cos of pi k x / 2 axis by axis, k = 1..K: sharp
+    edges at a known scale are learned in minutes rather than hours (Tancik et al., "Fourier features let networks
+    learn high frequency functions", 2020, arXiv 2006.10739). Data should lie in about [-2, 2].
 
     Args:
         dim: length of x, the network takes `(B, dim)`.
         width: hidden width.
         depth: number of hidden layers, at least 1.
         residual: add each hidden layer to its input.
-        classes: number of classes; `cond` is then `(B,)` integer labels, and `None` means the unconditional class.
+        classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as `None`
+            does for the whole batch.
         time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
         space_frequencies: frequencies of the features of x; 0 for plain x.
     """
@@ -40,9 +41,12 @@ class MLP(nn.Module):
         space_frequencies: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"dim": dim, "width": width, "depth": depth}.items():
-            if value < 1:
+        for name, value in {"dim": dim, "width": width, "depth": depth, "classes": classes}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"MLP needs {name} >= 1, got {value}.")
+        for name, value in {"time_frequencies": time_frequencies, "space_frequencies": space_frequencies}.items():
+            if value < 0:
+                raise ValueError(f"MLP needs {name} >= 0, got {value}.")
         self.dim, self.classes, self.residual = dim, classes, residual
         self.arguments = {
             "dim": dim,
@@ -66,7 +70,7 @@ class MLP(nn.Module):
         """`(B, dim), (B,), (B,), (B,) or None -> (B, dim)`.
 
         Raises:
-            ValueError: x is not `(B, dim)`, or labels are given to a network without classes.
+            ValueError: x is not `(B, dim)`, labels are out of range, or are given to a network without classes.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"this MLP takes x of shape (B, {self.dim}), got {tuple(x.shape)}: flatten each sample.")
@@ -96,4 +100,11 @@ class MLP(nn.Module):
             raise ValueError(
                 f"cond must hold integer labels of shape ({x.shape[0]},), got {cond.dtype} {tuple(cond.shape)}."
             )
+        if not torch.compiler.is_compiling() and cond.device.type == "cpu" and len(cond):
+            low, high = int(cond.min()), int(cond.max())
+            if low < 0 or high > self.classes:
+                raise ValueError(
+                    f"cond must hold labels from 0 to {self.classes - 1}, or {self.classes} for no class, got values from "
+                    f"{low} to {high}: number the classes from 0."
+                )
         return cond

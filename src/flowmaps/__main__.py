@@ -1,0 +1,5 @@
+"""`python -m flowmaps`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""Forward-mode derivatives as ordinary differentiable torch code.
+
+`jvp(fn, primals, tangents)` returns `f(x)` and `Df(x) v`; `Dual` is the pair that goes through the network, `rule` adds
+a torch function, `check` compares a network's derivatives with finite differences.
+"""
+
+from . import (  # noqa: F401 (the rules)
+    arithmetic,
+    attention,
+    elementwise,
+    linear,
+    methods,
+    norms,
+    reductions,
+    resampling,
+    shaping,
+)
+from .checking import check
+from .core import Dual, rule, tangent_rule
+from .engines import ENGINES, Engine, jvp
+
+methods.give_methods()
+
+__all__ = ["ENGINES", "Dual", "Engine", "check", "jvp", "rule", "tangent_rule"]

@@ -1,0 +1,152 @@
+"""Attention, written out: `o = P v`, `P = softmax(S)`, `S = q k^T scale + mask`.
+
+The tangents are `dS = (dq k^T + q dk^T) scale`, `dP = P (dS - sum P dS)`, `do = dP v + P dv`: products of joined axes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .core import composite, first, join, plain, run, tangent_of
+from .reductions import _soften
+
+
+def _two(a: Any, b: Tensor, c: Tensor, d: Any) -> Any:
+    """`a b^T + c d^T` as one product; `None` in place of `a` or `d` drops its term."""
+    if a is None:
+        return None if d is None else c @ d.mT
+    if d is None:
+        return a @ b.mT
+    return torch.cat([a, c], -1) @ torch.cat([b, d], -1).mT
+
+
+def _mask(mask: Any, causal: bool, scores: Tensor) -> Any:
+    if causal:
+        rows, columns = scores.shape[-2:]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
+    return mask
+
+
+@composite(F.scaled_dot_product_attention)
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if enable_gqa:
+        key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    found = first((query, key, value, attn_mask))
+    q, k, v = plain(query) * scale, plain(key), plain(value)
+    scores = q @ k.mT
+    mask = _mask(plain(attn_mask), is_causal, scores)
+    p = torch.softmax(scores if mask is None else scores + mask, -1).to(v.dtype)
+    keep = F.dropout(torch.ones_like(p), dropout_p) if dropout_p else None
+    out = (p if keep is None else p * keep) @ v
+    if found is None:
+        return out
+    tangents = (tangent_of(query), tangent_of(key), tangent_of(value), tangent_of(attn_mask))
+    return join(out, run(found.frozen, _tangent, q, k, v, p, keep, tangents, scale), found.frozen)
+
+
+def _tangent(q: Tensor, k: Tensor, v: Tensor, p: Tensor, keep: Any, tangents: Any, scale: float) -> Tensor:
+    dq, dk, dv, dmask = tangents
+    ds = _two(None if dq is None else dq * scale, k, q, dk)
+    if dmask is not None:
+        ds = dmask if ds is None else ds + dmask
+    dp = None if ds is None else _soften(p, ds, -1)
+    if keep is not None:
+        p, dp = p * keep, None if dp is None else dp * keep
+    if dp is None:
+        return p @ dv
+    if dv is None:
+        return dp @ v
+    return torch.cat([dp, p], -1) @ torch.cat([v, dv], -2)
+
+
+def _projections(query: Any, key: Any, value: Any, weight: Any, bias: Any, separate: tuple[Any, ...]) -> list[Any]:
+    """q, k, v; one product where the three are the same tensor."""
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    if weight is None:
+        return [F.linear(x, w, b) for x, w, b in zip((query, key, value), separate, biases, strict=True)]
+    if query is key and key is value:
+        return list(F.linear(query, weight, bias).chunk(3, -1))
+    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)]
+
+
+def _heads(x: Any, rows: int, heads: int) -> Any:
+    """`(L, B, E) -> (B, heads, L, E / heads)`."""
+    return x.reshape(x.shape[0], rows, heads, x.shape[-1] // heads).permute(1, 2, 0, 3)
+
+
+def _additive(mask: Any, like: Any) -> Any:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+
+
+@composite(F.multi_head_attention_forward)
+def _multi_head_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Any,
+    bias_k: Any,
+    bias_v: Any,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Any,
+    out_proj_bias: Any,
+    training: bool = True,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Any = None,
+    k_proj_weight: Any = None,
+    v_proj_weight: Any = None,
+    static_k: Any = None,
+    static_v: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    if bias_k is not None or add_zero_attn or static_k is not None or static_v is not None:
+        raise NotImplementedError("nn.MultiheadAttention with bias_k, add_zero_attn or static keys has no rule.")
+    if query.dim() == 2:
+        raise NotImplementedError("nn.MultiheadAttention of an unbatched (L, E) input has no rule: add a batch axis.")
+    rows, length = query.shape[1], query.shape[0]
+    separate = (q_proj_weight, k_proj_weight, v_proj_weight)
+    weight = None if use_separate_proj_weight else in_proj_weight
+    q, k, v = (_heads(x, rows, num_heads) for x in _projections(query, key, value, weight, in_proj_bias, separate))
+    mask = _additive(attn_mask, q)
+    if mask is not None and mask.dim() == 3:
+        mask = mask.view(rows, num_heads, *mask.shape[1:])
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, q)[:, None, None, :]
+        mask = padding if mask is None else mask + padding
+    causal = is_causal and mask is None
+    if need_weights:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        p = torch.softmax(scores if mask is None else scores + mask, -1)
+        out = F.dropout(p, dropout_p, training) @ v
+        weights = p.mean(1) if average_attn_weights else p
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p if training else 0.0, causal)
+        weights = None
+    out = out.permute(2, 0, 1, 3).reshape(length, rows, -1)
+    return F.linear(out, out_proj_weight, out_proj_bias), weights

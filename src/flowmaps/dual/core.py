@@ -1,0 +1,279 @@
+"""The pair (value, tangent) and the table of rules that carries it through torch.
+
+`f(x + e v) = f(x) + e Df(x) v + O(e^2)`: a `Dual` holds `x` and its tangent, the direction `v`, and each torch function
+has a rule that returns `f(x)` and `Df(x) v`, written in ordinary differentiable operations. Reverse mode,
+`torch.compile`, autocast and checkpointing then see plain code.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TABLE: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""What carries a `Dual` through each torch function: called in its place, with the same arguments."""
+
+
+METHODS: dict[str, Callable[..., Any]] = {}
+"""The same for the methods that torch writes in Python, by name: the compiler does not find those in the table."""
+
+
+class Dual:
+    """A tensor and its derivative along one direction, `value + e tangent` with `e^2 = 0`.
+
+    It goes through torch functions, tensor methods and `nn.Module`s in a tensor's place. It is not a `Tensor`:
+    `isinstance(x, torch.Tensor)` is false for it (a subclass loses its tangent at graph breaks of the compiler).
+
+    Arguments:
+        value: a floating-point tensor of any shape.
+        tangent: its derivative, of the same shape; `None` stands for zero and is never computed with.
+        frozen: whether tangents are computed without an autograd graph (`jvp(..., detach_tangent=True)`).
+    """
+
+    def __init__(self, value: Tensor, tangent: Tensor | None = None, frozen: bool = False) -> None:
+        self.value = value
+        self.tangent = tangent
+        self.frozen = frozen
+        self.shared = False  # whether a view of it was taken, or it is one
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        handler = look_up(func)
+        if handler is None:
+            raise NotImplementedError(missing(func))
+        return handler(*args, **(kwargs or {}))
+
+    def __repr__(self) -> str:
+        return f"Dual(value={self.value}, tangent={self.tangent})"
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))  # type: ignore[attr-defined]
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __float__(self) -> float:
+        raise TypeError(DROPS.format("float(x)"))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise NotImplementedError("x[...] = y writes into a Dual: build the result with torch.cat or where.")
+
+
+DROPS = "{} would drop the tangent of a Dual: write x.detach() first if that is meant."
+
+
+def missing(func: Any) -> str:
+    """The words for a torch function that has no rule."""
+    name = getattr(func, "__name__", "the function")
+    if not torch.compiler.is_compiling():
+        name = torch.overrides.resolve_name(func) or name
+    return (
+        f"{name} has no forward-mode rule: add one with @dual.rule({name}) "
+        f'(the same arguments, returning a Dual), or pass engine="torch" or engine="finite-difference" to dual.jvp.'
+    )
+
+
+def split(x: Any) -> tuple[Any, Any]:
+    """Return `(value, tangent)`; the tangent of anything but a `Dual` is `None`."""
+    return (x.value, x.tangent) if isinstance(x, Dual) else (x, None)
+
+
+def tangent_of(x: Any) -> Any:
+    """Return the tangent of `x`, `None` where it has none."""
+    return x.tangent if isinstance(x, Dual) else None
+
+
+def plain(x: Any) -> Any:
+    """Replace each `Dual` in `x`, also in lists, tuples and dictionaries, by its value."""
+    if isinstance(x, Dual):
+        return x.value
+    if isinstance(x, list):
+        return [plain(a) for a in x]
+    if type(x) is tuple:
+        return tuple([plain(a) for a in x])
+    if isinstance(x, dict):
+        return {k: plain(a) for k, a in x.items()}
+    return x
+
+
+def first(x: Any) -> Dual | None:
+    """Return the first `Dual` with a tangent in `x`, `None` if there is none."""
+    if isinstance(x, Dual):
+        return None if x.tangent is None else x
+    if isinstance(x, dict):
+        x = list(x.values())
+    if isinstance(x, (list, tuple)):
+        for a in x:
+            found = first(a)
+            if found is not None:
+                return found
+    return None
+
+
+def join(value: Any, tangent: Any, frozen: bool) -> Any:
+    """Pair a value with its tangent, broadcast and cast to it; integers and a missing tangent stay plain.
+
+    Sequences are paired entry by entry, and keep their (named) type.
+    """
+    if isinstance(value, Tensor):
+        if tangent is None or not (value.is_floating_point() or value.is_complex()):
+            return value
+        tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+        tangent = tangent if tangent.shape == value.shape else tangent.expand(value.shape)
+        return Dual(value, tangent, frozen)
+    pairs = [join(v, t, frozen) for v, t in zip(value, tangent, strict=True)]
+    return pairs if isinstance(value, list) else tuple(pairs)
+
+
+def enter(function: Any, handler: Callable[..., Any]) -> None:
+    """Write a handler into the table."""
+    if isinstance(function, FunctionType) and function.__qualname__.startswith("Tensor."):
+        METHODS[function.__name__] = handler
+    else:
+        TABLE[function] = handler
+
+
+def look_up(function: Any) -> Any:
+    """The handler of a torch function, `None` if it has none."""
+    handler = TABLE.get(function)
+    return METHODS.get(getattr(function, "__name__", "")) if handler is None else handler
+
+
+def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the function below carries a `Dual` through the torch functions named.
+
+    It takes the arguments of the torch function, some of them a `Dual`, and returns a `Dual` (or a tensor, for no
+    tangent). Operations between `Dual`s may be used in it.
+
+    >>> @rule(torch.special.i0)
+    ... def _(x: Dual) -> Dual:
+    ...     return Dual(torch.special.i0(x.value), x.tangent * torch.special.i1(x.value))
+    """
+
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            found = first((args, kwargs))
+            out = handler(*args, **kwargs)
+            if found is not None and found.frozen and isinstance(out, Dual) and not out.frozen:
+                return join(out.value, None if out.tangent is None else out.tangent.detach(), True)
+            return out
+
+        for function in functions:
+            enter(function, checked)
+        return handler
+
+    return register
+
+
+def composite(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: a function written in operations that have rules themselves."""
+
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        for function in functions:
+            enter(function, handler)
+        return handler
+
+    return register
+
+
+def tangent_rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the value is the torch function's own; the rule below returns the tangent alone.
+
+    It is called with the value first, then the arguments, and only where an argument has a tangent; `None` stands for
+    zero. With frozen tangents it runs without gradients.
+    """
+
+    def register(derivative: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(derivative).parameters)
+        for function in functions:
+            handler = _with_value_of(function, derivative)
+            enter(function, _out_of_place(handler, names.index("inplace") - 1) if "inplace" in names else handler)
+        return derivative
+
+    return register
+
+
+def _with_value_of(function: Any, derivative: Callable[..., Any]) -> Callable[..., Any]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        found = first((args, kwargs))
+        value = function(*plain(args), **plain(kwargs))
+        if found is None or (isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())):
+            return value
+        return join(value, run(found.frozen, derivative, value, *args, **kwargs), found.frozen)
+
+    return handler
+
+
+def _out_of_place(function: Any, position: int) -> Callable[..., Any]:
+    """Without the argument `inplace`, which stands at `position`: where it is true the `Dual` takes the result."""
+
+    def handler(x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        inplace = inplace or (len(args) >= position and bool(args[position - 1]))
+        out = function(x, *args[: position - 1], **kwargs)
+        return rebind(x, out) if inplace else out
+
+    return handler
+
+
+def rebind(x: Any, out: Any) -> Any:
+    """Let `x` take the result of an operation in place: a `Dual` is changed, tensors that others may hold are not."""
+    if not isinstance(x, Dual):
+        return out
+    x.value, x.tangent = split(out)
+    return x
+
+
+def run(frozen: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the tangent path: without gradients where tangents are frozen."""
+    if frozen:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+    return function(*args, **kwargs)
+
+
+def same(*functions: Any) -> None:
+    """Register functions that are linear in their first argument: the tangent goes through the same call."""
+    for function in functions:
+        enter(function, _with_value_of(function, _again(function)))
+
+
+def _again(function: Any) -> Callable[..., Any]:
+    def derivative(value: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        tangent = tangent_of(x)
+        return None if tangent is None else function(tangent, *plain(args), **plain(kwargs))
+
+    return derivative
+
+
+def constant(*functions: Any) -> None:
+    """Register functions whose result has no tangent: comparisons, sizes, signs, fresh tensors."""
+    for function in functions:
+        enter(function, _values_only(function))
+
+
+def _values_only(function: Any) -> Callable[..., Any]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        return function(*plain(args), **plain(kwargs))
+
+    return handler
+
+
+def named(*names: str) -> list[Any]:
+    """All functions of these names in `torch`, `torch.Tensor`, `torch.nn.functional` and `torch.special`."""
+    homes = (torch.Tensor, torch, torch.nn.functional, torch.special)
+    found = [
+        getattr(home, name)
+        for name in names
+        for home in (homes[:1] if name.startswith("__") else homes)
+        if callable(getattr(home, name, None))
+    ]
+    assert found, names
+    return found

@@ -1,0 +1,134 @@
+"""`jvp`: the value of a function and its derivative along a direction, by one of three engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .core import Dual, split
+
+Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+
+def jvp(
+    fn: Callable[..., Any],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor | None, ...],
+    *,
+    engine: Engine = "dual",
+    detach_tangent: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return `f(x)` and `Df(x) v`, both differentiable by reverse mode.
+
+    Arguments:
+        fn: `fn(*primals) -> Tensor`, of torch functions, tensor methods and modules.
+        primals: the points x, tensors.
+        tangents: the direction v, each a tensor of its primal's shape, or `None` for zero, which costs nothing.
+        engine: `"dual"` (this package's rules), `"torch"` (`torch.func.jvp`), or `"finite-difference"` (central: two
+            more evaluations, of an accuracy of about `eps^(2/3)`).
+        detach_tangent: compute the derivative without an autograd graph; the value keeps its own, and is computed
+            once (with `"dual"`; the other engines compute the derivative apart from it).
+
+    Returns:
+        The value and its tangent, of the same shape; zeros where the value does not depend on the primals along v.
+
+    Raises:
+        ValueError: an unknown engine, another number of tangents than primals, or another shape; `"torch"` round a
+            function whose second derivative torch gets wrong (layer_norm, instance_norm, batch_norm in training).
+        NotImplementedError: `"dual"` met a function without a rule.
+    """
+    _check(primals, tangents, engine)
+    if engine == "torch":
+        return _torch(fn, primals, tangents, detach_tangent)
+    if engine == "finite-difference":
+        return _finite_difference(fn, primals, tangents, detach_tangent)
+    duals = [x if v is None else Dual(x, v.detach() if detach_tangent else v, detach_tangent)
+             for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
+    value, tangent = split(_single(fn(*duals)))
+    return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+def _check(primals: tuple[Any, ...], tangents: tuple[Any, ...], engine: str) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
+    if len(primals) != len(tangents):
+        raise ValueError(
+            f"jvp needs one tangent (or None) for each primal, got {len(primals)} primals and {len(tangents)} tangents."
+        )
+    for place, (x, v) in enumerate(zip(primals, tangents, strict=True)):
+        if v is not None and x.shape != v.shape:
+            raise ValueError(
+                f"tangent {place} must have its primal's shape {tuple(x.shape)}, got {tuple(v.shape)}: "
+                "use tangent.expand_as(primal), or None for a zero direction."
+            )
+
+
+def _single(out: Any) -> Any:
+    if not isinstance(out, (Tensor, Dual)):
+        raise ValueError(f"the function given to jvp must return one tensor, got {type(out).__name__}.")
+    return out
+
+
+class _Refusal(TorchFunctionMode):
+    """Refuses functions whose gradient through the tangent `torch.func.jvp` gets wrong (pytorch#175754, #196700)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        training = func in (F.batch_norm, torch.batch_norm) and (kwargs.get("training") or True in args[5:6])
+        if torch.is_grad_enabled() and (func in WRONG or training):
+            raise ValueError(
+                f'engine="torch" met {func.__name__}: the gradient through the tangent that torch.func.jvp returns for '
+                'it is silently wrong (pytorch#175754). Use engine="dual", or detach_tangent=True for no such gradient.'
+            )
+        return func(*args, **kwargs)
+
+
+WRONG = (F.layer_norm, torch.layer_norm, F.instance_norm, torch.instance_norm, torch.native_layer_norm)
+
+
+def _torch(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, Tensor]:
+    moving = [place for place, v in enumerate(tangents) if v is not None]
+    if not moving:
+        value = fn(*primals)
+        return value, torch.zeros_like(value)
+
+    def along(*moved: Tensor) -> Tensor:
+        inputs = list(primals)
+        for place, x in zip(moving, moved, strict=True):
+            inputs[place] = x
+        return _single(fn(*inputs))
+
+    points, directions = tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
+    if detach:
+        with torch.no_grad():
+            tangent = torch.func.jvp(along, points, directions)[1]
+        return _single(fn(*primals)), tangent.detach()
+    with _Refusal():
+        pair = torch.func.jvp(along, points, directions)
+    return pair[0], pair[1]
+
+
+def _finite_difference(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, Tensor]:
+    """`(f(x + h v) - f(x - h v)) / 2h`, `h = eps^(1/3)` relative to the sizes of x and v; fn must be deterministic."""
+    moving = [(x, v) for x, v in zip(primals, tangents, strict=True) if v is not None]
+    value = _single(fn(*primals))
+    if not moving:
+        return value, torch.zeros_like(value)
+    with torch.no_grad():
+        size = max([1.0] + [float(x.abs().amax()) for x, _ in moving if x.numel()])
+        speed = max([float(v.abs().amax()) for _, v in moving if v.numel()] + [0.0])
+        step = size * torch.finfo(moving[0][0].dtype).eps ** (1 / 3) / (speed or 1.0)
+
+    def shifted(sign: float) -> Tensor:
+        return fn(*[x if v is None else x + sign * step * v for x, v in zip(primals, tangents, strict=True)])
+
+    if detach:
+        with torch.no_grad():
+            return value, (shifted(1.0) - shifted(-1.0)) / (2 * step)
+    return value, (shifted(1.0) - shifted(-1.0)) / (2 * step)

@@ -1,0 +1,126 @@
+"""Functions that move entries about: linear, the tangent goes through the same call; and casts, sizes, new tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .core import Dual, composite, constant, first, join, look_up, named, plain, run, same, tangent_of
+
+VIEWS = (
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand"),
+    *("expand_as", "broadcast_to", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t"),
+    *("select", "narrow", "diagonal", "unfold", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"),
+    *("unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit", "adjoint", "__getitem__", "view_as_real"),
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "view_as_complex", "resolve_conj", "resolve_neg"),
+)
+"""Functions whose result shares memory with their argument (or may)."""
+MOVES = (
+    *("clone", "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90"),
+    *("gather", "index_select", "take_along_dim", "take", "tril", "triu", "diag", "diag_embed", "masked_select"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fold", "trace"),
+    *("cumsum", "sum", "mean", "diff", "sum_to_size"),
+)
+"""Linear functions of one argument whose result is a new tensor."""
+
+same(*named(*VIEWS, *MOVES))
+
+
+def _sharing(handler: Any) -> Any:
+    """Mark the argument and the result: operations in place are then refused on both."""
+
+    def shared(x: Any, *args: Any, **kwargs: Any) -> Any:
+        out = handler(x, *args, **kwargs)
+        if isinstance(x, Dual):
+            x.shared = True
+        for y in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(y, Dual):
+                y.shared = True
+        return out
+
+    return shared
+
+
+for _function in named(*VIEWS):
+    composite(_function)(_sharing(look_up(_function)))
+
+
+def _properties() -> None:
+    for name in ("T", "mT", "H", "mH"):
+        getter = getattr(torch.Tensor, name).__get__
+        setattr(Dual, name, property(_through(getter)))
+
+
+def _through(getter: Any) -> Any:
+    def prop(x: Dual) -> Any:
+        return join(getter(x.value), None if x.tangent is None else getter(x.tangent), x.frozen)
+
+    return prop
+
+
+_properties()
+
+
+@composite(F.pad)
+def _pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    return join(
+        F.pad(x.value, pad, mode, value),
+        None if x.tangent is None else run(x.frozen, F.pad, x.tangent, pad, mode, None),
+        x.frozen,
+    )
+
+
+def _joined(function: Any) -> Any:
+    """The rule of `cat` and `stack`: a missing tangent becomes zeros beside one that is there."""
+
+    def tangents(parts: Any, *args: Any, **kwargs: Any) -> Tensor:
+        found = [tangent_of(x) for x in parts]
+        filled = [torch.zeros_like(plain(x)) if t is None else t for x, t in zip(parts, found, strict=True)]
+        return function(filled, *args, **kwargs)
+
+    def handler(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = list(tensors)
+        value = function(plain(tensors), *args, **kwargs)
+        found = first(tensors)
+        if found is None:
+            return value
+        return join(value, run(found.frozen, tangents, tensors, *args, **kwargs), found.frozen)
+
+    return handler
+
+
+for _function in named(
+    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack"),
+    *("broadcast_tensors", "block_diag"),
+):
+    composite(_function)(_joined(_function))
+
+
+@composite(torch.broadcast_tensors)
+def _broadcast_tensors(*tensors: Any) -> Any:
+    shape = torch.broadcast_shapes(*[x.shape for x in tensors])
+    return tuple([x.expand(shape) for x in tensors])
+
+
+@composite(torch.meshgrid)
+def _meshgrid(*tensors: Any, indexing: str = "ij") -> Any:
+    parts = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    values = torch.meshgrid(*plain(tuple(parts)), indexing=indexing)
+    tangents = torch.meshgrid(
+        *[torch.zeros_like(plain(x)) if tangent_of(x) is None else tangent_of(x) for x in parts], indexing=indexing
+    )
+    found = first(list(parts))
+    return join(values, tangents, found is not None and found.frozen)
+
+
+constant(
+    *named("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"),
+    *named("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "bernoulli", "bucketize", "searchsorted"),
+    *named("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "get_device"),
+    *named("is_floating_point", "is_complex", "is_signed", "element_size", "has_names", "is_same_size", "result_type"),
+    *named("bool", "long", "int", "short", "char", "byte", "is_nonzero", "__len__", "is_pinned", "is_inference"),
+)

@@ -1,0 +1,12 @@
+"""Laws whose flows are known exactly: the ground on which everything else is tested.
+
+Each has `sample`, `log_density(x, t=None)`, `velocity(x, t, cond=None)` = b_t(x) and `flow_map(x, s, t)` = X_{s,t}(x),
+for every interpolant, noisy ones too, and a Gaussian base. Velocities and closed-form maps are ordinary differentiable
+torch operations in the dtype and on the device of `x`.
+"""
+
+from .checkerboard import Checkerboard
+from .gaussian import Gaussian
+from .mixture import GaussianMixture
+
+__all__ = ["Checkerboard", "Gaussian", "GaussianMixture"]

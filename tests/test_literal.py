@@ -1,0 +1,518 @@
+"""Each method's value and gradient are its paper's formula, written literally.
+
+Nothing of the library is used on the right-hand side but alpha, beta, gamma: the interpolant's point and its derivative are
+taken by hand, a map is `X_{s,t}(x)` written from its network, and derivatives are `torch.func.jvp` of X, not of u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cases import AVERAGE, DERIVATIVES, ENGINES, EQUATIONS, INTERPOLANTS, MAPS, METHODS, Network, Parametrisation, generator
+from torch import Tensor, nn
+from torch.func import jvp
+
+from flowmaps import methods, weights
+from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
+from flowmaps.interpolants import Interpolant, Linear, WithNoise
+from flowmaps.maps import Frozen
+from flowmaps.objectives import Objective
+from flowmaps.times import Triangle
+from flowmaps.velocities import Draw, FromTeacher
+
+ROWS, DIM, DIAGONAL = 11, 3, 8
+"""Eleven rows of three dimensions; 0.75 of eleven rows are eight, to the nearest row."""
+CLOSE = 1e-9
+
+Vector = Callable[..., Tensor]
+"""A map X(x, s, t) or a field b(x, t)."""
+
+
+def squares(residual: Tensor) -> Tensor:
+    """|r|^2 of each row."""
+    return (residual * residual).sum(1)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the papers' formulas speak of, for the rows of one draw."""
+
+    net: nn.Module
+    case: Parametrisation
+    interpolant: Interpolant
+    draw: Draw
+    frozen: nn.Module | None = None
+
+    def rows(self, part: slice) -> Paper:
+        """Some of the rows."""
+        draw = Draw(*(None if value is None else value[part] for value in self.draw))
+        return Paper(self.net, self.case, self.interpolant, draw, self.frozen)
+
+    def I(self, t: Tensor) -> Tensor:  # noqa: E743
+        """I_t = alpha_t x0 + beta_t x1 + gamma_t z."""
+        path, draw = self.interpolant, self.draw
+        point = path.alpha(t)[:, None] * draw.x0 + path.beta(t)[:, None] * draw.x1
+        return point if draw.z is None else point + path.gamma(t)[:, None] * draw.z
+
+    def dI(self, t: Tensor) -> Tensor:
+        """The derivative of I_t, from the coefficients themselves."""
+        return jvp(self.I, (t,), (torch.ones_like(t),))[1]
+
+    def X(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """X_{s,t}(x)."""
+        return self.case.jump(self.net(x, s, t, self.draw.cond), x, s, t)
+
+    def Xc(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """The frozen map."""
+        assert self.frozen is not None
+        return self.case.jump(self.frozen(x, s, t, self.draw.cond), x, s, t).detach()
+
+    def u(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """(X_{s,t}(x) - x) / (t - s)."""
+        return (self.X(x, s, t) - x) / (t - s)[:, None]
+
+    def v(self, x: Tensor, t: Tensor) -> Tensor:
+        """u_{t,t}(x)."""
+        return self.case.velocity(self.net(x, t, t, self.draw.cond), x, t)
+
+    def b(self, x: Tensor, t: Tensor) -> Tensor:
+        """The teacher."""
+        return teacher(x, t, self.draw.cond)
+
+    def d_t(self, x: Tensor) -> Tensor:
+        """d_t X_{s,t}(x)."""
+        s, t = self.draw.s, self.draw.t
+        return jvp(lambda r: self.X(x, s, r), (t,), (torch.ones_like(t),))[1]
+
+    def d_s(self, x: Tensor) -> Tensor:
+        """d_s X_{s,t}(x)."""
+        s, t = self.draw.s, self.draw.t
+        return jvp(lambda r: self.X(x, r, t), (s,), (torch.ones_like(s),))[1]
+
+    def grad(self, x: Tensor, b: Tensor) -> Tensor:
+        """grad X_{s,t}(x) . b."""
+        s, t = self.draw.s, self.draw.t
+        return jvp(lambda y: self.X(y, s, t), (x,), (b,))[1]
+
+
+def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    """A field that depends on all it is given, not linearly."""
+    shift = 0.0 if cond is None else cond.sum(1, keepdim=True)
+    return torch.sin(x.flip(1) + shift) * (1 + t[:, None]) - 0.4 * x * x
+
+
+# the formulas: each returns |residual|^2 of each row, one array for each term -----------------------------------------
+
+
+def flow_matching(p: Paper) -> list[Tensor]:
+    """|v_t(I_t) - dI_t|^2."""
+    t = p.draw.t
+    return [squares(p.v(p.I(t), t) - p.dI(t))]
+
+
+def lmd_none(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - b_t(X_{s,t}(I_s))|^2 (FMM, corollary 3.7)."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.b(p.X(p.I(s), s, t), t))]
+
+
+def lmd_velocity(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - sg b_t(X_{s,t}(I_s))|^2."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.b(p.X(p.I(s), s, t), t).detach())]
+
+
+def lmd_target(p: Paper) -> list[Tensor]:
+    """|u - sg(b_t(X) - (t - s) d_t u)|^2, (t - s) d_t u = d_t X - u."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u - (p.b(p.X(x, s, t), t) - (p.d_t(x) - u)).detach())]
+
+
+def emd_none(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) b_s(I_s)|^2 (FMM, corollary 3.8)."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.b(x, p.draw.s)))]
+
+
+def emd_tangent(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) b_s(I_s))|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.b(x, p.draw.s)).detach())]
+
+
+def emd_target(p: Paper) -> list[Tensor]:
+    """|u - sg(b_s + (t - s) D u)|^2, the right-hand side being u + d_s X + grad X b_s."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u - (u + p.d_s(x) + p.grad(x, p.b(x, s))).detach())]
+
+
+def fmm(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(X_{t,s}(I_t)) - dI_t|^2 and |X_{s,t}(X_{t,s}(I_t)) - I_t|^2 (FMM, proposition 3.11)."""
+    s, t = p.draw.s, p.draw.t
+    back = p.X(p.I(t), t, s)
+    return [squares(p.d_t(back) - p.dI(t)), squares(p.X(back, s, t) - p.I(t))]
+
+
+def pfmm(legs: int) -> Callable[[Paper], list[Tensor]]:
+    """|X_{s,t}(I_s) - (Xc_{t_{K-1},t_K} o ... o Xc_{t_0,t_1})(I_s)|^2, t_k = s + (k / K)(t - s) (FMM, lemma 3.13)."""
+
+    def formula(p: Paper) -> list[Tensor]:
+        s, t = p.draw.s, p.draw.t
+        x = p.I(s)
+        for k in range(legs):
+            x = p.Xc(x, s + k / legs * (t - s), s + (k + 1) / legs * (t - s))
+        return [squares(p.X(p.I(s), s, t) - x)]
+
+    return formula
+
+
+def eulerian_estimation(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) dI_s)|^2 (FMM, section 3.6)."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.dI(p.draw.s)).detach())]
+
+
+def lsd(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - sg v_t(X_{s,t}(I_s))|^2 (SD, equation 94)."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.v(p.X(p.I(s), s, t), t).detach())]
+
+
+def lsd_none(p: Paper) -> list[Tensor]:
+    """The same without stop-gradient."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.v(p.X(p.I(s), s, t), t))]
+
+
+def esd(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) v_s(I_s))|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.v(x, p.draw.s)).detach())]
+
+
+def esd_velocity(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) sg v_s(I_s)|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.v(x, p.draw.s).detach()))]
+
+
+def psd(midpoint: bool) -> Callable[[Paper], list[Tensor]]:
+    """|u_{s,t}(I_s) - sg(l u_{s,w}(I_s) + (1 - l) u_{w,t}(X_{s,w}(I_s)))|^2, w = s + l (t - s), as jumps."""
+
+    def formula(p: Paper) -> list[Tensor]:
+        s, t = p.draw.s, p.draw.t
+        x = p.I(s)
+        w = (s + t) / 2 if midpoint else s + p.draw.split * (t - s)
+        two = p.X(p.X(x, s, w), w, t).detach()
+        return [squares(p.X(x, s, t) - two) / (t - s) ** 2]
+
+    return formula
+
+
+LITERAL: dict[str, Callable[[Paper], list[Tensor]]] = {
+    "flow_matching": flow_matching,
+    "lmd-none": lmd_none,
+    "lmd-velocity": lmd_velocity,
+    "lmd-tangent": lmd_velocity,
+    "lmd-target": lmd_target,
+    "emd-none": emd_none,
+    "emd-velocity": emd_none,  # b has no parameters: the same gradient
+    "emd-tangent": emd_tangent,
+    "emd-target": emd_target,
+    "fmm": fmm,
+    "pfmm-2": pfmm(2),
+    "pfmm-4": pfmm(4),
+    "eulerian_estimation": eulerian_estimation,
+    "lsd": lsd,
+    "lsd-none": lsd_none,
+    "esd": esd,
+    "esd-velocity": esd_velocity,
+    "psd-uniform": psd(False),
+    "psd-midpoint": psd(True),
+}
+SELF = ("lsd", "lsd-none", "esd", "esd-velocity", "psd-uniform", "psd-midpoint")
+"""Self-distillation: eight of the eleven rows match the velocity, the loss is the mean over all rows."""
+
+
+def literal_terms(name: str, p: Paper) -> list[Tensor]:
+    """|residual|^2 of each row, a list of terms to be added, before weights."""
+    if name not in SELF:
+        return LITERAL[name](p)
+    off_diagonal = LITERAL[name](p.rows(slice(DIAGONAL, None)))[0]
+    return [torch.cat([flow_matching(p.rows(slice(None, DIAGONAL)))[0], off_diagonal])]
+
+
+def build(name: str, case: Parametrisation, interpolant: Interpolant, **options: object) -> tuple[Objective, Paper]:
+    """A method on a small network, and what its formula speaks of on the same draw."""
+    rng = generator(5)
+    net, frozen = Network(DIM, 1), Network(DIM, 2)
+    objective = METHODS[name](
+        case.build(net), velocity=teacher, frozen=case.build(frozen), interpolant=interpolant, **options
+    )
+    x1, cond = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng), torch.randn(ROWS, 2, generator=rng).double()
+    draw = objective.draw(x1, cond=cond, generator=rng)
+    return objective, Paper(net, case, interpolant, draw, frozen)
+
+
+def assert_same(objective: Objective, paper: Paper, value: Tensor) -> None:
+    """Value and gradient of an objective and of a formula, to 1e-9 of their size."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    loss = objective.evaluate(paper.draw)
+    wanted = torch.autograd.grad(value, parameters, materialize_grads=True)
+    got = torch.autograd.grad(loss.value, parameters, materialize_grads=True)
+    assert abs(loss.value - value) <= CLOSE * abs(value)
+    size = max(float(g.norm()) for g in wanted)
+    assert size > 1e-3, "the formula has no gradient: nothing is compared"
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert float((ours - theirs).norm()) <= CLOSE * size
+
+
+def test_each_method_has_its_formula():
+    assert LITERAL.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_method_on_every_interpolant(name: str, interpolant: Interpolant):
+    objective, paper = build(name, AVERAGE, interpolant)
+    terms = literal_terms(name, paper)
+    assert_same(objective, paper, sum(terms).mean())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("name", METHODS)
+def test_method_on_every_map(name: str, case: Parametrisation):
+    objective, paper = build(name, case, WithNoise(Linear()))
+    terms = literal_terms(name, paper)
+    assert_same(objective, paper, sum(terms).mean())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parts_are_the_unweighted_residuals(name: str):
+    objective, paper = build(name, AVERAGE, Linear(), weight=weights.Constant(7.0))
+    parts = objective.evaluate(paper.draw).parts
+    terms = literal_terms(name, paper)
+    assert all(part.shape == (ROWS,) and not part.requires_grad for part in parts.values())
+    total = sum(parts.values())
+    assert isinstance(total, Tensor)
+    torch.testing.assert_close(total, sum(terms), rtol=CLOSE, atol=CLOSE)
+    if name == "fmm":
+        torch.testing.assert_close(parts["lagrangian"], terms[0], rtol=CLOSE, atol=CLOSE)
+        torch.testing.assert_close(parts["round_trip"], terms[1], rtol=CLOSE, atol=CLOSE)
+    if name in SELF:
+        assert not parts["diagonal"][DIAGONAL:].any()
+        assert bool((parts["diagonal"][:DIAGONAL] > 0).all())
+
+
+def test_pfmm_without_a_frozen_map_takes_a_copy_of_the_map_as_it_is():
+    net = Network(DIM, 1)
+    flow_map = AVERAGE.build(net)
+    objective = methods.pfmm(flow_map, legs=3)
+    draw = objective.draw(
+        torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0)),
+        cond=torch.ones(ROWS, 2, dtype=torch.float64),
+        generator=generator(1),
+    )
+    with torch.no_grad():
+        net.last.weight.mul_(1.5)  # training goes on: the copy stays
+    paper = Paper(net, AVERAGE, Linear(), draw, Network(DIM, 1))
+    assert_same(objective, paper, sum(pfmm(3)(paper)).mean())  # type: ignore[union-attr]
+
+
+def test_pfmm_keeps_the_frozen_map_that_the_caller_refreshes():
+    flow_map = AVERAGE.build(Network(DIM, 1))
+    frozen = Frozen(AVERAGE.build(Network(DIM, 2)))
+    objective = methods.pfmm(flow_map, frozen=frozen, legs=2)
+    draw = objective.draw(
+        torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0)),
+        cond=torch.ones(ROWS, 2, dtype=torch.float64),
+        generator=generator(1),
+    )
+    frozen.refresh(AVERAGE.build(Network(DIM, 3)))
+    paper = Paper(flow_map.net, AVERAGE, Linear(), draw, Network(DIM, 3))  # type: ignore[arg-type]
+    assert_same(objective, paper, pfmm(2)(paper)[0].mean())
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+
+
+def learned() -> weights.Learned:
+    """A learned weight that has learned something."""
+    weight = weights.Learned(5).double()
+    torch.nn.init.normal_(weight.net[-1].weight, generator=generator(9))  # type: ignore[arg-type]
+    torch.nn.init.constant_(weight.net[-1].bias, 0.3)  # type: ignore[arg-type]
+    return weight
+
+
+def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The weighted distances, from the formulas."""
+    match weight:
+        case weights.Constant():
+            return 2.5 * d
+        case weights.StripWeight():
+            return d * ((t - s).abs() <= 0.3)
+        case weights.Power():
+            return d * (t - s).abs() ** 1.5
+        case weights.Adaptive():
+            return d / (d.detach() + 0.02) ** 0.75
+        case weights.Learned():
+            w = weight.net(torch.cat([weight.time(s), weight.time(t)], 1)).squeeze(1)
+            return d / w.exp() + w
+    raise NotImplementedError(type(weight).__name__)
+
+
+WEIGHTS: dict[str, Callable[[], weights.Weight]] = {
+    "constant": lambda: weights.Constant(2.5),
+    "strip": lambda: weights.StripWeight(0.3),
+    "power": lambda: weights.Power(1.5),
+    "adaptive": lambda: weights.Adaptive(0.75, 0.02),
+    "learned": learned,
+}
+
+
+def test_each_weight_is_listed():
+    assert {type(build()) for build in WEIGHTS.values()} == set(weights.Weight.__subclasses__())
+
+
+@pytest.mark.parametrize("name", ["lmd-none", "lmd-velocity", "fmm", "lsd", "psd-uniform"])
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights(weight: Callable[[], weights.Weight], name: str):
+    """w_{s,t} multiplies the whole of a row's loss: both terms of FMM together."""
+    module = weight()
+    objective, paper = build(name, AVERAGE, Linear(), weight=module)
+    distance = sum(literal_terms(name, paper))
+    assert isinstance(distance, Tensor)
+    assert_same(objective, paper, by_hand(module, distance, paper.draw.s, paper.draw.t).mean())
+
+
+def test_the_distances_of_pseudo_huber():
+    r = torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0))
+    torch.testing.assert_close(weights.PseudoHuber(0.2)(r), (squares(r) + 0.04).sqrt() - 0.2)
+    c = 0.00054 * DIM**0.5
+    torch.testing.assert_close(weights.PseudoHuber()(r), (squares(r) + c * c).sqrt() - c)
+
+
+# engines --------------------------------------------------------------------------------------------------------------
+
+
+def sides(name: str, case: Parametrisation, stop: Stop, engine: str) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Residual at random points, and the gradients of a loss in the parameters and in x."""
+    net = Network(DIM, 4)
+    rng = generator(6)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng).requires_grad_()
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    residual = EQUATIONS[name](stop, engine)(case.build(net), x, s, t, FromTeacher(teacher), cond=cond)
+    loss = (residual.prediction * torch.cos(residual.target)).sum()
+    gradients = torch.autograd.grad(loss, [*net.parameters(), x], materialize_grads=True)
+    return residual.value.detach(), list(gradients), residual.target.detach()
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("stop", Stop, ids=lambda stop: stop.value)
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_engines_agree(name: str, stop: Stop, case: Parametrisation):
+    """On both sides of the residual, and on where gradients stop."""
+    results = {engine: sides(name, case, stop, engine) for engine in ENGINES}
+    for engine, tolerance in {"torch": 1e-11, "finite-difference": 1e-7}.items():
+        for got, wanted in zip(results[engine][::2], results["dual"][::2], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+        for got, wanted in zip(results[engine][1], results["dual"][1], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * float(1 + wanted.abs().max()))
+
+
+# the two sides of each equation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize("stop", [Stop.NONE, Stop.VELOCITY, Stop.TARGET], ids=lambda stop: stop.value)
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_a_finite_eulerian_step_compares_two_jumps(case: Parametrisation, stop: Stop, step: float):
+    """(X_{s,t}(x) - X_{s+d,t}(x + d b_s)) / d, d of length `step` towards t, and no further."""
+    rng = generator(8)
+    x1 = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    net = Network(DIM, 1)
+    p = Paper(net, case, Linear(), Draw(x1, x1, None, s, t, s, cond))
+    d = torch.sign(t - s) * torch.minimum((t - s).abs(), torch.full_like(s, step))
+    x, b = x1, teacher(x1, s, cond)
+    landing = x + d[:, None] * b
+    ahead = torch.where((s + d == t)[:, None], landing, p.X(landing, s + d, t))
+    wanted = (p.X(x, s, t) - ahead) / d[:, None]
+    residual = Eulerian(stop, step=step)(case.build(net), x, s, t, teacher, cond=cond)
+    torch.testing.assert_close(residual.value, wanted, rtol=1e-9, atol=1e-9)
+
+    if stop is Stop.TARGET:  # u - sg(...): the gradient goes through X_{s,t}(x) / (t - s) alone
+        wanted = (p.X(x, s, t) - p.X(x, s, t).detach()) / (t - s)[:, None] + wanted.detach()
+    got = torch.autograd.grad(residual.value.square().sum(), list(net.parameters()))
+    for ours, theirs in zip(got, torch.autograd.grad(wanted.square().sum(), list(net.parameters())), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(1 + theirs.abs().max()))
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_the_finite_eulerian_step_tends_to_the_derivative_linearly(case: Parametrisation):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    low = 0.4 * torch.rand(ROWS, dtype=torch.float64, generator=rng)
+    order = torch.arange(ROWS) % 2 == 0  # both orders of time
+    s, t = torch.where(order, low, low + 0.5), torch.where(order, low + 0.5, low)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    flow_map = case.build(Network(DIM, 1))
+    exact = Eulerian()(flow_map, x, s, t, teacher, cond=cond).value
+    errors = [
+        float((Eulerian(step=step)(flow_map, x, s, t, teacher, cond=cond).value - exact).norm())
+        for step in (4e-4, 2e-4, 1e-4)
+    ]
+    assert errors[2] < 1e-3 * float(exact.norm())
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 1.98 < coarse / fine < 2.02
+
+
+@pytest.mark.parametrize("legs", [2, 3, 5])
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_semigroup_compares_one_jump_with_many(case: Parametrisation, legs: int):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    net = Network(DIM, 1)
+    p = Paper(net, case, Linear(), Draw(x, x, None, s, t, s, cond))
+    y = x
+    for k in range(legs):
+        y = p.X(y, s + k / legs * (t - s), s + (k + 1) / legs * (t - s))
+    residual = Semigroup(legs=legs)(case.build(net), x, s, t, teacher, cond=cond)
+    torch.testing.assert_close(residual.value, (p.X(x, s, t) - y) / (t - s)[:, None], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_lagrangian_hands_over_its_jump(case: Parametrisation):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    flow_map = case.build(Network(DIM, 1))
+    jump = Lagrangian()(flow_map, x, s, t, teacher, cond=cond).jump
+    assert jump is not None
+    torch.testing.assert_close(jump, flow_map(x, s, t, cond), rtol=1e-13, atol=1e-13)
+
+
+def test_the_self_distillation_draw_has_three_quarters_on_the_diagonal_and_the_rest_ordered():
+    for name in SELF:
+        _, paper = build(name, AVERAGE, Linear())
+        s, t = paper.draw.s, paper.draw.t
+        assert bool((s[:DIAGONAL] == t[:DIAGONAL]).all())
+        assert bool((s[DIAGONAL:] < t[DIAGONAL:]).all())
+
+
+def test_lmd_on_a_given_law_of_times():
+    objective, paper = build("lmd-none", AVERAGE, Linear(), times=Triangle())
+    assert bool((paper.draw.s <= paper.draw.t).all())
+    assert_same(objective, paper, lmd_none(paper)[0].mean())

@@ -1,0 +1,174 @@
+"""Samplers: with an exact map any number of steps is the flow; renoising is its paper's algorithm, step by step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowmaps.exact import Gaussian
+from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
+from flowmaps.maps import AverageVelocity, FlowMap
+from flowmaps.nn import MLP
+from flowmaps.samplers import Jump, Restart, encode
+
+EXACT = Gaussian([0.5, -1.0, 2.0], [[0.4, 0.1, 0.0], [0.1, 0.6, 0.0], [0.0, 0.0, 0.2]])
+
+
+class Known(FlowMap):
+    """The exact map, counting its calls and keeping its conditions."""
+
+    def __init__(self, exact: Gaussian = EXACT) -> None:
+        super().__init__()
+        self.exact, self.calls, self.conditions = exact, 0, []
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        self.calls += 1
+        self.conditions.append(cond)
+        return self.exact.flow_map(x, s, t)
+
+    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        raise NotImplementedError
+
+
+def untrained() -> FlowMap:
+    """A map that obeys no law: each way to sample it gives something else."""
+    torch.manual_seed(0)
+    return AverageVelocity(MLP(3, width=16, depth=2)).double()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def full(x: Tensor, time: float) -> Tensor:
+    return torch.full((len(x),), time, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 49])
+def test_an_exact_map_gives_the_same_in_any_number_of_steps(steps: int):
+    x0 = noise(7, 3)
+    flow_map = Known()
+    exact = EXACT.flow_map(x0, full(x0, 0), full(x0, 1))
+    torch.testing.assert_close(Jump(steps)(flow_map, x0), exact)
+    assert flow_map.calls == steps
+    torch.testing.assert_close(Jump(steps, reverse=True)(Known(), exact), x0)
+
+
+def test_a_given_grid_is_the_composition_of_its_jumps():
+    x, flow_map = noise(7, 3), untrained()
+    for grid in [(0.0, 0.3, 1.0), (0.1, 0.2, 0.7), (1.0, 0.4, 0.0), (0.8, 0.1)]:
+        y = x
+        for s, t in zip(grid, grid[1:], strict=False):
+            y = flow_map(y, full(y, s), full(y, t))
+        assert torch.equal(Jump(grid=grid)(flow_map, x), y.detach())
+
+
+def test_the_uniform_grid_forwards_and_backwards():
+    x, flow_map = noise(7, 3), untrained()
+    grid = [0, 1 / 3, 2 / 3, 1.0]
+    torch.testing.assert_close(Jump(3)(flow_map, x), Jump(grid=grid)(flow_map, x))
+    torch.testing.assert_close(Jump(3, reverse=True)(flow_map, x), Jump(grid=grid[::-1])(flow_map, x))
+    assert not torch.allclose(Jump(3)(flow_map, x), Jump(2)(flow_map, x))  # the steps do something
+
+
+def test_encoding_and_decoding_with_an_exact_map():
+    x1 = EXACT.sample(7, torch.Generator().manual_seed(0), torch.float64)
+    for steps in (1, 3):
+        code = encode(Known(), x1, steps)
+        torch.testing.assert_close(code, EXACT.flow_map(x1, full(x1, 1), full(x1, 0)))
+        torch.testing.assert_close(Jump(2)(Known(), code), x1)
+
+
+def test_samples_come_from_the_noise_that_is_passed():
+    flow_map = untrained()
+    one, other = noise(5, 3), noise(5, 3, seed=1)
+    assert torch.equal(Jump(2)(flow_map, one), Jump(2)(flow_map, one.clone()))
+    assert not torch.allclose(Jump(2)(flow_map, one), Jump(2)(flow_map, other))
+    assert torch.equal(Jump(2)(flow_map, one)[2:4], Jump(2)(flow_map, one[2:4]))
+
+
+def test_the_path_passes_through_the_samplers_points():
+    x, flow_map = noise(5, 3), untrained()
+    points = Jump(4).path(flow_map, x)
+    assert torch.equal(points[0], x)
+    assert torch.equal(points[-1], Jump(4)(flow_map, x))
+    torch.testing.assert_close(points[2], Jump(grid=(0.0, 0.25, 0.5))(flow_map, x))
+    backwards = Jump(4, reverse=True).path(Known(), x)
+    torch.testing.assert_close(backwards[1], EXACT.flow_map(x, full(x, 1), full(x, 0.75)))
+
+
+def test_conditions_go_to_each_jump():
+    cond = torch.arange(5)
+    for sampler in (Jump(3), Jump(3).path, Restart((0.0, 0.5, 0.7))):
+        flow_map = Known()
+        x0 = noise(5, 3)
+        more = {"noise": noise(2, 5, 3)} if isinstance(sampler, Restart) else {}
+        sampler(flow_map, x0, cond=cond, **more)
+        assert len(flow_map.conditions) == 3
+        assert all(c is cond for c in flow_map.conditions)
+
+
+def test_sampling_keeps_no_graph():
+    x0, flow_map = noise(5, 3), untrained()
+    assert not Jump(2)(flow_map, x0).requires_grad
+    assert not Restart((0.0,))(flow_map, x0).requires_grad
+
+
+@pytest.mark.parametrize("path", [Linear(), Trigonometric(), WithNoise(Linear(), 0.4)])
+def test_restart_is_multistep_consistency_sampling_step_by_step(path: Interpolant):
+    flow_map, x0 = untrained(), noise(5, 3)
+    fresh = noise(4 if path.noisy else 2, 5, 3, seed=1)
+    x = flow_map(x0, full(x0, 0.0), full(x0, 1.0))
+    for k, time in enumerate((0.4, 0.9)):
+        t = torch.tensor([time], dtype=torch.float64)
+        renoised = path.alpha(t) * fresh[k] + path.beta(t) * x
+        if path.noisy:
+            renoised = renoised + 0.4 * math.sin(math.pi * time) ** 2 * fresh[2 + k]
+        x = flow_map(renoised, full(x0, time), full(x0, 1.0))
+    torch.testing.assert_close(Restart((0.0, 0.4, 0.9), path)(flow_map, x0, fresh), x.detach())
+
+
+def test_restart_of_one_time_is_one_jump():
+    flow_map, x0 = untrained(), noise(5, 3)
+    torch.testing.assert_close(Restart((0.0,))(flow_map, x0), Jump(1)(flow_map, x0))
+    torch.testing.assert_close(Restart((0.3,))(flow_map, x0), Jump(grid=(0.3, 1.0))(flow_map, x0))
+
+
+def test_restart_keeps_the_law_of_an_exact_map():
+    """Mean and covariance of the data come out, whatever the times of renoising."""
+    rows = 40_001
+    x = Restart((0.0, 0.3, 0.8))(Known(), noise(rows, 3), noise(2, rows, 3, seed=1))
+    torch.testing.assert_close(x.mean(0), EXACT.mean.to(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(torch.cov(x.T), EXACT.covariance.to(x), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 5, 3), (2, 4, 3), (4, 5, 3)])
+def test_restart_refuses_noise_of_another_shape(shape: tuple[int, ...] | None):
+    fresh = None if shape is None else noise(*shape)
+    with pytest.raises(ValueError, match=r"over 3 times needs noise of shape \(2, 5, 3\), got"):
+        Restart((0.0, 0.4, 0.9))(untrained(), noise(5, 3), fresh)
+
+
+def test_restart_with_latent_noise_needs_twice_as_much():
+    with pytest.raises(ValueError, match=r"needs noise of shape \(2, 5, 3\), got \(1, 5, 3\)"):
+        Restart((0.0, 0.5), WithNoise(Linear()))(untrained(), noise(5, 3), noise(1, 5, 3))
+
+
+def test_samplers_that_are_refused():
+    with pytest.raises(ValueError, match="steps or grid, one of the two, got steps=None, grid=None"):
+        Jump()
+    with pytest.raises(ValueError, match="steps or grid, one of the two"):
+        Jump(2, grid=(0.0, 1.0))
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        Jump(0)
+    with pytest.raises(ValueError, match="give a falling grid instead"):
+        Jump(grid=(0.0, 1.0), reverse=True)
+    for grid in [(0.0, 0.5, 0.4), (0.5,), (), (0.0, 1.5)]:
+        with pytest.raises(ValueError, match=r"all rising \(to data\) or all falling"):
+            Jump(grid=grid)
+    for grid in [(), (0.5, 0.2), (0.2, 1.0), (-0.1, 0.5)]:
+        with pytest.raises(ValueError, match="a grid must have at least two times"):
+            Restart(grid)

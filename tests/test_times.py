@@ -1,0 +1,194 @@
+"""Each law of (s, t) is uniform on its region: distribution functions against the exact ones, in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowmaps import times
+from flowmaps.times import Anneal, Diagonal, FromBase, Mixture, Square, Strip, Times, ToData, Triangle
+
+ROWS = 40_001
+
+
+def draw(law: Times, seed: int = 0, progress: float = 1.0, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    like = torch.zeros(1, dtype=torch.float64)
+    return law.draw(rows, torch.Generator().manual_seed(seed), progress, like)
+
+
+def distance(values: Tensor, cdf: Callable[[Tensor], Tensor]) -> float:
+    """The Kolmogorov-Smirnov statistic times sqrt(n): above 1.95 in one draw of a thousand."""
+    ordered = values.sort().values
+    n = len(ordered)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    expected = cdf(ordered)
+    return math.sqrt(n) * float(torch.maximum(steps[1:] - expected, expected - steps[:-1]).max())
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def uniform(x: Tensor) -> Tensor:
+    return x
+
+
+def gap_law(width: float) -> Callable[[Tensor], Tensor]:
+    """|t - s| on the strip of a width has density proportional to 1 - h."""
+    return lambda h: (h - h * h / 2) / (width - width * width / 2)
+
+
+def test_square_is_two_independent_uniform_times():
+    s, t = draw(Square())
+    assert distance(s, uniform) < 1.95
+    assert distance(t, uniform) < 1.95
+    assert distance((t - s).abs(), gap_law(1.0)) < 1.95
+    assert abs(correlation(s, t)) < 4 / math.sqrt(ROWS)
+    assert abs(correlation(s * s, t)) < 4 / math.sqrt(ROWS)
+
+
+def test_triangle_is_the_upper_half_of_the_square():
+    s, t = draw(Triangle())
+    assert bool((s <= t).all())
+    assert distance(s, lambda x: 1 - (1 - x) ** 2) < 1.95
+    assert distance(t, lambda x: x * x) < 1.95
+    assert distance(t - s, gap_law(1.0)) < 1.95
+    # on the triangle, where s lies in [0, 1 - h] says nothing about the gap h: pairs are not on one line
+    h = t - s
+    assert abs(correlation(h, s / (1 - h))) < 4 / math.sqrt(ROWS)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.4, 1.0])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_strip_is_uniform_on_the_strip(width: float, ordered: bool):
+    s, t = draw(Strip(width, ordered))
+    gap, low = (t - s).abs(), torch.minimum(s, t)
+    assert float(gap.max()) <= width + 1e-12
+    assert 0 <= float(low.min())
+    assert float(torch.maximum(s, t).max()) <= 1
+    assert distance(gap, gap_law(width)) < 1.95
+    assert distance(low / (1 - gap), uniform) < 1.95  # uniform along each diagonal, independent of the gap
+    assert abs(correlation(gap, low / (1 - gap))) < 4 / math.sqrt(ROWS)
+    forward = float((t >= s).double().mean())
+    assert forward == 1 if ordered else abs(forward - 0.5) < 2 / math.sqrt(ROWS)
+    if not ordered:
+        assert abs(correlation((t >= s).double(), gap)) < 4 / math.sqrt(ROWS)
+
+
+def test_strip_of_width_one_is_the_square_and_ordered_the_triangle():
+    whole, square = draw(Strip(1.0)), draw(Square(), seed=1)
+    for cell in [(0.0, 0.3, 0.6, 1.0), (0.5, 0.9, 0.1, 0.2), (0.2, 0.7, 0.2, 0.7)]:
+        a, b, c, d = cell
+        for s, t in (whole, square):
+            share = float(((s > a) & (s < b) & (t > c) & (t < d)).double().mean())
+            area = (b - a) * (d - c)
+            assert abs(share - area) < 4 * math.sqrt(area * (1 - area) / ROWS)
+
+
+def test_an_annealed_strip_widens_with_progress():
+    law = Strip(Anneal(0.1, 0.8, until=0.5))
+    for progress, width in [(0.0, 0.1), (0.25, 0.45), (0.5, 0.8), (1.0, 0.8)]:
+        s, t = draw(law, progress=progress)
+        assert distance((t - s).abs(), gap_law(width)) < 1.95
+
+
+def test_anneal_is_linear_then_constant():
+    line = Anneal(0.2, 1.0, until=0.4)
+    assert [line(p) for p in (0.0, 0.1, 0.4, 0.9)] == pytest.approx([0.2, 0.4, 1.0, 1.0])
+    assert Anneal(1.0, 0.1)(0.5) == pytest.approx(0.55)  # narrowing is allowed too
+
+
+@pytest.mark.parametrize("law", [Diagonal(), ToData(), FromBase()])
+def test_lines_of_the_square(law: Times):
+    s, t = draw(law)
+    assert distance(t if isinstance(law, FromBase) else s, uniform) < 1.95
+    fixed = {Diagonal: (s, t), ToData: (t, torch.ones_like(t)), FromBase: (s, torch.zeros_like(s))}[type(law)]
+    assert torch.equal(*fixed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
+def test_a_mixture_keeps_its_shares_and_both_laws(share: float):
+    s, t = draw(Mixture(Diagonal(), ToData(), share))
+    first = s == t
+    assert abs(float(first.double().mean()) - share) <= 2 / math.sqrt(ROWS) * (0 < share < 1)
+    if share > 0:
+        assert distance(s[first], uniform) < 1.95
+    if share < 1:
+        assert distance(s[~first], uniform) < 1.95
+        assert bool((t[~first] == 1).all())
+
+
+def test_a_mixture_leaves_the_parts_that_use_all_three_numbers_intact():
+    """The choice between the laws and the order of a strip come from one uniform number: they stay independent."""
+    s, t = draw(Mixture(Strip(0.3), Mixture(Strip(0.3), Strip(0.3, ordered=True), 0.5), 0.5))
+    gap = (t - s).abs()
+    assert distance(gap, gap_law(0.3)) < 1.95
+    forward = t >= s
+    assert abs(float(forward.double().mean()) - 0.625) < 2 / math.sqrt(ROWS)  # 1/2, 1/2 and 1 with shares 1/2, 1/4, 1/4
+    assert abs(correlation(forward.double(), gap)) < 4 / math.sqrt(ROWS)
+
+
+def test_mixture_rows_are_independent_of_each_other():
+    s, t = draw(Mixture(Diagonal(), Triangle(), 0.75))
+    diagonal = (s == t).double()
+    assert abs(correlation(diagonal[1:], diagonal[:-1])) < 4 / math.sqrt(ROWS)
+    assert abs(correlation(s[1:], s[:-1])) < 4 / math.sqrt(ROWS)
+
+
+@pytest.mark.parametrize("law", [Square(), Triangle(), Strip(0.2), ToData(), Mixture(Diagonal(), Square(), 0.4)])
+def test_draws_follow_the_generator_and_the_type_asked_for(law: Times):
+    one, same, other = draw(law, 3, rows=7), draw(law, 3, rows=7), draw(law, 4, rows=7)
+    assert torch.equal(one[0], same[0])
+    assert torch.equal(one[1], same[1])
+    assert not torch.equal(one[0], other[0])
+    assert one[0].dtype == torch.float64
+    assert law.draw(3, torch.Generator())[0].dtype == torch.float32
+
+
+def test_single_precision_times_stay_in_the_unit_interval():
+    uniforms = torch.tensor([[0.0, 1 - 2**-24, 1 - 2**-24], [1 - 2**-24, 1 - 2**-24, 0.0], [0.0, 0.5, 1 - 2**-24]])
+    laws = [Square(), Triangle(), Strip(1.0), Strip(0.3), Mixture(Strip(1.0), Strip(1e-3), 0.7), Mixture(Square(), Square(), 1)]
+    for law in laws:
+        for value in law.pair(uniforms):
+            assert 0 <= float(value.min())
+            assert float(value.max()) <= 1
+
+
+def test_a_grid_is_even_and_ends_exactly_where_asked():
+    assert times.grid(4) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert times.grid(3, 1.0, 0.0) == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    for steps in (1, 3, 7, 49):
+        grid = times.grid(steps, 0.1, 0.7)
+        assert grid[0] == 0.1
+        assert grid[-1] == 0.7
+        assert len(grid) == steps + 1
+
+
+@pytest.mark.parametrize(
+    "grid", [[], [0.5], [0.0, 0.0], [0.0, 0.6, 0.3], [-0.1, 1.0], [0.0, 1.1], [1.0, 0.2, 0.5], [0.0, math.nan]]
+)
+def test_grids_that_are_refused(grid: list[float]):
+    with pytest.raises(ValueError, match=r"at least two times in \[0, 1\], all rising \(to data\) or all falling"):
+        times.check_grid(grid)
+
+
+def test_laws_that_are_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        times.grid(0)
+    with pytest.raises(ValueError, match="all rising"):
+        times.grid(3, 0.5, 0.5)
+    for width in (0.0, -0.2, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"width in \(0, 1\]"):
+            Strip(width)
+    with pytest.raises(ValueError, match=r"width in \(0, 1\]"):
+        Strip(Anneal(0.1, 2.0))
+    for until in (0.0, 1.2):
+        with pytest.raises(ValueError, match="0 < until <= 1"):
+            Anneal(0.1, 0.2, until)
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"share in \[0, 1\]"):
+            Mixture(Diagonal(), Square(), share)
