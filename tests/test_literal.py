@@ -269,7 +269,7 @@ def assert_same(objective: Objective, paper: Paper, value: Tensor) -> None:
     got = torch.autograd.grad(loss.value, parameters, materialize_grads=True)
     assert abs(loss.value - value) <= CLOSE * abs(value)
     size = max(float(g.norm()) for g in wanted)
-    assert size > 1e-3, "the formula has no gradient: nothing is compared"
+    assert size > 1e-3 * abs(value), "the formula has no gradient: nothing is compared"
     for ours, theirs in zip(got, wanted, strict=True):
         assert float((ours - theirs).norm()) <= CLOSE * size
 
@@ -299,6 +299,8 @@ def test_parts_are_the_unweighted_residuals(name: str):
     objective, paper = build(name, AVERAGE, Linear(), weight=weights.Constant(7.0))
     parts = objective.evaluate(paper.draw).parts
     terms = literal_terms(name, paper)
+    if name.startswith("pfmm"):  # a weight that is given takes the place of (t - s)^2
+        terms = [term / (paper.draw.t - paper.draw.s) ** 2 for term in terms]
     assert all(part.shape == (ROWS,) and not part.requires_grad for part in parts.values())
     total = sum(parts.values())
     assert isinstance(total, Tensor)
@@ -467,11 +469,10 @@ def test_the_finite_eulerian_step_tends_to_the_derivative_linearly(case: Paramet
     cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
     flow_map = case.build(Network(DIM, 1))
     exact = Eulerian()(flow_map, x, s, t, teacher, cond=cond).value
-    errors = [
-        float((Eulerian(step=step)(flow_map, x, s, t, teacher, cond=cond).value - exact).norm())
-        for step in (4e-4, 2e-4, 1e-4)
-    ]
-    assert errors[2] < 1e-3 * float(exact.norm())
+    steps = (4e-4, 2e-4, 1e-4)
+    differences = [Eulerian(step=d)(flow_map, x, s, t, teacher, cond=cond).value - exact for d in steps]
+    errors = [float(difference.detach().norm()) for difference in differences]
+    assert errors[2] < 1e-3 * float(exact.detach().norm())
     for coarse, fine in zip(errors, errors[1:], strict=False):
         assert 1.98 < coarse / fine < 2.02
 

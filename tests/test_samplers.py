@@ -87,7 +87,7 @@ def test_samples_come_from_the_noise_that_is_passed():
     one, other = noise(5, 3), noise(5, 3, seed=1)
     assert torch.equal(Jump(2)(flow_map, one), Jump(2)(flow_map, one.clone()))
     assert not torch.allclose(Jump(2)(flow_map, one), Jump(2)(flow_map, other))
-    assert torch.equal(Jump(2)(flow_map, one)[2:4], Jump(2)(flow_map, one[2:4]))
+    torch.testing.assert_close(Jump(2)(flow_map, one)[2:4], Jump(2)(flow_map, one[2:4]))
 
 
 def test_the_path_passes_through_the_samplers_points():
@@ -170,5 +170,5 @@ def test_samplers_that_are_refused():
         with pytest.raises(ValueError, match=r"all rising \(to data\) or all falling"):
             Jump(grid=grid)
     for grid in [(), (0.5, 0.2), (0.2, 1.0), (-0.1, 0.5)]:
-        with pytest.raises(ValueError, match="a grid must have at least two times"):
+        with pytest.raises(ValueError, match="at least two times"):
             Restart(grid)

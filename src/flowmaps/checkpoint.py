@@ -59,22 +59,36 @@ def save(
         The folder.
 
     Raises:
-        ValueError: the folder has a map already, or the map is of a kind that is not saved.
+        ValueError: the folder has a map (or another card) already, or something is of a kind that is not saved; nothing is
+            written then.
     """
     folder = Path(folder)
-    if (folder / WEIGHTS).exists() and not overwrite:
-        raise ValueError(f"{folder} already holds a flow map: choose another folder, or pass overwrite=True.")
-    content = safetensors.save({name: value.contiguous().cpu() for name, value in flow_map.state_dict().items()})
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder: choose another name.")
+    for name in (WEIGHTS, CARD):
+        if (folder / name).exists() and not overwrite:
+            raise ValueError(
+                f"{folder} already holds a flow map ({name}): choose another folder, or pass overwrite=True."
+            )
+    described = _describe(flow_map)  # refuses a map that is not saved before its weights are copied
+    # cloned: weights that layers share are written for each of them
+    content = safetensors.save({k: v.detach().cpu().contiguous().clone() for k, v in flow_map.state_dict().items()})
     card = {
         **(extra or {}),
         "format": FORMAT,
-        "map": _describe(flow_map),
+        "map": described,
         "interpolant": _encode(interpolants.Linear() if interpolant is None else interpolant),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    try:
+        text = json.dumps(card, indent=2) + "\n"
+    except TypeError as error:
+        raise ValueError(
+            f"the card cannot be written as JSON ({error}): give extra entries of numbers, text and lists."
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, content)
-    write_atomically(folder / CARD, json.dumps(card, indent=2) + "\n")
+    write_atomically(folder / CARD, text)
     return folder
 
 
@@ -90,6 +104,8 @@ def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
     """
     folder = Path(folder)
     card = read_card(folder)
+    if "map" not in card and not (folder / WEIGHTS).exists():  # what `flowmaps train` writes before it trains
+        raise ValueError(f"{folder} has no {WEIGHTS}: the run did not finish (use --resume), or the file was moved.")
     try:
         described = card["map"]
         kind, arguments, network = described["class"], described["arguments"], described["net"]
@@ -123,7 +139,10 @@ def load_interpolant(folder: str | Path) -> interpolants.Interpolant:
     """
     card = read_card(Path(folder))
     try:
-        return _decode(card["interpolant"])
+        path = _decode(card["interpolant"])
+        if not isinstance(path, interpolants.Interpolant):
+            raise TypeError(f"got {path!r}")
+        return path
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(folder) / CARD} has no interpolant that this version knows ({error!r}).") from None
 
@@ -183,17 +202,22 @@ def _describe(flow_map: maps.FlowMap) -> dict[str, Any]:
         raise ValueError(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
     net: nn.Module = flow_map.net  # type: ignore[assignment]
     arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
-    own = NETWORKS.get(type(net).__name__) is type(net)
-    described = {"class": type(net).__name__, "arguments": net.arguments if own else {}}
+    name = type(net).__name__
+    if NETWORKS.get(name) is type(net):
+        described = {"class": name, "arguments": net.arguments}
+    else:  # its user's own: with its module, so that one called MLP is not taken for ours
+        described = {"class": f"{type(net).__module__}.{name}", "arguments": {}}
     return {"class": kind, "arguments": arguments, "net": described}
 
 
 def _encode(value: Any) -> Any:
-    """A frozen dataclass as `{"class": ..., field: ...}`."""
-    if not dataclasses.is_dataclass(value):
+    """An interpolant as `{"class": ..., field: ...}`, each field a number or another interpolant."""
+    if not isinstance(value, interpolants.Interpolant):
         return value
-    fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {"class": type(value).__name__, **fields}
+    name = type(value).__name__
+    if PATHS.get(name) is not type(value):
+        raise ValueError(f"{name} is not an interpolant of flowmaps' own ({', '.join(PATHS)}): only these are saved.")
+    return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
 
 
 def _decode(value: Any) -> Any:

@@ -10,6 +10,8 @@ References: "FMM" is 2406.07507, "SD" is 2505.18825.
 
 from __future__ import annotations
 
+from torch import nn
+
 from .couplings import Coupling
 from .dual import Engine
 from .equations import Equation, Eulerian, Lagrangian, Semigroup, Stop
@@ -28,11 +30,12 @@ def flow_matching(
     flow_map: FlowMap,
     *,
     interpolant: Interpolant = _LINEAR,
+    times: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
 ) -> Objective:
     """Velocity matching, E |u_{t,t}(I_t) - dI_t|^2: teaches the velocity b on the diagonal (2210.02747, 2303.08797)."""
-    return VelocityMatching(flow_map, interpolant, coupling=coupling, weight=weight)
+    return VelocityMatching(flow_map, interpolant, times=times, coupling=coupling, weight=weight)
 
 
 def lmd(
@@ -100,9 +103,12 @@ def pfmm(
 ) -> Objective:
     """Progressive flow map matching, E |X_{s,t}(I_s) - (frozen map in `legs` jumps)(I_s)|^2 (FMM, lemma 3.13).
 
-    `frozen` is a copy of `flow_map` as it is now unless given: train the map on a strip of width 1/legs first.
+    `frozen` is a copy of `flow_map` as it is now unless given: train the map on a strip of width 1/legs first. A `Frozen` is
+    taken as it is, so that the caller can `refresh` it; any other map is copied. The residual is that of u: the weight
+    `Power(2)`, (t - s)^2, makes it that of X, and one that is given takes its place.
     """
-    frozen, times = Frozen(flow_map if frozen is None else frozen), Square() if times is None else times
+    frozen = flow_map if frozen is None else frozen
+    frozen, times = frozen if isinstance(frozen, Frozen) else Frozen(frozen), Square() if times is None else times
     equation, weight = Semigroup(Stop.TARGET, legs=legs), Power(2) if weight is None else weight
     return MapMatching(flow_map, interpolant, equation, FromMap(frozen), times=times, coupling=coupling, weight=weight)
 
@@ -131,12 +137,14 @@ def lsd(
     interpolant: Interpolant = _LINEAR,
     share: float = 0.75,
     stop: Stop = Stop.VELOCITY,
+    times: Times | None = None,
+    diagonal: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
     engine: Engine = "dual",
 ) -> Objective:
     """Lagrangian self-distillation, with `share` of the rows on the diagonal (SD, equation 94)."""
-    return _self_distilled(flow_map, interpolant, Lagrangian(stop, engine), share, coupling, weight)
+    return _self_distilled(flow_map, interpolant, Lagrangian(stop, engine), share, times, diagonal, coupling, weight)
 
 
 def esd(
@@ -145,12 +153,14 @@ def esd(
     interpolant: Interpolant = _LINEAR,
     share: float = 0.75,
     stop: Stop = Stop.TANGENT,
+    times: Times | None = None,
+    diagonal: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
     engine: Engine = "dual",
 ) -> Objective:
     """Eulerian self-distillation, with `share` of the rows on the diagonal (SD, equation 94)."""
-    return _self_distilled(flow_map, interpolant, Eulerian(stop, engine), share, coupling, weight)
+    return _self_distilled(flow_map, interpolant, Eulerian(stop, engine), share, times, diagonal, coupling, weight)
 
 
 def psd(
@@ -160,11 +170,15 @@ def psd(
     share: float = 0.75,
     midpoint: bool = False,
     stop: Stop = Stop.VELOCITY,
+    times: Times | None = None,
+    diagonal: Times | None = None,
     coupling: Coupling | None = None,
     weight: Weight | None = None,
 ) -> Objective:
     """Progressive self-distillation: split uniform (PSD-U), or at the `midpoint` (PSD-M) (SD, equation 94)."""
-    return _self_distilled(flow_map, interpolant, Semigroup(stop), share, coupling, weight, uniform_split=not midpoint)
+    return _self_distilled(
+        flow_map, interpolant, Semigroup(stop), share, times, diagonal, coupling, weight, uniform_split=not midpoint
+    )
 
 
 def _self_distilled(
@@ -172,6 +186,8 @@ def _self_distilled(
     interpolant: Interpolant,
     equation: Equation,
     share: float,
+    times: Times | None,
+    diagonal: Times | None,
     coupling: Coupling | None,
     weight: Weight | None,
     *,
@@ -179,25 +195,30 @@ def _self_distilled(
 ) -> Objective:
     """`share` of the rows match the velocity, the rest obey the equation with the map's own velocity, on s <= t."""
     common = {"coupling": coupling, "weight": weight}
-    diagonal = VelocityMatching(flow_map, interpolant, **common)
-    velocity = FromMap(flow_map)
-    matching = MapMatching(
-        flow_map, interpolant, equation, velocity, times=Triangle(), uniform_split=uniform_split, **common
-    )
-    return Split(diagonal, matching, share)
+    matching = VelocityMatching(flow_map, interpolant, times=diagonal, **common)
+    times, velocity = Triangle() if times is None else times, FromMap(flow_map)
+    own = MapMatching(flow_map, interpolant, equation, velocity, times=times, uniform_split=uniform_split, **common)
+    return Split(matching, own, share)
 
 
 def _teacher(teacher: Velocity | Field | None, flow_map: FlowMap, method: str) -> Velocity:
     """The teacher as a source of velocity.
 
     Raises:
-        ValueError: there is none, or it is the map itself, which would freeze the map.
+        ValueError: there is none, or it is the map itself or shares its parameters, which it would freeze.
     """
     if teacher is None:
         raise ValueError(
             f"{method} needs a teacher, got none: pass teacher=fn with fn(x, t, cond=None) -> like x, for instance "
             f"another map's .velocity, or take a method that learns from data (fmm, lsd, esd, psd)."
         )
-    if flow_map in (teacher, getattr(teacher, "__self__", None)):
-        raise ValueError(f"{method}: the teacher is the map itself; pass Frozen(flow_map).velocity, a copy of it.")
+    source = teacher.fn if isinstance(teacher, FromTeacher) else teacher
+    owner = getattr(source, "__self__", source)
+    if isinstance(owner, nn.Module) and not isinstance(owner, Velocity):
+        mine = set(flow_map.parameters())
+        if owner is flow_map or not mine.isdisjoint(owner.parameters()):
+            raise ValueError(
+                f"{method}: the teacher is the map itself, or shares parameters with it, and a teacher is frozen: pass "
+                f"Frozen(flow_map).velocity, a copy of it."
+            )
     return teacher if isinstance(teacher, Velocity) else FromTeacher(teacher)

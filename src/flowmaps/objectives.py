@@ -208,9 +208,9 @@ class RoundTrip(Objective):
         back = self.flow_map(here, t, s, cond)
         residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(draw), cond=cond)
         assert residual.jump is not None
-        transport, first = self.weigh(residual.value, draw)
-        returning, second = self.weigh(residual.jump - here, draw)
-        return Loss(transport + returning, {"lagrangian": first, "round_trip": second})
+        transport, returning = squared(residual.value), squared(residual.jump - here)
+        value = self.weight(transport + returning, s, t).mean()  # one weight on both: w ( | |^2 + | |^2 )
+        return Loss(value, {"lagrangian": transport.detach(), "round_trip": returning.detach()})
 
 
 class Split(Objective):

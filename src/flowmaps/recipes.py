@@ -16,7 +16,7 @@ from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
 from .maps import FlowMap
 from .objectives import Objective
 from .shapes import Field
-from .times import Anneal, Square, Strip, Triangle
+from .times import Anneal, Diagonal, Late, Square, Strip, Times, Triangle
 from .weights import Learned, Weight
 
 
@@ -90,6 +90,8 @@ class Recipe:
     """Path between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
+    late: float = 1.0
+    """Pull of the times towards the data, t <- 1 - (1 - t)^late: 1 for none."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t}."""
     seed: int = 0
@@ -132,21 +134,27 @@ def stages(recipe: Recipe) -> list[Stage]:
     Raises:
         ValueError: the method is unknown.
     """
+
+    def law(times: Times) -> Times:
+        return Late(times, recipe.late) if recipe.late > 1 else times
+
     path = INTERPOLANTS[recipe.interpolant]
     weight: Weight | None = Learned() if recipe.learned_weight else None
     common = {"interpolant": path, "weight": weight}
-    times = Triangle() if recipe.times == "triangle" else Square()
+    times = law(Triangle() if recipe.times == "triangle" else Square())
+    diagonal = law(Diagonal())
+    own = {"times": law(Triangle()), "diagonal": diagonal, **common}
     both = recipe.steps + recipe.teacher_steps
     builders: dict[str, Callable[[FlowMap, Field | None], Objective]] = {
-        "flow_matching": lambda m, b: methods.flow_matching(m, **common),
+        "flow_matching": lambda m, b: methods.flow_matching(m, times=diagonal, **common),
         "lmd": lambda m, b: methods.lmd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
         "emd": lambda m, b: methods.emd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
-        "fmm": lambda m, b: methods.fmm(m, times=Strip(Anneal(0.25, 1.0, 0.5)), **common),
+        "fmm": lambda m, b: methods.fmm(m, times=law(Strip(Anneal(0.25, 1.0, 0.5))), **common),
         "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=times),
-        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, **common),
-        "lsd": lambda m, b: methods.lsd(m, **common),
-        "esd": lambda m, b: methods.esd(m, **common),
-        "psd": lambda m, b: methods.psd(m, **common),
+        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, times=law(Triangle()), **common),
+        "lsd": lambda m, b: methods.lsd(m, **own),
+        "esd": lambda m, b: methods.esd(m, **own),
+        "psd": lambda m, b: methods.psd(m, **own),
     }
     if recipe.method not in builders:
         raise ValueError(f"unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
@@ -154,14 +162,14 @@ def stages(recipe: Recipe) -> list[Stage]:
     if recipe.method in DISTILLED:
         return [Stage("teacher", recipe.teacher_steps, builders["flow_matching"]), Stage("map", recipe.steps, build)]
     if recipe.method == "pfmm":
-        strip = Stage("strip", both - both // 2, lambda m, b: methods.fmm(m, times=Strip(0.25), **common))
+        strip = Stage("strip", both - both // 2, lambda m, b: methods.fmm(m, times=law(Strip(0.25)), **common))
         return [strip, Stage("map", both // 2, build)]
     return [Stage("map", both, build)]
 
 
 def checkerboard() -> Recipe:
     """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
-    return Recipe(name="checkerboard", data="checkerboard", network=Network(space_frequencies=8))
+    return Recipe(name="checkerboard", data="checkerboard", late=2.0, network=Network(space_frequencies=8))
 
 
 def checkerboard_long() -> Recipe:
@@ -215,6 +223,7 @@ def validate(recipe: Recipe) -> None:
         ("teacher-steps", recipe.teacher_steps, recipe.teacher_steps >= 1, "at least 1"),
         ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
         ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
+        ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
         ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),
         ("optimiser.rate", o.rate, math.isfinite(o.rate) and o.rate > 0, "positive"),

@@ -143,6 +143,27 @@ class Mixture(Times):
         return torch.where(choice, s0, s1), torch.where(choice, t0, t1)
 
 
+@dataclass(frozen=True)
+class Late(Times):
+    """Another law with its times pulled towards the data, t <- 1 - (1 - t)^power: more of training where detail forms.
+
+    Args:
+        law: a law of pairs.
+        power: 1 leaves the law as it is; with 2 a uniform time has density 1 / (2 sqrt(1 - t)).
+    """
+
+    law: Times
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.power < 1:
+            raise ValueError(f"Late needs power >= 1, got {self.power}.")
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        s, t = self.law.pair(uniforms, progress)
+        return 1 - (1 - s) ** self.power, 1 - (1 - t) ** self.power
+
+
 def grid(steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
     """The uniform grid of `steps` steps from `start` to `end`, both included.
 

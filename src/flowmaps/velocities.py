@@ -152,14 +152,17 @@ class Guided(Velocity):
         self.source, self.scale, self.negative, self.interval = velocity, scale, negative, interval
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        return self._guide(self.source, x, t, cond)
+        return self._guide(self.source, self.source if self.negative is None else self.negative, x, t, cond)
 
     def bind(self, draw: Draw) -> Field:
         source = self.source.bind(draw)
-        return lambda x, t, cond=None: self._guide(source, x, t, cond)
+        negative = source if self.negative is None else self.negative.bind(draw)
+        return lambda x, t, cond=None: self._guide(source, negative, x, t, cond)
 
-    def _guide(self, source: Field, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        towards = source(x, t, cond)
-        away = (self.source if self.negative is None else self.negative)(x, t, None)
+    def _guide(self, source: Field, negative: Field, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        towards, away = source(x, t, cond), negative(x, t, None)
         inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        return away + like(torch.where(inside, self.scale, 1.0), x).to(x.dtype) * (towards - away)
+        scale = torch.where(
+            inside, self.scale * torch.ones_like(t), 1
+        )  # in the type of t: 1.1 is not rounded to float32
+        return away + like(scale, x).to(x.dtype) * (towards - away)

@@ -107,10 +107,22 @@ def _torch(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, 
     points, directions = tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
     if detach:
         with torch.no_grad():
-            tangent = torch.func.jvp(along, points, directions)[1]
+            tangent = _forward_mode(along, points, directions)[1]
         return _single(fn(*primals)), tangent.detach()
     with _Refusal():
-        pair = torch.func.jvp(along, points, directions)
+        return _forward_mode(along, points, directions)
+
+
+def _forward_mode(fn: Any, points: Any, directions: Any) -> tuple[Tensor, Tensor]:
+    try:
+        pair = torch.func.jvp(fn, points, directions)
+    except RuntimeError as error:
+        if "in-place operation" not in str(error):
+            raise
+        raise ValueError(
+            'engine="torch" met a module that writes into a tensor of its own, as batch_norm does in training, which '
+            f'torch.func.jvp refuses: use engine="dual", or net.eval(). ({error})'
+        ) from error
     return pair[0], pair[1]
 
 

@@ -26,7 +26,9 @@ class Fourier(nn.Module):
         if number < 0:
             raise ValueError(f"Fourier needs number >= 0, got {number}.")
         self.width = 1 + 2 * number
-        self.register_buffer("frequencies", torch.arange(1, number + 1), persistent=False)  # integers: no .to() rounds them
+        self.register_buffer(
+            "frequencies", torch.arange(1, number + 1), persistent=False
+        )  # integers: no .to() rounds them
 
     def forward(self, t: Time) -> Tensor:
         """`(B,) -> (B, 1 + 2 number)`."""

@@ -1,0 +1,177 @@
+"""The contract of `flowmaps.dual`: arguments, errors, operations in place, rules of one's own, `check`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowmaps import dual
+from flowmaps.dual import Dual
+from flowmaps.dual.core import TABLE
+
+X = torch.tensor([[0.3, -0.7, 1.1], [0.2, 0.5, -0.4]])
+V = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
+
+
+def along(function: Any) -> Tensor:
+    return dual.jvp(function, (X,), (V,))[1]
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="engine must be one of 'dual', 'torch', 'finite-difference', got 'jax'"):
+        dual.jvp(torch.sin, (X,), (V,), engine="jax")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"primal's shape \(2, 3\), got \(3,\)"):
+        dual.jvp(torch.sin, (X,), (V[0],))
+    with pytest.raises(ValueError, match="2 primals and 1 tangents"):
+        dual.jvp(torch.add, (X, X), (V,))
+    with pytest.raises(ValueError, match="must return one tensor, got tuple"):
+        dual.jvp(lambda x: (x, x), (X,), (V,))
+    with pytest.raises(NotImplementedError, match=r'torch.lgamma .*@dual.rule\(torch.lgamma\).*engine="torch"'):
+        along(torch.lgamma)
+
+
+def test_rule_of_ones_own() -> None:
+    try:
+
+        @dual.rule(torch.special.i0)
+        def _(x: Dual) -> Dual:
+            assert x.tangent is not None
+            return Dual(torch.special.i0(x.value), x.tangent * torch.special.i1(x.value))
+
+        torch.testing.assert_close(along(torch.special.i0), V * torch.special.i1(X))
+        w = X.clone().requires_grad_()
+        value, tangent = dual.jvp(lambda x: torch.special.i0(x * w), (X,), (V,), detach_tangent=True)
+        assert value.requires_grad
+        assert not tangent.requires_grad
+    finally:
+        TABLE.pop(torch.special.i0, None)
+
+
+def test_independent_output_has_a_zero_tangent() -> None:
+    value, tangent = dual.jvp(lambda x: torch.ones(4), (X,), (V,))
+    assert value.shape == tangent.shape == (4,)
+    assert not tangent.any()
+    assert not along(lambda x: x.detach() * 2).any()
+    assert not along(torch.round).any()
+
+
+def test_attributes_and_methods() -> None:
+    x = Dual(X, V)
+    assert (x.shape, x.dtype, x.ndim, x.device, len(x)) == (X.shape, X.dtype, 2, X.device, 2)  # type: ignore
+    assert (x.size(0), x.dim(), x.is_floating_point(), x.numel()) == (2, 2, True, 6)  # type: ignore
+    assert [type(row) for row in x] == [Dual, Dual]
+    assert all(isinstance(y, Tensor) for y in (x > 0, x.long(), x.sign(), x.argmax()))  # type: ignore
+    torch.testing.assert_close(x.to(torch.float64).tangent, V.double())  # type: ignore
+    torch.testing.assert_close(x.T.tangent, V.T)  # type: ignore
+    torch.testing.assert_close((2 / x - x**2 + 1 % x).tangent, -2 * V / X**2 - 2 * X * V - V * torch.floor(1 / X))  # type: ignore
+
+
+@pytest.mark.parametrize("call", [lambda x: x.item(), lambda x: float(x), lambda x: x.tolist(), lambda x: x.numpy()])
+def test_leaving_torch_is_refused(call: Any) -> None:
+    with pytest.raises(TypeError, match="would drop the tangent"):
+        call(Dual(X, V))
+
+
+def test_in_place_operations() -> None:
+    def assigned(x: Any) -> Any:
+        h = x * 1
+        same = h
+        h += x
+        h *= 2
+        h.add_(1).sub_(x)
+        assert same is h
+        return F.silu(F.relu(h, inplace=True), True)
+
+    torch.testing.assert_close(along(assigned), along(lambda x: F.silu(F.relu(3 * x + 1))))
+    before = X.clone()
+    along(lambda x: F.relu(x, inplace=True))
+    torch.testing.assert_close(X, before)
+
+
+def test_refused_in_place_operations() -> None:
+    def into_view(x: Any) -> Any:
+        x[:, 0].mul_(2)
+        return x
+
+    def under_view(x: Any) -> Any:
+        y = x.view(-1)
+        x.mul_(2)
+        return y
+
+    for function in (into_view, under_view):
+        with pytest.raises(NotImplementedError, match=r"x.mul_\(\) on a view.*y = x.mul\(\)"):
+            along(function)
+    with pytest.raises(NotImplementedError, match="writes a Dual into a plain tensor"):
+        along(lambda x: torch.zeros(2, 3).add_(x))
+    with pytest.raises(NotImplementedError, match=r"x\[\.\.\.\] = y"):
+        along(lambda x: x.__setitem__(0, 1.0))
+    with pytest.raises(NotImplementedError, match="no forward-mode rule"):
+        along(lambda x: torch.zeros(2, 3).__setitem__(0, x[0]))
+
+
+def test_sinc_has_all_derivatives_at_zero() -> None:
+    """sinc x = 1 - (pi x)^2 / 6 + (pi x)^4 / 120: its derivative's derivative at 0 is -pi^2 / 3."""
+    for point in (0.0, 1e-9, 1e-4, 0.3, 0.5, 0.7):
+        x = torch.tensor([point], dtype=torch.float64, requires_grad=True)
+        value, tangent = dual.jvp(torch.sinc, (x,), (torch.ones_like(x),))
+        second = torch.autograd.grad(tangent, x)[0]
+        z = math.pi * point
+        if point < 0.1:
+            expected = -(math.pi**2) / 3 * point, -(math.pi**2) / 3 + math.pi**4 / 10 * point**2
+        else:
+            slope = (math.cos(z) - math.sin(z) / z) / point
+            expected = slope, -(math.pi**2) * math.sin(z) / z - 2 * slope / point
+        torch.testing.assert_close(value, torch.sinc(x))
+        torch.testing.assert_close(tangent.item(), expected[0], rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(second.item(), expected[1], rtol=1e-6, atol=1e-12)
+
+
+def test_second_order_through_nothing_else_than_reverse_mode() -> None:
+    x = X.double().requires_grad_()
+    tangent = dual.jvp(lambda x: torch.exp(x).sum(1), (x,), (V.double(),))[1]
+    (slope,) = torch.autograd.grad(tangent.sum(), x)
+    torch.testing.assert_close(slope, torch.exp(x) * V)
+
+
+class Wrong(nn.Module):
+    """Right value, wrong gradient: the derivative is computed outside the graph."""
+
+    def forward(self, x: Any) -> Any:
+        return x * torch.sigmoid(x.detach())
+
+
+class Unknown(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return torch.lgamma(x.abs() + 1)
+
+
+@pytest.mark.parametrize("fault", [Wrong(), Unknown()])
+def test_check_names_the_module_at_fault(fault: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), fault), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=rf"Sequential is wrong or missing at '1.1' \({type(fault).__name__}\)"):
+        dual.check(net, X)
+
+
+def test_check_leaves_the_network_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    nn.init.zeros_(net[2].weight)  # type: ignore[arg-type]
+    before, state = copy.deepcopy(net.state_dict()), torch.random.get_rng_state()
+    assert dual.check(net, X) < 1e-7
+    assert dual.check(net, X, generator=torch.Generator().manual_seed(3)) < 1e-7
+    for name, value in net.state_dict().items():
+        assert value.dtype == before[name].dtype
+        torch.testing.assert_close(value, before[name])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.grad is None for p in net.parameters())
+    assert not net[0]._forward_hooks
+
+
+def test_check_needs_something_to_move() -> None:
+    with pytest.raises(ValueError, match="at least one floating-point tensor"):
+        dual.check(nn.Embedding(3, 2), torch.tensor([0, 1]))

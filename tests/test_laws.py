@@ -1,0 +1,476 @@
+r"""The laws of flow maps, at exact maps.
+
+Between Gaussians the flow map is known in closed form, for every interpolant and in both orders of time. There every
+residual vanishes to rounding and every objective has zero gradient: pointwise with a teacher, in the mean over the pairs
+(x0, x1) where the velocity is dI. A gradient for each row comes from one backward pass, because the exact network is moved
+away by parameters of its own for each row (`cond`, see `cases.ExactNetwork`).
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from cases import (
+    AVERAGE,
+    DERIVATIVES,
+    DIMS,
+    DIRECT,
+    ENGINES,
+    EQUATIONS,
+    FEATURES,
+    INTERPOLANTS,
+    MAPS,
+    METHODS,
+    SOLVED,
+    TAUGHT,
+    WRAPPED,
+    ExactNetwork,
+    Parametrisation,
+    base_sample,
+    exact_map,
+    gaussian,
+    generator,
+    last_time,
+)
+from torch import Tensor, nn
+
+from flowmaps import equations, exact, interpolants, maps, methods, solvers
+from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
+from flowmaps.interpolants import Interpolant, Linear
+from flowmaps.maps import AverageVelocity, Frozen
+from flowmaps.objectives import Objective
+from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher
+
+ROWS = 7
+ORDERS = ("forward", "backward", "diagonal")
+TIGHT = 1e-9
+
+each_interpolant = pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
+each_map = pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+each_dim = pytest.mark.parametrize("dim", DIMS, ids="dim{}".format)
+each_order = pytest.mark.parametrize("order", ORDERS)
+
+
+def zeros(rows: int, dim: int) -> Tensor:
+    """Parameters at which an exact network is exact, one array a row."""
+    return torch.zeros(rows, FEATURES, dim, dtype=torch.float64)
+
+
+def points(law: exact.Gaussian, order: str, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
+    """Points x of I_s, and times s, t in one order: the corners of the square, and random ones."""
+    rng = generator(11)
+    last = last_time(law.interpolant)
+    times = last * torch.rand(2, rows, dtype=torch.float64, generator=rng)
+    low, high = times.amin(0), times.amax(0)
+    low[0], high[0] = 0, last
+    low[1], high[2] = 0, last
+    s, t = {"forward": (low, high), "backward": (high, low), "diagonal": (high, high)}[order]
+    x0, x1 = base_sample(law, rows, rng), law.sample(rows, rng, torch.float64)
+    z = torch.randn(rows, law.dim, dtype=torch.float64, generator=rng)
+    return law.interpolant.point(x0, x1, s, z), s.clone(), t.clone()
+
+
+# every class has its case ---------------------------------------------------------------------------------------------
+
+
+def test_every_class_has_its_case():
+    listed = {type(path) for path in INTERPOLANTS.values()}
+    assert listed == {c for c in vars(interpolants).values() if concrete(c, interpolants.Interpolant)}
+    net = nn.Linear(1, 1)
+    built = {type(case.build(net)) for case in [*MAPS.values(), *WRAPPED.values()]} | {SOLVED}
+    known = {c for home in (maps, solvers) for c in vars(home).values() if concrete(c, maps.FlowMap)}
+    assert built == known
+    assert {type(equation()) for equation in EQUATIONS.values()} == {
+        c for c in vars(equations).values() if concrete(c, equations.Equation)
+    }
+    public = {f for name, f in vars(methods).items() if inspect.isfunction(f) and f.__module__ == methods.__name__}
+    assert {method.function for method in METHODS.values()} == {f for f in public if not f.__name__.startswith("_")}
+
+
+def concrete(candidate: object, base: type) -> bool:
+    """Whether it is a class below `base` that can be made."""
+    return isinstance(candidate, type) and issubclass(candidate, base) and not inspect.isabstract(candidate)
+
+
+# residuals ------------------------------------------------------------------------------------------------------------
+
+
+@each_order
+@each_dim
+@each_map
+@each_interpolant
+def test_residuals_vanish_at_the_exact_map(interpolant: Interpolant, case: Parametrisation, dim: int, order: str):
+    """All equations, all stops, any split, and the round trip."""
+    law = gaussian(dim, interpolant)
+    flow_map = exact_map(law, case)
+    x, s, t = points(law, order)
+    split = torch.rand(ROWS, dtype=torch.float64, generator=generator(1))
+    for name, equation in EQUATIONS.items():
+        for stop in Stop:
+            residual = equation(stop)(flow_map, x, s, t, FromTeacher(law.velocity))
+            assert residual.prediction.shape == residual.target.shape == x.shape
+            assert float(residual.value.abs().max()) < TIGHT, (name, stop)
+    for stop in Stop:
+        residual = Semigroup(stop)(flow_map, x, s, t, FromMap(flow_map), split)
+        assert float(residual.value.abs().max()) < TIGHT, stop
+    jump = flow_map(x, s, t)
+    assert float((jump - law.flow_map(x, s, t)).abs().max()) < TIGHT
+    assert float((flow_map(jump, t, s) - x).abs().max()) < TIGHT
+    if order != "diagonal":
+        assert float((jump - x).abs().amin(1).max()) > 1e-2  # the map moves points: the laws are not those of the identity
+
+
+@each_order
+@pytest.mark.parametrize("case", WRAPPED.values(), ids=WRAPPED)
+@each_interpolant
+def test_residuals_vanish_at_exact_maps_made_of_maps(interpolant: Interpolant, case: Parametrisation, order: str):
+    law = gaussian(2, interpolant)
+    flow_map = exact_map(law, case)
+    x, s, t = points(law, order)
+    for name, equation in EQUATIONS.items():
+        residual = equation()(flow_map, x, s, t, law.velocity)
+        assert float(residual.value.abs().max()) < TIGHT, name
+    assert float((flow_map(flow_map(x, s, t), t, s) - x).abs().max()) < TIGHT
+
+
+@each_order
+@pytest.mark.parametrize("name", DERIVATIVES)
+@each_map
+@each_interpolant
+def test_residuals_vanish_in_every_engine(interpolant: Interpolant, case: Parametrisation, name: str, order: str):
+    law = gaussian(2, interpolant)
+    x, s, t = points(law, order)
+    low = 0.01 + 0.98 * s, 0.01 + 0.98 * t  # room for a central difference inside [0, 1]
+    for engine in ENGINES:
+        times = low if engine == "finite-difference" else (s, t)
+        if engine == "finite-difference" and last_time(interpolant) < 1:
+            times = (0.9 * low[0], 0.9 * low[1])
+        for stop in Stop:
+            equation = EQUATIONS[name](stop, engine)
+            residual = equation(exact_map(law, case), x, *times, law.velocity).value
+            limit = 3e-6 if engine == "finite-difference" else TIGHT
+            assert float(residual.abs().max()) < limit * float(1 + x.abs().max()), (engine, stop)
+
+
+@each_map
+@each_interpolant
+def test_the_diagonal_is_the_velocity(interpolant: Interpolant, case: Parametrisation):
+    """u_{t,t} = b_t, and X_{s,s} is the identity to the last bit."""
+    law = gaussian(2, interpolant)
+    flow_map = exact_map(law, case)
+    x, s, _ = points(law, "diagonal")
+    torch.testing.assert_close(flow_map.velocity(x, s), law.velocity(x, s), rtol=1e-12, atol=1e-12)
+    assert torch.equal(flow_map(x, s, s), x)
+
+
+@each_interpolant
+@pytest.mark.parametrize("order", ["forward", "backward", "diagonal"])
+def test_solver_flow_is_the_exact_flow(interpolant: Interpolant, order: str):
+    """The map made of the velocity: against the closed form, the semigroup, the tangent and the round trip."""
+    law = gaussian(2, interpolant)
+    flow_map = SOLVED(law.velocity, method="dopri8", rtol=1e-12, atol=1e-12)
+    x, s, t = points(law, order)
+    size = float(1 + x.abs().max())
+    jump = flow_map(x, s, t)
+    assert float((jump - law.flow_map(x, s, t)).abs().max()) < TIGHT * size
+    assert float((flow_map(jump, t, s) - x).abs().max()) < TIGHT * size
+    split = torch.rand(ROWS, dtype=torch.float64, generator=generator(1)).clamp(0.1, 0.9)
+    residual = Semigroup()(flow_map, x, s, t, law.velocity, split)
+    assert float(((t - s)[:, None] * residual.value).abs().max()) < TIGHT * size
+    torch.testing.assert_close(flow_map.velocity(x, s), law.velocity(x, s), rtol=0, atol=0)
+
+
+def test_solver_flow_obeys_lagrange_through_its_steps():
+    """A fixed-step solver is an ordinary function of (s, t): its derivative tends to the velocity with its order."""
+    law = gaussian(2, Linear())
+    x, s, t = points(law, "forward")
+    t = 0.99 * t + 0.005
+    worst = []
+    for steps in (4, 8):
+        flow_map = SOLVED(law.velocity, method="rk4", steps=steps)
+        residual = Lagrangian(engine="finite-difference")(flow_map, x, s, t, law.velocity).value
+        worst.append(float(residual.abs().max()))
+    assert worst[1] < 1e-3
+    assert worst[0] / worst[1] > 8
+
+
+# teacher methods ------------------------------------------------------------------------------------------------------
+
+
+def objective_at_exact(
+    name: str, law: exact.Gaussian, case: Parametrisation, rows: int, seed: int = 0
+) -> tuple[Objective, Draw]:
+    """A method at the exact map of `law`, and a draw of `rows` whose `cond` moves the map away row by row.
+
+    Times are pressed into the part of [0, 1] where the coefficients are smooth: the laws hold at each (s, t).
+    """
+    rng = generator(seed)
+    still = Still(law, case)
+    objective = METHODS[name](
+        exact_map(law, case),
+        velocity=lambda x, t, cond=None: law.velocity(x, t),
+        frozen=case.build(still),
+        interpolant=law.interpolant,
+    )
+    x1, x0 = law.sample(rows, rng, torch.float64), base_sample(law, rows, rng)
+    draw = objective.draw(x1, x0, zeros(rows, law.dim).requires_grad_(), generator=rng)
+    last = last_time(law.interpolant)
+    return objective, draw._replace(s=last * draw.s, t=last * draw.t)
+
+
+class Still(ExactNetwork):
+    """An exact network that `cond` does not move."""
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return super().forward(x, s, t)
+
+
+def row_gradients(objective: Objective, draw: Draw) -> Tensor:
+    """The gradient of each row's loss in the row's own parameters, `(B, FEATURES * D)`."""
+    value = objective.evaluate(draw).value
+    return len(draw.x1) * torch.autograd.grad(value, draw.cond)[0].flatten(1)
+
+
+def push(draw: Draw, size: float) -> Draw:
+    """The same draw with the map moved away: one direction for all rows."""
+    direction = torch.randn(draw.cond.shape[1:], dtype=torch.float64, generator=generator(4))
+    return draw._replace(cond=(size * direction / direction.norm()).expand_as(draw.cond))
+
+
+@each_dim
+@each_map
+@each_interpolant
+def test_taught_methods_have_no_gradient_at_the_exact_map(interpolant: Interpolant, case: Parametrisation, dim: int):
+    """Nor loss; and both appear as soon as the map is moved away."""
+    law = gaussian(dim, interpolant)
+    for name in TAUGHT:
+        objective, draw = objective_at_exact(name, law, case, 9)
+        assert float(objective.evaluate(draw).value.detach()) < 1e-16, name
+        assert float(row_gradients(objective, draw).abs().max()) < 1e-8, name
+        losses = [float(objective.evaluate(push(draw, size)).value) for size in (-0.2, -0.1, 0.1, 0.2)]
+        assert min(losses[1], losses[2]) > 1e-6, name
+        assert losses[0] > losses[1], name
+        assert losses[3] > losses[2], name
+
+
+# methods that learn from dI -------------------------------------------------------------------------------------------
+
+MANY = 6000
+
+
+def z_score(values: Tensor) -> Tensor:
+    """Mean over rows in units of its standard error; 0 for what is zero in each row."""
+    error = values.std(0) / len(values) ** 0.5
+    return torch.where(values.abs().amax(0) < 1e-8, 0.0, values.mean(0) / error)
+
+
+def assert_mean_gradient_is_zero(name: str, law: exact.Gaussian, case: Parametrisation) -> None:
+    objective, draw = objective_at_exact(name, law, case, MANY)
+    gradients = row_gradients(objective, draw)
+    assert gradients.shape == (MANY, FEATURES * law.dim)
+    assert float(gradients.std(0).min()) > 1e-3, "nothing is tested: no row has a gradient"
+    assert float(z_score(gradients).abs().max()) < 4
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@each_dim
+@each_interpolant
+def test_direct_methods_have_no_mean_gradient(interpolant: Interpolant, dim: int, name: str):
+    """Within four standard errors in each parameter."""
+    assert_mean_gradient_is_zero(name, gaussian(dim, interpolant), AVERAGE)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("case", [MAPS["endpoint"], MAPS["trigonometric"]], ids=["endpoint", "trigonometric"])
+def test_direct_methods_have_no_mean_gradient_in_other_parametrisations(case: Parametrisation, name: str):
+    assert_mean_gradient_is_zero(name, gaussian(2, Linear()), case)
+
+
+@pytest.mark.parametrize("name", [name for name in DIRECT if METHODS[name].descends])
+@each_interpolant
+def test_moving_away_raises_the_direct_losses(interpolant: Interpolant, name: str):
+    """By more than four standard errors of the difference, on one draw, in both directions."""
+    objective, draw = objective_at_exact(name, gaussian(2, interpolant), AVERAGE, MANY)
+    for size in (-3.0, 3.0):
+        rise = sum(objective.evaluate(push(draw, size)).parts.values()) - sum(objective.evaluate(draw).parts.values())
+        assert isinstance(rise, Tensor)
+        assert float(z_score(rise)) > 4, size
+
+
+def test_eulerian_estimation_promises_no_descent():
+    """Its value E|d_s X + grad X . dI|^2 has in it E|grad X . (dI - b)|^2, which a map that contracts more makes smaller:
+    the exact map, a critical point of the update, is not a minimum of the loss."""
+    law = gaussian(1, Linear())
+
+    class Contracting(nn.Module):
+        """The exact network with the slope of its map lowered by (t - s) cond."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.exact = ExactNetwork(law, AVERAGE)
+
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            return self.exact(x, s, t) - cond[:, None] * x
+
+    objective = METHODS["eulerian_estimation"](AverageVelocity(Contracting()), interpolant=law.interpolant)
+    rng = generator(2)
+    x1, x0 = law.sample(MANY, rng, torch.float64), base_sample(law, MANY, rng)
+    draw = objective.draw(x1, x0, torch.zeros(MANY, dtype=torch.float64).requires_grad_(), generator=rng)
+    value = objective.evaluate(draw)
+    update = MANY * torch.autograd.grad(value.value, draw.cond)[0]
+    assert abs(float(z_score(update[:, None]))) < 4  # a critical point of the update
+    moved = objective.evaluate(draw._replace(cond=torch.full((MANY,), 0.05, dtype=torch.float64)))
+    assert float(z_score(moved.parts["eulerian"] - value.parts["eulerian"])) < -4  # and yet the loss falls
+
+
+def test_fmm_without_its_round_trip_does_not_determine_the_map():
+    """Why both terms are kept: a map that shuffles points within each time, and undoes it, has no Lagrangian loss more."""
+    law = gaussian(1, Linear())
+
+    class Crooked(nn.Module):
+        """Reflects at both ends of a jump back, and only then: X_{t,s} lands on the mirror image of the right point."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.exact = ExactNetwork(law, AVERAGE)
+
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            return self.exact(x, s, t) + cond[:, None] / (t - s)[:, None]
+
+    flow_map = AverageVelocity(Crooked())
+    objective = METHODS["fmm"](flow_map, interpolant=law.interpolant)
+    rng = generator(2)
+    x1, x0 = law.sample(ROWS, rng, torch.float64), base_sample(law, ROWS, rng)
+    draw = objective.draw(x1, x0, torch.full((ROWS,), 0.1, dtype=torch.float64), generator=rng)
+    assert bool((objective.evaluate(draw).parts["round_trip"] > 1e-3).all())
+
+
+# refusals -------------------------------------------------------------------------------------------------------------
+
+
+def small(dim: int = 2) -> tuple[exact.Gaussian, maps.FlowMap, Tensor, Tensor, Tensor]:
+    law = gaussian(dim, Linear())
+    return law, exact_map(law, AVERAGE), *points(law, "forward", 3)
+
+
+EACH = [equation(stop) for equation in EQUATIONS.values() for stop in (Stop.NONE, Stop.TARGET)] + [Eulerian(step=0.1)]
+each_equation = pytest.mark.parametrize("equation", EACH, ids=str)
+
+
+@each_equation
+@pytest.mark.parametrize("name", ["s", "t"])
+def test_equations_refuse_bad_times(equation: equations.Equation, name: str):
+    law, flow_map, x, s, t = small()
+    good = {"s": s, "t": t}
+
+    def call(value: object) -> None:
+        equation(flow_map, x, velocity=law.velocity, **(good | {name: value}))  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\] .* got values from .* to 1\.5: rescale"):
+        call(torch.tensor([0.1, 1.5, 0.2], dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\] .* got values from -0\.01 to"):
+        call(torch.tensor([0.1, 0.5, -0.01], dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\]"):
+        call(torch.tensor([0.1, float("nan"), 0.2], dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(3,\), .* got \(3, 1\): use {name}\.expand\(3\)"):
+        call(s[:, None])
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(3,\), .* got \(2,\)"):
+        call(s[:2])
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(3,\), .* got \(\)"):
+        call(torch.tensor(0.5))
+    with pytest.raises(ValueError, match=rf"{name} must be a tensor of shape \(3,\), got 0\.5: use torch\.full"):
+        call(0.5)
+    with pytest.raises(ValueError, match=rf"{name} must be floating point, got torch\.int64"):
+        call(torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("equation", [Lagrangian(), Eulerian(), Eulerian(step=0.1), Semigroup(legs=3)], ids=str)
+def test_split_is_for_two_legs(equation: equations.Equation):
+    law, flow_map, x, s, t = small()
+    with pytest.raises(ValueError, match="split is for the semigroup equation with two legs, got it for"):
+        equation(flow_map, x, s, t, law.velocity, 0.5 * s)
+
+
+def test_a_bad_split_is_refused():
+    law, flow_map, x, s, t = small()
+    with pytest.raises(ValueError, match=r"split must lie in \[0, 1\] .* to 1\.2"):
+        Semigroup()(flow_map, x, s, t, law.velocity, 1.2 * torch.ones_like(s))
+    with pytest.raises(ValueError, match=r"split must have shape \(3,\), .* got \(1,\)"):
+        Semigroup()(flow_map, x, s, t, law.velocity, s[:1])
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Semigroup(legs=1), "Semigroup needs legs >= 2, got 1"),
+        (lambda: Eulerian(step=0.0), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 0\.0"),
+        (lambda: Eulerian(step=1.5), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 1\.5"),
+        (lambda: Eulerian(Stop.TANGENT, step=0.1), "a finite step has no spatial derivative of its own"),
+    ],
+    ids=["legs", "step-0", "step-1.5", "step-tangent"],
+)
+def test_equations_refuse_bad_options(make, words: str):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_an_unknown_engine_is_refused():
+    law, flow_map, x, s, t = small()
+    with pytest.raises(ValueError, match="engine must be one of 'dual', 'torch', 'finite-difference', got 'jax'"):
+        Lagrangian(engine="jax")(flow_map, x, s, t, law.velocity)
+
+
+class Wide(nn.Module):
+    """A network whose output has a column too many."""
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.cat([x, x[:, :1]], 1)
+
+
+@each_equation
+@each_map
+def test_a_network_of_the_wrong_width_is_refused(case: Parametrisation, equation: equations.Equation):
+    law, _, x, s, t = small()
+    words = r"Wide must return the shape of its input x \(3, 2\), got \(3, 3\): make its last layer as wide as the data"
+    with pytest.raises(ValueError, match=words):
+        equation(case.build(Wide()), x, s, t, law.velocity)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].source == "teacher"])
+def test_a_missing_teacher_is_refused(name: str):
+    words = rf"{METHODS[name].function.__name__} needs a teacher, got none: pass teacher=fn .* learns from data"
+    with pytest.raises(ValueError, match=words):
+        METHODS[name](AverageVelocity(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("method", [methods.lmd, methods.emd], ids=["lmd", "emd"])
+def test_the_map_is_not_its_own_teacher(method):
+    net = nn.Linear(2, 2)
+    flow_map = AverageVelocity(net)
+    for teacher in (flow_map, flow_map.velocity, AverageVelocity(net).velocity, net):
+        words = rf"{method.__name__}: the teacher is the map itself, or shares parameters .*pass Frozen\(flow_map\)\.velocity"
+        with pytest.raises(ValueError, match=words):
+            method(flow_map, teacher=teacher)
+        assert all(p.requires_grad for p in flow_map.parameters())  # and the refusal froze nothing
+    method(flow_map, teacher=Frozen(flow_map).velocity)
+    assert all(p.requires_grad for p in flow_map.parameters())
+    with pytest.raises(ValueError, match="the teacher is the map itself"):
+        method(flow_map, teacher=FromTeacher(flow_map.velocity))
+
+
+def test_a_teacher_is_a_callable_that_keeps_the_shape():
+    _, flow_map, x, s, t = small()
+    with pytest.raises(ValueError, match=r"a teacher must be a callable .* got float"):
+        methods.lmd(flow_map, teacher=0.5)  # type: ignore[arg-type]
+    narrow = FromTeacher(lambda x, t, cond=None: x[:, :1])
+    for equation in (Lagrangian(), Eulerian()):
+        with pytest.raises(ValueError, match=r"the teacher must return the shape of x \(3, 2\), got \(3, 1\)"):
+            equation(flow_map, x, s, t, narrow)
+
+
+def test_the_velocity_of_a_pair_needs_its_pair():
+    _, flow_map, x, s, t = small()
+    with pytest.raises(ValueError, match=r"a velocity of one pair \(x0, x1\): use it in an objective"):
+        Lagrangian()(flow_map, x, s, t, FromInterpolant(Linear()))
