@@ -4,7 +4,7 @@
 
 A map of the library is a network read through a parametrisation. `Parametrisation` inverts that reading, so that any u
 has its network, and `ExactNetwork` is the network of the closed-form flow of a Gaussian, moved away by features times
-`cond`, one array of parameters a row: at `cond = 0` each law holds, and one backward pass gives a gradient for each row.
+`cond`, one array of parameters a row: at `cond = 0` each law holds, and one backward pass gives each row its gradient.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 r"""The laws of flow maps, at exact maps.
 
 Between Gaussians the flow map is known in closed form, for every interpolant and in both orders of time. There every
-residual vanishes to rounding and every objective has zero gradient: pointwise with a teacher, in the mean over the pairs
-(x0, x1) where the velocity is dI. A gradient for each row comes from one backward pass, because the exact network is moved
+residual vanishes to rounding and every objective has zero gradient: pointwise with a teacher, in the mean over pairs
+(x0, x1) where the velocity is dI. One backward pass gives a gradient for each row, because the exact network is moved
 away by parameters of its own for each row (`cond`, see `cases.ExactNetwork`).
+
+What the laws cannot see is where gradients stop, since 2 r dr is zero with r: that is in `test_literal.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from cases import (
     DERIVATIVES,
     DIMS,
     DIRECT,
-    ENGINES,
     EQUATIONS,
     FEATURES,
     INTERPOLANTS,
@@ -119,7 +120,9 @@ def test_residuals_vanish_at_the_exact_map(interpolant: Interpolant, case: Param
     assert float((jump - law.flow_map(x, s, t)).abs().max()) < TIGHT
     assert float((flow_map(jump, t, s) - x).abs().max()) < TIGHT
     if order != "diagonal":
-        assert float((jump - x).abs().amin(1).max()) > 1e-2  # the map moves points: the laws are not those of the identity
+        assert (
+            float((jump - x).abs().amin(1).max()) > 1e-2
+        )  # the map moves points: the laws are not those of the identity
 
 
 @each_order
@@ -142,16 +145,12 @@ def test_residuals_vanish_at_exact_maps_made_of_maps(interpolant: Interpolant, c
 def test_residuals_vanish_in_every_engine(interpolant: Interpolant, case: Parametrisation, name: str, order: str):
     law = gaussian(2, interpolant)
     x, s, t = points(law, order)
-    low = 0.01 + 0.98 * s, 0.01 + 0.98 * t  # room for a central difference inside [0, 1]
-    for engine in ENGINES:
-        times = low if engine == "finite-difference" else (s, t)
-        if engine == "finite-difference" and last_time(interpolant) < 1:
-            times = (0.9 * low[0], 0.9 * low[1])
+    s, t = 0.02 + 0.95 * s, 0.02 + 0.95 * t  # room for a central difference inside [0, 1]
+    limits = {"dual": TIGHT, "torch": TIGHT, "finite-difference": 1e-6 * float(1 + x.abs().max())}
+    for engine, limit in limits.items():
         for stop in Stop:
-            equation = EQUATIONS[name](stop, engine)
-            residual = equation(exact_map(law, case), x, *times, law.velocity).value
-            limit = 3e-6 if engine == "finite-difference" else TIGHT
-            assert float(residual.abs().max()) < limit * float(1 + x.abs().max()), (engine, stop)
+            residual = EQUATIONS[name](stop, engine)(exact_map(law, case), x, s, t, law.velocity)
+            assert float(residual.value.abs().max()) < limit, (engine, stop)
 
 
 @each_map
@@ -300,8 +299,10 @@ def test_moving_away_raises_the_direct_losses(interpolant: Interpolant, name: st
 
 
 def test_eulerian_estimation_promises_no_descent():
-    """Its value E|d_s X + grad X . dI|^2 has in it E|grad X . (dI - b)|^2, which a map that contracts more makes smaller:
-    the exact map, a critical point of the update, is not a minimum of the loss."""
+    """The exact map is a critical point of the update, and no minimum of the loss.
+
+    E|d_s X + grad X . dI|^2 has in it E|grad X . (dI - b)|^2, which a map that contracts more makes smaller.
+    """
     law = gaussian(1, Linear())
 
     class Contracting(nn.Module):
@@ -323,28 +324,6 @@ def test_eulerian_estimation_promises_no_descent():
     assert abs(float(z_score(update[:, None]))) < 4  # a critical point of the update
     moved = objective.evaluate(draw._replace(cond=torch.full((MANY,), 0.05, dtype=torch.float64)))
     assert float(z_score(moved.parts["eulerian"] - value.parts["eulerian"])) < -4  # and yet the loss falls
-
-
-def test_fmm_without_its_round_trip_does_not_determine_the_map():
-    """Why both terms are kept: a map that shuffles points within each time, and undoes it, has no Lagrangian loss more."""
-    law = gaussian(1, Linear())
-
-    class Crooked(nn.Module):
-        """Reflects at both ends of a jump back, and only then: X_{t,s} lands on the mirror image of the right point."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.exact = ExactNetwork(law, AVERAGE)
-
-        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            return self.exact(x, s, t) + cond[:, None] / (t - s)[:, None]
-
-    flow_map = AverageVelocity(Crooked())
-    objective = METHODS["fmm"](flow_map, interpolant=law.interpolant)
-    rng = generator(2)
-    x1, x0 = law.sample(ROWS, rng, torch.float64), base_sample(law, ROWS, rng)
-    draw = objective.draw(x1, x0, torch.full((ROWS,), 0.1, dtype=torch.float64), generator=rng)
-    assert bool((objective.evaluate(draw).parts["round_trip"] > 1e-3).all())
 
 
 # refusals -------------------------------------------------------------------------------------------------------------
@@ -450,7 +429,7 @@ def test_the_map_is_not_its_own_teacher(method):
     net = nn.Linear(2, 2)
     flow_map = AverageVelocity(net)
     for teacher in (flow_map, flow_map.velocity, AverageVelocity(net).velocity, net):
-        words = rf"{method.__name__}: the teacher is the map itself, or shares parameters .*pass Frozen\(flow_map\)\.velocity"
+        words = rf"{method.__name__}: the teacher is the map itself, or shares .*pass Frozen\(flow_map\)\.velocity"
         with pytest.raises(ValueError, match=words):
             method(flow_map, teacher=teacher)
         assert all(p.requires_grad for p in flow_map.parameters())  # and the refusal froze nothing

@@ -1,6 +1,6 @@
 """Each method's value and gradient are its paper's formula, written literally.
 
-Nothing of the library is used on the right-hand side but alpha, beta, gamma: the interpolant's point and its derivative are
+Nothing of the library is used on the right-hand side but alpha, beta, gamma: the interpolant's point and derivative are
 taken by hand, a map is `X_{s,t}(x)` written from its network, and derivatives are `torch.func.jvp` of X, not of u.
 """
 
@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
-from cases import AVERAGE, DERIVATIVES, ENGINES, EQUATIONS, INTERPOLANTS, MAPS, METHODS, Network, Parametrisation, generator
+from cases import (
+    AVERAGE,
+    DERIVATIVES,
+    ENGINES,
+    EQUATIONS,
+    INTERPOLANTS,
+    MAPS,
+    METHODS,
+    Network,
+    Parametrisation,
+    generator,
+)
 from torch import Tensor, nn
 from torch.func import jvp
 
@@ -473,7 +485,7 @@ def test_the_finite_eulerian_step_tends_to_the_derivative_linearly(case: Paramet
     differences = [Eulerian(step=d)(flow_map, x, s, t, teacher, cond=cond).value - exact for d in steps]
     errors = [float(difference.detach().norm()) for difference in differences]
     assert errors[2] < 1e-3 * float(exact.detach().norm())
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.98 < coarse / fine < 2.02
 
 

@@ -59,8 +59,8 @@ def save(
         The folder.
 
     Raises:
-        ValueError: the folder has a map (or another card) already, or something is of a kind that is not saved; nothing is
-            written then.
+        ValueError: the folder has a map (or another card) already, or something is of a kind that is not saved;
+            nothing is written then.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -154,7 +154,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         ValueError: the folder or the card is missing, damaged, or of another version.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give the --out of a finished `flowmaps train`.")
+        raise ValueError(f"there is no folder {folder}: give the folder of a run, the --out of `flowmaps train`.")
     path = folder / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -133,15 +133,32 @@ def _choose(what: str, name: str, among: dict[str, T]) -> T:
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
     """Parse options with tyro, its box of an error folded into one line."""
     caught = io.StringIO()
-    options = {"prog": f"{PROGRAM} {program}", "args": words, "config": (tyro.conf.FlagConversionOff,)}
+    options = {"prog": f"{PROGRAM} {program}", "args": words}
     try:
         with contextlib.redirect_stderr(caught):
             return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
     except SystemExit as exit:
         if not exit.code:
             raise
-        text = " ".join(caught.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
-        raise ValueError(f"{text} (see {PROGRAM} {program} --help)") from None
+        raise ValueError(f"{_fold(caught.getvalue())} (see {PROGRAM} {program} --help)") from None
+
+
+def _fold(box: str) -> str:
+    """One line from the box of an error of tyro's: its first section, and the options that the others name."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│ ") for line in box.splitlines() if line.startswith("│")):
+        if line and not line.strip("─"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    text = " ".join(sections[0]) if any(sections) else " ".join(box.split())
+    for section in sections[1:]:
+        named = [line for line in section if line.startswith("--")]
+        if section[0].startswith("Argument helptext"):
+            text += f"; it takes {named[0]}" if named else ""
+        elif named:
+            text += f"; did you mean {' or '.join(line.split()[0] for line in named)}?"
+    return text
 
 
 def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:

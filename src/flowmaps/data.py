@@ -6,6 +6,7 @@ back into the data's own units.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -85,6 +86,10 @@ def open_data(name: str, batch: int = 1) -> Source:
         return Board()
     if name == "digits":
         return _digits()
+    if not name:
+        raise ValueError(
+            f"no data given: pass --data with 'checkerboard', 'digits' or a file ending in {', '.join(SUFFIXES)}."
+        )
     data, labels = read_array(Path(name))
     if len(data) < batch:
         raise ValueError(
@@ -122,12 +127,18 @@ def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
     try:
         array, labels = _READERS[path.suffix.lower()](path)
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} could not be read as {path.suffix}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        if "allow_pickle" in reason:  # numpy's advice, which is not ours
+            reason = "it holds Python objects, which are never unpickled: save an array of numbers"
+        raise ValueError(f"{path} could not be read as {path.suffix}: {reason}") from None
     return _table(array, path), None if labels is None else _classes(labels, len(array), path)
 
 
 def _npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    return np.load(path, allow_pickle=False), None
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive of arrays: call it .npz")
+    return array, None
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -146,14 +157,23 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # a byte order mark, as spreadsheets write it, is no part of a number
         first = file.readline()
+    header = not any(_is_number(word) for word in first.split(","))  # a line of numbers with a hole is no line of names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a file without points, which is an error here
+        array = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig")
+    if not array.size:
+        raise ValueError("it holds no points")
+    return array, None
+
+
+def _is_number(word: str) -> bool:
     try:
-        [float(word) for word in first.split(",")]
-        header = 0
+        float(word)
     except ValueError:
-        header = 1
-    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8"), None
+        return False
+    return True
 
 
 _READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv}
@@ -164,15 +184,18 @@ def _table(array: np.ndarray, path: Path) -> Tensor:
         raise ValueError(f"{path} must hold real numbers, got an array of type {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
-            f"{path} must hold a table (points, dimensions), got shape {array.shape}: reshape it to two axes."
+            f"{path} must hold a table (points, dimensions), got shape {array.shape}: save x.reshape(len(x), -1), "
+            f"with at least one point."
         )
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)  # before the check: what float32 cannot hold becomes infinite
     bad = ~np.isfinite(array).all(1)
     if bad.any():
         raise ValueError(
-            f"{path} has NaN or infinite values in {bad.sum()} of {len(array)} rows (first: row {bad.argmax()}): "
-            f"drop or fill those rows."
+            f"{path} has NaN or infinite values in {bad.sum()} of {len(array)} rows (first: row {bad.argmax()}, "
+            f"counted from 0): drop or fill those rows."
         )
-    return torch.as_tensor(array, dtype=torch.float32)
+    return torch.as_tensor(array)
 
 
 def _classes(labels: np.ndarray, rows: int, path: Path) -> Tensor:

@@ -103,9 +103,9 @@ def pfmm(
 ) -> Objective:
     """Progressive flow map matching, E |X_{s,t}(I_s) - (frozen map in `legs` jumps)(I_s)|^2 (FMM, lemma 3.13).
 
-    `frozen` is a copy of `flow_map` as it is now unless given: train the map on a strip of width 1/legs first. A `Frozen` is
-    taken as it is, so that the caller can `refresh` it; any other map is copied. The residual is that of u: the weight
-    `Power(2)`, (t - s)^2, makes it that of X, and one that is given takes its place.
+    `frozen` is a copy of `flow_map` as it is now unless given: train the map on a strip of width 1/legs first. A
+    `Frozen` is taken as it is, so that the caller can `refresh` it; any other map is copied. The residual is that of
+    u: the weight `Power(2)`, (t - s)^2, makes it that of X, and one that is given takes its place.
     """
     frozen = flow_map if frozen is None else frozen
     frozen, times = frozen if isinstance(frozen, Frozen) else Frozen(frozen), Square() if times is None else times

@@ -17,7 +17,7 @@ from .maps import FlowMap
 from .objectives import Objective
 from .shapes import Field
 from .times import Anneal, Diagonal, Late, Square, Strip, Times, Triangle
-from .weights import Learned, Weight
+from .weights import Adaptive, Learned, Weight
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ class Recipe:
     """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
     late: float = 1.0
     """Pull of the times towards the data, t <- 1 - (1 - t)^late: 1 for none."""
+    adaptive: float = 0.5
+    """Power of the adaptive weight of a distillation's residual, 0 for none: 0.5 makes jumps between modes sharp."""
     learned_weight: bool = False
-    """Weigh (s, t) by a learned w_{s,t}."""
+    """Weigh (s, t) by a learned w_{s,t} instead."""
     seed: int = 0
     """Seed of weights, batches, times and samples."""
     device: str = "auto"
@@ -128,43 +130,53 @@ DIRECT = ("flow_matching", "fmm", "eulerian_estimation", "lsd", "esd", "psd")
 METHODS = (*DISTILLED, "pfmm", *DIRECT)
 
 
+def objectives(recipe: Recipe) -> dict[str, Callable[[FlowMap, Field | None], Objective]]:
+    """How each method's objective is built from a map and a teacher, at the recipe's settings.
+
+    The adaptive weight goes to the methods whose residual is a function of (x, s, t) alone: the noise of dI averages
+    out under a square, not under anything else.
+    """
+
+    def law(times: Times) -> Times:
+        return Late(times, recipe.late) if recipe.late > 1 else times
+
+    learned: Weight | None = Learned() if recipe.learned_weight else None
+    robust = Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and learned is None else learned
+    path = INTERPOLANTS[recipe.interpolant]
+    direct = {"interpolant": path, "weight": learned}
+    pairs = law(Triangle() if recipe.times == "triangle" else Square())
+    distilled = {"interpolant": path, "weight": robust, "times": pairs, "stop": Stop.VELOCITY}
+    own = {"times": law(Triangle()), "diagonal": law(Diagonal()), **direct}
+    return {
+        "flow_matching": lambda m, b: methods.flow_matching(m, times=law(Diagonal()), **direct),
+        "lmd": lambda m, b: methods.lmd(m, teacher=b, **distilled),
+        "emd": lambda m, b: methods.emd(m, teacher=b, **distilled),
+        "strip": lambda m, b: methods.fmm(m, times=law(Strip(0.25)), **direct),
+        "fmm": lambda m, b: methods.fmm(m, times=law(Strip(Anneal(0.25, 1.0, 0.5))), **direct),
+        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=pairs),
+        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, times=law(Triangle()), **direct),
+        "lsd": lambda m, b: methods.lsd(m, **own),
+        "esd": lambda m, b: methods.esd(m, **own),
+        "psd": lambda m, b: methods.psd(m, **own),
+    }
+
+
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe's method: a teacher first where one is needed.
 
     Raises:
         ValueError: the method is unknown.
     """
-
-    def law(times: Times) -> Times:
-        return Late(times, recipe.late) if recipe.late > 1 else times
-
-    path = INTERPOLANTS[recipe.interpolant]
-    weight: Weight | None = Learned() if recipe.learned_weight else None
-    common = {"interpolant": path, "weight": weight}
-    times = law(Triangle() if recipe.times == "triangle" else Square())
-    diagonal = law(Diagonal())
-    own = {"times": law(Triangle()), "diagonal": diagonal, **common}
-    both = recipe.steps + recipe.teacher_steps
-    builders: dict[str, Callable[[FlowMap, Field | None], Objective]] = {
-        "flow_matching": lambda m, b: methods.flow_matching(m, times=diagonal, **common),
-        "lmd": lambda m, b: methods.lmd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
-        "emd": lambda m, b: methods.emd(m, teacher=b, stop=Stop.VELOCITY, times=times, **common),
-        "fmm": lambda m, b: methods.fmm(m, times=law(Strip(Anneal(0.25, 1.0, 0.5))), **common),
-        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=times),
-        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, times=law(Triangle()), **common),
-        "lsd": lambda m, b: methods.lsd(m, **own),
-        "esd": lambda m, b: methods.esd(m, **own),
-        "psd": lambda m, b: methods.psd(m, **own),
-    }
-    if recipe.method not in builders:
+    if recipe.method not in METHODS:
         raise ValueError(f"unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
-    build = builders[recipe.method]
+    build = objectives(recipe)
+    both = recipe.steps + recipe.teacher_steps
     if recipe.method in DISTILLED:
-        return [Stage("teacher", recipe.teacher_steps, builders["flow_matching"]), Stage("map", recipe.steps, build)]
+        first = Stage("teacher", recipe.teacher_steps, build["flow_matching"])
+        return [first, Stage("map", recipe.steps, build[recipe.method])]
     if recipe.method == "pfmm":
-        strip = Stage("strip", both - both // 2, lambda m, b: methods.fmm(m, times=law(Strip(0.25)), **common))
-        return [strip, Stage("map", both // 2, build)]
-    return [Stage("map", both, build)]
+        return [Stage("strip", both - both // 2, build["strip"]), Stage("map", both // 2, build["pfmm"])]
+    return [Stage("map", both, build[recipe.method])]
 
 
 def checkerboard() -> Recipe:
@@ -217,14 +229,19 @@ def validate(recipe: Recipe) -> None:
         ValueError: a field out of range.
     """
     stages(recipe)
-    o, e = recipe.optimiser, recipe.evaluation
+    n, o, e = recipe.network, recipe.optimiser, recipe.evaluation
     rules = [
         ("steps", recipe.steps, recipe.steps >= 1, "at least 1"),
         ("teacher-steps", recipe.teacher_steps, recipe.teacher_steps >= 1, "at least 1"),
         ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
         ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
+        ("adaptive", recipe.adaptive, 0 <= recipe.adaptive <= 1, "from 0 to 1"),
         ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
+        ("network.width", n.width, n.width >= 1, "at least 1"),
+        ("network.depth", n.depth, n.depth >= 1, "at least 1"),
+        ("network.time-frequencies", n.time_frequencies, n.time_frequencies >= 0, "at least 0"),
+        ("network.space-frequencies", n.space_frequencies, n.space_frequencies >= 0, "at least 0"),
         ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),
         ("optimiser.rate", o.rate, math.isfinite(o.rate) and o.rate > 0, "positive"),
         ("optimiser.warmup", o.warmup, o.warmup >= 0, "at least 0"),

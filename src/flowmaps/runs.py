@@ -7,7 +7,9 @@ teacher/ (or strip/): the map as an earlier stage left it
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, recipes
-from .data import Source, open_data
+from .data import SUFFIXES, Source, open_data
 from .files import write_atomically
 from .maps import AverageVelocity, FlowMap, Frozen
 from .nn import MLP
@@ -51,6 +53,8 @@ class Run:
         recipes.validate(recipe)
         device = pick_device(recipe.device)
         source = open_data(recipe.data, recipe.optimiser.batch)
+        if _is_file(recipe.data):  # found again from wherever the run is sampled
+            recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).resolve()))
         if resume:
             check_resumable(folder, recipe)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -60,7 +64,7 @@ class Run:
         flow_map = AverageVelocity(MLP(source.dim, classes=source.classes, **network)).to(device)
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            card = {"format": checkpoint.FORMAT, "recipe": dataclasses.asdict(recipe)}
+            card = {"format": checkpoint.FORMAT, **describe(recipe)}
             write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
         return cls(recipe, folder, source, flow_map, say=say)
 
@@ -111,8 +115,8 @@ class Run:
     def _log(self, stage: recipes.Stage, step: Step) -> None:
         parts = {name: part.mean().item() for name, part in step.loss.parts.items()}
         loss = step.loss.value.item()
-        bad = [name for name, value in parts.items() if value != value or abs(value) == float("inf")]
-        if bad or loss != loss:
+        bad = [name for name, value in parts.items() if not math.isfinite(value)]
+        if bad or not math.isfinite(loss):
             raise ValueError(
                 f"the loss is not finite at step {step.number} of stage {stage.name} ({', '.join(bad) or 'weight'}): "
                 f"lower --optimiser.rate or --optimiser.clip; the last checkpoint in {self.folder} is untouched."
@@ -122,13 +126,20 @@ class Run:
             file.write(json.dumps(line | {"seconds": round(self.seconds, 2)}) + "\n")
 
     def _checkpoint(self, number: int, state: State) -> None:
-        about = {"stage": number, "step": state.step, "seconds": self.seconds}
-        checkpoint.save_tensors(self.folder / STATE, state.tensors(), about)
+        """Save the training state, unless it has gone bad: then the last good one stays."""
+        about, tensors = {"stage": number, "step": state.step, "seconds": self.seconds}, state.tensors()
+        if bad := _not_finite(tensors):
+            raise ValueError(
+                f"the training state is not finite at step {state.step} ({bad[0]}): lower --optimiser.rate or "
+                f"--optimiser.clip; the last checkpoint in {self.folder} is untouched."
+            )
+        checkpoint.save_tensors(self.folder / STATE, tensors, about)
 
     def _interrupted(self) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any]]:
         """The training state to go on from, and the log cut back to it."""
         fresh = {"stage": 0, "step": 0, "seconds": 0.0}
         if not (self.folder / STATE).exists():
+            (self.folder / LOG).unlink(missing_ok=True)
             return None, fresh
         tensors, about = checkpoint.load_tensors(self.folder / STATE)
         self.seconds = about["seconds"]
@@ -147,7 +158,11 @@ class Run:
             self.teacher = Frozen(self.flow_map).velocity
 
     def _save(self, where: Path) -> None:
-        extra: dict[str, Any] = {"recipe": dataclasses.asdict(self.recipe), "seconds": round(self.seconds, 1)}
+        if bad := _not_finite(self.flow_map.state_dict()):
+            raise ValueError(
+                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip."
+            )
+        extra: dict[str, Any] = {**describe(self.recipe), "seconds": round(self.seconds, 1)}
         path = recipes.INTERPOLANTS[self.recipe.interpolant]
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
 
@@ -187,15 +202,50 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
         ValueError: there is no run, it has finished, or its recipe differs.
     """
     card = checkpoint.read_card(folder)
-    if (folder / checkpoint.WEIGHTS).exists():
+    if (folder / checkpoint.WEIGHTS).exists() and "map" in card:  # the card is the last to be written
         raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
-    old, new = recipes.from_dict(card.get("recipe")), recipe
-    for name in (f.name for f in dataclasses.fields(Recipe)):
-        if name not in FREE and getattr(old, name) != getattr(new, name):
+    old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
+    for name, value in new.items():
+        if name.split(".")[0] not in FREE and old[name] != value:
+            option = name.replace("_", "-")
             raise ValueError(
-                f"{folder} was begun with {name} = {getattr(old, name)}, got {getattr(new, name)}: "
-                f"resume with the options it began with."
+                f"{folder} was begun with --{option} {old[name]}, got {value}: resume with the options it began with."
             )
+    check_data(card, recipe)
+
+
+def check_data(card: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse a data file other than the one that a run began with.
+
+    Raises:
+        ValueError: its content has changed.
+    """
+    if card.get("data_sha256") not in (None, describe(recipe)["data_sha256"]):
+        raise ValueError(
+            f"{recipe.data} has changed since the run began: restore it, or train again into another --out."
+        )
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """What a run's card says of its recipe, and of the file that its data are read from."""
+    checksum = hashlib.sha256(Path(recipe.data).read_bytes()).hexdigest() if _is_file(recipe.data) else None
+    return {"recipe": dataclasses.asdict(recipe), "data_sha256": checksum}
+
+
+def _is_file(data: str) -> bool:
+    return Path(data).suffix.lower() in SUFFIXES
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe as options, `optimiser.rate` and the like."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(recipe).items():
+        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in tensors.items() if not bool(value.isfinite().all())]
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -229,4 +279,6 @@ def load_run(folder: Path) -> tuple[Recipe, FlowMap, Field | None, Source]:
     flow_map = checkpoint.load(folder)
     has_teacher = any(stage.name == "teacher" for stage in recipes.stages(recipe))
     teacher = checkpoint.load(folder / "teacher").velocity if has_teacher else None
-    return recipe, flow_map, teacher, open_data(recipe.data)
+    source = open_data(recipe.data)
+    check_data(checkpoint.read_card(folder), recipe)
+    return recipe, flow_map, teacher, source

@@ -19,11 +19,9 @@ class MLP(nn.Module):
     learn high frequency functions", 2020, arXiv 2006.10739). Data should lie in about [-2, 2].
 
     Args:
-        dim: length of x, the network takes `(B, dim)`.
-        width: hidden width.
-        depth: number of hidden layers, at least 1.
-        residual: add each hidden layer to its input.
-        classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as `None`
+        dim: length of x, the network takes `(B, dim)`. width: hidden width. depth: number of hidden layers, at least
+        1. residual: add each hidden layer to its input. classes: number of classes; `cond` is then `(B,)` integer
+        labels, where `classes` itself means no class, as `None`
             does for the whole batch.
         time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
         space_frequencies: frequencies of the features of x; 0 for plain x.
