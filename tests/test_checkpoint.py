@@ -65,7 +65,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({name: value for name, value in card.items() if value is not ...}))
 
 
-# round trips ------------------------------------------------------------------------------------------------------------
+# round trips ---------------------------------------------------------------------------------------------------------
 
 SAVED: list[FlowMap] = [
     AverageVelocity(mlp()),
@@ -139,13 +139,15 @@ def test_the_card_is_plain_json_with_the_checksum_of_the_weights(tmp_path: Path)
     assert sorted(contents(folder)) == ["config.json", "weights.safetensors"]
 
 
-# what is refused --------------------------------------------------------------------------------------------------------
+# what is refused -----------------------------------------------------------------------------------------------------
 
 
 def test_an_existing_map_is_left_untouched_unless_asked(saved: Path):
     before = contents(saved)
     other = Endpoint(mlp(residual=True))
-    with pytest.raises(ValueError, match=r"already holds a flow map \(weights.safetensors\): choose another folder, or"):
+    with pytest.raises(
+        ValueError, match=r"already holds a flow map \(weights.safetensors\): choose another folder, or"
+    ):
         fm.save(other, saved)
     assert contents(saved) == before
     fm.save(other, saved, overwrite=True)
@@ -163,7 +165,9 @@ def test_a_card_without_weights_is_left_untouched_too(tmp_path: Path):
 def test_what_cannot_be_saved_writes_nothing(tmp_path: Path):
     flow_map = AverageVelocity(mlp())
     for wrapped in (Frozen(flow_map), Composed(flow_map, 2)):
-        with pytest.raises(ValueError, match="only maps of the classes AverageVelocity, Endpoint, Trigonometric are saved"):
+        with pytest.raises(
+            ValueError, match="only maps of the classes AverageVelocity, Endpoint, Trigonometric are saved"
+        ):
             fm.save(wrapped, tmp_path / "run")
 
     class Mine(Linear):
@@ -242,17 +246,22 @@ def test_other_versions_are_refused(saved: Path, version: object):
         fm.load(saved)
 
 
+def described(network: dict, arguments: dict | None = None) -> dict:
+    net = {"class": "MLP", "arguments": network}
+    return {"class": "AverageVelocity", "arguments": arguments or {}, "net": net}
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"map": {"class": "Elsewhere", "arguments": {}, "net": {}}}, "the map 'Elsewhere', this version knows AverageVelocity"),
-        ({"map": {"class": "AverageVelocity", "arguments": {"x": 1}, "net": {"class": "MLP", "arguments": {"dim": 3}}}}, "card"),
-        ({"map": {"class": "AverageVelocity", "arguments": {}, "net": {"class": "MLP", "arguments": {"dime": 3}}}}, "card"),
-        ({"map": {"class": "AverageVelocity", "arguments": {}, "net": {"class": "MLP", "arguments": {"dim": "3"}}}}, "card"),
+        ({"map": {"class": "Elsewhere", "arguments": {}, "net": {}}}, "the map 'Elsewhere', this version knows"),
+        ({"map": described({"dim": 3}, {"x": 1})}, "card"),
+        ({"map": described({"dime": 3})}, "card"),
+        ({"map": described({"dim": "3"})}, "card"),
         ({"map": {"class": ["MLP"]}}, "card"),
         ({"map": []}, "card"),
         ({"map": ...}, "card"),
-        ({"map": {"class": "AverageVelocity", "arguments": {}, "net": {"class": "MLP", "arguments": {"dim": 0}}}}, "dim >= 1"),
+        ({"map": described({"dim": 0})}, "dim >= 1"),
     ],
 )  # fmt: skip
 def test_cards_that_make_no_sense_are_refused_without_a_crash(saved: Path, changes: dict, words: str):
@@ -290,7 +299,7 @@ def test_weights_of_another_network_are_refused_with_a_reason(saved: Path, tmp_p
         fm.load(other, net=Own())
 
 
-# hugging face -----------------------------------------------------------------------------------------------------------
+# hugging face --------------------------------------------------------------------------------------------------------
 
 
 def test_pretrained_names_work_on_local_folders(tmp_path: Path):
@@ -329,7 +338,7 @@ def test_pushing_and_pulling_through_a_hub(tmp_path: Path, monkeypatch: pytest.M
     assert fm.load_interpolant(tmp_path / "hub" / "someone" / "map") == WithNoise(Linear(), 0.1)
 
 
-# training states --------------------------------------------------------------------------------------------------------
+# training states -----------------------------------------------------------------------------------------------------
 
 
 def test_a_training_state_comes_back(tmp_path: Path):
@@ -346,7 +355,7 @@ def test_a_damaged_training_state_is_named(tmp_path: Path):
     path = tmp_path / "state.safetensors"
     checkpoint.save_tensors(path, {"a": torch.randn(50)}, {"step": 1})
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="state.safetensors is no safetensors file, or is truncated"):
+    with pytest.raises(ValueError, match=r"state.safetensors is no safetensors file, or is truncated"):
         checkpoint.load_tensors(path)
     path.write_bytes(safetensors.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is no training state of flowmaps"):
@@ -354,6 +363,8 @@ def test_a_damaged_training_state_is_named(tmp_path: Path):
 
 
 def test_every_interpolant_and_map_of_the_library_can_be_saved():
-    kinds = [kind for kind in vars(fm.interpolants).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    kinds = [
+        kind for kind in vars(fm.interpolants).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
     assert len(kinds) >= 5
     assert sorted(kind.__name__ for kind in kinds) == sorted(checkpoint.PATHS)

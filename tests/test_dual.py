@@ -172,6 +172,43 @@ def test_check_leaves_the_network_alone() -> None:
     assert not net[0]._forward_hooks
 
 
+class Single(nn.Module):
+    """Embeds its time in float32, as many networks do."""
+
+    def forward(self, x: Any, t: Any) -> Any:
+        frequencies = torch.arange(1, 4, dtype=torch.float32)
+        return x * torch.cos(t[:, None].float() * frequencies).to(x.dtype)
+
+
+def test_check_is_not_misled_by_float32_inside() -> None:
+    assert dual.check(Single(), X, torch.tensor([0.3, 0.4]), tolerance=1e-7) < 1e-7
+
+
 def test_check_needs_something_to_move() -> None:
     with pytest.raises(ValueError, match="at least one floating-point tensor"):
         dual.check(nn.Embedding(3, 2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.Dropout(inplace=True)]
+)
+def test_dropout_draws_one_mask(layer: nn.Module) -> None:
+    axes = {nn.Dropout1d: 1, nn.Dropout2d: 2}.get(type(layer), 3)
+    x = torch.randn(3, 4, *[2] * axes)
+    torch.manual_seed(0)
+    value, tangent = dual.jvp(layer, (x.clone(),), (torch.full_like(x, 3.0),))
+    torch.manual_seed(0)
+    torch.testing.assert_close(value, layer(x.clone()))
+    torch.testing.assert_close(tangent, torch.where(value == 0, 0.0, 6.0))
+
+
+def test_attention_dropout_keeps_value_and_tangent_together() -> None:
+    q, k = torch.randn(2, 5, 4), torch.randn(2, 6, 4)
+    v = torch.randn(2, 6, 4)
+
+    def attend(v: Any) -> Any:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    torch.manual_seed(0)
+    value, tangent = dual.jvp(attend, (v,), (v,))  # linear in v
+    torch.testing.assert_close(value, tangent)

@@ -282,28 +282,3 @@ def test_batch_norm_counts_a_batch_once() -> None:
     plain(x)
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(layer.get_buffer(name), buffer)
-
-
-@pytest.mark.parametrize(
-    "layer", [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.Dropout(inplace=True)]
-)
-def test_dropout_draws_one_mask(layer: nn.Module) -> None:
-    x = images(3, 4, 2, 2, 2)[..., 0] if isinstance(layer, nn.Dropout2d) else images(3, 4, 2, 2, 2)
-    x = x[..., 0, 0] if isinstance(layer, nn.Dropout1d) else x
-    torch.manual_seed(0)
-    value, tangent = dual.jvp(layer, (x.clone(),), (torch.full_like(x, 3.0),))
-    torch.manual_seed(0)
-    torch.testing.assert_close(value, layer(x.clone()))
-    torch.testing.assert_close(tangent, torch.where(value == 0, 0.0, 6.0))
-
-
-def test_attention_dropout_keeps_value_and_tangent_together() -> None:
-    q, k = images(2, 5, 4), images(2, 6, 4)
-    v = images(2, 6, 4)
-
-    def attend(v: Any) -> Any:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
-
-    torch.manual_seed(0)
-    value, tangent = dual.jvp(attend, (v,), (v,))  # linear in v
-    torch.testing.assert_close(value, tangent)

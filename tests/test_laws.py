@@ -165,6 +165,21 @@ def test_the_diagonal_is_the_velocity(interpolant: Interpolant, case: Parametris
 
 
 @each_interpolant
+def test_the_exact_velocity_is_continuous_up_to_both_ends(interpolant: Interpolant):
+    """Also where alpha has no derivative: alpha alpha' has a limit, and it alone is in b between centred Gaussians."""
+    law = gaussian(2, interpolant)
+    law = exact.Gaussian(law.mean, law.covariance, None, law.base_covariance, interpolant)
+    x = torch.randn(ROWS, 2, dtype=torch.float64, generator=generator(3))
+    one = torch.ones(ROWS, dtype=torch.float64)
+    for end, inside in ((one, one - 1e-7), (0 * one, 0 * one + 1e-7)):
+        # the backward difference of the flow itself, and the velocity beside the end
+        slope = (law.flow_map(x, end, inside) - x) / (inside - end)[:, None]
+        velocity = law.velocity(x, end)
+        torch.testing.assert_close(velocity, slope, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(velocity, law.velocity(x, inside), rtol=1e-4, atol=1e-4)
+
+
+@each_interpolant
 @pytest.mark.parametrize("order", ["forward", "backward", "diagonal"])
 def test_solver_flow_is_the_exact_flow(interpolant: Interpolant, order: str):
     """The map made of the velocity: against the closed form, the semigroup, the tangent and the round trip."""

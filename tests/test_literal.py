@@ -31,8 +31,8 @@ from flowmaps import methods, weights
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, WithNoise
 from flowmaps.maps import Frozen
-from flowmaps.objectives import Objective
-from flowmaps.times import Triangle
+from flowmaps.objectives import Objective, Split, Sum
+from flowmaps.times import FromBase, Strip, Triangle
 from flowmaps.velocities import Draw, FromTeacher
 
 ROWS, DIM, DIAGONAL = 11, 3, 8
@@ -523,6 +523,40 @@ def test_the_self_distillation_draw_has_three_quarters_on_the_diagonal_and_the_r
         s, t = paper.draw.s, paper.draw.t
         assert bool((s[:DIAGONAL] == t[:DIAGONAL]).all())
         assert bool((s[DIAGONAL:] < t[DIAGONAL:]).all())
+
+
+def test_a_sum_of_objectives_adds_values_and_parts():
+    """Parts of one name add up, and the parts stay unweighted."""
+    objective, paper = build("lmd-velocity", AVERAGE, Linear())
+    other = METHODS["lmd-none"](objective.flow_map, velocity=teacher)
+    flow = METHODS["flow_matching"](objective.flow_map)
+    total = Sum([objective, flow, other], [1.0, 3.0, 0.5])
+    terms = [lmd_velocity(paper)[0], flow_matching(paper)[0], lmd_none(paper)[0]]
+    assert_same(total, paper, (terms[0] + 3 * terms[1] + 0.5 * terms[2]).mean())
+    parts = total.evaluate(paper.draw).parts
+    torch.testing.assert_close(parts["lagrangian"], terms[0] + terms[2], rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(parts["diagonal"], terms[1], rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_split_of_objectives_of_one_name_keeps_each_row():
+    objective, paper = build("lmd-velocity", AVERAGE, Linear())
+    other = METHODS["lmd-target"](objective.flow_map, velocity=teacher)
+    split = Split(objective, other, share=0.3)  # three of eleven rows
+    three = lmd_velocity(paper.rows(slice(None, 3)))[0]
+    rest = lmd_target(paper.rows(slice(3, None)))[0]
+    assert_same(split, paper, torch.cat([three, rest]).mean())
+    part = split.evaluate(paper.draw).parts["lagrangian"]
+    torch.testing.assert_close(part, torch.cat([three, rest]), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["lsd", "esd", "psd-midpoint"])
+def test_self_distillation_on_given_laws_of_times(name: str):
+    laws = {"times": Strip(0.2, ordered=True), "diagonal": FromBase()}
+    objective, paper = build(name, AVERAGE, Linear(), **laws)
+    s, t = paper.draw.s, paper.draw.t
+    assert not s[:DIAGONAL].any()
+    assert bool((t[DIAGONAL:] - s[DIAGONAL:] <= 0.2).all())
+    assert_same(objective, paper, literal_terms(name, paper)[0].mean())
 
 
 def test_lmd_on_a_given_law_of_times():

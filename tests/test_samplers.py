@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_given_grid_is_the_composition_of_its_jumps():
     x, flow_map = noise(7, 3), untrained()
     for grid in [(0.0, 0.3, 1.0), (0.1, 0.2, 0.7), (1.0, 0.4, 0.0), (0.8, 0.1)]:
         y = x
-        for s, t in zip(grid, grid[1:], strict=False):
+        for s, t in itertools.pairwise(grid):
             y = flow_map(y, full(y, s), full(y, t))
         assert torch.equal(Jump(grid=grid)(flow_map, x), y.detach())
 

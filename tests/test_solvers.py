@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def error(method: str, steps: int | None, *, backwards: bool, **options: float) 
 def test_orders_of_convergence(method: str, backwards: bool):
     steps = [16, 32, 64]
     errors = [error(method, n, backwards=backwards) for n in steps]
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert rates[-1] == pytest.approx(ORDERS[method], abs=0.25)
 
 

@@ -68,7 +68,7 @@ def test_strip_is_uniform_on_the_strip(width: float, ordered: bool):
     s, t = draw(Strip(width, ordered))
     gap, low = (t - s).abs(), torch.minimum(s, t)
     assert float(gap.max()) <= width + 1e-12
-    assert 0 <= float(low.min())
+    assert float(low.min()) >= 0
     assert float(torch.maximum(s, t).max()) <= 1
     assert distance(gap, gap_law(width)) < 1.95
     assert distance(low / (1 - gap), uniform) < 1.95  # uniform along each diagonal, independent of the gap
@@ -151,10 +151,17 @@ def test_draws_follow_the_generator_and_the_type_asked_for(law: Times):
 
 def test_single_precision_times_stay_in_the_unit_interval():
     uniforms = torch.tensor([[0.0, 1 - 2**-24, 1 - 2**-24], [1 - 2**-24, 1 - 2**-24, 0.0], [0.0, 0.5, 1 - 2**-24]])
-    laws = [Square(), Triangle(), Strip(1.0), Strip(0.3), Mixture(Strip(1.0), Strip(1e-3), 0.7), Mixture(Square(), Square(), 1)]
+    laws = [
+        Square(),
+        Triangle(),
+        Strip(1.0),
+        Strip(0.3),
+        Mixture(Strip(1.0), Strip(1e-3), 0.7),
+        Mixture(Square(), Square(), 1),
+    ]
     for law in laws:
         for value in law.pair(uniforms):
-            assert 0 <= float(value.min())
+            assert float(value.min()) >= 0
             assert float(value.max()) <= 1
 
 

@@ -65,7 +65,7 @@ class Recorder:
         return self.objective.evaluate(draw)
 
 
-# streams of random numbers ----------------------------------------------------------------------------------------------
+# streams of random numbers -------------------------------------------------------------------------------------------
 
 
 def test_streams_are_functions_of_seed_and_numbers_and_differ():
@@ -100,7 +100,7 @@ def test_draws_are_a_function_of_seed_and_step():
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(firsts, 2))
 
 
-# the loop ---------------------------------------------------------------------------------------------------------------
+# the loop ------------------------------------------------------------------------------------------------------------
 
 
 def test_averages_follow_their_formula():
@@ -187,7 +187,9 @@ def test_a_budget_ends_training_and_drives_the_rate(monkeypatch: pytest.MonkeyPa
     assert [step.progress for step in steps] == pytest.approx([k / 8 for k in range(1, 8)])
     assert steps[-1].rate == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
     few = list(train(begin(objective(), settings), Board(), settings, steps=4, budget=1e9))
-    assert [step.progress for step in few] == pytest.approx([0, 0.25, 0.5, 0.75], abs=1e-6)  # the greater of the two shares
+    assert [step.progress for step in few] == pytest.approx(
+        [0, 0.25, 0.5, 0.75], abs=1e-6
+    )  # the greater of the two shares
 
 
 def test_frozen_parts_are_not_trained():
@@ -211,7 +213,7 @@ def test_a_state_of_another_network_is_refused():
             state.restore(tensors, 1)
 
 
-# runs -------------------------------------------------------------------------------------------------------------------
+# runs ----------------------------------------------------------------------------------------------------------------
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -263,7 +265,7 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     recipe = dataclasses.replace(TINY, method=method, interpolant=path, learned_weight=learned)
     folder = tmp_path_factory.mktemp("unbroken") / method
     list(open_run(recipe, folder).train())
-    yield recipe, folder
+    return recipe, folder
 
 
 @pytest.mark.parametrize("ctrl_c", [True, False], ids=["interrupted", "killed"])
@@ -363,7 +365,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path):
     recipe = dataclasses.replace(TINY, method="lsd", data=str(data))
     interrupt(open_run(recipe, tmp_path / "run"), 2, ctrl_c=True)
     np.save(data, np.random.default_rng(1).normal(size=(40, 2)))
-    with pytest.raises(ValueError, match="a.npy has changed since the run began"):
+    with pytest.raises(ValueError, match=r"a.npy has changed since the run began"):
         open_run(recipe, tmp_path / "run", resume=True)
 
 

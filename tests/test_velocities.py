@@ -42,7 +42,7 @@ def a_draw(rows: int = 7) -> Draw:
     return Draw(x0, x1, z, s, t, split, torch.arange(rows, dtype=torch.float64))
 
 
-# a teacher --------------------------------------------------------------------------------------------------------------
+# a teacher -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bound", [False, True])
@@ -91,7 +91,7 @@ def test_teachers_that_are_refused():
         FromTeacher(torch.zeros(3))  # type: ignore[arg-type]
 
 
-# the map and the interpolant --------------------------------------------------------------------------------------------
+# the map and the interpolant -----------------------------------------------------------------------------------------
 
 
 def test_the_map_as_a_source_is_its_diagonal_and_stays_trainable():
@@ -129,7 +129,7 @@ def test_rows_of_a_draw_are_rows_of_each_part():
     assert Draw(draw.x0, draw.x1, None, draw.s, draw.t, draw.split).rows(slice(0, 2)).z is None
 
 
-# guidance ---------------------------------------------------------------------------------------------------------------
+# guidance ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.1, 7.5])

@@ -144,18 +144,23 @@ def _parse(kind: type[T], words: list[str], program: str, default: T | None = No
 
 
 def _fold(box: str) -> str:
-    """One line from the box of an error of tyro's: its first section, and the options that the others name."""
+    """One line from the box of an error of tyro's: its first section, and the options that the others name.
+
+    A box has a title, then sections between rules; where the terminal is not of Unicode it is drawn without borders.
+    """
+    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()]
     sections: list[list[str]] = [[]]
-    for line in (line.strip("│ ") for line in box.splitlines() if line.startswith("│")):
-        if line and not line.strip("─"):
-            sections.append([])
-        else:
+    for line in [line for line in lines if line][1:]:
+        if line.strip("─-"):
             sections[-1].append(line)
-    text = " ".join(sections[0]) if any(sections) else " ".join(box.split())
-    for section in sections[1:]:
+        else:
+            sections.append([])
+    first, *others = [section for section in sections if section] or [lines]
+    text = " ".join(first)
+    for section in others:
         named = [line for line in section if line.startswith("--")]
-        if section[0].startswith("Argument helptext"):
-            text += f"; it takes {named[0]}" if named else ""
+        if named and section[0].startswith("Argument helptext"):
+            text += f"; it takes {named[0]}"
         elif named:
             text += f"; did you mean {' or '.join(line.split()[0] for line in named)}?"
     return text

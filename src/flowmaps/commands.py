@@ -72,8 +72,8 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     """Measure a run; print the table; write metrics.json, the figures and the report."""
     recipe, flow_map, teacher, source = runs.load_run(folder)
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
-    recipes.validate(recipe)
     seed = recipe.seed if seed is None else seed
+    recipes.validate(dataclasses.replace(recipe, seed=seed))
     settings = recipe.evaluation
     rows, drawn = [], {}
     with bar() as progress:

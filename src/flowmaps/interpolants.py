@@ -46,6 +46,10 @@ class Interpolant(ABC):
     def beta_dot(self, t: Time) -> Time:
         """Time derivative of `beta`."""
 
+    def alpha_alpha_dot(self, t: Time) -> Time:
+        """alpha_t alpha_t', half the derivative of alpha^2: finite also where alpha_t' is not."""
+        return self.alpha(t) * self.alpha_dot(t)
+
     def gamma(self, t: Time) -> Time:
         """Coefficient of the latent noise; zero unless the interpolant says otherwise."""
         return torch.zeros_like(t)
@@ -99,7 +103,7 @@ class Interpolant(ABC):
         """Time derivative of `omega`; with latent noise it does not exist where omega is zero."""
         if not self.noisy:
             return self.alpha_dot(t) * scale
-        return (self.alpha(t) * self.alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
+        return (self.alpha_alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
 
     def velocity_to_denoiser(self, v: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
         """D = E[x1 | I_t = x] from the velocity `v = b_t(x)`, all `(B, *shape)`; `scale` is the base's deviation."""
@@ -190,6 +194,9 @@ class VariancePreserving(Interpolant):
     def beta_dot(self, t: Time) -> Time:
         return torch.ones_like(t)
 
+    def alpha_alpha_dot(self, t: Time) -> Time:
+        return -t
+
 
 @dataclass(frozen=True)
 class VarianceExploding(Interpolant):
@@ -256,6 +263,9 @@ class WithNoise(Interpolant):
 
     def alpha_dot(self, t: Time) -> Time:
         return self.path.alpha_dot(t)
+
+    def alpha_alpha_dot(self, t: Time) -> Time:
+        return self.path.alpha_alpha_dot(t)
 
     def beta_dot(self, t: Time) -> Time:
         return self.path.beta_dot(t)

@@ -254,9 +254,9 @@ class Split(Objective):
         rows = len(draw.x1)
         cut = self.cut(rows)
         one, two = self.first.evaluate(draw.rows(slice(None, cut))), self.second.evaluate(draw.rows(slice(cut, None)))
-        parts = {name: nn.functional.pad(part, (0, rows - cut)) for name, part in one.parts.items()}
-        parts |= {name: nn.functional.pad(part, (cut, 0)) for name, part in two.parts.items()}
-        return Loss((cut * one.value + (rows - cut) * two.value) / rows, parts)
+        first = {name: nn.functional.pad(part, (0, rows - cut)) for name, part in one.parts.items()}
+        second = {name: nn.functional.pad(part, (cut, 0)) for name, part in two.parts.items()}
+        return Loss((cut * one.value + (rows - cut) * two.value) / rows, _together([first, second]))
 
 
 class Sum(Objective):
@@ -281,4 +281,13 @@ class Sum(Objective):
     def evaluate(self, draw: Draw) -> Loss:
         losses = [term.evaluate(draw) for term in self.terms]  # type: ignore[operator]
         value = sum(scale * loss.value for scale, loss in zip(self.scales, losses, strict=True))
-        return Loss(value, {name: part for loss in losses for name, part in loss.parts.items()})  # type: ignore[arg-type]
+        return Loss(value, _together([loss.parts for loss in losses]))  # type: ignore[arg-type]
+
+
+def _together(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Parts of several losses in one dictionary; parts of one name add up."""
+    total: dict[str, Tensor] = {}
+    for parts in several:
+        for name, part in parts.items():
+            total[name] = total[name] + part if name in total else part
+    return total

@@ -34,6 +34,8 @@ class Network:
     """Frequencies of the features of s and t - s."""
     space_frequencies: int = 0
     """Frequencies of the features of x; 0 for plain x."""
+    modulation: int = 32
+    """Width of the embedding of (s, t) that scales and shifts each layer; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .core import Dual
 from .engines import Engine, jvp
@@ -110,11 +111,20 @@ def _function(call: Call) -> Callable[..., Any]:
                 args[place] = x
             else:
                 kwargs[place] = x
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _Float64():
             torch.manual_seed(0)
             return _floats(call.module(*args, **kwargs))
 
     return function
+
+
+class _Float64(TorchFunctionMode):
+    """Casts to float32 inside a network (time embeddings, often) become casts to float64: differences need it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **{k: torch.float64 if a is torch.float32 else a for k, a in (kwargs or {}).items()})
 
 
 def _floats(out: Any) -> Any:
@@ -193,7 +203,8 @@ def _fault(call: Call, engine: Engine, generator: torch.Generator, tolerance: fl
     """The first leaf module that is wrong on its own, else the innermost module that is, else the whole."""
     calls = _calls(call)
     leaves = [c for c in calls if next(c.module.children(), None) is None]
-    others = sorted((c for c in calls if c not in leaves), key=lambda c: -c.name.count("."))
+    inner = [c for c in calls if next(c.module.children(), None) is not None]
+    others = sorted(inner, key=lambda c: c.name.count(".") if c.name else -1, reverse=True)
     for one in (*leaves, *others):
         if _moving(one):
             found = _errors(one, engine, generator, tolerance)

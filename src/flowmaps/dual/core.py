@@ -52,6 +52,11 @@ class Dual:
         return f"Dual(value={self.value}, tangent={self.tangent})"
 
     def __len__(self) -> int:
+        if not self.value.dim():
+            raise TypeError(
+                "len() of a 0-d Dual: torch.tensor([x]) asks for it, and would drop the tangent. "
+                "If a network does that where torch.is_tensor(x) is false, hand it the Dual behind that line."
+            )
         return len(self.value)
 
     def __iter__(self) -> Any:

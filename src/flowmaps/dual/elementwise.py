@@ -124,16 +124,30 @@ def _selu(y: Tensor, x: Any, inplace: bool = False) -> Any:
     return scale * x.tangent * torch.where(x.value > 0, 1.0, alpha * x.value.clamp_max(0).exp())
 
 
-@tangent_rule(F.gelu)
-def _gelu(y: Tensor, x: Any, approximate: str = "none") -> Any:
-    v = x.value
-    if approximate == "none":
-        density = (-0.5 * v * v).exp() / math.sqrt(2 * math.pi)
-        return x.tangent * (0.5 * (1 + torch.erf(v / math.sqrt(2))) + v * density)
-    k, c = math.sqrt(2 / math.pi), 0.044715
-    square = v * v
-    h = torch.tanh(v * (k + k * c * square))
-    return x.tangent * (0.5 * (1 + h + v * (1 - h * h) * (k + 3 * k * c * square)))
+@composite(F.gelu)
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    """Compiled, the tanh form is `x sigmoid(2 z)`, a third of tanh's price on a CPU; eager, torch's fused kernels."""
+    v, t = split(x)
+    if t is None:
+        return F.gelu(v, approximate=approximate)
+    if torch.compiler.is_compiling() and approximate == "tanh":
+        return join(v * _gate(v), run(x.frozen, _gated, t, v), x.frozen)
+    tangent = run(x.frozen, torch.ops.aten.gelu_backward, t, v, approximate=approximate)
+    return join(F.gelu(v, approximate=approximate), tangent, x.frozen)
+
+
+def _gate(v: Tensor) -> Tensor:
+    """`sigmoid(2 z)`, `z = k (v + c v^3)`."""
+    return torch.sigmoid(v * (2 * _K + 2 * _K * _C * (v * v)))
+
+
+def _gated(t: Tensor, v: Tensor) -> Tensor:
+    """The tangent of `v sigmoid(2 z)`."""
+    gate = _gate(v)
+    return t * (gate + v * (gate * (1 - gate)) * (2 * _K + 6 * _K * _C * (v * v)))
+
+
+_K, _C = math.sqrt(2 / math.pi), 0.044715
 
 
 @tangent_rule(F.silu)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import Dual, composite, join, plain, rebind, run, split, tangent_rule
+from .core import METHODS, Dual, composite, join, plain, rebind, run, split, tangent_rule
 from .linear import together
 
 
@@ -103,3 +103,6 @@ def _checkpoint(function: Any, *args: Any, use_reentrant: bool | None = None, **
         of_tensors, [v for v, _ in pairs], [t for _, t in pairs], use_reentrant=use_reentrant, **kwargs
     )
     return join(value, tangent, frozen)
+
+
+METHODS["tag_activation_checkpoint"] = _checkpoint  # the name it has under the compiler of torch 2.11

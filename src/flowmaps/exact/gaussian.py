@@ -100,7 +100,7 @@ class Gaussian:
             x, self.base_mean, self.mean, self._base_values, self._values, self._vectors
         )
         drift = like(path.alpha_dot(t), x) * base_mean + like(path.beta_dot(t), x) * mean
-        growth = like(path.alpha(t) * path.alpha_dot(t), x) * base + like(path.beta(t) * path.beta_dot(t), x) * data
+        growth = like(path.alpha_alpha_dot(t), x) * base + like(path.beta(t) * path.beta_dot(t), x) * data
         growth = growth + like(path.gamma(t) * path.gamma_dot(t), x)
         centre, variance = self._moments(t, x)
         return drift + (((x - centre) @ vectors) * (growth / variance)) @ vectors.mT

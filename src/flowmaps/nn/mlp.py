@@ -25,6 +25,8 @@ class MLP(nn.Module):
             does for the whole batch.
         time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
         space_frequencies: frequencies of the features of x; 0 for plain x.
+        modulation: width of an embedding of (s, t) by which each layer after the first is scaled and shifted (Perez et
+            al., "FiLM: visual reasoning with a general conditioning layer", 2018, arXiv 1709.07871); 0 for none.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class MLP(nn.Module):
         classes: int | None = None,
         time_frequencies: int = 0,
         space_frequencies: int = 0,
+        modulation: int = 0,
     ) -> None:
         super().__init__()
         for name, value in {"dim": dim, "width": width, "depth": depth, "classes": classes}.items():
@@ -54,6 +57,7 @@ class MLP(nn.Module):
             "classes": classes,
             "time_frequencies": time_frequencies,
             "space_frequencies": space_frequencies,
+            "modulation": modulation,
         }
         self.space_frequencies = space_frequencies
         self.time = Fourier(time_frequencies)
@@ -61,6 +65,11 @@ class MLP(nn.Module):
         self.first = nn.Linear(inputs, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)
+        self.embed = nn.Linear(2 * self.time.width, modulation) if modulation else None
+        self.films = nn.ModuleList(nn.Linear(modulation, 2 * width) for _ in self.hidden if modulation)
+        for film in self.films:
+            nn.init.zeros_(film.weight)
+            nn.init.zeros_(film.bias)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
         self.act = nn.GELU(approximate="tanh")
 
@@ -72,14 +81,20 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"this MLP takes x of shape (B, {self.dim}), got {tuple(x.shape)}: flatten each sample.")
-        h = self.first(torch.cat([self._space(x), self.time(s), self.time(t - s)], 1))
+        times = torch.cat([self.time(s), self.time(t - s)], 1)
+        h = self.first(torch.cat([self._space(x), times], 1))
         if self.label is not None:
             h = h + self.label(self._labels(cond, x))
         elif cond is not None:
             raise ValueError("this MLP has no classes, got cond: build it with classes=..., or leave cond out.")
         h = self.act(h)
-        for layer in self.hidden:
-            y = self.act(layer(h))
+        embedded = None if self.embed is None else self.act(self.embed(times))
+        for k, layer in enumerate(self.hidden):
+            y = layer(h)
+            if embedded is not None:
+                scale, shift = self.films[k](embedded).chunk(2, 1)
+                y = y * (1 + scale) + shift
+            y = self.act(y)
             h = h + y if self.residual else y
         return self.last(h)
 
@@ -102,7 +117,7 @@ class MLP(nn.Module):
             low, high = int(cond.min()), int(cond.max())
             if low < 0 or high > self.classes:
                 raise ValueError(
-                    f"cond must hold labels from 0 to {self.classes - 1}, or {self.classes} for no class, got values from "
-                    f"{low} to {high}: number the classes from 0."
+                    f"cond must hold labels from 0 to {self.classes - 1}, or {self.classes} for no class, "
+                    f"got values from {low} to {high}: number the classes from 0."
                 )
         return cond
