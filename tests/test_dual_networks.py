@@ -82,6 +82,10 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
         (images(5, 3, 8),),
     ),
     "decoder": lambda: (nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), (images(3, 5, 8), images(3, 4, 8))),
+    "separate weights": lambda: (
+        nn.MultiheadAttention(8, 2, kdim=6, vdim=5, batch_first=True),
+        (images(3, 5, 8), images(3, 4, 6), images(3, 4, 5)),
+    ),
     "masked": lambda: (Masked(False), (images(3, 5, 8),)),
     "masked, weights": lambda: (Masked(True), (images(3, 5, 8),)),
     "labels": lambda: (Labelled(), (images(5, 4), torch.rand(5), torch.tensor([0, 2, 1, 1, 0]))),

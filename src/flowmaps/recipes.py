@@ -16,7 +16,7 @@ from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
 from .maps import FlowMap
 from .objectives import Objective
 from .shapes import Field
-from .times import Anneal, Diagonal, Late, Square, Strip, Times, Triangle
+from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
 from .weights import Adaptive, Learned, Weight
 
 
@@ -92,8 +92,10 @@ class Recipe:
     """Path between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
+    from_base: float = 0.25
+    """Share of a distillation's rows that start from noise, s = 0, where one-step samples do."""
     late: float = 1.0
-    """Pull of the times towards the data, t <- 1 - (1 - t)^late: 1 for none."""
+    """Pull of the times of velocity matching towards the data, t <- 1 - (1 - t)^late: 1 for none."""
     adaptive: float = 0.5
     """Power of the adaptive weight of a distillation's residual, 0 for none: 0.5 makes jumps between modes sharp."""
     learned_weight: bool = False
@@ -138,25 +140,23 @@ def objectives(recipe: Recipe) -> dict[str, Callable[[FlowMap, Field | None], Ob
     The adaptive weight goes to the methods whose residual is a function of (x, s, t) alone: the noise of dI averages
     out under a square, not under anything else.
     """
-
-    def law(times: Times) -> Times:
-        return Late(times, recipe.late) if recipe.late > 1 else times
-
+    late = Late(Diagonal(), recipe.late)
     learned: Weight | None = Learned() if recipe.learned_weight else None
     robust = Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and learned is None else learned
     path = INTERPOLANTS[recipe.interpolant]
     direct = {"interpolant": path, "weight": learned}
-    pairs = law(Triangle() if recipe.times == "triangle" else Square())
+    pairs: Times = Triangle() if recipe.times == "triangle" else Square()
+    pairs = Mixture(FromBase(), pairs, recipe.from_base) if recipe.from_base else pairs
     distilled = {"interpolant": path, "weight": robust, "times": pairs, "stop": Stop.VELOCITY}
-    own = {"times": law(Triangle()), "diagonal": law(Diagonal()), **direct}
+    own = {"diagonal": late, **direct}
     return {
-        "flow_matching": lambda m, b: methods.flow_matching(m, times=law(Diagonal()), **direct),
+        "flow_matching": lambda m, b: methods.flow_matching(m, times=late, **direct),
         "lmd": lambda m, b: methods.lmd(m, teacher=b, **distilled),
         "emd": lambda m, b: methods.emd(m, teacher=b, **distilled),
-        "strip": lambda m, b: methods.fmm(m, times=law(Strip(0.25)), **direct),
-        "fmm": lambda m, b: methods.fmm(m, times=law(Strip(Anneal(0.25, 1.0, 0.5))), **direct),
+        "strip": lambda m, b: methods.fmm(m, times=Strip(0.25), **direct),
+        "fmm": lambda m, b: methods.fmm(m, times=Strip(Anneal(0.25, 1.0, 0.5)), **direct),
         "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=pairs),
-        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, times=law(Triangle()), **direct),
+        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, **direct),
         "lsd": lambda m, b: methods.lsd(m, **own),
         "esd": lambda m, b: methods.esd(m, **own),
         "psd": lambda m, b: methods.psd(m, **own),
@@ -188,7 +188,14 @@ def checkerboard() -> Recipe:
 
 def checkerboard_long() -> Recipe:
     """The board at length: an hour or more on two cores, minutes on a GPU."""
-    return replace(checkerboard(), name="checkerboard-long", steps=60_000, teacher_steps=30_000)
+    return replace(
+        checkerboard(),
+        name="checkerboard-long",
+        steps=50_000,
+        teacher_steps=20_000,
+        network=Network(width=256, space_frequencies=8),
+        optimiser=Optimiser(batch=1024, rate=6e-3),
+    )
 
 
 def digits() -> Recipe:
@@ -238,6 +245,7 @@ def validate(recipe: Recipe) -> None:
         ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
         ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
         ("adaptive", recipe.adaptive, 0 <= recipe.adaptive <= 1, "from 0 to 1"),
+        ("from-base", recipe.from_base, 0 <= recipe.from_base <= 1, "from 0 to 1"),
         ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
         ("network.width", n.width, n.width >= 1, "at least 1"),

@@ -76,14 +76,13 @@ def _tangent(q: Tensor, k: Tensor, v: Tensor, p: Tensor, keep: Any, tangents: An
     return torch.cat([dp, p], -1) @ torch.cat([v, dv], -2)
 
 
-def _projections(query: Any, key: Any, value: Any, weight: Any, bias: Any, separate: tuple[Any, ...]) -> list[Any]:
-    """q, k, v; one product where the three are the same tensor."""
+def _projections(query: Any, key: Any, value: Any, weight: Any, bias: Any) -> list[Any]:
+    """q, k, v, of one weight or of three; one product where the three are the same tensor."""
     biases = (None, None, None) if bias is None else bias.chunk(3)
-    if weight is None:
-        return [F.linear(x, w, b) for x, w, b in zip((query, key, value), separate, biases, strict=True)]
-    if query is key and key is value:
+    if query is key and key is value and not isinstance(weight, tuple):
         return list(F.linear(query, weight, bias).chunk(3, -1))
-    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)]
+    weights = weight if isinstance(weight, tuple) else weight.chunk(3)
+    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
 
 
 def _heads(x: Any, rows: int, heads: int) -> Any:
@@ -95,6 +94,24 @@ def _additive(mask: Any, like: Any) -> Any:
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+
+
+def _joint_mask(mask: Any, padding: Any, q: Any) -> Any:
+    """The sum of both masks, broadcasting against `(B, heads, L, S)`."""
+    mask, padding = _additive(mask, q), _additive(padding, q)
+    if mask is not None and mask.dim() == 3:
+        mask = mask.view(*q.shape[:2], *mask.shape[1:])
+    if padding is None:
+        return mask
+    padding = padding[:, None, None, :]
+    return padding if mask is None else mask + padding
+
+
+def _with_weights(q: Any, k: Any, v: Any, mask: Any, dropout: float, average: bool) -> tuple[Any, Any]:
+    """Attention and its weights, averaged over heads or not."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    p = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout, dropout > 0)
+    return p @ v, p.mean(1) if average else p
 
 
 @composite(F.multi_head_attention_forward)
@@ -129,24 +146,12 @@ def _multi_head_attention(
         raise NotImplementedError("nn.MultiheadAttention with bias_k, add_zero_attn or static keys has no rule.")
     if query.dim() == 2:
         raise NotImplementedError("nn.MultiheadAttention of an unbatched (L, E) input has no rule: add a batch axis.")
-    rows, length = query.shape[1], query.shape[0]
-    separate = (q_proj_weight, k_proj_weight, v_proj_weight)
-    weight = None if use_separate_proj_weight else in_proj_weight
-    q, k, v = (_heads(x, rows, num_heads) for x in _projections(query, key, value, weight, in_proj_bias, separate))
-    mask = _additive(attn_mask, q)
-    if mask is not None and mask.dim() == 3:
-        mask = mask.view(rows, num_heads, *mask.shape[1:])
-    if key_padding_mask is not None:
-        padding = _additive(key_padding_mask, q)[:, None, None, :]
-        mask = padding if mask is None else mask + padding
-    causal = is_causal and mask is None
+    length, rows = query.shape[:2]
+    weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight
+    q, k, v = (_heads(x, rows, num_heads) for x in _projections(query, key, value, weights, in_proj_bias))
+    mask, dropout = _joint_mask(attn_mask, key_padding_mask, q), dropout_p if training else 0.0
     if need_weights:
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        p = torch.softmax(scores if mask is None else scores + mask, -1)
-        out = F.dropout(p, dropout_p, training) @ v
-        weights = p.mean(1) if average_attn_weights else p
+        out, weights = _with_weights(q, k, v, mask, dropout, average_attn_weights)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p if training else 0.0, causal)
-        weights = None
-    out = out.permute(2, 0, 1, 3).reshape(length, rows, -1)
-    return F.linear(out, out_proj_weight, out_proj_bias), weights
+        out, weights = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal and mask is None), None
+    return F.linear(out.permute(2, 0, 1, 3).reshape(length, rows, -1), out_proj_weight, out_proj_bias), weights

@@ -66,10 +66,11 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)
         self.embed = nn.Linear(2 * self.time.width, modulation) if modulation else None
-        self.films = nn.ModuleList(nn.Linear(modulation, 2 * width) for _ in self.hidden if modulation)
-        for film in self.films:
+        films = [nn.Linear(modulation, 2 * width) for _ in self.hidden if modulation]
+        for film in films:
             nn.init.zeros_(film.weight)
             nn.init.zeros_(film.bias)
+        self.films = nn.ModuleList(films)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
         self.act = nn.GELU(approximate="tanh")
 
