@@ -244,7 +244,7 @@ def interrupt(run: Run, after: int, *, ctrl_c: bool) -> None:
     source, count = run.source, itertools.count()
 
     class Interrupting(Source):
-        dim, classes = source.dim, source.classes
+        units = source.units
 
         def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
             if next(count) == after:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from . import checkpoint, figures, recipes, report, runs
 from . import evaluate as measuring
-from .data import Points, Source
+from .data import Source, Units
 from .files import write_atomically
 from .maps import FlowMap
 from .recipes import Recipe
@@ -76,12 +76,18 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     recipes.validate(dataclasses.replace(recipe, seed=seed))
     settings = recipe.evaluation
     rows, drawn = [], {}
+    console.print(f"measuring with {settings.samples:,} samples a row")
     with bar() as progress:
-        task = progress.add_task("measure", total=len(settings.steps) + 2, note="teacher, dopri5")
-        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed):
+        task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
+
+        def watch(title: str, share: float) -> None:
+            progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
+
+        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed, watch=watch):
             rows.append(row)
             drawn[title] = sampled.x
-            progress.update(task, advance=1, note=f"{title} done")
+            if not console.is_terminal:
+                console.print(f"{title}: {sampled.seconds:.1f} s")
     metrics = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     pictures = draw(folder, recipe, flow_map, teacher, source, rows, drawn)
@@ -157,17 +163,19 @@ def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, 
     if number < 1:
         raise ValueError(f"--number must be at least 1, got {number}.")
     jump = Jump(steps)
-    recipe, flow_map, _, source = runs.load_run(folder)
-    labels = _labels(source, number, label)
-    x0 = torch.randn(number, source.dim, generator=generator(seed, measuring.SAMPLES))
+    card = checkpoint.read_card(folder)
+    recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder)
+    units = Units.from_dict(card.get("units"))
+    labels = _labels(units, number, label)
+    x0 = torch.randn(number, units.dim, generator=generator(seed, measuring.SAMPLES))
     chunk = recipe.evaluation.chunk
     points = []
     with bar() as progress:
         for start in progress.track(range(0, number, chunk), description="sample"):
             part = slice(start, start + chunk)
             points.append(jump(flow_map, x0[part], None if labels is None else labels[part]))
-    arrays = {"x": source.to_data(torch.cat(points)).numpy()}
-    if labels is not None and isinstance(source, Points):
+    arrays = {"x": units.to_data(torch.cat(points)).numpy()}
+    if labels is not None:
         arrays["labels"] = labels.numpy()
     buffer = io.BytesIO()
     np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -176,13 +184,13 @@ def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, 
     console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
 
 
-def _labels(source: Source, number: int, label: int | None) -> torch.Tensor | None:
-    if source.classes is None:
+def _labels(units: Units, number: int, label: int | None) -> torch.Tensor | None:
+    if units.classes is None:
         if label is not None:
             raise ValueError(f"these data have no classes, got --label {label}: leave it out.")
         return None
     if label is None:
-        return torch.arange(number) % source.classes
-    if not 0 <= label < source.classes:
-        raise ValueError(f"--label must be from 0 to {source.classes - 1}, got {label}.")
+        return torch.arange(number) % units.classes
+    if not 0 <= label < units.classes:
+        raise ValueError(f"--label must be from 0 to {units.classes - 1}, got {label}.")
     return torch.full((number,), label)

@@ -54,7 +54,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
             shared = measuring.reference(
                 source, flow_map.velocity if teacher is None else teacher, recipe.evaluation, recipe.seed
             )
-        for _, row, _ in measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared):
+        for _, row, _ in measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared, euler=False):
             table.append({"method": method, **spent, **row})
         write_atomically(
             folder / "compare.json",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +21,52 @@ from .exact import Checkerboard
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-class Source(ABC):
-    """A law of data.
+@dataclass(frozen=True)
+class Units:
+    """What it takes to read a map's samples: the network sees (data - shift) / scale, dimension by dimension.
 
-    Attributes:
+    Args:
         dim: numbers a sample.
         classes: number of classes, or `None`.
+        shift, scale: `dim` numbers each; none for data that the network sees as they are.
     """
 
     dim: int
     classes: int | None = None
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """From the network's coordinates to the data's units, `(B, dim)`."""
+        return x * x.new_tensor(self.scale) + x.new_tensor(self.shift) if self.scale else x
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Units:
+        """From the JSON of a card.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return cls(**{**fields, "shift": tuple(fields["shift"]), "scale": tuple(fields["scale"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"the run's config.json does not say what its data are like ({error!r}).") from None
+
+
+class Source(ABC):
+    """A law of data, in the network's coordinates."""
+
+    units: Units
+
+    @property
+    def dim(self) -> int:
+        """Numbers a sample."""
+        return self.units.dim
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or `None`."""
+        return self.units.classes
 
     @abstractmethod
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -36,14 +74,14 @@ class Source(ABC):
 
     def to_data(self, x: Tensor) -> Tensor:
         """From the network's coordinates to the data's units."""
-        return x
+        return self.units.to_data(x)
 
 
 class Board(Source):
     """The checkerboard, drawn afresh each time, with its exact law at hand as `exact`."""
 
     def __init__(self) -> None:
-        self.exact, self.dim = Checkerboard(), 2
+        self.exact, self.units = Checkerboard(), Units(2)
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         return self.exact.sample(number, generator=generator).float(), None
@@ -59,17 +97,13 @@ class Points(Source):
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor) -> None:
-        self.shift, self.scale, self.labels = shift, scale, labels
-        self.data = (data - shift) / scale
-        self.dim = data.shape[1]
-        self.classes = None if labels is None else int(labels.max()) + 1
+        self.labels, self.data = labels, (data - shift) / scale
+        classes = None if labels is None else int(labels.max()) + 1
+        self.units = Units(data.shape[1], classes, tuple(shift.tolist()), tuple(scale.tolist()))
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         rows = torch.randint(len(self.data), (number,), generator=generator)
         return self.data[rows], None if self.labels is None else self.labels[rows]
-
-    def to_data(self, x: Tensor) -> Tensor:
-        return x * self.scale.to(x) + self.shift.to(x)
 
 
 def open_data(name: str, batch: int = 1) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,7 +67,12 @@ def true_flow(source: Source, teacher: Field, x0: Tensor, t: Tensor, cond: Tenso
     return SolverFlow(teacher, rtol=1e-6, atol=1e-6)(x0, zero, t, cond)
 
 
-def generate(walk: Callable[[Tensor, Tensor | None], tuple[Tensor, int]], ref: Reference, chunk: int) -> Sampled:
+def generate(
+    walk: Callable[[Tensor, Tensor | None], tuple[Tensor, int]],
+    ref: Reference,
+    chunk: int,
+    tick: Callable[[float], None],
+) -> Sampled:
     """Run a sampler over the noise, `chunk` rows at a time; evaluations are the mean over chunks, to the nearest."""
     points, spent = [], []
     begun = time.perf_counter()
@@ -76,16 +82,21 @@ def generate(walk: Callable[[Tensor, Tensor | None], tuple[Tensor, int]], ref: R
             x, nfe = walk(ref.x0[part], None if ref.cond is None else ref.cond[part])
             points.append(x)
             spent.append(nfe)
+            tick(min(start + chunk, len(ref.x0)) / len(ref.x0))
     return Sampled(torch.cat(points), round(sum(spent) / len(spent)), time.perf_counter() - begun)
 
 
-def by_map(flow_map: FlowMap, steps: int, ref: Reference, settings: Evaluation) -> Sampled:
+def by_map(
+    flow_map: FlowMap, steps: int, ref: Reference, settings: Evaluation, tick: Callable[[float], None]
+) -> Sampled:
     """Samples of the map in `steps` jumps."""
     jump = Jump(steps)
-    return generate(lambda x, cond: (jump(flow_map, x, cond), steps), ref, settings.chunk)
+    return generate(lambda x, cond: (jump(flow_map, x, cond), steps), ref, settings.chunk, tick)
 
 
-def by_solver(teacher: Field, ref: Reference, settings: Evaluation, *, euler: bool) -> Sampled:
+def by_solver(
+    teacher: Field, ref: Reference, settings: Evaluation, tick: Callable[[float], None], *, euler: bool
+) -> Sampled:
     """Samples of the teacher's flow, by dopri5 or by Euler's method."""
     flow = (
         SolverFlow(teacher, method="euler", steps=settings.euler)
@@ -97,7 +108,7 @@ def by_solver(teacher: Field, ref: Reference, settings: Evaluation, *, euler: bo
         zero = torch.zeros(len(x))
         return flow(x, zero, 1 + zero, cond), flow.nfe
 
-    return generate(walk, ref, settings.chunk)
+    return generate(walk, ref, settings.chunk, tick)
 
 
 def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluation) -> Row:
@@ -122,6 +133,9 @@ def rows(
     settings: Evaluation,
     seed: int,
     ref: Reference | None = None,
+    *,
+    euler: bool = True,
+    watch: Callable[[str, float], None] = lambda title, share: None,
 ) -> Iterator[tuple[str, Row, Sampled]]:
     """Rows of metrics.json one by one, each with a title and its samples.
 
@@ -134,16 +148,19 @@ def rows(
         settings: what to measure.
         seed: of noise and data.
         ref: from `reference`, where several maps share it.
+        euler: measure the teacher by Euler's method too.
+        watch: told the title of the row under way and how much of it is done, from 0 to 1.
     """
     velocity = flow_map.velocity if teacher is None else teacher
     ref = reference(source, velocity, settings, seed) if ref is None else ref
-    for euler in (False, True):
-        sampled = by_solver(velocity, ref, settings, euler=euler)
-        solver = "euler" if euler else "dopri5"
-        own = {"steps": settings.euler} if euler else {}
+    for solver in ("dopri5", "euler") if euler else ("dopri5",):
+        title = f"teacher, {solver}"
+        sampled = by_solver(velocity, ref, settings, partial(watch, title), euler=solver == "euler")
+        own = {"steps": settings.euler} if solver == "euler" else {}
         row = {"sampler": "teacher", "solver": solver} | own | measure(sampled, source, ref, settings)
-        yield f"teacher, {solver}", row, sampled
+        yield title, row, sampled
     for steps in settings.steps:
-        sampled = by_map(flow_map, steps, ref, settings)
+        title = f"{steps} step" + "s" * (steps > 1)
+        sampled = by_map(flow_map, steps, ref, settings, partial(watch, title))
         row = {"sampler": "map", "steps": steps} | measure(sampled, source, ref, settings)
-        yield f"{steps} step" + "s" * (steps > 1), row, sampled
+        yield title, row, sampled

@@ -42,7 +42,7 @@ class Network:
 class Optimiser:
     """Adam with warm-up, cosine decay, clipping and an exponential moving average of the weights."""
 
-    batch: int = 2048
+    batch: int = 1024
     """Rows of a batch."""
     rate: float = 8e-3
     """Highest learning rate."""

@@ -163,6 +163,7 @@ class Run:
                 f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip."
             )
         extra: dict[str, Any] = {**describe(self.recipe), "seconds": round(self.seconds, 1)}
+        extra["units"] = dataclasses.asdict(self.source.units)
         path = recipes.INTERPOLANTS[self.recipe.interpolant]
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
 
