@@ -143,13 +143,14 @@ def _trajectories(flow_map: FlowMap, teacher: Field | None, source: Source) -> A
     """30 paths of the map, each point one jump from the start, over the exact flow or the teacher's."""
     starts = torch.randn(30, 2, generator=generator(0, 4))
     times = torch.linspace(0, 1, 33)
-    x, t = starts.repeat(len(times), 1), times.repeat_interleave(len(starts))
+    device = checkpoint.device_of(flow_map)
+    x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
     with torch.inference_mode():
         jumps = flow_map(x, torch.zeros_like(t), t)
         exact = measuring.true_flow(source, flow_map.velocity if teacher is None else teacher, x, t)
     shape = (len(times), len(starts), 2)
     name = "exact flow" if hasattr(source, "exact") else "teacher's flow"
-    paths = [source.to_data(p.float()).reshape(shape) for p in (exact, jumps)]
+    paths = [source.to_data(p.float().cpu()).reshape(shape) for p in (exact, jumps)]
     data, _ = source.sample(5_000, generator(0, 5))
     return figures.trajectories(paths[0][0], *paths, background=source.to_data(data), exact=name)
 

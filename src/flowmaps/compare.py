@@ -17,7 +17,7 @@ from rich.table import Table
 from . import evaluate as measuring
 from . import figures, recipes
 from .commands import bar, console
-from .data import Source, open_data
+from .data import Board, Source, open_data
 from .files import write_atomically
 from .maps import AverageVelocity, FlowMap, Frozen
 from .nn import MLP
@@ -50,10 +50,8 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
     for method in methods:
         mine = dataclasses.replace(recipe, method=method)
         flow_map, teacher, spent = fit(mine, source, budget, teachers)
-        if shared is None:
-            shared = measuring.reference(
-                source, flow_map.velocity if teacher is None else teacher, recipe.evaluation, recipe.seed
-            )
+        if shared is None and isinstance(source, Board):  # elsewhere the true flow is the method's own teacher's
+            shared = measuring.reference(source, flow_map.velocity, recipe.evaluation, recipe.seed)
         for _, row, _ in measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared, euler=False):
             table.append({"method": method, **spent, **row})
         write_atomically(
@@ -86,7 +84,7 @@ def fit(
         if stage.name == "teacher":
             teachers[share] = Frozen(flow_map)
             teacher = teachers[share].velocity
-    return flow_map.cpu(), teacher, {"ms_per_step": round(pace, 2), "budget": budget}
+    return flow_map, teacher, {"ms_per_step": round(pace, 2), "budget": budget}
 
 
 def run_stage(

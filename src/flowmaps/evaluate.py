@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import metrics
+from .checkpoint import device_of
 from .data import Board, Source
 from .maps import FlowMap
 from .recipes import Evaluation
@@ -19,7 +21,7 @@ from .shapes import Field
 from .solvers import SolverFlow
 from .train import generator
 
-Row = dict[str, object]
+Row = dict[str, Any]
 SAMPLES, EXACT = 1, 2  # streams of the seed
 
 
@@ -46,7 +48,9 @@ class Reference:
     floor: float | None
 
 
-def reference(source: Source, teacher: Field, settings: Evaluation, seed: int) -> Reference:
+def reference(
+    source: Source, teacher: Field, settings: Evaluation, seed: int, device: torch.device | str = "cpu"
+) -> Reference:
     """Draw the noise and the data of an evaluation, and solve the flow from the first points."""
     number = max(settings.samples, settings.points)
     x0 = torch.randn(number, source.dim, generator=generator(seed, SAMPLES))
@@ -54,7 +58,8 @@ def reference(source: Source, teacher: Field, settings: Evaluation, seed: int) -
     data, _ = source.sample(settings.points, generator(seed, EXACT))
     starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
     with torch.inference_mode():
-        flow = true_flow(source, teacher, starts, torch.ones(len(starts)), labels)
+        labels = labels if labels is None else labels.to(device)
+        flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
     return Reference(x0[: settings.samples], cond, data, flow, floor)
 
@@ -67,48 +72,39 @@ def true_flow(source: Source, teacher: Field, x0: Tensor, t: Tensor, cond: Tenso
     return SolverFlow(teacher, rtol=1e-6, atol=1e-6)(x0, zero, t, cond)
 
 
-def generate(
-    walk: Callable[[Tensor, Tensor | None], tuple[Tensor, int]],
-    ref: Reference,
-    chunk: int,
-    tick: Callable[[float], None],
-) -> Sampled:
+Walk = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
+"""A sampler: from noise and labels to samples, and the evaluations that it took."""
+
+
+def jumping(flow_map: FlowMap, steps: int) -> Walk:
+    """The map in `steps` jumps."""
+    jump = Jump(steps)
+    return lambda x, cond: (jump(flow_map, x, cond), steps)
+
+
+def solving(teacher: Field, **solver: Any) -> Walk:
+    """The teacher's flow by a solver of `SolverFlow`."""
+    flow = SolverFlow(teacher, **solver)
+
+    def walk(x: Tensor, cond: Tensor | None) -> tuple[Tensor, int]:
+        zero = x.new_zeros(len(x))
+        return flow(x, zero, 1 + zero, cond), flow.nfe
+
+    return walk
+
+
+def generate(walk: Walk, ref: Reference, chunk: int, device: torch.device, tick: Callable[[float], None]) -> Sampled:
     """Run a sampler over the noise, `chunk` rows at a time; evaluations are the mean over chunks, to the nearest."""
     points, spent = [], []
     begun = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, len(ref.x0), chunk):
             part = slice(start, start + chunk)
-            x, nfe = walk(ref.x0[part], None if ref.cond is None else ref.cond[part])
-            points.append(x)
+            x, nfe = walk(ref.x0[part].to(device), None if ref.cond is None else ref.cond[part].to(device))
+            points.append(x.cpu())
             spent.append(nfe)
             tick(min(start + chunk, len(ref.x0)) / len(ref.x0))
     return Sampled(torch.cat(points), round(sum(spent) / len(spent)), time.perf_counter() - begun)
-
-
-def by_map(
-    flow_map: FlowMap, steps: int, ref: Reference, settings: Evaluation, tick: Callable[[float], None]
-) -> Sampled:
-    """Samples of the map in `steps` jumps."""
-    jump = Jump(steps)
-    return generate(lambda x, cond: (jump(flow_map, x, cond), steps), ref, settings.chunk, tick)
-
-
-def by_solver(
-    teacher: Field, ref: Reference, settings: Evaluation, tick: Callable[[float], None], *, euler: bool
-) -> Sampled:
-    """Samples of the teacher's flow, by dopri5 or by Euler's method."""
-    flow = (
-        SolverFlow(teacher, method="euler", steps=settings.euler)
-        if euler
-        else SolverFlow(teacher, rtol=settings.tolerance, atol=settings.tolerance)
-    )
-
-    def walk(x: Tensor, cond: Tensor | None) -> tuple[Tensor, int]:
-        zero = torch.zeros(len(x))
-        return flow(x, zero, 1 + zero, cond), flow.nfe
-
-    return generate(walk, ref, settings.chunk, tick)
 
 
 def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluation) -> Row:
@@ -142,7 +138,7 @@ def rows(
     The teacher comes first, by adaptive dopri5 and by Euler; without one the map's own diagonal stands in for it.
 
     Args:
-        flow_map: the map, on the CPU.
+        flow_map: the map, on any device, its teacher on the same.
         teacher: its teacher's velocity, or `None`.
         source: the data.
         settings: what to measure.
@@ -152,15 +148,16 @@ def rows(
         watch: told the title of the row under way and how much of it is done, from 0 to 1.
     """
     velocity = flow_map.velocity if teacher is None else teacher
-    ref = reference(source, velocity, settings, seed) if ref is None else ref
-    for solver in ("dopri5", "euler") if euler else ("dopri5",):
-        title = f"teacher, {solver}"
-        sampled = by_solver(velocity, ref, settings, partial(watch, title), euler=solver == "euler")
-        own = {"steps": settings.euler} if solver == "euler" else {}
-        row = {"sampler": "teacher", "solver": solver} | own | measure(sampled, source, ref, settings)
-        yield title, row, sampled
+    device = device_of(flow_map)
+    ref = reference(source, velocity, settings, seed, device) if ref is None else ref
+    precise = solving(velocity, rtol=settings.tolerance, atol=settings.tolerance)
+    walks: list[tuple[str, Row, Walk]] = [("teacher, dopri5", {"sampler": "teacher", "solver": "dopri5"}, precise)]
+    if euler:
+        head: Row = {"sampler": "teacher", "solver": "euler", "steps": settings.euler}
+        walks.append(("teacher, euler", head, solving(velocity, method="euler", steps=settings.euler)))
     for steps in settings.steps:
         title = f"{steps} step" + "s" * (steps > 1)
-        sampled = by_map(flow_map, steps, ref, settings, partial(watch, title))
-        row = {"sampler": "map", "steps": steps} | measure(sampled, source, ref, settings)
-        yield title, row, sampled
+        walks.append((title, {"sampler": "map", "steps": steps}, jumping(flow_map, steps)))
+    for title, head, walk in walks:
+        sampled = generate(walk, ref, settings.chunk, device, partial(watch, title))
+        yield title, head | measure(sampled, source, ref, settings), sampled

@@ -191,7 +191,7 @@ def checkerboard_long() -> Recipe:
     return replace(
         checkerboard(),
         name="checkerboard-long",
-        steps=50_000,
+        steps=30_000,
         teacher_steps=20_000,
         network=Network(width=256, space_frequencies=8),
         optimiser=Optimiser(batch=1024, rate=6e-3),

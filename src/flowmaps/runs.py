@@ -277,9 +277,10 @@ def load_run(folder: Path) -> tuple[Recipe, FlowMap, Field | None, Source]:
         ValueError: as in `checkpoint.load`.
     """
     recipe = read_recipe(folder)
-    flow_map = checkpoint.load(folder)
+    device = pick_device(recipe.device)
+    flow_map = checkpoint.load(folder).to(device)
     has_teacher = any(stage.name == "teacher" for stage in recipes.stages(recipe))
-    teacher = checkpoint.load(folder / "teacher").velocity if has_teacher else None
+    teacher = checkpoint.load(folder / "teacher").to(device).velocity if has_teacher else None
     source = open_data(recipe.data)
     check_data(checkpoint.read_card(folder), recipe)
     return recipe, flow_map, teacher, source
