@@ -66,7 +66,7 @@ class Evaluation:
     """Samples for KL."""
     points: int = 5_000
     """Points for W2, energy distance and map error."""
-    chunk: int = 16_384
+    chunk: int = 10_000
     """Samples generated at a time."""
     tolerance: float = 1e-5
     """Tolerance of the teacher's dopri5."""
@@ -183,7 +183,14 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 def checkerboard() -> Recipe:
     """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
-    return Recipe(name="checkerboard", data="checkerboard", late=2.0, network=Network(space_frequencies=8))
+    return Recipe(
+        name="checkerboard",
+        data="checkerboard",
+        steps=16_000,
+        teacher_steps=4_000,
+        late=2.0,
+        network=Network(space_frequencies=8),
+    )
 
 
 def checkerboard_long() -> Recipe:
