@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 
 from . import evaluate as measuring
@@ -44,7 +45,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
         raise ValueError(f"{folder} already exists and is not empty: choose another --out.")
     source = open_data(recipe.data, recipe.optimiser.batch)
     folder.mkdir(parents=True, exist_ok=True)
-    teachers: dict[float, FlowMap] = {}
+    teachers: dict[float, Frozen] = {}
     table: list[dict[str, Any]] = []
     shared: measuring.Reference | None = None
     for method in methods:
@@ -65,7 +66,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
 
 
 def fit(
-    recipe: Recipe, source: Source, budget: float, teachers: dict[float, FlowMap]
+    recipe: Recipe, source: Source, budget: float, teachers: dict[float, Frozen]
 ) -> tuple[FlowMap, Field | None, dict[str, Any]]:
     """Train one method: the map, its teacher's velocity, and what training took."""
     device = pick_device(recipe.device)
@@ -78,7 +79,7 @@ def fit(
     for number, stage in enumerate(stages):
         share = budget * stage.steps / total
         if stage.name == "teacher" and share in teachers:
-            flow_map.load_state_dict(teachers[share].state_dict())
+            flow_map.load_state_dict(teachers[share].flow_map.state_dict())
         else:
             pace = run_stage(recipe, stage, number, source, flow_map, teacher, share)
         if stage.name == "teacher":
@@ -113,9 +114,7 @@ def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """A line a method: the figure of quality in each number of jumps, for its ODE, and what a step costs."""
     key = "kl" if any("kl" in row for row in table) else "energy"
     jumps = sorted({row["steps"] for row in table if row["sampler"] == "map"})
-    label = "KL above floor" if key == "kl" else "energy distance"
-    heading = ["method", *(f"{n} step{'s' * (n > 1)}" for n in jumps), "ODE (dopri5)", "map error", "ms a step"]
-    heading[1] = f"{label}, {heading[1]}"
+    heading = ["method", *(f"{n} step{'s' * (n > 1)}" for n in jumps), "dopri5", "map error", "ms/step"]
 
     def value(row: dict[str, Any]) -> str:
         return f"{row[key] - (row['kl_floor'] if key == 'kl' else 0):.4f}"
@@ -133,7 +132,9 @@ def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _terminal(table: list[dict[str, Any]], recipe: Recipe, budget: float) -> Table:
     heading, lines = summary(table)
-    result = Table(title=f"{recipe.name}: {budget:.0f} s of training for each method")
+    figure = "KL above floor [nats]" if any("kl" in row for row in table) else "energy distance to data"
+    title = f"{recipe.name}, {budget:g} s of training for each method: {figure} by the map and by its ODE"
+    result = Table(title=title, box=box.SIMPLE_HEAD)
     for k, name in enumerate(heading):
         result.add_column(name, justify="right" if k else "left")
     for line in lines:
