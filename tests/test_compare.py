@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowmaps import compare
 from flowmaps.cli import main
+from flowmaps.recipes import Recipe
 
-SMALL = (
-    "--no-compile --network.width 8 --network.depth 2 --optimiser.batch 16 --evaluation.samples 300 "
-    "--evaluation.points 30 --evaluation.steps 1 3 --budget 0.4"
-).split()
+SMALL = """--no-compile --network.width 8 --network.depth 2 --optimiser.batch 16 --evaluation.samples 300
+--evaluation.points 30 --evaluation.steps 1 3 --budget 0.4""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,14 @@ def test_all_files_are_there_and_the_table_agrees_with_the_rows(folder: Path):
 
 def test_points_are_compared_by_their_energy_distance():
     rows = [
-        {"method": "lsd", "sampler": "teacher", "solver": "dopri5", "energy": 0.5, "map_error": 1.0, "ms_per_step": 2.0},
+        {
+            "method": "lsd",
+            "sampler": "teacher",
+            "solver": "dopri5",
+            "energy": 0.5,
+            "map_error": 1.0,
+            "ms_per_step": 2.0,
+        },
         {"method": "lsd", "sampler": "map", "steps": 2, "energy": 0.25, "map_error": 3.0, "ms_per_step": 2.0},
     ]
     heading, lines = compare.summary(rows)
@@ -56,11 +64,33 @@ def test_points_are_compared_by_their_energy_distance():
     assert lines == [["lsd", "0.2500", "0.5000", "3.0000", "2.0"]]
 
 
+def test_a_method_that_diverges_leaves_the_others_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = compare.fit
+
+    def fit(recipe: Recipe, *others: Any) -> Any:
+        flow_map, teacher, spent = whole(recipe, *others)
+        if recipe.method == "psd":
+            next(flow_map.parameters()).data.fill_(math.nan)
+        return flow_map, teacher, spent
+
+    monkeypatch.setattr(compare, "fit", fit)
+    out = tmp_path / "out"
+    main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(out), *SMALL])
+    first, second = (
+        [cell.strip() for cell in line.split("|")] for line in (out / "compare.md").read_text().splitlines()[2:]
+    )
+    assert first[1:6] == ["psd", "diverged", "–", "–", "–"]
+    assert second[1] == "lsd"
+    assert float(second[2]) > 0
+    assert (out / "compare.png").exists()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         ("--methods lmd lmd", "--methods needs different methods, got lmd lmd"),
         ("--methods lmd lsdd", "unknown method 'lsdd': did you mean 'lsd'?"),
+        ("--budget nan", "--budget must be positive, got nan seconds"),
         ("--budget -1", "--budget must be positive, got -1.0 seconds"),
     ],
 )

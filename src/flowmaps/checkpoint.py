@@ -124,6 +124,10 @@ def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
         ) from None
     weights = read_weights(folder / WEIGHTS, card.get("sha256"))
     try:
+        for kept in weights.values():
+            if kept.is_floating_point():
+                flow_map.to(kept.dtype)  # the type that was saved
+                break
         flow_map.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(words)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the last checkpoint is kept, go on with --resume.", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)

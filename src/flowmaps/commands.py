@@ -21,7 +21,6 @@ from .files import write_atomically
 from .maps import FlowMap
 from .recipes import Recipe
 from .samplers import Jump
-from .shapes import Field
 from .train import generator
 
 console = Console(highlight=False)
@@ -76,6 +75,7 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     recipes.validate(dataclasses.replace(recipe, seed=seed))
     settings = recipe.evaluation
     rows, drawn = [], {}
+    fast = recipe.compile and settings.samples >= 100_000 and runs.can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
     with bar() as progress:
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
@@ -83,7 +83,9 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed, watch=watch):
+        for title, row, sampled in measuring.rows(
+            flow_map, teacher, source, settings, seed, compiled=fast, watch=watch
+        ):
             rows.append(row)
             drawn[title] = sampled.x
             if not console.is_terminal:
@@ -102,14 +104,20 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
     """What a reader of the report should know first."""
     seconds = checkpoint.read_card(folder).get("seconds", 0.0)
     stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in recipes.stages(recipe))
-    return [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
+    words = [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
+    if recipe.method not in recipes.DISTILLED:
+        words.append(
+            f"{recipe.method} has no teacher of its own: the rows called teacher solve the flow of the velocity that "
+            f"the map has learned on its diagonal, u at s = t."
+        )
+    return words
 
 
 def draw(
     folder: Path,
     recipe: Recipe,
     flow_map: FlowMap,
-    teacher: Field | None,
+    teacher: FlowMap | None,
     source: Source,
     rows: list[measuring.Row],
     drawn: dict[str, torch.Tensor],
@@ -139,15 +147,17 @@ def _digits(drawn: dict[str, torch.Tensor]) -> Any:
     return figures.image_grid(images, len(titles), titles, columns=[str(k % 10) for k in range(20)])
 
 
-def _trajectories(flow_map: FlowMap, teacher: Field | None, source: Source) -> Any:
+def _trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> Any:
     """30 paths of the map, each point one jump from the start, over the exact flow or the teacher's."""
     starts = torch.randn(30, 2, generator=generator(0, 4))
     times = torch.linspace(0, 1, 33)
     device = checkpoint.device_of(flow_map)
     x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
+    labels = _labels(source.units, len(starts), None)
+    cond = None if labels is None else labels.repeat(len(times)).to(device)
     with torch.inference_mode():
-        jumps = flow_map(x, torch.zeros_like(t), t)
-        exact = measuring.true_flow(source, flow_map.velocity if teacher is None else teacher, x, t)
+        jumps = flow_map(x, torch.zeros_like(t), t, cond)
+        exact = measuring.true_flow(source, (flow_map if teacher is None else teacher).velocity, x, t, cond)
     shape = (len(times), len(starts), 2)
     name = "exact flow" if hasattr(source, "exact") else "teacher's flow"
     paths = [source.to_data(p.float().cpu()).reshape(shape) for p in (exact, jumps)]
@@ -165,16 +175,20 @@ def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, 
         raise ValueError(f"--number must be at least 1, got {number}.")
     jump = Jump(steps)
     card = checkpoint.read_card(folder)
-    recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder)
+    device = runs.pick_device("auto")
+    recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder).to(device)
     units = Units.from_dict(card.get("units"))
     labels = _labels(units, number, label)
     x0 = torch.randn(number, units.dim, generator=generator(seed, measuring.SAMPLES))
     chunk = recipe.evaluation.chunk
     points = []
     with bar() as progress:
-        for start in progress.track(range(0, number, chunk), description="sample"):
+        task = progress.add_task("sample", total=number, note=f"{steps} steps")
+        for start in range(0, number, chunk):
             part = slice(start, start + chunk)
-            points.append(jump(flow_map, x0[part], None if labels is None else labels[part]))
+            cond = None if labels is None else labels[part].to(device)
+            points.append(jump(flow_map, x0[part].to(device), cond).cpu())
+            progress.update(task, completed=min(start + chunk, number))
     arrays = {"x": units.to_data(torch.cat(points)).numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
@@ -20,8 +20,7 @@ from . import figures, recipes
 from .commands import bar, console
 from .data import Board, Source, open_data
 from .files import write_atomically
-from .maps import AverageVelocity, FlowMap, Frozen
-from .nn import MLP
+from .maps import FlowMap, Frozen
 from .recipes import Recipe, Stage
 from .runs import compiled, pick_device
 from .shapes import Field
@@ -37,7 +36,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
         ValueError: the folder exists, the budget is not positive, or the recipe cannot run.
     """
     recipes.validate(recipe)
-    if budget <= 0:
+    if not 0 < budget < math.inf:
         raise ValueError(f"--budget must be positive, got {budget} seconds.")
     if not methods or len(set(methods)) != len(methods):
         raise ValueError(f"--methods needs different methods, got {' '.join(methods) or 'none'}.")
@@ -51,6 +50,10 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
     for method in methods:
         mine = dataclasses.replace(recipe, method=method)
         flow_map, teacher, spent = fit(mine, source, budget, teachers)
+        if not all(bool(value.isfinite().all()) for value in flow_map.state_dict().values()):
+            console.print(f"{method} diverged: its weights are not finite.", soft_wrap=True)
+            table.append({"method": method, **spent, "sampler": "map", "diverged": True})
+            continue
         if shared is None and isinstance(source, Board):  # elsewhere the true flow is the method's own teacher's
             shared = measuring.reference(source, flow_map.velocity, recipe.evaluation, recipe.seed)
         for _, row, _ in measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared, euler=False):
@@ -59,6 +62,8 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
             folder / "compare.json",
             json.dumps({"recipe": recipe.name, "seed": recipe.seed, "budget": budget, "rows": table}, indent=2) + "\n",
         )
+    if not any("steps" in row for row in table):
+        raise ValueError("every method diverged: lower --optimiser.rate.")
     picture = figures.save(figures.compare(table), folder / "compare.png")
     console.print(_terminal(table, recipe, budget))
     write_atomically(folder / "compare.md", markdown(table))
@@ -67,12 +72,11 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
 
 def fit(
     recipe: Recipe, source: Source, budget: float, teachers: dict[float, Frozen]
-) -> tuple[FlowMap, Field | None, dict[str, Any]]:
-    """Train one method: the map, its teacher's velocity, and what training took."""
+) -> tuple[FlowMap, FlowMap | None, dict[str, Any]]:
+    """Train one method: the map, its teacher, and what training took."""
     device = pick_device(recipe.device)
-    torch.manual_seed(recipe.seed)
-    flow_map = AverageVelocity(MLP(source.dim, classes=source.classes, **dataclasses.asdict(recipe.network))).to(device)
-    teacher: Field | None = None
+    flow_map = recipes.new_map(recipe, source.dim, source.classes).to(device)
+    teacher: FlowMap | None = None
     stages = recipes.stages(recipe)
     total = sum(stage.steps for stage in stages)
     pace = 0.0
@@ -81,10 +85,10 @@ def fit(
         if stage.name == "teacher" and share in teachers:
             flow_map.load_state_dict(teachers[share].flow_map.state_dict())
         else:
-            pace = run_stage(recipe, stage, number, source, flow_map, teacher, share)
+            pace = run_stage(recipe, stage, number, source, flow_map, teacher and teacher.velocity, share)
         if stage.name == "teacher":
             teachers[share] = Frozen(flow_map)
-            teacher = teachers[share].velocity
+            teacher = teachers[share]
     return flow_map, teacher, {"ms_per_step": round(pace, 2), "budget": budget}
 
 
@@ -113,7 +117,7 @@ def run_stage(
 def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """A line a method: the figure of quality in each number of jumps, for its ODE, and what a step costs."""
     key = "kl" if any("kl" in row for row in table) else "energy"
-    jumps = sorted({row["steps"] for row in table if row["sampler"] == "map"})
+    jumps = sorted({row["steps"] for row in table if row["sampler"] == "map" and "steps" in row})
     heading = ["method", *(f"{n} step{'s' * (n > 1)}" for n in jumps), "dopri5", "map error", "ms/step"]
 
     def value(row: dict[str, Any]) -> str:
@@ -122,6 +126,9 @@ def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for method in dict.fromkeys(row["method"] for row in table):
         mine = [row for row in table if row["method"] == method]
+        if "diverged" in mine[0]:
+            lines.append([method, "diverged", *["–"] * (len(heading) - 3), f"{mine[0]['ms_per_step']:.1f}"])
+            continue
         by_jumps = {row["steps"]: row for row in mine if row["sampler"] == "map"}
         ode = next(row for row in mine if row.get("solver") == "dopri5")
         first = by_jumps[jumps[0]]

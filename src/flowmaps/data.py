@@ -97,7 +97,7 @@ class Points(Source):
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor) -> None:
-        self.labels, self.data = labels, (data - shift) / scale
+        self.labels, self.data = labels, ((data - shift) / scale).float()
         classes = None if labels is None else int(labels.max()) + 1
         self.units = Units(data.shape[1], classes, tuple(shift.tolist()), tuple(scale.tolist()))
 
@@ -130,7 +130,8 @@ def open_data(name: str, batch: int = 1) -> Source:
             f"{name} has {len(data)} rows, fewer than a batch of {batch}: pass --optimiser.batch {len(data)}."
         )
     shift, scale = data.mean(0), data.std(0)
-    return Points(data, labels, shift, torch.where(scale > 0, scale, 1))
+    varies = scale > 1e-12 * shift.abs().clamp_min(1e-300)  # a constant column has rounding for a deviation
+    return Points(data, labels, shift, torch.where(varies, scale, 1))
 
 
 def _digits() -> Source:
@@ -144,7 +145,7 @@ def _digits() -> Source:
 
 
 def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read points `(N, dim)` as float32, and labels `(N,)` from a `.npz` that has an array `labels`.
+    """Read points `(N, dim)` as float64, and labels `(N,)` from a `.npz` that has an array `labels`.
 
     A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line,
     with or without a line of names. Nothing is unpickled.
@@ -222,17 +223,19 @@ def _table(array: np.ndarray, path: Path) -> Tensor:
             f"with at least one point."
         )
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)  # before the check: what float32 cannot hold becomes infinite
-    bad = ~np.isfinite(array).all(1)
+        bad = ~np.isfinite(array.astype(np.float32)).all(1)  # what float32 cannot hold counts as infinite
     if bad.any():
         raise ValueError(
             f"{path} has NaN or infinite values in {bad.sum()} of {len(array)} rows (first: row {bad.argmax()}, "
             f"counted from 0): drop or fill those rows."
         )
-    return torch.as_tensor(array)
+    return torch.as_tensor(array.astype(np.float64))
 
 
 def _classes(labels: np.ndarray, rows: int, path: Path) -> Tensor:
-    if labels.shape != (rows,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(f"{path}: labels must be {rows} integers from 0, got {labels.dtype} of shape {labels.shape}.")
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < rows:
+        raise ValueError(
+            f"{path}: labels must be {rows} integers from 0, each below {rows}, "
+            f"got {labels.dtype} of shape {labels.shape}: number the classes from 0."
+        )
     return torch.as_tensor(labels.astype(np.int64))

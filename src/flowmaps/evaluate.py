@@ -17,12 +17,12 @@ from .data import Board, Source
 from .maps import FlowMap
 from .recipes import Evaluation
 from .samplers import Jump
-from .shapes import Field
+from .shapes import Batch, Condition, Field, Time
 from .solvers import SolverFlow
 from .train import generator
 
 Row = dict[str, Any]
-SAMPLES, EXACT = 1, 2  # streams of the seed
+SAMPLES, EXACT, LABELS = 1, 2, 6  # streams of the seed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def reference(
     """Draw the noise and the data of an evaluation, and solve the flow from the first points."""
     number = max(settings.samples, settings.points)
     x0 = torch.randn(number, source.dim, generator=generator(seed, SAMPLES))
-    cond = None if source.classes is None else torch.arange(number) % source.classes
+    _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABELS))
     data, _ = source.sample(settings.points, generator(seed, EXACT))
     starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
     with torch.inference_mode():
@@ -68,7 +68,8 @@ def true_flow(source: Source, teacher: Field, x0: Tensor, t: Tensor, cond: Tenso
     """X_{0,t}(x0): of the exact flow where it is known, else of the teacher's, solved to 1e-6; `(B, dim)`."""
     zero = torch.zeros_like(t)
     if isinstance(source, Board):
-        return source.exact.flow_map(x0.double(), zero.double(), t.double()).to(x0)
+        x, s, r = (value.cpu().double() for value in (x0, zero, t))  # some devices have no float64
+        return source.exact.flow_map(x, s, r).to(x0)
     return SolverFlow(teacher, rtol=1e-6, atol=1e-6)(x0, zero, t, cond)
 
 
@@ -93,11 +94,23 @@ def solving(teacher: Field, **solver: Any) -> Walk:
     return walk
 
 
+class Compiled(FlowMap):
+    """A map with its network compiled, for batches of one size."""
+
+    def __init__(self, flow_map: FlowMap) -> None:
+        super().__init__()
+        self.fast = torch.compile(flow_map.average_velocity, dynamic=False)
+
+    def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        return self.fast(x, s, t, cond)
+
+
 def generate(walk: Walk, ref: Reference, chunk: int, device: torch.device, tick: Callable[[float], None]) -> Sampled:
     """Run a sampler over the noise, `chunk` rows at a time; evaluations are the mean over chunks, to the nearest."""
     points, spent = [], []
-    begun = time.perf_counter()
     with torch.inference_mode():
+        walk(ref.x0[:chunk].to(device), None if ref.cond is None else ref.cond[:chunk].to(device))  # warm, not timed
+        begun = time.perf_counter()
         for start in range(0, len(ref.x0), chunk):
             part = slice(start, start + chunk)
             x, nfe = walk(ref.x0[part].to(device), None if ref.cond is None else ref.cond[part].to(device))
@@ -124,13 +137,14 @@ def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluati
 
 def rows(
     flow_map: FlowMap,
-    teacher: Field | None,
+    teacher: FlowMap | None,
     source: Source,
     settings: Evaluation,
     seed: int,
     ref: Reference | None = None,
     *,
     euler: bool = True,
+    compiled: bool = False,
     watch: Callable[[str, float], None] = lambda title, share: None,
 ) -> Iterator[tuple[str, Row, Sampled]]:
     """Rows of metrics.json one by one, each with a title and its samples.
@@ -139,19 +153,23 @@ def rows(
 
     Args:
         flow_map: the map, on any device, its teacher on the same.
-        teacher: its teacher's velocity, or `None`.
+        teacher: the map whose diagonal is its teacher, or `None`.
         source: the data.
         settings: what to measure.
         seed: of noise and data.
         ref: from `reference`, where several maps share it.
         euler: measure the teacher by Euler's method too.
+        compiled: compile both networks, outside the seconds that are measured.
         watch: told the title of the row under way and how much of it is done, from 0 to 1.
     """
-    velocity = flow_map.velocity if teacher is None else teacher
-    device = device_of(flow_map)
-    ref = reference(source, velocity, settings, seed, device) if ref is None else ref
+    teacher, device = flow_map if teacher is None else teacher, device_of(flow_map)
+    ref = reference(source, teacher.velocity, settings, seed, device) if ref is None else ref
+    if compiled:
+        flow_map, teacher = Compiled(flow_map), Compiled(teacher)
+    velocity = teacher.velocity
+    accurate: Row = {"sampler": "teacher", "solver": "dopri5", "tolerance": settings.tolerance}
     precise = solving(velocity, rtol=settings.tolerance, atol=settings.tolerance)
-    walks: list[tuple[str, Row, Walk]] = [("teacher, dopri5", {"sampler": "teacher", "solver": "dopri5"}, precise)]
+    walks: list[tuple[str, Row, Walk]] = [("teacher, dopri5", accurate, precise)]
     if euler:
         head: Row = {"sampler": "teacher", "solver": "euler", "steps": settings.euler}
         walks.append(("teacher, euler", head, solving(velocity, method="euler", steps=settings.euler)))

@@ -39,9 +39,8 @@ class FlowMap(nn.Module, ABC):
             X_{s,t}(x), `(B, *shape)`.
 
         Raises:
-            ValueError: a time of the wrong shape or outside [0, 1].
+            ValueError: a time of the wrong shape, or (on the CPU) outside [0, 1].
         """
-        # on a device the values of a time are looked at outside training only: looking means waiting
         check_time(s, x, "s")
         check_time(t, x, "t")
         return x + like(t - s, x) * self.average_velocity(x, s, t, cond)

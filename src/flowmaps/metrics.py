@@ -113,14 +113,14 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 
     Raises:
         ValueError: shapes differ, there are no rows, or values are not finite.
-        RuntimeError: the simplex did not reach the minimum.
+        ValueError: the simplex did not reach the minimum.
     """
     rows, others = _pair(a, b, "a", "b")
     cost = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square_()
     uniform = np.full(len(rows), 1 / len(rows))
     value, log = ot.emd2(uniform, uniform, cost.numpy(), numItermax=_MOST_PIVOTS, log=True)
     if log["warning"] is not None:
-        raise RuntimeError(f"the exact transport of {len(rows)} points failed: {log['warning']} Use fewer points.")
+        raise ValueError(f"the exact transport of {len(rows)} points failed: {log['warning']} Use fewer points.")
     return math.sqrt(max(float(value), 0.0))
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+import torch
 
 from . import methods
 from .equations import Stop
 from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
-from .maps import FlowMap
+from .maps import AverageVelocity, FlowMap
+from .nn import MLP
 from .objectives import Objective
 from .shapes import Field
 from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
@@ -137,8 +140,8 @@ METHODS = (*DISTILLED, "pfmm", *DIRECT)
 def objectives(recipe: Recipe) -> dict[str, Callable[[FlowMap, Field | None], Objective]]:
     """How each method's objective is built from a map and a teacher, at the recipe's settings.
 
-    The adaptive weight goes to the methods whose residual is a function of (x, s, t) alone: the noise of dI averages
-    out under a square, not under anything else.
+    The adaptive weight goes to lmd and emd, whose residual is a function of (x, s, t) alone: the noise of dI averages
+    out under a square, not under anything else. pfmm keeps the weight of its lemma.
     """
     late = Late(Diagonal(), recipe.late)
     learned: Weight | None = Learned() if recipe.learned_weight else None
@@ -161,6 +164,12 @@ def objectives(recipe: Recipe) -> dict[str, Callable[[FlowMap, Field | None], Ob
         "esd": lambda m, b: methods.esd(m, **own),
         "psd": lambda m, b: methods.psd(m, **own),
     }
+
+
+def new_map(recipe: Recipe, dim: int, classes: int | None) -> FlowMap:
+    """A fresh map for data of `dim` numbers a sample, its weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return AverageVelocity(MLP(dim, classes=classes, **asdict(recipe.network)))
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -257,6 +266,7 @@ def validate(recipe: Recipe) -> None:
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
         ("network.width", n.width, n.width >= 1, "at least 1"),
         ("network.depth", n.depth, n.depth >= 1, "at least 1"),
+        ("network.modulation", recipe.network.modulation, recipe.network.modulation >= 0, "at least 0"),
         ("network.time-frequencies", n.time_frequencies, n.time_frequencies >= 0, "at least 0"),
         ("network.space-frequencies", n.space_frequencies, n.space_frequencies >= 0, "at least 0"),
         ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),

@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,8 +23,7 @@ import torch
 from . import checkpoint, recipes
 from .data import SUFFIXES, Source, open_data
 from .files import write_atomically
-from .maps import AverageVelocity, FlowMap, Frozen
-from .nn import MLP
+from .maps import FlowMap, Frozen
 from .recipes import Recipe
 from .shapes import Field
 from .train import State, Step, begin, generator, train
@@ -39,6 +40,7 @@ class Run:
     folder: Path
     source: Source
     flow_map: FlowMap
+    described: dict[str, Any]
     teacher: Field | None = None
     seconds: float = 0.0
     say: Callable[[str], None] = field(default=print)
@@ -59,14 +61,13 @@ class Run:
             check_resumable(folder, recipe)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-        torch.manual_seed(recipe.seed)
-        network = dataclasses.asdict(recipe.network)
-        flow_map = AverageVelocity(MLP(source.dim, classes=source.classes, **network)).to(device)
+        flow_map = recipes.new_map(recipe, source.dim, source.classes).to(device)
+        described = describe(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            card = {"format": checkpoint.FORMAT, **describe(recipe)}
+            card = {"format": checkpoint.FORMAT, **described}
             write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
-        return cls(recipe, folder, source, flow_map, say=say)
+        return cls(recipe, folder, source, flow_map, described, say=say)
 
     def train(self) -> Iterator[tuple[recipes.Stage, Step]]:
         """Train all stages, saving as it goes; each step that is taken is yielded with its stage."""
@@ -80,6 +81,8 @@ class Run:
             state = self._begin(stage)
             if tensors is not None and number == about["stage"]:
                 state.restore(tensors, about["step"])
+            elif number:
+                self._checkpoint(number, state)
             yield from self._steps(number, stage, state)
             state.use_averages()
             where = self.folder if last else self.folder / stage.name
@@ -108,8 +111,9 @@ class Run:
                 yield stage, step
                 if step.number % recipe.checkpoint_every == 0:
                     self._checkpoint(number, state)
-        except KeyboardInterrupt:
-            self._checkpoint(number, state)
+        except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
+            if state.whole:
+                self._checkpoint(number, state)
             raise
 
     def _log(self, stage: recipes.Stage, step: Step) -> None:
@@ -162,18 +166,20 @@ class Run:
             raise ValueError(
                 f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip."
             )
-        extra: dict[str, Any] = {**describe(self.recipe), "seconds": round(self.seconds, 1)}
+        extra: dict[str, Any] = {**self.described, "seconds": round(self.seconds, 1)}
         extra["units"] = dataclasses.asdict(self.source.units)
         path = recipes.INTERPOLANTS[self.recipe.interpolant]
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
 
 
+def can_compile() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
 def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | None:
     """The compiled objective, or `None` with a word where there is no compiler."""
-    import shutil
-
-    cpu = checkpoint.device_of(state.objective).type == "cpu"
-    if cpu and not (shutil.which("g++") or shutil.which("clang++")):
+    if not can_compile():
         say("no C++ compiler found: training without torch.compile, at about half the speed.")
         return None
     return torch.compile(state.objective.evaluate, dynamic=False)
@@ -189,6 +195,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
@@ -270,17 +278,21 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def load_run(folder: Path) -> tuple[Recipe, FlowMap, Field | None, Source]:
-    """A finished run: recipe, map, its teacher's velocity (or `None`) and data.
+def load_run(folder: Path) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
+    """A finished run: recipe, map, its teacher (or `None`) and data.
 
     Raises:
         ValueError: as in `checkpoint.load`.
     """
     recipe = read_recipe(folder)
-    device = pick_device(recipe.device)
+    try:
+        device = pick_device(recipe.device)
+    except ValueError:  # trained on another machine
+        device = pick_device("auto")
     flow_map = checkpoint.load(folder).to(device)
-    has_teacher = any(stage.name == "teacher" for stage in recipes.stages(recipe))
-    teacher = checkpoint.load(folder / "teacher").to(device).velocity if has_teacher else None
+    teacher = None
+    if recipe.method in recipes.DISTILLED:
+        teacher = checkpoint.load(folder / "teacher").to(device)
     source = open_data(recipe.data)
     check_data(checkpoint.read_card(folder), recipe)
     return recipe, flow_map, teacher, source

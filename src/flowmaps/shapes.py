@@ -35,11 +35,10 @@ def per_row(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
-def check_time(t: Any, x: Tensor, name: str = "t", *, values: bool = True) -> None:
+def check_time(t: Any, x: Tensor, name: str = "t") -> None:
     """Refuse a time that is not one number in [0, 1] for each row of `x`.
 
-    Values are looked at only where that costs no wait for a device (on the CPU, outside the compiler) and `values` is
-    true; the shape always.
+    The shape is always looked at; the values where that costs no wait for a device: on the CPU, outside the compiler.
 
     Raises:
         ValueError: the time is no tensor, not of shape `(B,)`, not floating point, or leaves [0, 1].
@@ -54,7 +53,7 @@ def check_time(t: Any, x: Tensor, name: str = "t", *, values: bool = True) -> No
         )
     if not t.dtype.is_floating_point:
         raise ValueError(f"{name} must be floating point, got {t.dtype}: use {name}.to(x.dtype).")
-    if not values or torch.compiler.is_compiling() or not isinstance(t, Tensor) or t.device.type != "cpu":
+    if torch.compiler.is_compiling() or not isinstance(t, Tensor) or t.device.type != "cpu":
         return
     if rows and not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(

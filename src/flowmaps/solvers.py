@@ -49,7 +49,7 @@ def integrate(
         The points at `t`, `(B, *shape)`.
 
     Raises:
-        ValueError: the method is unknown, or `steps` does not go with it.
+        ValueError: the method is unknown, `steps` does not go with it, or no step is small enough.
     """
     options = _options(method, steps)
 
@@ -58,7 +58,13 @@ def integrate(
 
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
     options = {"step_t": ends[1:]} if method in ADAPTIVE else options  # land on t: no look beyond the end of time
-    return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
+    try:
+        return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
+    except AssertionError as error:  # torchdiffeq's word for a step that shrinks to nothing
+        raise ValueError(
+            f"{method} found no step that meets rtol={rtol:g}, atol={atol:g} ({error}): the velocity has values that "
+            f"are not finite, or is too stiff; take a fixed-step method, or a larger tolerance."
+        ) from None
 
 
 def _options(method: str, steps: int | None) -> dict[str, Any]:

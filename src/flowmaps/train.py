@@ -25,12 +25,14 @@ class State:
         optimiser: the torch optimiser.
         averages: moving averages of the trained parameters, in their order.
         step: steps taken.
+        whole: false while a step is half taken, when the rest does not belong together.
     """
 
     objective: Objective
     optimiser: torch.optim.Optimizer
     averages: list[Tensor]
     step: int = 0
+    whole: bool = True
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -150,11 +152,13 @@ def train(
         rate = schedule(settings, state.step, progress)
         for group in optimiser.param_groups:
             group["lr"] = rate
+        state.whole = False
         optimiser.step()
         state.step += 1
         decay = min(settings.ema, state.step / (state.step + 9))
         with torch.no_grad():
             torch._foreach_lerp_(state.averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        state.whole = True
         yield Step(state.step, Loss(loss.value.detach(), loss.parts), rate, progress)
 
 

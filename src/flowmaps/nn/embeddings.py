@@ -11,7 +11,7 @@ from ..shapes import Time
 
 
 class Fourier(nn.Module):
-    """t -> (t, cos(pi k t), sin(pi k t)) for k = 1..number, in float32 or better whatever the autocast.
+    """t -> (t, cos(pi k t), sin(pi k t)) for k = 1..number, computed in float32 or better, returned in the type of t.
 
     Low integer frequencies keep d/dt of the features below pi * number.
 
@@ -26,11 +26,11 @@ class Fourier(nn.Module):
         if number < 0:
             raise ValueError(f"Fourier needs number >= 0, got {number}.")
         self.width = 1 + 2 * number
-        self.register_buffer(
-            "frequencies", torch.arange(1, number + 1), persistent=False
-        )  # integers: no .to() rounds them
+        # integers: no .to() rounds them
+        self.register_buffer("frequencies", torch.arange(1, number + 1), persistent=False)
 
     def forward(self, t: Time) -> Tensor:
         """`(B,) -> (B, 1 + 2 number)`."""
-        phase = t[:, None] * (math.pi * self.frequencies.to(t.dtype))
-        return torch.cat([t[:, None], torch.cos(phase), torch.sin(phase)], 1)
+        r = t[:, None] if t.dtype in (torch.float32, torch.float64) else t[:, None].float()
+        phase = r * (math.pi * self.frequencies.to(r.dtype))
+        return torch.cat([r, torch.cos(phase), torch.sin(phase)], 1).to(t.dtype)
