@@ -2,5 +2,5 @@
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["flowmaps.couplings", "flowmaps.exact", "flowmaps.samplers", "flowmaps.times"]
-install_import_hook(CHECKED, "beartype.beartype")
+CHECKED = ["flowmaps.couplings", "flowmaps.samplers", "flowmaps.times"]
+install_import_hook(CHECKED, "shapecheck.check")

@@ -67,7 +67,7 @@ class Noised(ABC):
         t = self._checked(x, t)
         path, omega = self.interpolant, self._omega(t)
         if path.noisy:
-            growth = path.alpha_alpha_dot(t) * self.scale**2 + path.gamma(t) * path.gamma_dot(t)
+            growth = path.alpha(t) * path.alpha_dot(t) * self.scale**2 + path.gamma(t) * path.gamma_dot(t)
             growth = growth / omega
         else:
             growth = path.omega_dot(t, self.scale) * (path.omega(t, self.scale) / omega)
