@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -27,13 +25,12 @@ def test_squared_sums_over_dimensions_and_keeps_rows_apart():
 
 
 def test_pseudo_huber_is_the_papers_formula_and_its_limits():
-    r = residual(5, 3)
-    c = 0.00054 * math.sqrt(3)
-    norms = r.norm(dim=1)
-    torch.testing.assert_close(PseudoHuber()(r), (norms**2 + c * c).sqrt() - c)
-    torch.testing.assert_close(PseudoHuber(1e-9)(r), norms, rtol=1e-6, atol=0)  # far away: the norm
-    torch.testing.assert_close(PseudoHuber(1e4)(r), norms**2 / 2e4, rtol=1e-6, atol=0)  # near zero: squared
-    assert PseudoHuber(0.3)(torch.zeros(2, 3)).tolist() == [0, 0]
+    r, (_, s, t) = residual(5, 3), uniforms(5)
+    norms, d = r.norm(dim=1), squared(r)
+    torch.testing.assert_close(PseudoHuber(0.3)(d, s, t), (norms**2 + 0.09).sqrt() - 0.3)
+    torch.testing.assert_close(PseudoHuber(1e-9)(d, s, t), norms, rtol=1e-6, atol=0)  # far away: the norm
+    torch.testing.assert_close(PseudoHuber(1e4)(d, s, t), norms**2 / 2e4, rtol=1e-6, atol=0)  # near zero: squared
+    assert PseudoHuber(0.3)(torch.zeros(5), s, t).tolist() == [0] * 5
 
 
 def test_constant_power_and_strip():

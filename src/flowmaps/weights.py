@@ -1,7 +1,7 @@
-"""Weights w_{s,t} and distances: how residuals add up to a loss.
+"""Weights w_{s,t}: how residuals add up to a loss.
 
-A distance turns a residual `(B, *shape)` into one number a row, a sum over dimensions; a weight turns these into the
-terms whose mean over the batch is the loss.
+A residual `(B, *shape)` has one squared norm a row, a sum over dimensions; a weight turns these into the terms whose
+mean over the batch is the loss.
 """
 
 from __future__ import annotations
@@ -18,25 +18,6 @@ from .shapes import Batch, Time, per_row
 def squared(residual: Batch) -> Time:
     """|r|^2, summed over dimensions: `(B, *shape) -> (B,)`."""
     return per_row(residual.square())
-
-
-class PseudoHuber(nn.Module):
-    """sqrt(|r|^2 + c^2) - c (2310.14189, equation 8): squared near zero, linear far away.
-
-    Args:
-        scale: c, positive; `None` for 0.00054 sqrt(number of dimensions), the paper's choice.
-    """
-
-    def __init__(self, scale: float | None = None) -> None:
-        super().__init__()
-        if scale is not None and scale <= 0:
-            raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
-        self.scale = scale
-
-    def forward(self, residual: Batch) -> Time:
-        """`(B, *shape) -> (B,)`."""
-        c = 0.00054 * residual[0].numel() ** 0.5 if self.scale is None else self.scale
-        return (squared(residual) + c * c).sqrt() - c
 
 
 class Weight(nn.Module, ABC):
@@ -101,6 +82,23 @@ class Adaptive(Weight):
 
     def forward(self, distance: Time, s: Time, t: Time) -> Time:
         return distance * (distance.detach() + self.offset) ** -self.power
+
+
+class PseudoHuber(Weight):
+    """sqrt(|r|^2 + c^2) - c in the place of |r|^2 (2310.14189, equation 8): squared near zero, linear far away.
+
+    Args:
+        scale: c, positive, in the units of the residual; the paper takes 0.00054 sqrt(number of dimensions).
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
+        self.scale = scale
+
+    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+        return (distance + self.scale**2).sqrt() - self.scale
 
 
 class Learned(Weight):
