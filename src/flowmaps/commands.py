@@ -87,7 +87,7 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
             flow_map, teacher, source, settings, seed, compiled=fast, watch=watch
         ):
             rows.append(row)
-            drawn[title] = sampled.x
+            drawn[title] = sampled
             if not console.is_terminal:
                 console.print(f"{title}: {sampled.seconds:.1f} s")
     metrics = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
@@ -120,7 +120,7 @@ def draw(
     teacher: FlowMap | None,
     source: Source,
     rows: list[measuring.Row],
-    drawn: dict[str, torch.Tensor],
+    drawn: dict[str, measuring.Sampled],
 ) -> dict[str, Path]:
     """The figures of a run as files, by caption."""
     data, _ = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, 3))
@@ -128,7 +128,9 @@ def draw(
     if recipe.data == "digits":
         made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", _digits(drawn)
     elif source.dim == 2:
-        panels = {"data": source.to_data(data)} | {title: source.to_data(x[: len(data)]) for title, x in drawn.items()}
+        panels = {"data": source.to_data(data)} | {
+            title: source.to_data(made.x[: len(data)]) for title, made in drawn.items()
+        }
         made["Samples beside the data."] = "samples", figures.samples(panels)
         made["One jump from noise to each time t, over the flow itself."] = (
             "trajectories",
@@ -141,10 +143,14 @@ def draw(
     return {caption: figures.save(figure, folder / f"{name}.png") for caption, (name, figure) in made.items()}
 
 
-def _digits(drawn: dict[str, torch.Tensor]) -> Any:
-    titles = list(drawn)
-    images = torch.cat([drawn[title][:20].reshape(-1, 8, 8) for title in titles]).clamp(-1, 1)
-    return figures.image_grid(images, len(titles), titles, columns=[str(k % 10) for k in range(20)])
+def _digits(drawn: dict[str, measuring.Sampled]) -> Any:
+    """A row a sampler: two digits of each class, from the same noise in every row."""
+    titles, labels = list(drawn), next(iter(drawn.values())).cond
+    assert labels is not None
+    found = [(labels == k).nonzero()[:2, 0] for k in range(10)]
+    rows = torch.cat([at for k in (0, 1) for at in (which[k : k + 1] for which in found)])
+    images = torch.cat([drawn[title].x[rows].reshape(-1, 8, 8) for title in titles]).clamp(-1, 1)
+    return figures.image_grid(images, len(titles), titles, columns=[str(int(k)) for k in labels[rows]])
 
 
 def _trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> Any:

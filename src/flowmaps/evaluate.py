@@ -27,9 +27,10 @@ SAMPLES, EXACT, LABELS = 1, 2, 6  # streams of the seed
 
 @dataclass(frozen=True)
 class Sampled:
-    """Samples in the network's coordinates, evaluations each, and the seconds they took."""
+    """Samples in the network's coordinates, their labels, evaluations each, and the seconds they took."""
 
     x: Tensor
+    cond: Tensor | None
     nfe: int
     seconds: float
 
@@ -117,7 +118,8 @@ def generate(walk: Walk, ref: Reference, chunk: int, device: torch.device, tick:
             points.append(x.cpu())
             spent.append(nfe)
             tick(min(start + chunk, len(ref.x0)) / len(ref.x0))
-    return Sampled(torch.cat(points), round(sum(spent) / len(spent)), time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Sampled(torch.cat(points), ref.cond, round(sum(spent) / len(spent)), seconds)
 
 
 def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluation) -> Row:

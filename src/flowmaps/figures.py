@@ -32,9 +32,9 @@ def samples(panels: Mapping[str, Tensor], *, extent: tuple[float, float, float, 
     that of the first panel (square-root, so that mass between the modes shows); with fewer, the points.
 
     Args:
-        panels: title -> points `(N, 2)`, in the order of display; the first is the reference. extent: (left, right,
-        bottom, top); by default [-1.25, 1.25]^2 where the reference lies in it, else a square that
-            holds it.
+        panels: title -> points `(N, 2)`, in the order of display; the first is the reference.
+        extent: (left, right, bottom, top); by default [-1.25, 1.25]^2 where the reference lies in it, else a square
+            that holds it.
 
     Raises:
         ValueError: there is no panel, or one is not `(N, 2)`.

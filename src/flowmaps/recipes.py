@@ -106,7 +106,7 @@ class Recipe:
     seed: int = 0
     """Seed of weights, batches, times and samples."""
     device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`: a GPU if there is one."""
+    """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
     compile: bool = True
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found."""
     checkpoint_every: int = 1_000

@@ -19,10 +19,12 @@ class MLP(nn.Module):
     learn high frequency functions", 2020, arXiv 2006.10739). Data should lie in about [-2, 2].
 
     Args:
-        dim: length of x, the network takes `(B, dim)`. width: hidden width. depth: number of hidden layers, at least
-        1. residual: add each hidden layer to its input. classes: number of classes; `cond` is then `(B,)` integer
-        labels, where `classes` itself means no class, as `None`
-            does for the whole batch.
+        dim: length of x, the network takes `(B, dim)`.
+        width: hidden width.
+        depth: number of hidden layers, at least 1.
+        residual: add each hidden layer to its input.
+        classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
+            `None` does for the whole batch (to be learned, it must be among the labels of training).
         time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
         space_frequencies: frequencies of the features of x; 0 for plain x.
         modulation: width of an embedding of (s, t) by which each layer after the first is scaled and shifted (Perez et
@@ -45,7 +47,8 @@ class MLP(nn.Module):
         for name, value in {"dim": dim, "width": width, "depth": depth, "classes": classes}.items():
             if value is not None and value < 1:
                 raise ValueError(f"MLP needs {name} >= 1, got {value}.")
-        for name, value in {"time_frequencies": time_frequencies, "space_frequencies": space_frequencies}.items():
+        own = {"time_frequencies": time_frequencies, "space_frequencies": space_frequencies, "modulation": modulation}
+        for name, value in own.items():
             if value < 0:
                 raise ValueError(f"MLP needs {name} >= 0, got {value}.")
         self.dim, self.classes, self.residual = dim, classes, residual
