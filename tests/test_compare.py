@@ -60,7 +60,7 @@ def test_points_are_compared_by_their_energy_distance():
         {"method": "lsd", "sampler": "map", "steps": 2, "energy": 0.25, "map_error": 3.0, "ms_per_step": 2.0},
     ]
     heading, lines = compare.summary(rows)
-    assert heading == ["method", "2 steps", "dopri5", "map error", "ms/step"]
+    assert heading == ["method", "2 steps", "dopri5", "error", "ms/step"]
     assert lines == [["lsd", "0.2500", "0.5000", "3.0000", "2.0"]]
 
 
@@ -75,14 +75,16 @@ def test_a_method_that_diverges_leaves_the_others_their_rows(tmp_path: Path, mon
 
     monkeypatch.setattr(compare, "fit", fit)
     out = tmp_path / "out"
-    main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(out), *SMALL])
-    first, second = (
+    main(["compare", "checkerboard", "--methods", "lsd", "psd", "--out", str(out), *SMALL])
+    second, first = (
         [cell.strip() for cell in line.split("|")] for line in (out / "compare.md").read_text().splitlines()[2:]
     )
     assert first[1:6] == ["psd", "diverged", "–", "–", "–"]
     assert second[1] == "lsd"
     assert float(second[2]) > 0
     assert (out / "compare.png").exists()
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    assert [row["method"] for row in rows if row.get("diverged")] == ["psd"]
 
 
 @pytest.mark.parametrize(

@@ -50,21 +50,19 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
     for method in methods:
         mine = dataclasses.replace(recipe, method=method)
         flow_map, teacher, spent = fit(mine, source, budget, teachers)
-        if not all(bool(value.isfinite().all()) for value in flow_map.state_dict().values()):
+        if all(bool(value.isfinite().all()) for value in flow_map.state_dict().values()):
+            if shared is None and isinstance(source, Board):  # elsewhere the true flow is the method's own teacher's
+                shared = measuring.reference(source, flow_map.velocity, recipe.evaluation, recipe.seed)
+            measured = measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared, euler=False)
+            table += [{"method": method, **spent, **row} for _, row, _ in measured]
+        else:
             console.print(f"{method} diverged: its weights are not finite.", soft_wrap=True)
             table.append({"method": method, **spent, "sampler": "map", "diverged": True})
-            continue
-        if shared is None and isinstance(source, Board):  # elsewhere the true flow is the method's own teacher's
-            shared = measuring.reference(source, flow_map.velocity, recipe.evaluation, recipe.seed)
-        for _, row, _ in measuring.rows(flow_map, teacher, source, recipe.evaluation, recipe.seed, shared, euler=False):
-            table.append({"method": method, **spent, **row})
-        write_atomically(
-            folder / "compare.json",
-            json.dumps({"recipe": recipe.name, "seed": recipe.seed, "budget": budget, "rows": table}, indent=2) + "\n",
-        )
+        result = {"recipe": recipe.name, "seed": recipe.seed, "budget": budget, "rows": table}
+        write_atomically(folder / "compare.json", json.dumps(result, indent=2) + "\n")
     if not any("steps" in row for row in table):
         raise ValueError("every method diverged: lower --optimiser.rate.")
-    picture = figures.save(figures.compare(table), folder / "compare.png")
+    picture = figures.save(figures.compare(shown(table)), folder / "compare.png")
     console.print(_terminal(table, recipe, budget))
     write_atomically(folder / "compare.md", markdown(table))
     console.print(f"picture: {picture}", soft_wrap=True)
@@ -114,11 +112,17 @@ def run_stage(
     return 1e3 * budget / max(state.step - WARM, 1)
 
 
+def shown(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the figure: all maps, and the one teacher that is distilled."""
+    teachers = [row for row in table if row["sampler"] == "teacher" and row["method"] in recipes.DISTILLED]
+    return [row for row in table if row["sampler"] == "map"] + teachers[:1]
+
+
 def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """A line a method: the figure of quality in each number of jumps, for its ODE, and what a step costs."""
     key = "kl" if any("kl" in row for row in table) else "energy"
     jumps = sorted({row["steps"] for row in table if row["sampler"] == "map" and "steps" in row})
-    heading = ["method", *(f"{n} step{'s' * (n > 1)}" for n in jumps), "dopri5", "map error", "ms/step"]
+    heading = ["method", *(f"{n} step{'s' * (n > 1)}" for n in jumps), "dopri5", "error", "ms/step"]
 
     def value(row: dict[str, Any]) -> str:
         return f"{row[key] - (row['kl_floor'] if key == 'kl' else 0):.4f}"
@@ -139,11 +143,12 @@ def summary(table: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _terminal(table: list[dict[str, Any]], recipe: Recipe, budget: float) -> Table:
     heading, lines = summary(table)
-    figure = "KL above floor [nats]" if any("kl" in row for row in table) else "energy distance to data"
-    title = f"{recipe.name}, {budget:g} s of training for each method: {figure} by the map and by its ODE"
-    result = Table(title=title, box=box.SIMPLE_HEAD)
+    figure = r"KL above floor \[nats]" if any("kl" in row for row in table) else "energy distance to data"
+    title = f"{recipe.name}, {budget:g} s of training for each method: {figure} of the map in N steps"
+    caption = "dopri5: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump"
+    result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for k, name in enumerate(heading):
-        result.add_column(name, justify="right" if k else "left")
+        result.add_column(name, justify="right" if k else "left", no_wrap=True)
     for line in lines:
         result.add_row(*line)
     return result
