@@ -42,7 +42,8 @@ def bar() -> Progress:
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
     """Train a recipe into a folder, then evaluate it."""
     run = runs.Run.open(recipe, folder, resume=resume, say=console.print)
-    console.print(f"training {recipe.name} with {recipe.method} into {folder}")
+    plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in recipes.stages(recipe))
+    console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}", soft_wrap=True)
     follow(run)
     evaluate(folder, {}, None)
 
@@ -77,6 +78,8 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     rows, drawn = [], {}
     fast = recipe.compile and settings.samples >= 100_000 and runs.can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
+    if recipe.data == "checkerboard" and settings.samples < 100_000:
+        console.print("KL by so few samples is mostly its floor: quote figures of --samples 1000000.", soft_wrap=True)
     with bar() as progress:
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
 

@@ -263,7 +263,13 @@ def read_recipe(folder: Path) -> Recipe:
     Raises:
         ValueError: the folder is no run, or of another version.
     """
-    return recipes.from_dict(checkpoint.read_card(folder).get("recipe"))
+    card = checkpoint.read_card(folder)
+    if card.get("recipe") is None:
+        raise ValueError(
+            f"{folder}/config.json has no recipe that this version reads: it holds a map saved by flowmaps.save, not a "
+            f"run; read it with flowmaps.load."
+        )
+    return recipes.from_dict(card["recipe"])
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
