@@ -286,8 +286,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    tensors = read_weights(path)
-    content = path.read_bytes()
+    tensors, content = read_weights(path), path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     try:
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["flowmaps"])

@@ -106,6 +106,11 @@ class Points(Source):
         return self.data[rows], None if self.labels is None else self.labels[rows]
 
 
+def is_file(name: str) -> bool:
+    """Whether a recipe's `data` names a file rather than data of flowmaps' own."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
 def open_data(name: str, batch: int = 1) -> Source:
     """The source that a recipe's `data` names.
 

@@ -192,14 +192,8 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 def checkerboard() -> Recipe:
     """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
-    return Recipe(
-        name="checkerboard",
-        data="checkerboard",
-        steps=16_000,
-        teacher_steps=4_000,
-        late=2.0,
-        network=Network(space_frequencies=8),
-    )
+    net = Network(space_frequencies=8)
+    return Recipe("checkerboard", data="checkerboard", steps=16_000, teacher_steps=4_000, late=2.0, network=net)
 
 
 def checkerboard_long() -> Recipe:
@@ -210,7 +204,7 @@ def checkerboard_long() -> Recipe:
         steps=30_000,
         teacher_steps=20_000,
         network=Network(width=256, space_frequencies=8),
-        optimiser=Optimiser(batch=1024, rate=6e-3),
+        optimiser=Optimiser(rate=6e-3),
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, recipes
-from .data import SUFFIXES, Source, open_data
+from .data import Source, is_file, open_data
 from .files import write_atomically
 from .maps import FlowMap, Frozen
 from .recipes import Recipe
@@ -55,7 +55,7 @@ class Run:
         recipes.validate(recipe)
         device = pick_device(recipe.device)
         source = open_data(recipe.data, recipe.optimiser.batch)
-        if _is_file(recipe.data):  # found again from wherever the run is sampled
+        if is_file(recipe.data):  # found again from wherever the run is sampled
             recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).resolve()))
         if resume:
             check_resumable(folder, recipe)
@@ -237,12 +237,8 @@ def check_data(card: dict[str, Any], recipe: Recipe) -> None:
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """What a run's card says of its recipe, and of the file that its data are read from."""
-    checksum = hashlib.sha256(Path(recipe.data).read_bytes()).hexdigest() if _is_file(recipe.data) else None
+    checksum = hashlib.sha256(Path(recipe.data).read_bytes()).hexdigest() if is_file(recipe.data) else None
     return {"recipe": dataclasses.asdict(recipe), "data_sha256": checksum}
-
-
-def _is_file(data: str) -> bool:
-    return Path(data).suffix.lower() in SUFFIXES
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
