@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
@@ -286,11 +286,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    tensors, content = read_weights(path), path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
+    tensors = read_weights(path)
     try:
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["flowmaps"])
-    except (KeyError, ValueError) as error:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["flowmaps"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no training state of flowmaps ({error!r}).") from None
     return tensors, about
 
