@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowmaps import equations, exact, maps, methods, solvers
+from flowmaps import equations, exact, maps, methods, solvers, weights
 from flowmaps.equations import Stop
 from flowmaps.interpolants import (
     Interpolant,
@@ -118,6 +118,7 @@ WRAPPED: dict[str, Parametrisation] = {
     "composed-trigonometric": replace(
         MAPS["trigonometric"], build=lambda net: maps.Composed(maps.Trigonometric(net), 2)
     ),
+    "near": replace(AVERAGE, build=lambda net: maps.Near(maps.AverageVelocity(net), 0.0)),
     "frozen": replace(AVERAGE, build=lambda net: maps.Frozen(maps.AverageVelocity(net)), trained=False),
     "frozen-endpoint": replace(
         MAPS["endpoint"], build=lambda net: maps.Frozen(maps.Composed(maps.Endpoint(net), 2)), trained=False
@@ -134,12 +135,18 @@ EQUATIONS: dict[str, Callable[..., equations.Equation]] = {
     "lagrangian": equations.Lagrangian,
     "eulerian": equations.Eulerian,
     "semigroup": equations.Semigroup,
+    "eulerian-own": lambda stop=Stop.NONE, engine="dual": equations.Eulerian(stop, engine, own=stop is Stop.TARGET),
     "semigroup-3": lambda stop=Stop.NONE, engine="dual": equations.Semigroup(stop, engine, legs=3),
 }
-DERIVATIVES = ("lagrangian", "eulerian")
+DERIVATIVES = ("lagrangian", "eulerian", "eulerian-own")
 """The equations that take a derivative, and so have an engine."""
 
 # methods --------------------------------------------------------------------------------------------------------------
+
+
+def _whole(progress: float) -> float:
+    """A derivative that counts in full."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -150,27 +157,58 @@ class Method:
         function: the method.
         options: its options.
         source: where its velocity comes from: "teacher", "frozen" (a frozen map) or "data" (dI).
+        exact: whether the exact map is a zero of the gradient; else it is one as a step, or a solver's, tends to 0.
         descends: whether the exact map minimises its loss.
+        plain: options for the laws, in the place of the paper's: an adaptive or learned weight makes of a mean
+            something else, and so do a tangent normalised under dI and a derivative that counts in part.
+        target: whether the other side is taken by a map of its own, the frozen one.
     """
 
     function: Callable[..., Objective]
     options: dict[str, Any]
     source: str = "data"
+    exact: bool = True
     descends: bool = True
+    plain: dict[str, Any] = field(default_factory=dict)
+    target: bool = False
 
-    def __call__(self, flow_map: FlowMap, *, velocity: Any = None, frozen: FlowMap | None = None, **rest: Any) -> Any:
-        """The objective; `velocity` for a method with a teacher, `frozen` for one with a frozen map."""
-        given = {"teacher": {"teacher": velocity}, "frozen": {"frozen": frozen}, "data": {}}[self.source]
-        return self.function(flow_map, **given, **self.options, **rest)
+    def __call__(
+        self,
+        flow_map: FlowMap,
+        *,
+        velocity: Any = None,
+        frozen: FlowMap | None = None,
+        plain: bool = False,
+        **rest: Any,
+    ) -> Any:
+        """The objective; `velocity` for a method with a teacher, `frozen` for one with a frozen map or a target."""
+        given: dict[str, Any] = {"teacher": {"teacher": velocity}, "frozen": {"frozen": frozen}, "data": {}}[
+            self.source
+        ]
+        if self.target:
+            given = {**given, "target": frozen}
+        return self.function(flow_map, **{**given, **self.options, **(self.plain if plain else {}), **rest})
 
+
+_UNIT: dict[str, Any] = {"weight": weights.Constant()}
+_WARM: dict[str, Any] = {"warmup": _whole}
+_BARE: dict[str, Any] = {"normalise": None, **_WARM, **_UNIT}
 
 METHODS: dict[str, Method] = {
     "flow_matching": Method(methods.flow_matching, {}),
+    "reflow": Method(methods.reflow, {"steps": 5}, "teacher", exact=False),  # exact for the law of its pairs
     **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher") for stop in Stop},
     **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher") for stop in Stop},
     "fmm": Method(methods.fmm, {}),
+    "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT),
+    "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM),
+    "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM),
     "pfmm-2": Method(methods.pfmm, {"legs": 2}, "frozen"),
     "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen"),
+    "progressive_distillation": Method(methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT),
+    "neural_operator": Method(methods.neural_operator, {"solver_steps": 3}, "teacher", exact=False),
+    "ctm": Method(methods.ctm, {"matching": 0.7}, "teacher", exact=False),
+    "ctm-target": Method(methods.ctm, {"solver": "rk4", "solver_steps": 2}, "teacher", exact=False, target=True),
     "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False),
     "lsd": Method(methods.lsd, {}),
     "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}),
@@ -178,9 +216,33 @@ METHODS: dict[str, Method] = {
     "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}),
     "psd-uniform": Method(methods.psd, {}),
     "psd-midpoint": Method(methods.psd, {"midpoint": True}),
+    "shortcut": Method(methods.shortcut, {"levels": 3}, exact=False),  # legs of the least length are Euler steps
+    "shortcut-target": Method(methods.shortcut, {}, exact=False, target=True),
+    "split_meanflow": Method(methods.split_meanflow, {}),
+    "split_meanflow-taught": Method(methods.split_meanflow, {}, "teacher"),
+    "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT),
+    "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT),
+    "alphaflow": Method(methods.alphaflow, {"alpha": 0.3}, exact=False, plain=_UNIT),
+    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "own": True}, plain=_UNIT),
+    "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM),
+    "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM),
+    "sct": Method(methods.sct, {}, descends=False, plain=_BARE),
+    "scd": Method(methods.scd, {}, "teacher", plain={**_WARM, **_UNIT}),
+    "scd-bare": Method(methods.scd, {"normalise": None}, "teacher", plain=_BARE),
+    "consistency_training": Method(methods.consistency_training, {"cells": 6}, exact=False),
+    "consistency_training-target": Method(methods.consistency_training, {"cells": 6}, exact=False, target=True),
+    "improved_consistency_training": Method(
+        methods.improved_consistency_training, {"cells": 6, "huber": 0.03}, exact=False
+    ),
+    "easy_consistency_tuning": Method(methods.easy_consistency_tuning, {}, exact=False),
+    "consistency_distillation": Method(methods.consistency_distillation, {"cells": 6}, "teacher", exact=False),
+    "consistency_distillation-target": Method(
+        methods.consistency_distillation, {"cells": 5, "solver": "euler"}, "teacher", exact=False, target=True
+    ),
 }
-TAUGHT = [name for name, method in METHODS.items() if method.source != "data"]
-DIRECT = [name for name, method in METHODS.items() if method.source == "data"]
+EXACT = [name for name, method in METHODS.items() if method.exact]
+TAUGHT = [name for name in EXACT if METHODS[name].source != "data"]
+DIRECT = [name for name in EXACT if METHODS[name].source == "data"]
 
 # exact networks -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`torch.compile` of each method's loss equals the eager loss, value and gradient, in float32."""
+"""`torch.compile` of each method's loss, in one graph, equals the eager loss, value and gradient, in float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import AverageVelocity
 from flowmaps.objectives import Objective
 
-NAMES = ["flow_matching", "lmd-none", "lmd-velocity", "lmd-target", "emd-none", "emd-tangent", "emd-target", "fmm"]
-NAMES += ["pfmm-2", "eulerian_estimation", "lsd", "esd", "psd-uniform", "psd-midpoint"]
 ROWS, DIM = 13, 3
+ROUNDING = {"easy_consistency_tuning": 1e-4}
+"""Where the loss multiplies rounding: a norm of small residuals, over small differences of noise."""
 
 
 def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -28,7 +28,7 @@ def gradients(objective: Objective, value: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_compiled_equals_eager(name: str):
     torch.compiler.reset()
     rng = generator(3)
@@ -44,11 +44,12 @@ def test_compiled_equals_eager(name: str):
     compiled = torch.compile(objective.evaluate, fullgraph=True)(draw)
     got = gradients(objective, compiled.value)
 
-    assert abs(compiled.value - eager.value) <= 1e-5 * eager.value
+    close = ROUNDING.get(name, 1e-5)
+    assert abs(compiled.value - eager.value) <= close * eager.value
     assert compiled.parts.keys() == eager.parts.keys()
     for part, values in eager.parts.items():
-        torch.testing.assert_close(compiled.parts[part], values, rtol=1e-5, atol=1e-5 * float(values.max()))
+        torch.testing.assert_close(compiled.parts[part], values, rtol=close, atol=close * float(values.max()))
     size = max(float(g.norm()) for g in wanted)
     assert size > 1e-3
     for ours, theirs in zip(got, wanted, strict=True):
-        assert (ours - theirs).norm() <= 1e-5 * size
+        assert (ours - theirs).norm() <= close * size

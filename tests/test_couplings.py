@@ -9,7 +9,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flowmaps.couplings import Empirical, Independent, MinibatchOT, Normal, Paired
+from flowmaps.couplings import Carried, Empirical, Independent, MinibatchOT, NoData, Normal, Paired
+from flowmaps.exact import GaussianMixture
+from flowmaps.shapes import Guide, label_of
+from flowmaps.solvers import SolverFlow
 
 
 def points(*shape: int, seed: int = 0) -> Tensor:
@@ -110,6 +113,77 @@ def test_given_pairs_stay_pairs():
     assert b is x1
     with pytest.raises(ValueError, match=r"needs both ends of each pair: call objective\(x1, x0\)"):
         Paired().pair(x1)
+
+
+# couplings made by a flow --------------------------------------------------------------------------------------------
+
+MIXTURE = GaussianMixture([0.7, 0.3], [[-1.0, 0.3], [0.8, -0.5]], [[[0.4, 0.1], [0.1, 0.3]], [[0.3, 0.0], [0.0, 0.5]]])
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_carried_pairs_are_the_flow_of_their_noise(labelled: bool):
+    """Reflow: x1 = X_{0,1}(x0), row by row, for the condition of the row."""
+    cond = torch.tensor([0, 1, 1, 0, 1]) if labelled else None
+    flow = SolverFlow(MIXTURE.velocity, rtol=1e-9, atol=1e-9)
+    data = points(5, 2)
+    x0, x1 = Carried(flow).pair(data, generator=torch.Generator().manual_seed(3), cond=cond)
+    zero = torch.zeros(5, dtype=torch.float64)
+    torch.testing.assert_close(x1, MIXTURE.flow_map(x0, zero, zero + 1, cond), rtol=1e-6, atol=1e-6)
+    assert torch.equal(x0, Normal().sample(data, torch.Generator().manual_seed(3)))
+    assert not torch.allclose(x1, data)  # the data give the shape alone
+    given = points(5, 2, seed=9)
+    a, b = Carried(flow).pair(data, given, cond=cond)
+    assert a is given
+    torch.testing.assert_close(b, MIXTURE.flow_map(given, zero, zero + 1, cond), rtol=1e-6, atol=1e-6)
+
+
+def test_carried_pairs_have_the_base_and_the_flows_law():
+    """The law of x1 is that of the data: mean and second moments, within standard errors."""
+    flow = SolverFlow(MIXTURE.velocity, method="rk4", steps=16)
+    x0, x1 = Carried(flow, Normal()).pair(torch.zeros(20_001, 2).double(), generator=torch.Generator().manual_seed(0))
+    mean = (MIXTURE.weights[:, None] * MIXTURE.means).sum(0)
+    assert bool(((x1.mean(0) - mean).abs() < 4.5 * x1.std(0) / len(x1) ** 0.5).all())
+    second = (MIXTURE.covariances + MIXTURE.means[:, :, None] * MIXTURE.means[:, None]) * MIXTURE.weights[:, None, None]
+    products = x1[:, :, None] * x1[:, None]
+    error = (products.mean(0) - second.sum(0)).abs() / (products.std(0) / len(x1) ** 0.5)
+    assert float(error.max()) < 4.5
+    assert float(torch.corrcoef(torch.cat([x0, x1], 1).mT)[0, 2]) > 0.5  # coupled, unlike independent pairs
+
+
+def test_carried_pairs_of_guided_flows_have_a_weight_for_each_row():
+    def guided(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        assert isinstance(cond, Guide)
+        away = MIXTURE.velocity(x, t)
+        return away + cond.weight[:, None] * (MIXTURE.velocity(x, t, label_of(cond)) - away)
+
+    labels, weights = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0]).double()
+    flow, data = SolverFlow(guided, method="rk4", steps=20), points(5, 2)
+    _, x1 = Carried(flow).pair(data, data, cond=Guide(labels, weights))
+    zero = torch.zeros(5, dtype=torch.float64)
+    plain = MIXTURE.flow_map(data, zero, zero + 1, labels)
+    torch.testing.assert_close(x1[:2], plain[:2], rtol=1e-4, atol=1e-4)
+    assert float((x1 - plain)[2:].norm(dim=1).min()) > 0.01
+
+
+def test_no_gradient_is_kept_of_carried_pairs():
+    matrix = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    flow = SolverFlow(lambda x, t, cond=None: x @ matrix, method="euler", steps=2)
+    x0, x1 = Carried(flow).pair(points(5, 2))
+    assert not x1.requires_grad
+    torch.testing.assert_close(x1, 2.25 * x0)  # (1 + 1/2)^2: Euler's
+
+
+def test_without_data_the_path_starts_at_the_base_and_ends_at_zero():
+    """FreeFlow looks at s = 0 alone, where I_0 = x0."""
+    data = points(5, 3)
+    x0, x1 = NoData(Normal(2.0)).pair(data, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x0, Normal(2.0).sample(data, torch.Generator().manual_seed(0)))
+    assert x1.tolist() == [[0.0] * 3] * 5
+    assert x1.dtype == torch.float64
+    given = points(5, 3, seed=1)
+    assert NoData().pair(data, given)[0] is given
+    other = NoData(Normal(2.0)).pair(7 * data, generator=torch.Generator().manual_seed(0))[0]
+    assert torch.equal(x0, other)  # the data say nothing but their shape
 
 
 def test_bases_that_are_refused():

@@ -131,14 +131,73 @@ def test_quality_falls_back_to_what_the_rows_have():
         figures.quality([{"sampler": "map", "nfe": 1}])
 
 
-def test_compare_draws_a_line_a_method_and_the_teacher_as_a_level():
-    rows = [ROWS[0], *({**row, "method": method} for method in ("lmd", "psd") for row in ROWS[2:])]
+def method(name: str, values: dict[int, float], **more) -> list[dict]:
+    rows = [{"kl": value + 0.001, "kl_floor": 0.001, "steps": steps} for steps, value in values.items()]
+    return [{"sampler": "map", "method": name, **row, **more} for row in rows]
+
+
+def dots_of(ax, y: int) -> list[tuple[float, str]]:
+    """The dots of a row with their markers, in the order of steps."""
+    lines = [line for line in ax.lines if line.get_marker() in ("o", "<", ">") and line.get_ydata()[0] == y]
+    return [(float(line.get_xdata()[0]), str(line.get_marker())) for line in lines]
+
+
+def test_compare_has_a_row_a_method_best_in_four_steps_first_and_the_diverged_last():
+    rows = [
+        {"sampler": "map", "method": "sct", "diverged": True},
+        *method("psd", {1: 0.1, 4: 0.3, 8: 0.05}),
+        *method("lmd", {1: 0.5, 4: 0.2, 8: 0.1}, distilled=True),
+        {**ROWS[0], "method": "lmd"},
+        {**ROWS[0], "method": "emd", "kl": 0.5},
+    ]
+    figure = figures.compare(rows)
+    ax = figure.axes[0]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["lmd", "psd", "sct"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+    assert dots_of(ax, 0) == [(pytest.approx(value), "o") for value in (0.5, 0.2, 0.1)]
+    assert dots_of(ax, 1) == [(pytest.approx(value), "o") for value in (0.1, 0.3, 0.05)]
+    assert dots_of(ax, 2) == []
+    assert [(text.get_text(), text.get_position()[1]) for text in ax.texts] == [("diverged", 2)]
+    diamonds = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "D"]
+    assert diamonds == [0]
+    steps, notes = ([text.get_text() for text in legend.get_texts()] for legend in figure.legends)
+    assert steps == ["1 step", "4 steps", "8 steps"]
+    assert notes == ["distilled from a teacher", "teacher, dopri5, 98 evaluations"]
+    rule = next(line for line in ax.lines if str(line.get_label()).startswith("teacher"))
+    np.testing.assert_allclose(rule.get_xydata(), [[0.065, -0.6], [0.065, 1.5]])  # beside the rows that have dots
+    assert ax.get_xlabel().endswith("less is better; best in 4 steps first")
+
+
+def test_compare_shows_what_is_off_its_axis_at_the_ends():
+    rows = [*method("a", {1: 0.2, 4: -1e-4}), *method("b", {1: 0.3, 4: 1e9}), *method("c", {1: 0.1, 4: math.inf})]
     ax = figures.compare(rows).axes[0]
-    assert legend_of(ax) == ["lmd", "psd", "teacher, dopri5, 98 evaluations"]
-    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[1, 0.199], [4, 0.099]])
-    np.testing.assert_allclose(ax.lines[2].get_ydata(), 0.065)
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["a", "b", "c"]
+    left, right = ax.get_xlim()
+    (_, (low, first)), (_, (high, last)) = dots_of(ax, 0), dots_of(ax, 1)
+    assert (first, last) == ("<", ">")
+    assert left < low < 0.1
+    assert 0.3 < high < right < 1e4
+    assert dots_of(ax, 2) == [(pytest.approx(0.1), "o")]
+
+
+def test_compare_of_one_method_has_no_notes_and_other_steps_are_ordered_by_the_nearest_to_four():
+    figure = figures.compare([*method("a", {2: 0.2, 16: 0.1}), *method("b", {2: 0.1, 16: 0.3})])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["b", "a"]
+    assert len(figure.legends) == 1
     with pytest.raises(ValueError, match="needs rows of maps"):
         figures.compare(ROWS[:2])
+
+
+def test_the_scale_of_samples_is_that_of_a_reference_that_is_not_drawn():
+    narrow, data = uniform(20_000, half=0.2), uniform(30_000)
+    alone, beside = figures.samples({"map": narrow}), figures.samples({"map": narrow}, reference=data)
+    assert [ax.get_title() for ax in beside.axes if ax.get_title()] == ["map"]
+    assert beside.axes[0].images[0].norm.vmax == pytest.approx(0.25, rel=0.7)  # a uniform density on [-1, 1]^2
+    assert alone.axes[0].images[0].norm.vmax > 5
+    assert figures.samples({"map": narrow}, reference=3 * data).axes[0].get_xlim()[1] > 2.9
+    lost = figures.samples({"map": torch.full((20_000, 2), math.nan)}, reference=data)
+    assert not np.asarray(lost.axes[0].images[0].get_array()).any()
 
 
 # images, saving -------------------------------------------------------------------------------------------------------

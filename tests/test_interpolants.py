@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from cases import INTERPOLANTS
 
 from flowmaps.exact import Gaussian
 from flowmaps.interpolants import (
@@ -138,6 +141,61 @@ def test_omega_is_the_deviation_of_the_noise() -> None:
     t = torch.full_like(x0, 0.6)
     deviation = path.point(scale * x0, torch.zeros_like(x0), t, z).std()
     torch.testing.assert_close(deviation, path.omega(t[0], scale), rtol=0.01, atol=0)
+
+
+# the time of a noise-to-signal ratio ----------------------------------------------------------------------------------
+
+
+def base_scale(path: Interpolant) -> float:
+    """The deviation of the base that a path is made for; with another one the ratio need not fall."""
+    inner = path.path if isinstance(path, WithNoise) else path
+    return inner.sigma_max if isinstance(inner, VarianceExploding) else 1.0
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_the_time_of_a_ratio_is_the_inverse_of_omega_over_beta(name: str, factor: float) -> None:
+    """Both ways round: ratio -> time -> ratio, and time -> ratio -> time."""
+    path, t = INTERPOLANTS[name], torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
+    scale = factor * base_scale(path)
+    ratio = path.omega(t, scale) / path.beta(t)
+    assert bool((ratio.diff() < 0).all())  # there is one time for each ratio
+    torch.testing.assert_close(path.time_of(ratio, scale), t, rtol=1e-9, atol=1e-12)
+    wanted = torch.logspace(-3, 0, 25, dtype=torch.float64) * ratio[0]
+    found = path.time_of(wanted, scale)
+    torch.testing.assert_close(path.omega(found, scale) / path.beta(found), wanted, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_noise_is_the_data_and_no_signal_is_the_base(name: str, dtype: torch.dtype) -> None:
+    """Ratio 0 -> t = 1, ratio infinity -> t = 0, exactly; what is beyond a path that keeps its signal is t = 0."""
+    path = INTERPOLANTS[name]
+    scale = base_scale(path)
+    ends = path.time_of(torch.tensor([0.0, math.inf, 1e30], dtype=dtype), scale)
+    assert ends.dtype == dtype
+    assert ends[0] == 1
+    assert ends[1].item() == pytest.approx(0, abs=1e-15)
+    assert ends[2].item() == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("path", QUIET, ids=str)
+def test_the_closed_forms_of_the_time_agree_with_bisection(path: Interpolant) -> None:
+    ratio = torch.logspace(-3, 3, 25, dtype=torch.float64)
+    ratio = ratio[ratio < 2.5 * 3.0] if isinstance(path, VarianceExploding) else ratio
+    torch.testing.assert_close(path.time_of(ratio, 2.5), Interpolant.time_of(path, ratio, 2.5), rtol=1e-9, atol=1e-9)
+
+
+def test_edms_levels_in_the_time_of_the_linear_path() -> None:
+    """s = 1 / (1 + sigma): sigma in [0.002, 80] is s in [0.0123, 0.998]."""
+    s = Linear().time_of(torch.tensor([80.0, 0.002], dtype=torch.float64))
+    assert s.tolist() == pytest.approx([0.0123, 0.998], abs=5e-5)
+    # TrigFlow's time is arctan(sigma / sigma_d), with sigma_d the deviation of the base: s = 1 - 2 / pi of it
+    sigma = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)
+    t = Trigonometric().time_of(sigma, 0.5)
+    ratio = Trigonometric().omega(t, 0.5) / Trigonometric().beta(t)
+    torch.testing.assert_close(ratio, sigma)
+    torch.testing.assert_close(t, 1 - 2 / math.pi * torch.arctan(sigma / 0.5))
 
 
 def test_errors_say_what_to_do() -> None:

@@ -1,13 +1,11 @@
-"""Each method's value and gradient are its paper's formula, written literally.
+"""Value and gradient of the methods of FMM and SD are the papers' formulas, written literally.
 
-Nothing of the library is used on the right-hand side but alpha, beta, gamma: the interpolant's point and derivative are
-taken by hand, a map is `X_{s,t}(x)` written from its network, and derivatives are `torch.func.jvp` of X, not of u.
+The other papers' methods are in `test_literal_papers.py`; what the formulas are written with, in `papers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -24,97 +22,16 @@ from cases import (
     Parametrisation,
     generator,
 )
-from torch import Tensor, nn
-from torch.func import jvp
+from papers import CLOSE, DIAGONAL, DIM, ROWS, Paper, assert_same, build, squares, teacher
+from torch import Tensor
 
 from flowmaps import methods, weights
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, WithNoise
 from flowmaps.maps import Frozen
-from flowmaps.objectives import Objective, Split, Sum
+from flowmaps.objectives import Split, Sum
 from flowmaps.times import FromBase, Strip, Triangle
 from flowmaps.velocities import Draw, FromTeacher
-
-ROWS, DIM, DIAGONAL = 11, 3, 8
-"""Eleven rows of three dimensions; 0.75 of eleven rows are eight, to the nearest row."""
-CLOSE = 1e-9
-
-Vector = Callable[..., Tensor]
-"""A map X(x, s, t) or a field b(x, t)."""
-
-
-def squares(residual: Tensor) -> Tensor:
-    """|r|^2 of each row."""
-    return (residual * residual).sum(1)
-
-
-@dataclass(frozen=True)
-class Paper:
-    """What the papers' formulas speak of, for the rows of one draw."""
-
-    net: nn.Module
-    case: Parametrisation
-    interpolant: Interpolant
-    draw: Draw
-    frozen: nn.Module | None = None
-
-    def rows(self, part: slice) -> Paper:
-        """Some of the rows."""
-        draw = Draw(*(None if value is None else value[part] for value in self.draw))
-        return Paper(self.net, self.case, self.interpolant, draw, self.frozen)
-
-    def I(self, t: Tensor) -> Tensor:  # noqa: E743
-        """I_t = alpha_t x0 + beta_t x1 + gamma_t z."""
-        path, draw = self.interpolant, self.draw
-        point = path.alpha(t)[:, None] * draw.x0 + path.beta(t)[:, None] * draw.x1
-        return point if draw.z is None else point + path.gamma(t)[:, None] * draw.z
-
-    def dI(self, t: Tensor) -> Tensor:
-        """The derivative of I_t, from the coefficients themselves."""
-        return jvp(self.I, (t,), (torch.ones_like(t),))[1]
-
-    def X(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """X_{s,t}(x)."""
-        return self.case.jump(self.net(x, s, t, self.draw.cond), x, s, t)
-
-    def Xc(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """The frozen map."""
-        assert self.frozen is not None
-        return self.case.jump(self.frozen(x, s, t, self.draw.cond), x, s, t).detach()
-
-    def u(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """(X_{s,t}(x) - x) / (t - s)."""
-        return (self.X(x, s, t) - x) / (t - s)[:, None]
-
-    def v(self, x: Tensor, t: Tensor) -> Tensor:
-        """u_{t,t}(x)."""
-        return self.case.velocity(self.net(x, t, t, self.draw.cond), x, t)
-
-    def b(self, x: Tensor, t: Tensor) -> Tensor:
-        """The teacher."""
-        return teacher(x, t, self.draw.cond)
-
-    def d_t(self, x: Tensor) -> Tensor:
-        """d_t X_{s,t}(x)."""
-        s, t = self.draw.s, self.draw.t
-        return jvp(lambda r: self.X(x, s, r), (t,), (torch.ones_like(t),))[1]
-
-    def d_s(self, x: Tensor) -> Tensor:
-        """d_s X_{s,t}(x)."""
-        s, t = self.draw.s, self.draw.t
-        return jvp(lambda r: self.X(x, r, t), (s,), (torch.ones_like(s),))[1]
-
-    def grad(self, x: Tensor, b: Tensor) -> Tensor:
-        """grad X_{s,t}(x) . b."""
-        s, t = self.draw.s, self.draw.t
-        return jvp(lambda y: self.X(y, s, t), (x,), (b,))[1]
-
-
-def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-    """A field that depends on all it is given, not linearly."""
-    shift = 0.0 if cond is None else cond.sum(1, keepdim=True)
-    return torch.sin(x.flip(1) + shift) * (1 + t[:, None]) - 0.4 * x * x
-
 
 # the formulas: each returns |residual|^2 of each row, one array for each term -----------------------------------------
 
@@ -261,37 +178,8 @@ def literal_terms(name: str, p: Paper) -> list[Tensor]:
     return [torch.cat([flow_matching(p.rows(slice(None, DIAGONAL)))[0], off_diagonal])]
 
 
-def build(name: str, case: Parametrisation, interpolant: Interpolant, **options: object) -> tuple[Objective, Paper]:
-    """A method on a small network, and what its formula speaks of on the same draw."""
-    rng = generator(5)
-    net, frozen = Network(DIM, 1), Network(DIM, 2)
-    objective = METHODS[name](
-        case.build(net), velocity=teacher, frozen=case.build(frozen), interpolant=interpolant, **options
-    )
-    x1, cond = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng), torch.randn(ROWS, 2, generator=rng).double()
-    draw = objective.draw(x1, cond=cond, generator=rng)
-    return objective, Paper(net, case, interpolant, draw, frozen)
-
-
-def assert_same(objective: Objective, paper: Paper, value: Tensor) -> None:
-    """Value and gradient of an objective and of a formula, to 1e-9 of their size."""
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    loss = objective.evaluate(paper.draw)
-    wanted = torch.autograd.grad(value, parameters, materialize_grads=True)
-    got = torch.autograd.grad(loss.value, parameters, materialize_grads=True)
-    assert abs(loss.value - value) <= CLOSE * abs(value)
-    size = max(float(g.norm()) for g in wanted)
-    assert size > 1e-3 * abs(value), "the formula has no gradient: nothing is compared"
-    for ours, theirs in zip(got, wanted, strict=True):
-        assert float((ours - theirs).norm()) <= CLOSE * size
-
-
-def test_each_method_has_its_formula():
-    assert LITERAL.keys() == METHODS.keys()
-
-
 @pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LITERAL)
 def test_method_on_every_interpolant(name: str, interpolant: Interpolant):
     objective, paper = build(name, AVERAGE, interpolant)
     terms = literal_terms(name, paper)
@@ -299,14 +187,14 @@ def test_method_on_every_interpolant(name: str, interpolant: Interpolant):
 
 
 @pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LITERAL)
 def test_method_on_every_map(name: str, case: Parametrisation):
     objective, paper = build(name, case, WithNoise(Linear()))
     terms = literal_terms(name, paper)
     assert_same(objective, paper, sum(terms).mean())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LITERAL)
 def test_parts_are_the_unweighted_residuals(name: str):
     objective, paper = build(name, AVERAGE, Linear(), weight=weights.Constant(7.0))
     parts = objective.evaluate(paper.draw).parts
@@ -365,8 +253,8 @@ def learned() -> weights.Learned:
     return weight
 
 
-def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The weighted distances, from the formulas."""
+def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tensor) -> Tensor:
+    """The weighted distances, from the formulas; those of a path are of the linear one."""
     match weight:
         case weights.Constant():
             return 2.5 * d
@@ -381,6 +269,15 @@ def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor) -> Tensor:
         case weights.Learned():
             w = weight.net(torch.cat([weight.time(s), weight.time(t)], 1)).squeeze(1)
             return d / w.exp() + w
+        case weights.OnJump():
+            return ((t - s) ** 2 * d + 0.3**2).sqrt() - 0.3
+        case weights.PerNoise():
+            sigma, after = ((1 / r - 1).clamp_max(80.0) for r in (s, s + share * (t - s)))  # the linear path's
+            return 1.5 * d / torch.maximum(sigma - after, 1e-4 * sigma)
+        case weights.SplitPower():
+            return d / (d.detach() + 1e-3) / share
+        case weights.TruncatedSNR():
+            return d * torch.maximum(s**2, (1 - s) ** 2)
     raise NotImplementedError(type(weight).__name__)
 
 
@@ -391,6 +288,10 @@ WEIGHTS: dict[str, Callable[[], weights.Weight]] = {
     "adaptive": lambda: weights.Adaptive(0.75, 0.02),
     "pseudo-huber": lambda: weights.PseudoHuber(0.2),
     "learned": learned,
+    "on-jump": lambda: weights.OnJump(weights.PseudoHuber(0.3)),
+    "per-noise": lambda: weights.PerNoise(weights.Constant(1.5), Linear()),
+    "split-power": lambda: weights.SplitPower(-1.0, weights.Adaptive()),
+    "truncated-snr": lambda: weights.TruncatedSNR(Linear()),
 }
 
 
@@ -406,7 +307,10 @@ def test_weights(weight: Callable[[], weights.Weight], name: str):
     objective, paper = build(name, AVERAGE, Linear(), weight=module)
     distance = sum(literal_terms(name, paper))
     assert isinstance(distance, Tensor)
-    assert_same(objective, paper, by_hand(module, distance, paper.draw.s, paper.draw.t).mean())
+    share = paper.draw.split.clone()
+    if name in SELF:
+        share[:DIAGONAL] = 1  # no first leg on the diagonal
+    assert_same(objective, paper, by_hand(module, distance, paper.draw.s, paper.draw.t, share).mean())
 
 
 # engines --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flowmaps.shapes import check_time, like, per_row
+from flowmaps.shapes import Guide, check_time, label_of, like, per_row
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 5), (3, 3, 3, 3)])
@@ -25,6 +25,14 @@ def test_per_row_sums_each_row():
     x = torch.arange(24.0).reshape(4, 3, 2)
     assert per_row(x).tolist() == [15, 51, 87, 123]
     assert torch.equal(per_row(x[:, 0, 0]), x[:, 0, 0])
+
+
+def test_the_label_of_a_condition_is_it_without_the_weight():
+    labels, weights = torch.arange(3), torch.ones(3)
+    assert label_of(Guide(labels, weights)) is labels
+    assert label_of(labels) is labels
+    assert label_of(None) is None
+    assert label_of(Guide(None, weights)) is None
 
 
 def test_times_that_are_accepted():

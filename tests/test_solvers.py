@@ -136,6 +136,47 @@ def test_average_velocity_and_velocity_of_a_solved_flow():
     torch.testing.assert_close(flow.velocity(x, t), EXACT.velocity(x, t))
 
 
+@pytest.mark.parametrize("method", FIXED)
+def test_the_order_of_an_average_velocity_and_its_gain_from_short_steps(method: str):
+    """u solves du/dtau = b(x + h u), h = t - s: of the solver's order in the number of steps, and in h."""
+    x, s, t = batch()
+
+    def error(steps: int, shrink: float) -> float:
+        end = s + shrink * (t - s)
+        exact = (EXACT.flow_map(x, s, end) - x) / (end - s)[:, None]
+        u = SolverFlow(EXACT.velocity, method=method, steps=steps).average_velocity(x, s, end)
+        return float((u - exact).norm())
+
+    errors = [error(steps, 1.0) for steps in (16, 32, 64)]
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(ORDERS[method], abs=0.25)
+    for shrink in (1e-2, 1e-4):
+        assert error(4, shrink) < 2 * shrink ** ORDERS[method] * error(4, 1.0) + 1e-14 / shrink
+
+
+def test_an_average_velocity_is_the_jump_over_the_step_of_the_same_solver():
+    """X = x + h u for the same steps, exactly so, both ways in time."""
+    x, s, t = batch()
+    for method in FIXED:
+        flow = SolverFlow(EXACT.velocity, method=method, steps=5)
+        for start, end in ((s, t), (t, s)):
+            jump = x + (end - start)[:, None] * flow.average_velocity(x, start, end)
+            assert flow.nfe == 5 * STAGES[method]
+            torch.testing.assert_close(flow(x, start, end), jump, rtol=1e-11, atol=1e-11)
+
+
+def test_an_average_velocity_is_regular_where_the_times_meet():
+    x, s, _ = batch()
+    s = 0.05 + 0.9 * s
+    flow, v = SolverFlow(EXACT.velocity, method="rk4", steps=2), EXACT.velocity(x, s)
+    torch.testing.assert_close(flow.average_velocity(x, s, s), v, rtol=1e-12, atol=1e-12)
+    errors = [float((flow.average_velocity(x, s, s + h) - v).abs().max()) for h in (1e-2, -1e-2, 1e-5, -1e-5, 1e-9)]
+    assert max(errors[2:4]) < 2e-3 * max(errors[:2])
+    assert errors[4] < 2e-3 * errors[2]
+    cond = torch.arange(7, dtype=torch.float64)
+    constant = SolverFlow(lambda x, r, c: c[:, None].expand_as(x), method="euler", steps=2)
+    torch.testing.assert_close(constant.average_velocity(x, s, s, cond), cond[:, None].expand_as(x))
+
+
 def test_conditions_reach_the_field():
     x, s, t = batch()
     cond = torch.arange(7, dtype=torch.float64)

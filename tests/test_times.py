@@ -7,10 +7,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import INTERPOLANTS
 from torch import Tensor
 
 from flowmaps import times
-from flowmaps.times import Anneal, Diagonal, FromBase, Mixture, Square, Strip, Times, ToData, Triangle
+from flowmaps.interpolants import Linear, VarianceExploding, VariancePreserving, WithNoise
+from flowmaps.times import (
+    Anneal,
+    Diagonal,
+    FromBase,
+    Interval,
+    Late,
+    LogitNormal,
+    LogNormal,
+    Mixture,
+    Square,
+    Strip,
+    Times,
+    ToData,
+    Triangle,
+)
 
 ROWS = 40_001
 
@@ -139,6 +155,131 @@ def test_mixture_rows_are_independent_of_each_other():
     assert abs(correlation(s[1:], s[:-1])) < 4 / math.sqrt(ROWS)
 
 
+# laws made of other laws ----------------------------------------------------------------------------------------------
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def larger(cdf: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The law of the larger of two independent draws."""
+    return lambda x: cdf(x) ** 2
+
+
+def smaller(cdf: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The law of the smaller of two independent draws."""
+    return lambda x: 1 - (1 - cdf(x)) ** 2
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
+def test_late_times_have_their_distribution_function(power: float):
+    s, t = draw(Late(Triangle(), power))
+
+    def cdf(x: Tensor) -> Tensor:
+        return 1 - (1 - x) ** (1 / power)
+
+    assert bool((s <= t).all())
+    assert distance(s, smaller(cdf)) < 1.95
+    assert distance(t, larger(cdf)) < 1.95
+
+
+@pytest.mark.parametrize("mean, std", [(0.4, 1.0), (-2.0, 0.5), (0.0, 2.0)])
+def test_logit_normal_times(mean: float, std: float):
+    """logit t ~ N(mean, std^2), on the diagonal and for the sorted pair of MeanFlow."""
+
+    def cdf(t: Tensor) -> Tensor:
+        return normal_cdf((torch.logit(t) - mean) / std)
+
+    s, t = draw(LogitNormal(Diagonal(), mean, std))
+    assert torch.equal(s, t)
+    assert distance(t, cdf) < 1.95
+    s, t = draw(LogitNormal(Triangle(), mean, std), 1)
+    assert bool((s <= t).all())
+    assert distance(s, smaller(cdf)) < 1.95
+    assert distance(t, larger(cdf)) < 1.95
+    s, t = draw(LogitNormal(Square(), mean, std), 2)
+    assert distance(s, cdf) < 1.95
+    assert distance(t, cdf) < 1.95
+    assert abs(correlation(s, t)) < 4 / math.sqrt(ROWS)
+
+
+def test_meanflows_law_turned_round_is_the_default():
+    """r, t = sorted sigmoid(N(-0.4, 1)) in a time that runs to the noise; here s = 1 - t, t = 1 - r (2505.13447)."""
+    normal = torch.randn(2, ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    theirs = torch.sigmoid(-0.4 + normal)
+    start, end = 1 - theirs.amax(0), 1 - theirs.amin(0)
+    s, t = draw(LogitNormal(Triangle()))
+    for ours, turned in ((s, start), (t, end), (t - s, end - start)):
+        both = torch.cat([ours, turned])
+        # Kolmogorov-Smirnov of two samples of n: the statistic times sqrt(n / 2)
+        first = (both.argsort() < ROWS).double()
+        gap = (2 * first - 1).cumsum(0).abs().max() / ROWS
+        assert float(gap) * math.sqrt(ROWS / 2) < 1.95
+    assert abs(float(s.mean() - start.mean())) < 5 * float(s.std()) / math.sqrt(ROWS / 2)
+    assert float((s.mean() - theirs.amin(0).mean()).abs()) > 0.05  # the sign of the mean is not a matter of taste
+
+
+@pytest.mark.parametrize("mean, std", [(-0.8, 1.0), (-0.6, 1.6)])
+def test_the_interval_law_draws_the_length_first(mean: float, std: float):
+    """Align your flow: t - s logit-normal, then s uniform where it fits."""
+    s, t = draw(Interval(mean, std))
+    length = t - s
+    assert distance(length, lambda d: normal_cdf((torch.logit(d) - mean) / std)) < 1.95
+    assert distance(s / (1 - length), uniform) < 1.95
+    assert abs(correlation(length, s / (1 - length))) < 4 / math.sqrt(ROWS)
+    assert float(s.min()) >= 0
+    assert float(t.max()) <= 1
+    assert bool((s < t).all())
+
+
+@pytest.mark.parametrize("name", ["linear", "trigonometric", "variance-preserving", "linear-noise"])
+@pytest.mark.parametrize("mean, std, scale", [(-1.2, 1.2, 1.0), (-1.0, 1.4, 1.0), (-0.8, 1.6, 2.0)])
+def test_log_normal_times(name: str, mean: float, std: float, scale: float):
+    """log(omega_t / beta_t) ~ N(mean, std^2), on whatever path."""
+    path = INTERPOLANTS[name]
+    s, t = draw(LogNormal(ToData(), path, mean, std, scale))
+    assert bool((t == 1).all())
+    noise = (path.omega(s, scale) / path.beta(s)).log()
+    # beyond the last times of double precision a path has no level of its own
+    assert distance(noise, lambda x: normal_cdf((x - mean) / std)) < 1.95
+
+
+@pytest.mark.parametrize("path", [Linear(), WithNoise(Linear(), 0.7), VariancePreserving()], ids=str)
+def test_log_normal_pairs_keep_their_order_and_their_law(path):
+    s, t = draw(LogNormal(Triangle(), path))
+    assert bool((s <= t).all())
+
+    def cdf(time: Tensor) -> Tensor:  # of the time: earlier is noisier
+        return 1 - normal_cdf(((path.omega(time) / path.beta(time)).log() + 1.2) / 1.2)
+
+    assert distance(s, smaller(cdf)) < 1.95
+    assert distance(t, larger(cdf)) < 1.95
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_a_law_stay_ends(name: str, dtype: torch.dtype):
+    """Times 0 and 1 stay what they are: consistency models keep t = 1, laws from the base keep s = 0."""
+    path = INTERPOLANTS[name]
+    inner = path.path if isinstance(path, WithNoise) else path
+    scale = inner.sigma_max if isinstance(inner, VarianceExploding) else 1.0
+    uniforms = torch.tensor([[0.0, 1.0, 0.3], [0.0, 1.0, 0.3], [0.5, 0.5, 0.5]], dtype=dtype)
+    for law in (LogNormal(Diagonal(), path, scale=scale), LogitNormal(Diagonal()), Late(Diagonal())):
+        s, _ = law.pair(uniforms)
+        assert s.dtype == dtype
+        assert s[0].item() == pytest.approx(0, abs=1e-15)
+        assert s[1] == 1
+        assert 0 < s[2] < 1
+
+
+def test_levels_beyond_the_greatest_are_the_base():
+    """Variance explodes up to sigma_max only: a log-normal level above it is put to t = 0."""
+    s, _ = draw(LogNormal(ToData(), VarianceExploding(1.5, 3.0), -1.2, 1.2, scale=1.5))
+    beyond = 1 - float(normal_cdf(torch.tensor((math.log(1.5) + 1.2) / 1.2, dtype=torch.float64)))
+    assert abs(float((s == 0).double().mean()) - beyond) < 4 * math.sqrt(beyond * (1 - beyond) / ROWS)
+
+
 @pytest.mark.parametrize("law", [Square(), Triangle(), Strip(0.2), ToData(), Mixture(Diagonal(), Square(), 0.4)])
 def test_draws_follow_the_generator_and_the_type_asked_for(law: Times):
     one, same, other = draw(law, 3, rows=7), draw(law, 3, rows=7), draw(law, 4, rows=7)
@@ -158,6 +299,11 @@ def test_single_precision_times_stay_in_the_unit_interval():
         Strip(0.3),
         Mixture(Strip(1.0), Strip(1e-3), 0.7),
         Mixture(Square(), Square(), 1),
+        Late(Square(), 3.0),
+        LogitNormal(Triangle()),
+        Interval(),
+        LogNormal(Triangle(), Linear()),
+        LogNormal(Triangle(), WithNoise(VarianceExploding(5.0, 3.0), 0.6), scale=5.0),
     ]
     for law in laws:
         for value in law.pair(uniforms):
@@ -199,3 +345,13 @@ def test_laws_that_are_refused():
     for share in (-0.1, 1.1):
         with pytest.raises(ValueError, match=r"share in \[0, 1\]"):
             Mixture(Diagonal(), Square(), share)
+    for power in (0.0, 0.9):
+        with pytest.raises(ValueError, match=f"Late needs power >= 1, got {power}"):
+            Late(Square(), power)
+    for std in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"LogitNormal needs std > 0, got {std}"):
+            LogitNormal(Square(), 0.0, std)
+        with pytest.raises(ValueError, match=f"Interval needs std > 0, got {std}"):
+            Interval(0.0, std)
+        with pytest.raises(ValueError, match=f"LogNormal needs std > 0, got {std}"):
+            LogNormal(Square(), Linear(), 0.0, std)

@@ -20,7 +20,8 @@ from flowmaps.data import Board, Source
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Loss, Objective
-from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe, stages
+from flowmaps.plans import stages
+from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs import Run
 from flowmaps.train import State, begin, generator, schedule, train
 from flowmaps.velocities import Draw

@@ -16,7 +16,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from .recipes import METHODS, RECIPES, Recipe
+from .plans import METHODS
+from .recipes import RECIPES, Recipe
 
 T = TypeVar("T")
 PROGRAM = "flowmaps"
@@ -58,6 +59,8 @@ class Sample:
     """How many samples."""
     label: int | None = None
     """Class to sample, where the data have classes; all of them in turn unless given."""
+    guidance: float | None = None
+    """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -76,17 +79,32 @@ class Evaluate:
     """Seed of noise and data; the recipe's unless given."""
 
 
+Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]  # no option
+
+
+@dataclass(frozen=True)
+class Compared(Recipe):
+    """A recipe without the options that a comparison does not use."""
+
+    name: Unused[str]
+    method: Unused[str] = Recipe.method
+    checkpoint_every: Unused[int] = Recipe.checkpoint_every
+    log_every: Unused[int] = Recipe.log_every
+
+
 @dataclass(frozen=True)
 class Compare:
     """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Compared, tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/compare"))
-    """Folder to write; it must not exist."""
-    methods: tuple[str, ...] = METHODS
-    """Methods to compare."""
+    """Folder to write; it must not exist, unless --resume is given."""
+    methods: tuple[str, ...] = ("all",)
+    """Methods to compare, or `all`."""
     budget: float = 120.0
     """Seconds of training for each method, its teacher included."""
+    resume: bool = False
+    """Go on in the folder of an interrupted comparison, or with more methods."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +207,7 @@ def _sample(words: list[str]) -> None:
     given = _parse(Sample, words, "sample")
     from . import commands
 
-    commands.sample(given.folder, given.out, given.steps, given.number, given.label, given.seed)
+    commands.sample(given.folder, given.out, given.steps, given.number, given.label, given.seed, given.guidance)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -202,9 +220,12 @@ def _evaluate(words: list[str]) -> None:
 
 def _compare(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("compare", words)
-    given = _parse(Compare, rest, program, Compare(recipe=recipe))
+    given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
     from . import compare
 
-    for method in given.methods:
+    methods = METHODS if given.methods == ("all",) else given.methods
+    if "all" in methods:
+        raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
+    for method in methods:
         _choose("method", method, dict.fromkeys(METHODS))
-    compare.compare(given.recipe, given.methods, given.budget, given.out)
+    compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import checkpoint, figures, recipes, report, runs
+from . import checkpoint, figures, plans, report, runs
 from . import evaluate as measuring
 from .data import Source, Units
 from .files import write_atomically
 from .maps import FlowMap
 from .recipes import Recipe
-from .samplers import Jump
+from .shapes import Guide
 from .train import generator
 
 console = Console(highlight=False)
@@ -42,7 +42,7 @@ def bar() -> Progress:
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
     """Train a recipe into a folder, then evaluate it."""
     run = runs.Run.open(recipe, folder, resume=resume, say=console.print)
-    plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in recipes.stages(recipe))
+    plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}", soft_wrap=True)
     follow(run)
     evaluate(folder, {}, None)
@@ -73,7 +73,7 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     recipe, flow_map, teacher, source = runs.load_run(folder)
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
     seed = recipe.seed if seed is None else seed
-    recipes.validate(dataclasses.replace(recipe, seed=seed))
+    plans.check(dataclasses.replace(recipe, seed=seed))
     settings = recipe.evaluation
     rows, drawn = [], {}
     fast = recipe.compile and settings.samples >= 100_000 and runs.can_compile()
@@ -86,9 +86,8 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        for title, row, sampled in measuring.rows(
-            flow_map, teacher, source, settings, seed, compiled=fast, watch=watch
-        ):
+        options = {"restart": measuring.restarts(recipe), "compiled": fast, "watch": watch}
+        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed, **options):
             rows.append(row)
             drawn[title] = sampled
             if not console.is_terminal:
@@ -106,9 +105,13 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
 def notes(recipe: Recipe, folder: Path) -> list[str]:
     """What a reader of the report should know first."""
     seconds = checkpoint.read_card(folder).get("seconds", 0.0)
-    stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in recipes.stages(recipe))
+    stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     words = [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
-    if recipe.method not in recipes.DISTILLED:
+    if recipe.method in plans.TO_DATA:
+        words.append(
+            f"{recipe.method} learns jumps to t = 1 alone: several steps go there, add fresh noise, and jump again."
+        )
+    elif recipe.method not in plans.DISTILLED:
         words.append(
             f"{recipe.method} has no teacher of its own: the rows called teacher solve the flow of the velocity that "
             f"the map has learned on its diagonal, u at s = t."
@@ -135,10 +138,11 @@ def draw(
             title: source.to_data(made.x[: len(data)]) for title, made in drawn.items()
         }
         made["Samples beside the data."] = "samples", figures.samples(panels)
-        made["One jump from noise to each time t, over the flow itself."] = (
-            "trajectories",
-            _trajectories(flow_map, teacher, source),
-        )
+        if recipe.method not in plans.TO_DATA:
+            made["One jump from noise to each time t, over the flow itself."] = (
+                "trajectories",
+                _trajectories(flow_map, teacher, source),
+            )
     made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = runs.read_log(folder)
     if log:
@@ -174,7 +178,9 @@ def _trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) ->
     return figures.trajectories(paths[0][0], *paths, background=source.to_data(data), exact=name)
 
 
-def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int) -> None:
+def sample(
+    folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int, guidance: float | None = None
+) -> None:
     """Draw samples from a run's map into a file."""
     if out.suffix not in (".npz", ".npy"):
         raise ValueError(f"--out must end in .npz or .npy, got {out}.")
@@ -182,21 +188,21 @@ def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, 
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
     if number < 1:
         raise ValueError(f"--number must be at least 1, got {number}.")
-    jump = Jump(steps)
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}.")
     card = checkpoint.read_card(folder)
     device = runs.pick_device("auto")
     recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder).to(device)
     units = Units.from_dict(card.get("units"))
     labels = _labels(units, number, label)
     x0 = torch.randn(number, units.dim, generator=generator(seed, measuring.SAMPLES))
-    chunk = recipe.evaluation.chunk
-    points = []
+    chunk, points = recipe.evaluation.chunk, []
+    whole = measuring.Start(x0, labels if guidance is None else _guide(recipe, labels, guidance))
+    walk, whole, _ = measuring.stepping(flow_map, steps, whole, measuring.restarts(recipe), seed)
     with bar() as progress:
         task = progress.add_task("sample", total=number, note=f"{steps} steps")
         for start in range(0, number, chunk):
-            part = slice(start, start + chunk)
-            cond = None if labels is None else labels[part].to(device)
-            points.append(jump(flow_map, x0[part].to(device), cond).cpu())
+            points.append(walk(whole.rows(slice(start, start + chunk), device))[0].cpu())
             progress.update(task, completed=min(start + chunk, number))
     arrays = {"x": units.to_data(torch.cat(points)).numpy()}
     if labels is not None:
@@ -206,6 +212,16 @@ def sample(folder: Path, out: Path, steps: int, number: int, label: int | None, 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, buffer.getvalue())
     console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+
+
+def _guide(recipe: Recipe, labels: torch.Tensor | None, weight: float) -> Guide:
+    if len(recipe.guidance) != 2:
+        raise ValueError(
+            f"this map takes no guidance weight, got --guidance {weight:g}: train with --guidance LOW HIGH."
+        )
+    if not recipe.guidance[0] <= weight <= recipe.guidance[1]:
+        raise ValueError(f"--guidance must be from {recipe.guidance[0]:g} to {recipe.guidance[1]:g}, got {weight:g}.")
+    return Guide(labels, torch.full((len(labels),), weight))  # type: ignore[arg-type]
 
 
 def _labels(units: Units, number: int, label: int | None) -> torch.Tensor | None:

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shapes import Batch
+from .maps import FlowMap
+from .shapes import Batch, Condition
 
 
 class Base(ABC):
     """A law of x0."""
+
+    @property
+    def deviation(self) -> float:
+        """Its standard deviation, where the law is a normal one; else 1."""
+        return 1.0
 
     @abstractmethod
     def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -36,6 +42,10 @@ class Normal(Base):
     def __post_init__(self) -> None:
         if self.scale <= 0:
             raise ValueError(f"Normal needs scale > 0, got {self.scale}.")
+
+    @property
+    def deviation(self) -> float:
+        return self.scale
 
     def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
         return self.scale * torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
@@ -62,9 +72,20 @@ class Empirical(Base):
 class Coupling(ABC):
     """A law of pairs (x0, x1) with the data as its second marginal."""
 
+    base: Base = Normal()
+
     @abstractmethod
-    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
-        """Return `(x0, x1)`, row by row a pair; `x0` given by the caller replaces a draw from the base."""
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
+        """Return `(x0, x1)`, row by row a pair with the condition `cond`.
+
+        `x0` given by the caller replaces a draw from the base.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,13 @@ class Independent(Coupling):
 
     base: Base = Normal()
 
-    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
         return (self.base.sample(x1, generator) if x0 is None else x0), x1
 
 
@@ -87,7 +114,13 @@ class MinibatchOT(Coupling):
 
     base: Base = Normal()
 
-    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
         import ot  # takes a second, and only this coupling needs it
 
         x0 = self.base.sample(x1, generator) if x0 is None else x0
@@ -101,7 +134,56 @@ class MinibatchOT(Coupling):
 class Paired(Coupling):
     """Pairs that the caller has: `objective(x1, x0)`."""
 
-    def pair(self, x1: Batch, x0: Batch | None = None, generator: torch.Generator | None = None) -> tuple[Batch, Batch]:
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
         if x0 is None:
             raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
         return x0, x1
+
+
+@dataclass(frozen=True)
+class NoData(Coupling):
+    """x0 alone, x1 = 0: I_0 = x0, for objectives that look at s = 0 only and need no data (FreeFlow, 2511.19428)."""
+
+    base: Base = Normal()
+
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
+        return (self.base.sample(x1, generator) if x0 is None else x0), torch.zeros_like(x1)
+
+
+@dataclass(frozen=True, eq=False)
+class Carried(Coupling):
+    """(x0, X_{0,1}(x0)): each noise with the sample that a flow makes of it; reflow (2209.03003).
+
+    Args:
+        flow: the flow of a trained model, a `SolverFlow` or another map.
+        base: law of x0.
+    """
+
+    flow: FlowMap
+    base: Base = Normal()
+
+    @torch.no_grad()
+    def pair(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ) -> tuple[Batch, Batch]:
+        x0 = self.base.sample(x1, generator) if x0 is None else x0
+        device = next((p.device for p in self.flow.parameters()), x0.device)
+        zero = torch.zeros(len(x0), dtype=x0.dtype, device=device)
+        moved = cond.to(device) if isinstance(cond, Tensor) else cond
+        return x0, self.flow(x0.to(device), zero, 1 + zero, moved).to(x0.device)

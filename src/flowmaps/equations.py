@@ -8,6 +8,9 @@ With X_{s,t}(x) = x + h u_{s,t}(x), h = t - s, and the velocity b:
 
 Each is regular at s = t, where the first two say u_{t,t} = b_t, and holds for any (s, t) in [0, 1]^2, both orders.
 Where gradients stop is a field of the equation (`Stop`): it changes what a step of training does, never the residual.
+A finite step is a semigroup whose first leg follows the velocity: with w = s + l h and b held over the leg,
+
+    u_{s,t}  =  l b_s + (1 - l) u_{w,t}(x + l h b_s),     of which (u - right-hand side) / l tends to the Eulerian one.
 
 References: N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, 2024, arXiv 2406.07507, propositions 3.5 and 3.6; 2025, arXiv
 2505.18825, proposition 2.2.
@@ -18,17 +21,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dual
 from .maps import FlowMap
-from .shapes import Batch, Condition, Field, Time, check_time, like
-from .velocities import FromMap
+from .shapes import Batch, Condition, Field, Time, check_time, like, per_row
+from .velocities import Bound, FromMap, Velocity
 
 
 class Stop(Enum):
@@ -61,6 +64,29 @@ class Residual(NamedTuple):
         return self.prediction - self.target
 
 
+class Point(NamedTuple):
+    """Where an equation is taken, and with what; see `Equation.__call__`."""
+
+    flow_map: FlowMap
+    x: Tensor
+    s: Tensor
+    t: Tensor
+    velocity: Field
+    split: Tensor | None
+    cond: Condition
+    target: FlowMap
+    warm: Tensor | None
+
+    @property
+    def h(self) -> Tensor:
+        """t - s, aligned with x."""
+        return like(self.t - self.s, self.x)
+
+    def u(self, x: Any, s: Any, t: Any) -> Any:
+        """u_{s,t}(x) of the map, or of its dual."""
+        return self.flow_map.average_velocity(x, s, t, self.cond)
+
+
 @dataclass(frozen=True)
 class Equation(ABC):
     """A law of flow maps as a residual.
@@ -68,10 +94,18 @@ class Equation(ABC):
     Args:
         stop: where gradients stop.
         engine: how derivatives are taken: `dual`, `torch` or `finite-difference` (see `flowmaps.dual.jvp`).
+        normalise: c: the residual r counts as a r / (|a r| + c), a prediction of the network's output read as a
+            velocity, with `FlowMap.held`'s a; TARGET only. `None` for r itself. (sCM, 2410.11081, section 4.1: "tangent
+            normalisation".)
     """
 
     stop: Stop = Stop.NONE
     engine: dual.Engine = "dual"
+    normalise: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.normalise is not None and (self.normalise <= 0 or self.stop is not Stop.TARGET):
+            raise ValueError(f"normalise needs a number > 0 and stop=Stop.TARGET, got {self}.")
 
     def __call__(
         self,
@@ -83,6 +117,8 @@ class Equation(ABC):
         split: Time | None = None,
         *,
         cond: Condition = None,
+        target: FlowMap | None = None,
+        warm: Time | None = None,
     ) -> Residual:
         """The residual at (x, s, t).
 
@@ -91,32 +127,41 @@ class Equation(ABC):
             x: points at time s, `(B, *shape)`.
             s, t: times in [0, 1], `(B,)`, either order.
             velocity: b, a field `(x, t, cond) -> like x`; the semigroup takes the legs with the map of a `FromMap`.
-            split: share l of [s, t] that the first leg covers, `(B,)` in [0, 1]; semigroup only.
+            split: share l of [s, t] that the first leg covers, `(B,)` in [0, 1]; semigroup with two legs only.
             cond: what the map and the field are conditioned on.
+            target: the map of the semigroup's legs, an average of the map for instance; the map itself unless given.
+            warm: share of the derivative that counts, `(B,)` in [0, 1], for a start without it; TARGET only.
 
         Raises:
-            ValueError: a time of the wrong shape or outside [0, 1], or a `split` that the equation has no use for.
+            ValueError: a time of the wrong shape or outside [0, 1], or an argument that the equation has no use for.
         """
         check_time(s, x, "s")
         check_time(t, x, "t")
+        semigroup = isinstance(self, Semigroup)
         if split is not None:
             check_time(split, x, "split")
-            if not (isinstance(self, Semigroup) and self.legs == 2):
+            if not (semigroup and self.legs == 2):
                 raise ValueError(f"split is for the semigroup equation with two legs, got it for {self}.")
-        return self.residual(flow_map, x, s, t, velocity, split, cond)
+        if warm is not None and (semigroup or self.stop is not Stop.TARGET):
+            raise ValueError(f"warm is for a derivative with stop=Stop.TARGET, got it for {self}.")
+        if target is not None and not semigroup:
+            raise ValueError(f"target is for the semigroup equation, got it for {self}.")
+        at = Point(flow_map, x, s, t, velocity, split, cond, flow_map if target is None else target, warm)
+        residual = self.residual(at)
+        return residual if self.normalise is None else self._normalised(at, residual)
 
     @abstractmethod
-    def residual(
-        self,
-        flow_map: FlowMap,
-        x: Batch,
-        s: Time,
-        t: Time,
-        velocity: Field,
-        split: Time | None,
-        cond: Condition,
-    ) -> Residual:
+    def residual(self, at: Point) -> Residual:
         """The residual, arguments checked."""
+
+    def _normalised(self, at: Point, residual: Residual) -> Residual:
+        assert self.normalise is not None
+        factor, output = at.flow_map.held(at.x, at.s, at.t, residual.prediction)
+        with torch.no_grad():
+            tangent = like(factor, at.x) * residual.value
+            size = like(per_row(tangent.square()).sqrt(), at.x)
+            target = output - tangent / (size + self.normalise)
+        return Residual(output, target, residual.jump)
 
     def _held(self) -> torch.no_grad | nullcontext:
         """The context of what every stop but NONE detaches."""
@@ -131,24 +176,14 @@ class Equation(ABC):
 class Lagrangian(Equation):
     """d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, along t."""
 
-    def residual(
-        self,
-        flow_map: FlowMap,
-        x: Batch,
-        s: Time,
-        t: Time,
-        velocity: Field,
-        split: Time | None,
-        cond: Condition,
-    ) -> Residual:
-        u, u_dot = self._derivative(lambda r: flow_map.average_velocity(x, s, r, cond), (t,), (torch.ones_like(t),))
-        h = like(t - s, x)
-        jump = x + h * u
+    def residual(self, at: Point) -> Residual:
+        u, u_dot = self._derivative(lambda r: at.u(at.x, at.s, r), (at.t,), (torch.ones_like(at.t),))
+        jump = at.x + at.h * u
         with self._held():
-            b = velocity(jump if self.stop is Stop.NONE else jump.detach(), t, cond)
-        if self.stop is Stop.TARGET:
-            return Residual(u, b - h * u_dot, jump)
-        return Residual(u + h * u_dot, b, jump)
+            b = at.velocity(jump if self.stop is Stop.NONE else jump.detach(), at.t, at.cond)
+        if self.stop is not Stop.TARGET:
+            return Residual(u + at.h * u_dot, b, jump)
+        return Residual(u, b - (at.h if at.warm is None else like(at.warm, at.x) * at.h) * u_dot, jump)
 
 
 @dataclass(frozen=True)
@@ -158,53 +193,53 @@ class Eulerian(Equation):
     Args:
         step: `None` for the derivative; a number for the difference over a step of that length from s towards t
             (never beyond t), X_{s,t}(x) = X_{s+d,t}(x + d b_s), the discrete form of consistency models.
+        own: take the derivative along the map's own velocity u_{s,s}, detached, while b stays in the target (improved
+            MeanFlow, 2512.02012); TARGET only.
     """
 
     step: float | None = None
+    own: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step is not None and not 0 < self.step <= 1:
             raise ValueError(f"Eulerian needs a step in (0, 1], or None for the derivative, got {self.step}.")
         if self.step is not None and self.stop is Stop.TANGENT:
             raise ValueError("a finite step has no spatial derivative of its own: use another stop than TANGENT.")
+        if self.own and (self.stop is not Stop.TARGET or self.step is not None):
+            raise ValueError("own is a direction of the derivative with stop=Stop.TARGET: leave step out.")
 
-    def residual(
-        self,
-        flow_map: FlowMap,
-        x: Batch,
-        s: Time,
-        t: Time,
-        velocity: Field,
-        split: Time | None,
-        cond: Condition,
-    ) -> Residual:
+    def residual(self, at: Point) -> Residual:
         with self._held():
-            b = velocity(x, s, cond)
-        h, one = like(t - s, x), torch.ones_like(s)
-
-        def u_of(y: Tensor, r: Tensor) -> Tensor:
-            return flow_map.average_velocity(y, r, t, cond)
-
+            b = at.velocity(at.x, at.s, at.cond)
+        one = torch.ones_like(at.s)
         if self.step is not None:
-            u = u_of(x, s)
-            return Residual(u, self._difference(u_of, u, x, s, t, b))
+            return self._difference(at, b)
         if self.stop is Stop.TANGENT:
-            u, u_s = self._derivative(lambda r: u_of(x, r), (s,), (one,))
+            u, u_s = self._derivative(lambda r: at.u(at.x, r, at.t), (at.s,), (one,))
             with torch.no_grad():
-                _, u_x = self._derivative(lambda y: u_of(y, s), (x,), (b,))
-            return Residual(u - h * u_s, b + h * u_x)
-        u, u_dot = self._derivative(u_of, (x, s), (b, one))
-        return Residual(u, b + h * u_dot)
+                _, u_x = self._derivative(lambda y: at.u(y, at.s, at.t), (at.x,), (b,))
+            return Residual(u - at.h * u_s, b + at.h * u_x)
+        with self._held():
+            along = at.flow_map.velocity(at.x, at.s, at.cond) if self.own else b
+        u, u_dot = self._derivative(lambda y, r: at.u(y, r, at.t), (at.x, at.s), (along, one))
+        target = b + at.h * u_dot
+        return Residual(u, target if at.warm is None else self._warmed(at, u.detach(), b, target))
 
-    def _difference(self, u_of: Callable[..., Tensor], u: Tensor, x: Tensor, s: Tensor, t: Tensor, b: Tensor) -> Tensor:
+    def _warmed(self, at: Point, u: Tensor, b: Tensor, target: Tensor) -> Tensor:
+        """The target of a residual that starts as that of the network's output held fixed, a (v - b)."""
+        assert at.warm is not None
+        factor, output = at.flow_map.held(at.x, at.s, at.t, u)
+        return u - torch.lerp(like(factor, at.x) * (output - b), u - target, like(at.warm, at.x))
+
+    def _difference(self, at: Point, b: Tensor) -> Residual:
         assert self.step is not None
-        target = self.stop is Stop.TARGET
-        h = t - s
-        d = torch.sign(h) * h.abs().clamp_max(self.step)
-        with torch.no_grad() if target else nullcontext():
-            ahead = u_of(x + like(d, x) * b, s + d)
-            slope = like((h - d) / torch.where(d == 0, 1, d), x)
-            return b + slope * (ahead - (u.detach() if target else u))
+        share = (self.step / (at.t - at.s).abs()).clamp_max(1)
+        u = at.u(at.x, at.s, at.t)
+        with torch.no_grad() if self.stop is Stop.TARGET else nullcontext():
+            here = u.detach() if self.stop is Stop.TARGET else u
+            target = _legs(at, [share, 1 - share], lambda *_: b, at.flow_map.average_velocity)
+            return Residual(u, here + (target - here) / like(share, at.x))
 
 
 @dataclass(frozen=True)
@@ -213,33 +248,38 @@ class Semigroup(Equation):
 
     Args:
         legs: number of jumps on the right-hand side, at least 2; equal ones unless a `split` is given for two.
+        led: the first leg follows the velocity: a straight step along b_s, the chord of the interpolant, or with a
+            `FromMap` a jump of its map, such as a teacher's solver; one leg will then do.
     """
 
     legs: int = 2
+    led: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.legs < 2:
-            raise ValueError(f"Semigroup needs legs >= 2, got {self.legs}.")
+        super().__post_init__()
+        if self.legs < (1 if self.led else 2):
+            raise ValueError(f"Semigroup needs legs >= 2, or 1 with led=True, got {self.legs}.")
 
-    def residual(
-        self,
-        flow_map: FlowMap,
-        x: Batch,
-        s: Time,
-        t: Time,
-        velocity: Field,
-        split: Time | None,
-        cond: Condition,
-    ) -> Residual:
-        u = flow_map.average_velocity(x, s, t, cond)
-        walker = velocity.flow_map if isinstance(velocity, FromMap) else flow_map
-        share = torch.full_like(s, 1 / self.legs)
-        shares = [share] * self.legs if split is None else [split, 1 - split]
+    def residual(self, at: Point) -> Residual:
+        u = at.u(at.x, at.s, at.t)
+        share = torch.full_like(at.s, 1 / self.legs)
+        shares = [share] * self.legs if at.split is None else [at.split, 1 - at.split]
+        walker = at.velocity.flow_map if isinstance(at.velocity, FromMap) and not self.led else at.target
+        leg = walker.average_velocity
         with self._held():
-            target, start = torch.zeros_like(x), s
-            for k, part in enumerate(shares):
-                end = t if k == len(shares) - 1 else start + part * (t - s)
-                leg = walker.average_velocity(x, start, end, cond)
-                target = target + like(part, x) * leg
-                x, start = x + like(end - start, x) * leg, end
-        return Residual(u, target)
+            return Residual(u, _legs(at, shares, _leg(at.velocity) if self.led else leg, leg))
+
+
+def _leg(velocity: Field) -> Callable[..., Tensor]:
+    """The mean velocity over a leg; of any other field a straight step."""
+    return velocity.leg if isinstance(velocity, (Velocity, Bound)) else lambda x, s, t, cond: velocity(x, s, cond)
+
+
+def _legs(at: Point, shares: list[Tensor], first: Callable[..., Tensor], rest: Callable[..., Tensor]) -> Tensor:
+    """The u of several legs from s to t, each starting where the last one landed: the sum of share times u."""
+    x, start, total = at.x, at.s, torch.zeros_like(at.x)
+    for k, share in enumerate(shares):
+        end = at.t if k == len(shares) - 1 else start + share * (at.t - at.s)
+        u = (rest if k else first)(x, start, end, at.cond)
+        x, total, start = x + like(end - start, x) * u, total + like(share, x) * u, end
+    return total

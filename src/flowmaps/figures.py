@@ -25,14 +25,20 @@ LOGGED_BESIDE = ("stage", "step", "loss", "rate", "seconds")  # all else in a li
 SCATTER_BELOW = 20_000  # points of the smallest panel: fewer are drawn one by one, more as a histogram
 
 
-def samples(panels: Mapping[str, Tensor], *, extent: tuple[float, float, float, float] | None = None) -> Figure:
+def samples(
+    panels: Mapping[str, Tensor],
+    *,
+    reference: Tensor | None = None,
+    extent: tuple[float, float, float, float] | None = None,
+) -> Figure:
     """Points of the plane side by side, a panel a set: the data, the teacher's samples, the map's for each N.
 
     With 20,000 points or more in every panel each is a histogram in units of density, on one grid and one colour scale,
-    that of the first panel (square-root, so that mass between the modes shows); with fewer, the points.
+    that of the reference (square-root, so that mass between the modes shows); with fewer, the points.
 
     Args:
-        panels: title -> points `(N, 2)`, in the order of display; the first is the reference.
+        panels: title -> points `(N, 2)`, in the order of display.
+        reference: points `(M, 2)` that set the scale and are not drawn; the first panel unless given.
         extent: (left, right, bottom, top); by default [-1.25, 1.25]^2 where the reference lies in it, else a square
             that holds it.
 
@@ -42,18 +48,18 @@ def samples(panels: Mapping[str, Tensor], *, extent: tuple[float, float, float, 
     if not panels:
         raise ValueError("samples needs at least one panel {title: points (N, 2)}, got none.")
     points = {title: style.plane(x, f"panel {title!r}") for title, x in panels.items()}
-    reference = next(iter(points.values()))
-    box = style.extent(reference) if extent is None else extent
+    first = next(iter(points.values())) if reference is None else style.plane(reference, "reference")
+    box = style.extent(first) if extent is None else extent
     columns = len(points) if len(points) <= 4 else math.ceil(len(points) / 2)
     rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(2.9 * columns + 0.6, 3.15 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    least = min(len(x) for x in points.values())
+    least = min(len(x) for x in panels.values())
     if least < SCATTER_BELOW:
         for ax, x in zip(axes, points.values(), strict=False):
             ax.scatter(x[:, 0], x[:, 1], s=min(8.0, 6000 / max(len(x), 1)), c=MAP, alpha=0.5, linewidths=0)
     else:
-        style.densities(figure, axes[: len(points)].tolist(), list(points.values()), box)
+        style.densities(figure, axes[: len(points)].tolist(), list(points.values()), box, first)
     for ax, (title, x) in zip(axes, points.items(), strict=False):
         style.square(ax, box)
         ax.set_title(title, fontsize=10, color=INK)
@@ -160,37 +166,46 @@ def quality(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def compare(rows: Sequence[Row]) -> Figure:
-    """Quality against steps, a line a method; the teacher, where there is a row of it, as a level.
+def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
+    """Quality of several methods on one axis: a line a method, best first, a dot for each number of steps.
+
+    The first row of a teacher is an upright rule. Methods whose rows are marked "distilled" have its colour; those
+    marked "diverged", or without a figure, stand at the bottom.
 
     Args:
         rows: as in `quality`, each with "steps", and "method" where its sampler is the map.
+        at: number of steps by which methods are put in order; where they have none, the number nearest to it.
 
     Raises:
         ValueError: no row of a map has a figure of quality.
     """
     label, rated = style.rate(rows)
-    lines: dict[str, list[tuple[float, float]]] = {}
+    rated = [(row, value) for row, value in rated if math.isfinite(value)]
+    lines: dict[str, dict[int, float]] = {style.name_of(row): {} for row in rows if row["sampler"] == "map"}
     for row, value in rated:
         if row["sampler"] == "map":
-            lines.setdefault(style.name_of(row), []).append((row["steps"], value))
-    if not lines:
+            lines[style.name_of(row)][row["steps"]] = value
+    numbers = sorted({steps for line in lines.values() for steps in line})
+    if not numbers:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    first_by = min(numbers, key=lambda steps: (abs(steps - at), steps))
+    names = sorted(lines, key=lambda name: (not lines[name], lines[name].get(first_by, math.inf)))
+    bad = [name for name in names if not lines[name]]
+    figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(names)), layout="constrained")
     ax = figure.subplots()
-    for k, (method, line) in enumerate(lines.items()):
-        dash, marker = "-" if k < len(COLOURS) else "--", MARKERS[k % len(MARKERS)]
-        steps, values = zip(*sorted(line), strict=True)
-        ax.plot(steps, values, ls=dash, marker=marker, color=COLOURS[k % len(COLOURS)], lw=1.8, ms=6, label=method)
-    others = [(row, value) for row, value in rated if row["sampler"] != "map"]
-    for (row, value), dash in zip(others, ("--", ":", "-.") * len(rows), strict=False):
-        ax.axhline(
-            value, color=FAINT, lw=1.2, ls=dash, label=f"{style.name_of(row)}, {row.get('nfe', '?')} evaluations"
-        )
-    style.powers_of_two(ax, [steps for line in lines.values() for steps, _ in line])
-    style.value_axis(ax, [value for _, value in rated])
-    style.dress(ax, "steps of the map", label)
-    style.legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    colours = dict(zip(numbers, style.shades(len(numbers)), strict=True))
+    style.dots(ax, [lines[name] for name in names], colours, [value for _, value in rated])
+    style.dress(ax, f"{label}: less is better; best in {first_by} step{'s' * (first_by > 1)} first")
+    ax.grid(visible=False, axis="y")
+    distilled = {style.name_of(row) for row in rows if row.get("distilled")}
+    style.name_rows(ax, names, distilled, bad)
+    style.legend(figure, handles=style.step_marks(colours), loc="outside upper center", ncols=len(numbers))
+    notes = style.distilled_mark() if distilled else []
+    teachers = [(row, value) for row, value in rated if row["sampler"] != "map"]
+    if teachers:
+        notes += style.upright(ax, *teachers[0], len(names) - len(bad))
+    if notes:
+        style.legend(figure, handles=notes, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -105,6 +105,15 @@ class Interpolant(ABC):
             return self.alpha_dot(t) * scale
         return (self.alpha_alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
 
+    def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
+        """The time at which omega_t / beta_t, noise to signal, is `ratio` in [0, inf]; `(B,) -> (B,)`, by bisection."""
+        low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            early = self.omega(middle, scale) > ratio * self.beta(middle)
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return high
+
     def velocity_to_denoiser(self, v: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
         """D = E[x1 | I_t = x] from the velocity `v = b_t(x)`, all `(B, *shape)`; `scale` is the base's deviation."""
         w, wd, b, bd = self._pair(t, x, scale)
@@ -155,6 +164,9 @@ class Linear(Interpolant):
     def beta_dot(self, t: Time) -> Time:
         return torch.ones_like(t)
 
+    def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
+        return scale / (scale + ratio)
+
 
 @dataclass(frozen=True)
 class Trigonometric(Interpolant):
@@ -172,6 +184,9 @@ class Trigonometric(Interpolant):
 
     def beta_dot(self, t: Time) -> Time:
         return 0.5 * math.pi * torch.cos(0.5 * math.pi * t)
+
+    def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
+        return torch.atan2(torch.full_like(ratio, scale), ratio) / (0.5 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -196,6 +211,9 @@ class VariancePreserving(Interpolant):
 
     def alpha_alpha_dot(self, t: Time) -> Time:
         return -t
+
+    def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
+        return scale / (ratio.square() + scale**2).sqrt()
 
 
 @dataclass(frozen=True)
@@ -231,6 +249,9 @@ class VarianceExploding(Interpolant):
 
     def beta_dot(self, t: Time) -> Time:
         return torch.zeros_like(t)
+
+    def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
+        return 1 - (ratio / scale).clamp_max(1) ** (1 / self.rho)
 
 
 @dataclass(frozen=True)

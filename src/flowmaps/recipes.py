@@ -7,20 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-import torch
-
-from . import methods
-from .equations import Stop
-from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
-from .maps import AverageVelocity, FlowMap
-from .nn import MLP
-from .objectives import Objective
-from .shapes import Field
-from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
-from .weights import Adaptive, Learned, Weight
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class Recipe:
     name: str
     """Name of the recipe."""
     method: str = "lmd"
-    """How the map is learned: one of flow_matching, lmd, emd, fmm, pfmm, eulerian_estimation, lsd, esd, psd."""
+    """How the map is learned: the name of a function of `flowmaps.methods`."""
     data: str = ""
     """`checkerboard`, `digits`, or a file (.npy, .npz, .csv) with one point a row."""
     steps: int = 6_000
@@ -101,6 +89,13 @@ class Recipe:
     """Pull of the times of velocity matching towards the data, t <- 1 - (1 - t)^late: 1 for none."""
     adaptive: float = 0.5
     """Power of the adaptive weight of a distillation's residual, 0 for none: 0.5 makes jumps between modes sharp."""
+    guidance: tuple[float, ...] = ()
+    """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
+    `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
+    label_dropout: float = 0.1
+    """Share of the rows whose label is dropped, with --guidance."""
+    careful: float = 0.25
+    """Rate of the methods that diverge at the full one (esd, meanflow and their kin, iCT, ECT), as a share of it."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead."""
     seed: int = 0
@@ -116,78 +111,6 @@ class Recipe:
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of training: an objective built from the map as the stage before left it, and its share of the steps."""
-
-    name: str
-    steps: int
-    build: Callable[[FlowMap, Field | None], Objective]
-
-
-INTERPOLANTS: dict[str, Interpolant] = {
-    "linear": Linear(),
-    "trigonometric": Trigonometric(),
-    "variance-preserving": VariancePreserving(),
-}
-DISTILLED = ("lmd", "emd")
-DIRECT = ("flow_matching", "fmm", "eulerian_estimation", "lsd", "esd", "psd")
-METHODS = (*DISTILLED, "pfmm", *DIRECT)
-
-
-def objectives(recipe: Recipe) -> dict[str, Callable[[FlowMap, Field | None], Objective]]:
-    """How each method's objective is built from a map and a teacher, at the recipe's settings.
-
-    The adaptive weight goes to lmd and emd, whose residual is a function of (x, s, t) alone: the noise of dI averages
-    out under a square, not under anything else. pfmm keeps the weight of its lemma.
-    """
-    late = Late(Diagonal(), recipe.late)
-    learned: Weight | None = Learned() if recipe.learned_weight else None
-    robust = Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and learned is None else learned
-    path = INTERPOLANTS[recipe.interpolant]
-    direct = {"interpolant": path, "weight": learned}
-    pairs: Times = Triangle() if recipe.times == "triangle" else Square()
-    pairs = Mixture(FromBase(), pairs, recipe.from_base) if recipe.from_base else pairs
-    distilled = {"interpolant": path, "weight": robust, "times": pairs, "stop": Stop.VELOCITY}
-    own = {"diagonal": late, **direct}
-    return {
-        "flow_matching": lambda m, b: methods.flow_matching(m, times=late, **direct),
-        "lmd": lambda m, b: methods.lmd(m, teacher=b, **distilled),
-        "emd": lambda m, b: methods.emd(m, teacher=b, **distilled),
-        "strip": lambda m, b: methods.fmm(m, times=Strip(0.25), **direct),
-        "fmm": lambda m, b: methods.fmm(m, times=Strip(Anneal(0.25, 1.0, 0.5)), **direct),
-        "pfmm": lambda m, b: methods.pfmm(m, interpolant=path, times=pairs),
-        "eulerian_estimation": lambda m, b: methods.eulerian_estimation(m, **direct),
-        "lsd": lambda m, b: methods.lsd(m, **own),
-        "esd": lambda m, b: methods.esd(m, **own),
-        "psd": lambda m, b: methods.psd(m, **own),
-    }
-
-
-def new_map(recipe: Recipe, dim: int, classes: int | None) -> FlowMap:
-    """A fresh map for data of `dim` numbers a sample, its weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    return AverageVelocity(MLP(dim, classes=classes, **asdict(recipe.network)))
-
-
-def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe's method: a teacher first where one is needed.
-
-    Raises:
-        ValueError: the method is unknown.
-    """
-    if recipe.method not in METHODS:
-        raise ValueError(f"unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
-    build = objectives(recipe)
-    both = recipe.steps + recipe.teacher_steps
-    if recipe.method in DISTILLED:
-        first = Stage("teacher", recipe.teacher_steps, build["flow_matching"])
-        return [first, Stage("map", recipe.steps, build[recipe.method])]
-    if recipe.method == "pfmm":
-        return [Stage("strip", both - both // 2, build["strip"]), Stage("map", both // 2, build["pfmm"])]
-    return [Stage("map", both, build[recipe.method])]
 
 
 def checkerboard() -> Recipe:
@@ -247,7 +170,6 @@ def validate(recipe: Recipe) -> None:
     Raises:
         ValueError: a field out of range.
     """
-    stages(recipe)
     n, o, e = recipe.network, recipe.optimiser, recipe.evaluation
     rules = [
         ("steps", recipe.steps, recipe.steps >= 1, "at least 1"),
@@ -256,6 +178,9 @@ def validate(recipe: Recipe) -> None:
         ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
         ("adaptive", recipe.adaptive, 0 <= recipe.adaptive <= 1, "from 0 to 1"),
         ("from-base", recipe.from_base, 0 <= recipe.from_base <= 1, "from 0 to 1"),
+        ("guidance", recipe.guidance, _are_weights(recipe.guidance), "none, one or two positive weights, rising"),
+        ("label-dropout", recipe.label_dropout, 0 <= recipe.label_dropout < 1, "at least 0 and below 1"),
+        ("careful", recipe.careful, 0 < recipe.careful <= 1, "positive and at most 1"),
         ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
         ("network.width", n.width, n.width >= 1, "at least 1"),
@@ -281,6 +206,10 @@ def validate(recipe: Recipe) -> None:
             raise ValueError(f"--{name} must be {allowed}, got {value}.")
 
 
+def _are_weights(weights: tuple[float, ...]) -> bool:
+    return len(weights) <= 2 and all(0 < weight < math.inf for weight in weights) and list(weights) == sorted(weights)
+
+
 def from_dict(fields: object) -> Recipe:
     """A recipe from the JSON of a run's config.
 
@@ -293,6 +222,7 @@ def from_dict(fields: object) -> Recipe:
         values["optimiser"] = Optimiser(**values["optimiser"])
         evaluation = values["evaluation"]
         values["evaluation"] = Evaluation(**{**evaluation, "steps": tuple(evaluation["steps"])})
+        values["guidance"] = tuple(values.get("guidance", ()))
         recipe = Recipe(**values)
         validate(recipe)
     except (TypeError, KeyError) as error:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, recipes
+from . import checkpoint, plans, recipes
 from .data import Source, is_file, open_data
 from .files import write_atomically
 from .maps import FlowMap, Frozen
@@ -52,7 +52,7 @@ class Run:
         Raises:
             ValueError: the recipe cannot run, the folder exists already, or there is nothing to resume.
         """
-        recipes.validate(recipe)
+        plans.check(recipe)
         device = pick_device(recipe.device)
         source = open_data(recipe.data, recipe.optimiser.batch)
         if is_file(recipe.data):  # found again from wherever the run is sampled
@@ -61,7 +61,7 @@ class Run:
             check_resumable(folder, recipe)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-        flow_map = recipes.new_map(recipe, source.dim, source.classes).to(device)
+        flow_map = plans.new_map(recipe, source.dim, source.classes).to(device)
         described = describe(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -69,9 +69,9 @@ class Run:
             write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
         return cls(recipe, folder, source, flow_map, described, say=say)
 
-    def train(self) -> Iterator[tuple[recipes.Stage, Step]]:
+    def train(self) -> Iterator[tuple[plans.Stage, Step]]:
         """Train all stages, saving as it goes; each step that is taken is yielded with its stage."""
-        stages = recipes.stages(self.recipe)
+        stages = plans.stages(self.recipe)
         tensors, about = self._interrupted()
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
@@ -91,12 +91,12 @@ class Run:
                 self._adopt(self.flow_map, stage)
         (self.folder / STATE).unlink(missing_ok=True)
 
-    def _begin(self, stage: recipes.Stage) -> State:
+    def _begin(self, stage: plans.Stage) -> State:
         torch.manual_seed(self.recipe.seed)
         objective = stage.build(self.flow_map, self.teacher).to(pick_device(self.recipe.device))
-        return begin(objective, self.recipe.optimiser)
+        return begin(objective, plans.optimiser(self.recipe))
 
-    def _steps(self, number: int, stage: recipes.Stage, state: State) -> Iterator[tuple[recipes.Stage, Step]]:
+    def _steps(self, number: int, stage: plans.Stage, state: State) -> Iterator[tuple[plans.Stage, Step]]:
         recipe = self.recipe
         evaluate = compiled(state, self.say) if recipe.compile else None
         device = pick_device(recipe.device)
@@ -104,7 +104,7 @@ class Run:
         before, begun = self.seconds, time.monotonic()
         settings = {"steps": stage.steps, "seed": seed, "device": device, "evaluate": evaluate}
         try:
-            for step in train(state, self.source, recipe.optimiser, **settings):
+            for step in train(state, self.source, plans.optimiser(recipe), **settings):
                 self.seconds = before + time.monotonic() - begun
                 if step.number % recipe.log_every == 0 or step.number == stage.steps:
                     self._log(stage, step)
@@ -116,7 +116,7 @@ class Run:
                 self._checkpoint(number, state)
             raise
 
-    def _log(self, stage: recipes.Stage, step: Step) -> None:
+    def _log(self, stage: plans.Stage, step: Step) -> None:
         parts = {name: part.mean().item() for name, part in step.loss.parts.items()}
         loss = step.loss.value.item()
         bad = [name for name, value in parts.items() if not math.isfinite(value)]
@@ -147,7 +147,7 @@ class Run:
             return None, fresh
         tensors, about = checkpoint.load_tensors(self.folder / STATE)
         self.seconds = about["seconds"]
-        names = [stage.name for stage in recipes.stages(self.recipe)]
+        names = [stage.name for stage in plans.stages(self.recipe)]
         lines = [
             line for line in read_log(self.folder)
             if (names.index(line["stage"]), line["step"]) <= (about["stage"], about["step"])
@@ -155,7 +155,7 @@ class Run:
         write_atomically(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
         return tensors, about
 
-    def _adopt(self, flow_map: FlowMap, stage: recipes.Stage) -> None:
+    def _adopt(self, flow_map: FlowMap, stage: plans.Stage) -> None:
         """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
         self.flow_map.load_state_dict(flow_map.state_dict())
         if stage.name == "teacher":
@@ -168,7 +168,7 @@ class Run:
             )
         extra: dict[str, Any] = {**self.described, "seconds": round(self.seconds, 1)}
         extra["units"] = dataclasses.asdict(self.source.units)
-        path = recipes.INTERPOLANTS[self.recipe.interpolant]
+        path = plans.interpolant(self.recipe)
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
 
 
@@ -293,7 +293,7 @@ def load_run(folder: Path) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
         device = pick_device("auto")
     flow_map = checkpoint.load(folder).to(device)
     teacher = None
-    if recipe.method in recipes.DISTILLED:
+    if recipe.method in plans.DISTILLED:
         teacher = checkpoint.load(folder / "teacher").to(device)
     source = open_data(recipe.data)
     check_data(checkpoint.read_card(folder), recipe)

@@ -6,7 +6,8 @@ samples, call the map itself or `maps.Composed`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .interpolants import Interpolant, Linear
 from .maps import FlowMap
-from .shapes import Batch, Condition
+from .shapes import Batch, Condition, like
 from .times import check_grid, grid
 
 
@@ -34,14 +35,10 @@ class Jump:
     times: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.grid is None):
-            raise ValueError(f"Jump takes steps or grid, one of the two, got steps={self.steps}, grid={self.grid}.")
         if self.grid is not None and self.reverse:
             raise ValueError("reverse is for the uniform grid: give a falling grid instead.")
         ends = (1.0, 0.0) if self.reverse else (0.0, 1.0)
-        times = list(self.grid) if self.grid is not None else grid(self.steps or 0, *ends)
-        check_grid(times)
-        object.__setattr__(self, "times", tuple(float(t) for t in times))
+        object.__setattr__(self, "times", _times("Jump", self.steps, self.grid, ends))
 
     @torch.no_grad()
     def __call__(self, flow_map: FlowMap, x0: Batch, cond: Condition = None) -> Batch:
@@ -93,10 +90,8 @@ class Restart:
             ValueError: the noise has another shape.
         """
         rounds = len(self.grid) - 1
-        need = (rounds * (2 if self.interpolant.noisy else 1), *x0.shape)
-        if rounds and (noise is None or tuple(noise.shape) != need):
-            got = None if noise is None else tuple(noise.shape)
-            raise ValueError(f"Restart over {len(self.grid)} times needs noise of shape {need}, got {got}.")
+        if rounds:
+            _check_noise("Restart", len(self.grid), noise, (rounds * (2 if self.interpolant.noisy else 1), *x0.shape))
         one = x0.new_ones(len(x0))
         x = flow_map(x0, one * self.grid[0], one, cond)
         for k, time in enumerate(self.grid[1:]):
@@ -107,6 +102,119 @@ class Restart:
         return x
 
 
+@dataclass(frozen=True)
+class Gamma:
+    """Jump beyond the next time, then add noise back to it (CTM, 2310.02279, algorithm 3): from t_k to t = t_{k+1},
+
+        alpha_w / beta_w = sqrt(1 - gamma^2) alpha_t / beta_t,       w in [t, 1]
+        x <- beta_t / beta_w X_{t_k, w}(x) + gamma alpha_t x0_k.
+
+    I_w, scaled, has the data of I_t and noise of variance (1 - gamma^2) alpha_t^2; fresh noise makes up the rest. So an
+    exact map keeps the law of I_t at every time of the grid, whatever `gamma`: 0 is `Jump`, 1 is `Restart`, and in
+    between some of the error of a step is drowned in noise. For EDM's diffusion, beta = 1 and sigma = alpha sigma_max,
+    it is the paper's jump to sqrt(1 - gamma^2) sigma_{k+1} and its noise gamma sigma_{k+1}. The last step is a plain
+    jump. (This gamma is the paper's, not the coefficient of an interpolant's latent noise.)
+
+    Args:
+        steps: number of equal steps from 0 to 1; or give `grid`.
+        grid: times to visit, rising.
+        interpolant: the path whose law at each time is kept, without latent noise.
+        gamma: share of the noise that is fresh, as a deviation, in [0, 1]. Strictly in between, the base has to be a
+            centred Gaussian, of any deviation: there the sum of two noises is a noise again.
+
+    Attributes:
+        times: the grid, t_0 to t_N.
+        targets: the times w of the N jumps; the last is t_N.
+
+    Raises:
+        ValueError: gamma outside [0, 1], a grid that does not rise, or an interpolant with latent noise.
+    """
+
+    steps: int | None = None
+    grid: Sequence[float] | None = None
+    interpolant: Interpolant = field(default_factory=Linear)
+    gamma: float = field(kw_only=True)
+    times: tuple[float, ...] = field(init=False, repr=False)
+    targets: tuple[float, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        times = _times("Gamma", self.steps, self.grid)
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"Gamma needs gamma in [0, 1] (0 is Jump, 1 is Restart), got {self.gamma}.")
+        if times[0] > times[-1]:
+            raise ValueError(f"Gamma goes from noise to data, got the falling grid {times}: use Jump to encode.")
+        if self.interpolant.noisy:
+            raise ValueError(f"Gamma needs a path without latent noise, got {self.interpolant}: use Jump or Restart.")
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "targets", (*self._beyond(times[1:-1]), times[-1]))
+
+    def _beyond(self, times: tuple[float, ...]) -> tuple[float, ...]:
+        """The times w, each between its t and the data; t itself, to the last bit, for gamma = 0."""
+        if not times or self.gamma == 0:
+            return times
+        t = torch.tensor(times, dtype=torch.float64)
+        ratio = self.interpolant.alpha(t) / self.interpolant.beta(t)
+        w = self.interpolant.time_of(math.sqrt(1 - self.gamma**2) * ratio)
+        return tuple(torch.maximum(w, t).clamp(max=1).tolist())
+
+    @torch.no_grad()
+    def __call__(self, flow_map: FlowMap, x0: Batch, noise: Tensor | None = None, cond: Condition = None) -> Batch:
+        """Sample.
+
+        Args:
+            flow_map: the map.
+            x0: points at the first time of the grid, `(B, *shape)`.
+            noise: fresh base samples, `(N - 1, B, *shape)` for N steps. Not needed for one step, or for `gamma = 0`.
+            cond: condition.
+
+        Returns:
+            Points at the last time of the grid, `(B, *shape)`.
+
+        Raises:
+            ValueError: the noise has another shape.
+        """
+        for x in self._walk(flow_map, x0, noise, cond):
+            x0 = x
+        return x0
+
+    @torch.no_grad()
+    def path(self, flow_map: FlowMap, x0: Batch, noise: Tensor | None = None, cond: Condition = None) -> Tensor:
+        """The point at each time of the grid, noise added, `(len(grid), B, *shape)`, the first being `x0`."""
+        return torch.stack([x0, *self._walk(flow_map, x0, noise, cond)])
+
+    def _walk(self, flow_map: FlowMap, x: Tensor, noise: Tensor | None, cond: Condition) -> Iterator[Tensor]:
+        rounds = len(self.times) - 2
+        if noise is not None or (rounds and self.gamma > 0):
+            _check_noise("Gamma", len(self.times), noise, (rounds, *x.shape))
+        one = x.new_ones(len(x))
+        for k, (target, time) in enumerate(zip(self.targets, self.times[1:], strict=True)):
+            s, w, t = one * self.times[k], one * target, one * time
+            x = flow_map(x, s, w, cond)
+            if k < rounds and self.gamma > 0:
+                assert noise is not None
+                fresh = like(self.gamma * self.interpolant.alpha(t), x) * noise[k]
+                x = fresh + like(self.interpolant.beta(t) / self.interpolant.beta(w), x) * x
+            yield x
+
+
 def encode(flow_map: FlowMap, x1: Batch, steps: int = 1, cond: Condition = None) -> Batch:
     """Data to noise in `steps` jumps backwards, `(B, *shape) -> (B, *shape)`."""
     return Jump(steps, reverse=True)(flow_map, x1, cond)
+
+
+def _times(
+    name: str, steps: int | None, times: Sequence[float] | None, ends: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, ...]:
+    """The times of a sampler that takes a number of equal steps or a grid."""
+    if (steps is None) == (times is None):
+        raise ValueError(f"{name} takes steps or grid, one of the two, got steps={steps}, grid={times}.")
+    visited = list(times) if times is not None else grid(steps or 0, *ends)
+    check_grid(visited)
+    return tuple(float(t) for t in visited)
+
+
+def _check_noise(name: str, times: int, noise: Tensor | None, need: tuple[int, ...]) -> None:
+    """Refuse noise that is missing or of another shape than `need`."""
+    got = None if noise is None else tuple(noise.shape)
+    if got != need:
+        raise ValueError(f"{name} over {times} times needs noise of shape {need}, got {got}.")

@@ -7,7 +7,7 @@ aligned: elsewhere a `(B,)` tensor beside a `(B, B)` batch would broadcast the w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,31 @@ from torch import Tensor
 Batch: TypeAlias = Float[Tensor, "batch *shape"]
 Time: TypeAlias = Float[Tensor, "batch"]
 Condition: TypeAlias = Any
-"""What a network is conditioned on: `None`, or a tensor of labels `(B,)` or of features `(B, ...)`."""
+"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of features `(B, ...)`, or a `Guide`."""
 Field: TypeAlias = Callable[..., Tensor]
 """A velocity field `(x, t, cond=None) -> like x`."""
+
+
+class Guide(NamedTuple):
+    """A condition with a guidance weight of its own for each row, for a network that takes the weight as an input.
+
+    `label` is any condition, `weight` is `(B,)`; 1 is no guidance.
+    """
+
+    label: Any
+    weight: Tensor
+
+
+def label_of(cond: Condition) -> Any:
+    """The condition without the guidance weight."""
+    return cond.label if isinstance(cond, Guide) else cond
+
+
+def on_each(cond: Condition, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A function of each tensor of a condition, such as some of its rows."""
+    if isinstance(cond, Guide):
+        return Guide(on_each(cond.label, fn), fn(cond.weight))
+    return None if cond is None else fn(cond)
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

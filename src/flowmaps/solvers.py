@@ -6,6 +6,7 @@ tau in [0, 1] with r = s + tau (t - s) and dx/dtau = (t - s) b_r(x), in either o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Time, check_time, like
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
-FIXED = ("euler", "midpoint", "heun2", "rk4")
+TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
+    "euler": ((), (1.0,)),
+    "midpoint": (((1 / 2,),), (0.0, 1.0)),
+    "heun2": (((1.0,),), (1 / 2, 1 / 2)),
+    "rk4": (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+"""Butcher's tableaus: for each further stage the weights of the slopes before it, then the weights of all of them."""
+FIXED = tuple(TABLEAUS)
 
 
 def integrate(
@@ -51,13 +59,15 @@ def integrate(
     Raises:
         ValueError: the method is unknown, `steps` does not go with it, or no step is small enough.
     """
-    options = _options(method, steps)
+    _check(method, steps)
 
     def field(tau: Tensor, y: Tensor) -> Tensor:
         return like(t - s, y) * velocity(y, torch.lerp(s, t, tau.to(s.dtype).clamp(0, 1)), cond)
 
+    if steps is not None:
+        return _fixed(field, x, method, steps)
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-    options = {"step_t": ends[1:]} if method in ADAPTIVE else options  # land on t: no look beyond the end of time
+    options = {"step_t": ends[1:]}  # land on t: no look beyond the end of time
     try:
         return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
     except AssertionError as error:  # torchdiffeq's word for a step that shrinks to nothing
@@ -67,18 +77,29 @@ def integrate(
         ) from None
 
 
-def _options(method: str, steps: int | None) -> dict[str, Any]:
+def _fixed(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, method: str, steps: int) -> Tensor:
+    """Equal steps of tau from 0 to 1; torchdiffeq's wait for the device and break a compiled graph, these do not."""
+    rows, weights = TABLEAUS[method]
+    step = 1 / steps
+    for k in range(steps):
+        slopes = [field(x.new_full((), k * step), x)]
+        for row in rows:
+            moved = x + step * sum(a * slope for a, slope in zip(row, slopes, strict=True) if a)
+            slopes.append(field(x.new_full((), (k + sum(row)) * step), moved))
+        x = x + step * sum(b * slope for b, slope in zip(weights, slopes, strict=True) if b)
+    return x
+
+
+def _check(method: str, steps: int | None) -> None:
     if method in ADAPTIVE:
         if steps is not None:
             raise ValueError(
                 f"{method} chooses its own steps, got steps={steps}: leave it out, or take one of {FIXED}."
             )
-        return {}
-    if method not in FIXED:
+    elif method not in FIXED:
         raise ValueError(f"method must be one of {ADAPTIVE + FIXED}, got {method!r}.")
-    if steps is None or steps < 1:
+    elif steps is None or steps < 1:
         raise ValueError(f"{method} has a fixed step: pass steps >= 1, got steps={steps}.")
-    return {"step_size": 1.0 / steps * (1 + 1e-6)}  # a hair more than 1/steps: no sliver of a last step from rounding
 
 
 class SolverFlow(FlowMap):
@@ -102,7 +123,7 @@ class SolverFlow(FlowMap):
         steps: int | None = None,
     ) -> None:
         super().__init__()
-        _options(method, steps)
+        _check(method, steps)
         self.field = velocity
         self.method, self.rtol, self.atol, self.steps = method, rtol, atol, steps
         self.nfe = 0
@@ -117,13 +138,23 @@ class SolverFlow(FlowMap):
             self.nfe += 1
             return self.field(y, r, c)
 
-        settings = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "steps": self.steps}
-        return integrate(counted, x, s, t, cond, **settings)
+        return integrate(counted, x, s, t, cond, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"method": self.method, "rtol": self.rtol, "atol": self.atol, "steps": self.steps}
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        step = like(t - s, x)
-        jump = (self.forward(x, s, t, cond) - x) / torch.where(step == 0, 1, step)
-        return torch.where(step == 0, self.field(x, s, cond), jump)
+        """u_{s,t}(x), solved as it stands, du/dtau = b(x + (t - s) u) from u = 0: regular at s = t."""
+        check_time(s, x, "s")
+        check_time(t, x, "t")
+        self.nfe = 0
+
+        def mean(u: Tensor, tau: Tensor, c: Condition) -> Tensor:
+            self.nfe += 1
+            return self.field(x + like(t - s, x) * u, torch.lerp(s, t, tau), c)
+
+        zero, one = torch.zeros_like(s), torch.ones_like(s)
+        return integrate(mean, torch.zeros_like(x), zero, one, cond, **self._settings())
 
     def velocity(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         return self.field(x, t, cond)

@@ -5,7 +5,7 @@ One colour for one thing throughout: blue is the map, orange the teacher, grey t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
@@ -20,7 +21,7 @@ Row = Mapping[str, Any]
 Measure = Callable[[Row], float | None]
 Box = tuple[float, float, float, float]
 
-INK, FAINT, RULE = "#24292f", "#6e7781", "#e4e6e9"
+INK, FAINT, RULE, BAR = "#24292f", "#6e7781", "#e4e6e9", "#c6ccd2"
 MAP, TEACHER, EXACT = "#1f6feb", "#e0762f", "#9aa1a9"
 COLOURS = ("#1f6feb", "#e0762f", "#1a9a6c", "#c23b8f", "#7f56d9", "#c99a06", "#3ea6c9", "#57606a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "d")
@@ -89,13 +90,18 @@ def extent(reference: np.ndarray) -> Box:
     return (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half)
 
 
-def densities(figure: Figure, axes: Sequence[Axes], points: Sequence[np.ndarray], box: Box) -> None:
-    """A histogram an axis in units of density, on one grid and one colour scale, that of the first; the colour bar."""
+def densities(
+    figure: Figure, axes: Sequence[Axes], points: Sequence[np.ndarray], box: Box, reference: np.ndarray
+) -> None:
+    """A histogram an axis in units of density, on one grid and the reference's colour scale; the colour bar."""
     least = min(len(x) for x in points)
     bins = 50 if least < 100_000 else 100  # on [-1.25, 1.25] both have edges at the multiples of 0.25
     area = (box[1] - box[0]) * (box[3] - box[2]) / bins**2
-    grids = [np.histogram2d(*x.T, bins=bins, range=(box[:2], box[2:]))[0].T / (len(x) * area) for x in points]
-    norm = PowerNorm(0.5, 0, float(np.quantile(grids[0][grids[0] > 0], 0.99)) if grids[0].any() else 1.0)
+    scale, *grids = [
+        np.histogram2d(*x.T, bins=bins, range=(box[:2], box[2:]))[0].T / (max(len(x), 1) * area)
+        for x in (reference, *points)
+    ]
+    norm = PowerNorm(0.5, 0, float(np.quantile(scale[scale > 0], 0.99)) if scale.any() else 1.0)
     for ax, grid in zip(axes, grids, strict=False):
         image = ax.imshow(grid, origin="lower", extent=box, cmap=DENSITY, norm=norm, interpolation="nearest")
     bar = figure.colorbar(image, ax=list(axes), shrink=0.75, aspect=30, pad=0.01, extend="max")
@@ -163,6 +169,66 @@ def value_axis(ax: Axes, values: Sequence[float]) -> None:
         ax.axhline(0, color=FAINT, lw=0.8)
 
 
+def shades(number: int) -> list[Any]:
+    """Colours from light to dark, one for each of some numbers in rising order."""
+    return [DENSITY(share) for share in np.linspace(0.3, 1.0, number)] if number > 1 else [MAP]
+
+
+def dots(ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, Any], values: Sequence[float]) -> None:
+    """A row a line from the top down: a dot a number of steps on a bar over their range.
+
+    The axis is logarithmic. A value that is not positive stands at its left end as a triangle, one beyond a thousand
+    times the median at its right end. Dots are smaller the more steps, so that none hides another.
+    """
+    positive = sorted(value for value in values if 0 < value < np.inf) or [1.0]
+    low, high = positive[0] / 1.25, min(positive[-1], 1e3 * positive[len(positive) // 2]) * 1.25
+    ax.set_xscale("log")
+    ax.set_xlim(low / 1.1, high * 1.1)
+    tidy_log(ax.xaxis, low, high)
+    for y, line in enumerate(lines):
+        ends = [min(max(value, low), high) for value in line.values()]
+        if line:
+            ax.axhline(y, color=RULE, lw=0.8, zorder=0)
+            ax.plot([min(ends), max(ends)], [y, y], color=BAR, lw=3, solid_capstyle="round", zorder=2)
+        for k, steps in enumerate(sorted(line)):
+            marker = "<" if line[steps] <= 0 else ">" if line[steps] > high else "o"
+            size = 8.6 - 2.4 * k / max(len(colours) - 1, 1)
+            dot = {"color": colours[steps], "mec": "white", "mew": 0.7, "ms": size, "zorder": 3 + 0.01 * k}
+            ax.plot([min(max(line[steps], low), high)], [y], marker, **dot)
+
+
+def step_marks(colours: Mapping[int, Any]) -> list[Line2D]:
+    """What a legend shows of `dots`."""
+    marks = {"marker": "o", "mec": "white", "mew": 0.7, "ms": 8, "ls": "none"}
+    return [Line2D([], [], color=c, label=f"{n} step" + "s" * (n > 1), **marks) for n, c in colours.items()]
+
+
+def distilled_mark() -> list[Line2D]:
+    """What a legend shows of the mark of `name_rows`."""
+    return [Line2D([], [], color=TEACHER, marker="D", ms=5, ls="none", label="distilled from a teacher")]
+
+
+def upright(ax: Axes, row: Row, value: float, height: int) -> list[Line2D]:
+    """A sampler's value as an upright rule beside the first rows of `dots`."""
+    name = f"{name_of(row)}, {row.get('nfe', '?')} evaluations"
+    return ax.plot([value, value], [-0.6, height - 0.5], color=TEACHER, lw=1.3, ls=(0, (4, 3)), label=name)
+
+
+def name_rows(ax: Axes, names: Sequence[str], marked: Collection[str], bad: Collection[str]) -> None:
+    """Names of the rows from the top down, some with the teacher's mark before the axis; the bad ones in grey."""
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params("y", length=0, pad=13, labelsize=9)
+    for y, (name, text) in enumerate(zip(names, ax.get_yticklabels(), strict=True)):
+        text.set_color(FAINT if name in bad else INK)
+        if name in marked:
+            place = {"transform": ax.get_yaxis_transform(), "clip_on": False}
+            ax.plot([-0.017], [y], "D", color=TEACHER, ms=4.5, **place)
+        if name in bad:
+            words = {"va": "center", "color": FAINT, "fontsize": 8.5, "style": "italic"}
+            ax.text(0.012, y, "diverged", transform=ax.get_yaxis_transform(), **words)
+
+
 def dress(ax: Axes, across: str = "", up: str = "") -> None:
     """Light rules, no frame above and to the right, small labels."""
     ax.grid(True, color=RULE, lw=0.8)
@@ -176,9 +242,9 @@ def dress(ax: Axes, across: str = "", up: str = "") -> None:
         ax.set_ylabel(up, fontsize=9.5, color=INK)
 
 
-def legend(ax: Axes, **place: Any) -> None:
+def legend(where: Axes | Figure, **place: Any) -> None:
     """A legend without a frame, small."""
-    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+    where.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
 
 
 def square(ax: Axes, box: Box) -> None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .interpolants import Interpolant
 from .shapes import Time
 
 
@@ -162,6 +163,82 @@ class Late(Times):
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         s, t = self.law.pair(uniforms, progress)
         return 1 - (1 - s) ** self.power, 1 - (1 - t) ** self.power
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """Another law of uniform times made logit-normal: t <- sigmoid(mean + std Phi^-1(t)), in order (2403.03206).
+
+    Args:
+        law: a law of pairs made of uniform times.
+        mean, std: of logit t. MeanFlow's (-0.4, 1) is of a time that runs from data to noise: 0.4 here.
+    """
+
+    law: Times
+    mean: float = 0.4
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive_std("LogitNormal", self.std)
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        s, t = (torch.sigmoid(self.mean + self.std * torch.special.ndtri(r)) for r in self.law.pair(uniforms, progress))
+        return s, t
+
+
+@dataclass(frozen=True)
+class Interval(Times):
+    """The length first, t - s logit-normal, then s uniform where it fits (Align your flow, 2506.14603).
+
+    Args:
+        mean, std: of logit (t - s).
+    """
+
+    mean: float = -0.8
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive_std("Interval", self.std)
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
+        s = uniforms[1] * (1 - length)
+        return s, s + length
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """Another law of uniform times with log-normal noise: log(omega_t / beta_t) = mean - std Phi^-1(t) (2206.00364).
+
+    The ends stay: a time 0 or 1 of `law` is 0 or 1 here.
+
+    Args:
+        law: a law of pairs made of uniform times.
+        interpolant: the path whose noise-to-signal ratio is meant.
+        mean, std: of the logarithm of the ratio; EDM's are -1.2 and 1.2, for data of deviation 1/2.
+        scale: deviation of the base.
+    """
+
+    law: Times
+    interpolant: Interpolant
+    mean: float = -1.2
+    std: float = 1.2
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive_std("LogNormal", self.std)
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        s, t = (
+            self.interpolant.time_of(torch.exp(self.mean - self.std * torch.special.ndtri(r)), self.scale)
+            for r in self.law.pair(uniforms, progress)
+        )
+        return s, t
+
+
+def _positive_std(name: str, std: float) -> None:
+    if std <= 0:
+        raise ValueError(f"{name} needs std > 0, got {std}.")
 
 
 def grid(steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:

@@ -43,9 +43,14 @@ class State:
         """Everything as named tensors."""
         named = {f"parameter.{k}": p.detach() for k, p in enumerate(self.parameters)}
         named |= {f"average.{k}": a for k, a in enumerate(self.averages)}
+        named |= {f"target.{k}": value for k, value in enumerate(self._targets())}
         for k, values in self.optimiser.state_dict()["state"].items():
             named |= {f"optimiser.{k}.{name}": value for name, value in values.items()}
         return {name: value.contiguous() for name, value in named.items()}
+
+    def _targets(self) -> list[Tensor]:
+        """The weights of the objective's targets that follow the map."""
+        return [value for target in self.objective.followers() for value in target.state_dict().values()]
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take over what `tensors` gave.
@@ -58,6 +63,8 @@ class State:
                 for k, (parameter, average) in enumerate(zip(self.parameters, self.averages, strict=True)):
                     parameter.copy_(tensors[f"parameter.{k}"])
                     average.copy_(tensors[f"average.{k}"])
+                for k, value in enumerate(self._targets()):
+                    value.copy_(tensors[f"target.{k}"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint is of another network ({error}): resume with the recipe it began with."
@@ -134,13 +141,16 @@ def train(
     """
     evaluate = state.objective.evaluate if evaluate is None else evaluate
     parameters, optimiser = state.parameters, state.optimiser
-    begun = time.monotonic()
+    begun, before = time.monotonic(), (state.step - 1) / steps
     while state.step < steps:
         progress = state.step / steps
         if budget is not None:
             progress = max(progress, (time.monotonic() - begun) / budget)
             if progress >= 1:
                 return
+        if state.step:
+            state.objective.follow(before, progress)
+        before = progress
         source_of_noise = generator(seed, state.step)
         x1, cond = source.sample(settings.batch, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .interpolants import Interpolant
 from .nn.embeddings import Fourier
 from .shapes import Batch, Time, per_row
 
@@ -24,8 +25,8 @@ class Weight(nn.Module, ABC):
     """A weight w_{s,t}, applied to distances."""
 
     @abstractmethod
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
-        """Weighted distances, `(B,)`, from the distances and their times, each `(B,)`."""
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        """Weighted distances from the distances, their times and the share of a first leg, each `(B,)`."""
 
 
 class Constant(Weight):
@@ -37,7 +38,7 @@ class Constant(Weight):
             raise ValueError(f"Constant needs value > 0, got {value}.")
         self.value = value
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return self.value * distance
 
 
@@ -53,7 +54,7 @@ class StripWeight(Weight):
             raise ValueError(f"StripWeight needs a width in (0, 1], got {width}.")
         self.width = width
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return torch.where((t - s).abs() <= self.width, distance, 0)
 
 
@@ -64,7 +65,7 @@ class Power(Weight):
         super().__init__()
         self.exponent = exponent
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return (t - s).abs() ** self.exponent * distance
 
 
@@ -80,7 +81,7 @@ class Adaptive(Weight):
             raise ValueError(f"Adaptive needs offset > 0, got {offset}.")
         self.power, self.offset = power, offset
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return distance * (distance.detach() + self.offset) ** -self.power
 
 
@@ -97,7 +98,7 @@ class PseudoHuber(Weight):
             raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
         self.scale = scale
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return (distance + self.scale**2).sqrt() - self.scale
 
 
@@ -114,6 +115,91 @@ class Learned(Weight):
         nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
 
-    def forward(self, distance: Time, s: Time, t: Time) -> Time:
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         w: Tensor = self.net(torch.cat([self.time(s), self.time(t)], 1))[:, 0]
         return torch.exp(-w) * distance + w
+
+
+class OnJump(Weight):
+    """Another weight, of the distance of X rather than of u: |(t - s) r|^2.
+
+    Args:
+        weight: the weight, or distance such as `PseudoHuber`; `OnJump(Constant())` is `Power(2)`.
+    """
+
+    def __init__(self, weight: Weight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        return self.weight((t - s).square() * distance, s, t, split)
+
+
+class PerNoise(Weight):
+    """Another weight over the noise that the first leg takes away, sigma_s - sigma_w with sigma = omega / beta.
+
+    iCT's lambda = 1 / (sigma_{i+1} - sigma_i) (2310.14189, equation 9), ECT's 1 / (t - r) (2406.14548).
+
+    Args:
+        weight: the weight, or distance such as `PseudoHuber`.
+        interpolant: the path.
+        scale: deviation of the base.
+        highest: where sigma ends, as in those papers; at s = 0 it is infinite on most paths.
+    """
+
+    def __init__(self, weight: Weight, interpolant: Interpolant, scale: float = 1.0, highest: float = 80.0) -> None:
+        super().__init__()
+        self.weight, self.interpolant, self.scale, self.highest = weight, interpolant, scale, highest
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        if split is None:
+            raise ValueError("PerNoise is for a composition of two legs: it needs the share of the first.")
+        here = self._noise(s)
+        lost = torch.maximum(here - self._noise(torch.lerp(s, t, split)), 1e-4 * here)
+        return self.weight(distance, s, t, split) / lost
+
+    def _noise(self, t: Time) -> Time:
+        return (self.interpolant.omega(t, self.scale) / self.interpolant.beta(t)).clamp_max(self.highest)
+
+
+class SplitPower(Weight):
+    """Another weight times l^exponent, l the share of the first leg: AlphaFlow's (2510.20771, definition 1).
+
+    Args:
+        exponent: -1 makes the gradient of |l r|^2 that of |r|^2 / 2 with a fixed target; 1 with `Adaptive` does so too.
+        weight: the weight; 1 unless given.
+    """
+
+    def __init__(self, exponent: float, weight: Weight | None = None) -> None:
+        super().__init__()
+        self.exponent, self.weight = exponent, Constant() if weight is None else weight
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        if split is None:
+            raise ValueError("SplitPower is for a composition of two legs: it needs the share of the first.")
+        return split**self.exponent * self.weight(distance, s, t, split)
+
+
+class TruncatedSNR(Weight):
+    """max(SNR_s, 1) |difference of denoisers|^2, of a jump as long as the denoiser's (2202.00512, section 4).
+
+    A jump along a denoiser D from s to t is omega_t / omega_s x + (beta_t - beta_s omega_t / omega_s) D, so that
+
+        w  =  max(beta_s^2, omega_s^2) ((t - s) / (beta_t omega_s - beta_s omega_t))^2:  max(s^2, (1 - s)^2) if linear.
+
+    Args:
+        interpolant: the path.
+        scale: deviation of the base.
+    """
+
+    def __init__(self, interpolant: Interpolant, scale: float = 1.0) -> None:
+        super().__init__()
+        self.interpolant, self.scale = interpolant, scale
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        path = self.interpolant
+        omega, beta = path.omega(s, self.scale), path.beta(s)
+        moved = path.beta(t) * omega - beta * path.omega(t, self.scale)
+        slope = path.beta_dot(s) * omega - beta * path.omega_dot(s, self.scale)  # its limit over t - s
+        ratio = torch.where(t == s, 1 / slope, (t - s) / torch.where(t == s, 1, moved))
+        return torch.maximum(omega, beta).square() * ratio.square() * distance

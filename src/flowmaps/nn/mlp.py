@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch, Condition, Time
+from ..shapes import Batch, Condition, Guide, Time, label_of
 from .embeddings import Fourier
 
 
@@ -29,6 +29,7 @@ class MLP(nn.Module):
         space_frequencies: frequencies of the features of x; 0 for plain x.
         modulation: width of an embedding of (s, t) by which each layer after the first is scaled and shifted (Perez et
             al., "FiLM: visual reasoning with a general conditioning layer", 2018, arXiv 1709.07871); 0 for none.
+        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class MLP(nn.Module):
         time_frequencies: int = 0,
         space_frequencies: int = 0,
         modulation: int = 0,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"dim": dim, "width": width, "depth": depth, "classes": classes}.items():
@@ -61,14 +63,16 @@ class MLP(nn.Module):
             "time_frequencies": time_frequencies,
             "space_frequencies": space_frequencies,
             "modulation": modulation,
+            "guidance": guidance,
         }
+        self.guidance = guidance
         self.space_frequencies = space_frequencies
         self.time = Fourier(time_frequencies)
-        inputs = dim * (1 + 2 * space_frequencies) + 2 * self.time.width
-        self.first = nn.Linear(inputs, width)
+        beside = 2 * self.time.width + 2 * guidance
+        self.first = nn.Linear(dim * (1 + 2 * space_frequencies) + beside, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)
-        self.embed = nn.Linear(2 * self.time.width, modulation) if modulation else None
+        self.embed = nn.Linear(beside, modulation) if modulation else None
         films = [nn.Linear(modulation, 2 * width) for _ in self.hidden if modulation]
         for film in films:
             nn.init.zeros_(film.weight)
@@ -85,11 +89,11 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"this MLP takes x of shape (B, {self.dim}), got {tuple(x.shape)}: flatten each sample.")
-        times = torch.cat([self.time(s), self.time(t - s)], 1)
+        times = torch.cat([self.time(s), self.time(t - s), *self._weights(cond, x)], 1)
         h = self.first(torch.cat([self._space(x), times], 1))
         if self.label is not None:
-            h = h + self.label(self._labels(cond, x))
-        elif cond is not None:
+            h = h + self.label(self._labels(label_of(cond), x))
+        elif label_of(cond) is not None:
             raise ValueError("this MLP has no classes, got cond: build it with classes=..., or leave cond out.")
         h = self.act(h)
         embedded = None if self.embed is None else self.act(self.embed(times))
@@ -108,6 +112,30 @@ class MLP(nn.Module):
         k = 0.5 * math.pi * torch.arange(1, self.space_frequencies + 1, device=x.device, dtype=x.dtype)
         phase = (x[:, :, None] * k).flatten(1)
         return torch.cat([x, torch.cos(phase), torch.sin(phase)], 1)
+
+    def _weights(self, cond: Condition, x: Tensor) -> list[Tensor]:
+        """Features of the guidance weight that vanish where it is 1."""
+        if not self.guidance:
+            if isinstance(cond, Guide):
+                raise ValueError("this MLP takes no guidance weight, got one: build it with guidance=True.")
+            return []
+        weight = cond.weight.to(x.dtype) if isinstance(cond, Guide) else x.new_ones(len(x))
+        return [torch.stack([1 - 1 / weight, weight.log()], 1)]
+
+    @torch.no_grad()
+    def hold_velocity(self) -> None:
+        """Make u_{s,t} = u_{s,s} for every t, the diagonal staying as it is: a map whose jumps follow its velocity.
+
+        The start of a map from a trained velocity: the columns of the features of t - s are put to zero, what they gave
+        at t = s goes into the bias.
+        """
+        width = self.time.width
+        here = self.time(self.first.weight.new_zeros(1))[0]
+        for layer in [self.first] if self.embed is None else [self.first, self.embed]:
+            end = layer.in_features - 2 * self.guidance
+            columns = layer.weight[:, end - width : end]
+            layer.bias += columns @ here
+            columns.zero_()
 
     def _labels(self, cond: Condition, x: Tensor) -> Tensor:
         assert self.classes is not None

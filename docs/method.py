@@ -1,0 +1,154 @@
+"""What the code says of a method: its docstring, its point of the space, its cost, and how it is used."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+import flowmaps as fm
+from flowmaps import space
+
+NAMES = [name for name, value in vars(fm.methods).items() if inspect.isfunction(value) and name in fm.methods.__all__]
+AXES = {
+    "equation": "equation",
+    "path": "interpolant",
+    "velocity": "velocity from",
+    "pairs": "pairs (s, t)",
+    "legs": "right-hand side by",
+    "split": "share l of its first leg",
+    "stop": "detached",
+    "target": "network on the right",
+    "compared": "residual of",
+    "weight": "weight",
+    "tangent": "tangent",
+    "diagonal": "rows that match a velocity",
+    "coupling": "noise and data",
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A docstring in its parts: paragraphs (formulas indented), sections, arguments by name."""
+
+    title: str
+    body: list[str]
+    references: str
+    sections: dict[str, str]
+    arguments: dict[str, str]
+
+
+@cache
+def text(name: str) -> Text:
+    """The docstring of a method."""
+    blocks = (inspect.getdoc(function(name)) or "").split("\n\n")
+    body, sections, arguments, references = [], {}, {}, ""
+    for block in blocks[1:]:
+        head, _, rest = block.partition("\n")
+        if head == "Args:":
+            entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", rest, re.M)
+            arguments = {key: " ".join(words.split()) for key, words in entries}
+        elif head.endswith(":") and rest.startswith("    "):
+            sections[head[:-1]] = " ".join(rest.split())
+        elif head.startswith(("Reference: ", "References: ")):
+            references = " ".join(block.split()).partition(": ")[2]
+        else:
+            body.append(block if block.startswith("    ") else " ".join(block.split()))
+    return Text(" ".join(blocks[0].split()), body, references, sections, arguments)
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The method of a name."""
+    return vars(fm.methods)[name]
+
+
+@cache
+def example(name: str) -> fm.objectives.Objective:
+    """A method with the options of its paper, on the library's network; its teacher is a network of the same make."""
+    torch.manual_seed(0)
+    net, teacher = fm.nn.MLP(dim=2), fm.maps.AverageVelocity(fm.nn.MLP(dim=2))
+    given = {"teacher": teacher.velocity} if taught(name) else {}
+    objective = function(name)(fm.maps.AverageVelocity(net), **given)
+    if isinstance(objective.interpolant, fm.interpolants.Trigonometric):  # the paper's map goes with its path
+        objective = function(name)(fm.maps.Trigonometric(net), **given)
+    return objective
+
+
+def taught(name: str) -> bool:
+    """Whether a method cannot do without a teacher."""
+    if "teacher" not in inspect.signature(function(name)).parameters:
+        return False
+    try:
+        function(name)(fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=4)))
+    except ValueError:
+        return True
+    return False
+
+
+@cache
+def point(name: str) -> space.Point:
+    """Where a method lies."""
+    return space.point(example(name))
+
+
+@cache
+def cost(name: str) -> tuple[space.Cost, float]:
+    """What a row off the diagonal costs, and the mean work of all rows."""
+    objective = example(name)
+    off = space.cost(objective)
+    if not isinstance(objective, fm.objectives.Split):
+        return off, off.work
+    return off, objective.share * space.cost(objective.first).work + (1 - objective.share) * off.work
+
+
+def differing(one: str, two: str) -> dict[str, str]:
+    """The axes on which two methods differ, with the second's words; what follows from another axis is left out."""
+    first, second = asdict(point(one)), asdict(point(two))
+    other = {axis for axis, word in second.items() if word != first[axis]}
+    other -= {"equation"} if "legs" in other else set()
+    other -= {"split"} if "legs" in other and second["split"] == space.NONE else set()
+    return {AXES[axis]: second[axis].replace(space.NONE, "none") for axis in AXES if axis in other}
+
+
+def neighbours(name: str) -> list[str]:
+    """The methods that differ from one on the fewest axes, three at most."""
+    numbers = {other: len(differing(name, other)) + len(differing(other, name)) for other in NAMES if other != name}
+    near = {other: number for other, number in numbers.items() if number <= max(min(numbers.values()), 4)}
+    return sorted(near, key=near.__getitem__)[:3]
+
+
+def snippet(name: str) -> str:
+    """A whole use of a method, from data to samples."""
+    at, objective = point(name), example(name)
+    rotating = isinstance(objective.flow_map, fm.maps.Trigonometric)
+    path = "interpolant=fm.interpolants.Trigonometric()" if rotating else ""
+    given = ", teacher=board.velocity" if taught(name) else ""
+    why = "data, and their exact velocity as the teacher" if given else "data"
+    sampler = "fm.samplers.Jump(steps=4)(flow_map, torch.randn(1000, 2))"
+    if at.equation == "velocity":
+        sampler = 'fm.solvers.SolverFlow(flow_map.velocity, method="heun2", steps=8)(x0, 0 * one, one)'
+    elif at.pairs.startswith("s = 0"):
+        sampler = sampler.replace("4", "1", 1)
+    elif at.pairs.startswith("t = 1"):
+        grid = f"grid=[0.0, 0.5]{', ' + path if path else ''}"
+        sampler = f"fm.samplers.Restart({grid})(flow_map, torch.randn(1000, 2), torch.randn(1, 1000, 2))"
+    lines = [
+        "import torch", "import flowmaps as fm", "",
+        f"board = fm.exact.Checkerboard({path})  # {why}",
+        f"flow_map = fm.maps.{type(objective.flow_map).__name__}(fm.nn.MLP(dim=2))",
+        f"objective = fm.methods.{name}(flow_map{given})",
+        "optimiser = torch.optim.Adam(objective.parameters(), lr=1e-3)",
+        "steps = 1000", "for step in range(steps):",
+        "    loss = objective(board.sample(256), progress=step / steps)",
+        "    optimiser.zero_grad()", "    loss.value.backward()", "    optimiser.step()",
+    ]  # fmt: skip
+    if objective.followers():
+        lines += ["    objective.follow(step / steps, (step + 1) / steps)  # the frozen map, renewed after each round"]
+    if at.equation == "velocity":
+        lines += ["x0, one = torch.randn(1000, 2), torch.ones(1000)"]
+    return "\n".join([*lines, f"samples = {sampler}"])

@@ -1,0 +1,108 @@
+"""Guidance: how strongly a condition is followed, as one value for all methods.
+
+It says which labels are dropped, which weight each row has, and where in time it acts. What is done with the weight is
+a source's: `velocities.Guided` for a teacher, `velocities.SelfGuided` for a method that learns from data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .shapes import Batch, Condition, Field, Guide, Time, label_of
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly a condition is followed, for training: one thing for all methods.
+
+        b^w = b(none) + w (b(label) - b(none)),    w = weight for t in the interval, 1 outside
+
+    A method with a teacher distils b^w of the teacher. A direct method learns b^w itself, with what the map knows in
+    the place of the unconditional and (in part) of the conditional velocity (see `flowmaps.velocities.SelfGuided`).
+
+    References: 2207.12598 (guidance), 2404.07724 (interval), 2406.02507 (a weaker model as the negative), 2210.03142
+    and 2512.02012 (the weight as an input).
+
+    Args:
+        weight: w; a pair (low, high) draws log w uniformly for each row and gives it to the network, which then takes
+            a `Guide` and can be sampled at any weight between.
+        classes: number of classes; the label `classes` means none. Needed for `dropout`.
+        dropout: share of the rows whose label is dropped, so that the map learns b(none) too.
+        interval: times between which guidance acts.
+        mix: kappa, the share of the conditional velocity that a direct method takes from the map (MeanFlow, 2505.13447,
+            section 4.2); `None` for 1 - 1/w, which leaves dI its full weight (improved MeanFlow, 2512.02012).
+        negative: a weaker field `(x, t, cond)` to be guided away from instead of b(none): autoguidance.
+    """
+
+    weight: float | tuple[float, float] = 1.0
+    classes: int | None = None
+    dropout: float = 0.1
+    interval: tuple[float, float] = (0.0, 1.0)
+    mix: float | None = 0.0
+    negative: Field | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.weight if isinstance(self.weight, tuple) else (self.weight, self.weight)
+        if not 0 < low <= high:
+            raise ValueError(f"Guidance needs a weight > 0, or a pair 0 < low <= high, got {self.weight}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
+        if self.dropout and (self.classes is None or self.classes < 1):
+            raise ValueError("Guidance drops labels: pass classes=, the number of classes, or dropout=0.")
+        if self.mix is not None and not 0 <= self.mix < 1:
+            raise ValueError(f"Guidance needs a mix in [0, 1), or None for 1 - 1/w, got {self.mix}.")
+        check_interval("Guidance", self.interval)
+
+    def condition(self, cond: Condition, x1: Batch, generator: torch.Generator | None = None) -> Condition:
+        """The condition to train on: some labels dropped, and a weight for each row where it is drawn."""
+        if cond is None:
+            raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
+        label = label_of(cond)
+        if self.dropout and (not isinstance(label, Tensor) or label.is_floating_point() or label.shape != x1.shape[:1]):
+            raise ValueError(
+                f"only integer labels of shape ({len(x1)},) can be dropped, got {_shown(label)}: pass dropout=0."
+            )
+        if self.dropout:
+            drop = torch.rand(len(x1), device=x1.device, generator=generator) < self.dropout
+            cond = torch.where(drop, self.classes, cond)  # type: ignore[arg-type]
+        if not isinstance(self.weight, tuple):
+            return cond
+        uniform = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator)
+        low, high = (math.log(weight) for weight in self.weight)
+        return Guide(cond, torch.exp(low + (high - low) * uniform))
+
+    def weights(self, t: Time, cond: Condition) -> Time:
+        """w of each row, `(B,)`: 1 outside the interval, and where there is no label.
+
+        Raises:
+            ValueError: weights are drawn, and the condition is no `Guide`, which has one for each row.
+        """
+        if isinstance(cond, Guide):
+            w = cond.weight.to(t.dtype)
+        elif isinstance(self.weight, tuple):
+            raise ValueError(f"this guidance has weights from {self.weight}: pass cond=Guide(labels, weights).")
+        else:
+            w = torch.full_like(t, self.weight)
+        inside = (t >= self.interval[0]) & (t <= self.interval[1])
+        if self.classes is not None and label_of(cond) is not None:
+            inside = inside & (label_of(cond) != self.classes)
+        return torch.where(inside, w, 1)
+
+
+def _shown(label: Any) -> str:
+    return f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+
+
+def check_interval(name: str, interval: tuple[float, float]) -> None:
+    """Refuse an interval that is not inside [0, 1].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f"{name} needs an interval inside [0, 1], got {interval}.")

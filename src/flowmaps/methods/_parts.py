@@ -1,0 +1,79 @@
+"""What the methods are put together with: their common options, a teacher, a diagonal term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..interpolants import Interpolant, Linear
+from ..maps import FlowMap
+from ..objectives import Common, Objective, Split, VelocityMatching
+from ..shapes import Field
+from ..solvers import SolverFlow
+from ..times import Times
+from ..velocities import FromMap, FromTeacher, Guidance, Guided, Velocity
+
+
+class Options(Common, total=False):
+    """Options of every method.
+
+    `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
+    `weight`: w_{s,t}. `coupling`: the law of (x0, x1). `guidance`: how strongly the condition is followed.
+    """
+
+    interpolant: Interpolant | None
+    times: Times | None
+
+
+def settle(options: Options, path: Interpolant | None = None, **defaults: Any) -> tuple[Interpolant, dict[str, Any]]:
+    """The interpolant, and the other options over a method's defaults."""
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return given.pop("interpolant", path or Linear()), {**defaults, **given}
+
+
+def deviation(options: Options) -> float:
+    """Standard deviation of the base."""
+    coupling = options.get("coupling")
+    return 1.0 if coupling is None else coupling.base.deviation
+
+
+def taught(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, options: Options) -> Velocity:
+    """The teacher as a source of velocity, guided where guidance is asked for.
+
+    Raises:
+        ValueError: there is none, or it is the map itself or shares its parameters, which it would freeze.
+    """
+    if teacher is None:
+        raise ValueError(
+            f"{method} needs a teacher, got none: pass teacher=fn with fn(x, t, cond=None) -> like x, for instance "
+            f"another map's .velocity, or take a method that learns from data (fmm, lsd, esd, psd)."
+        )
+    source = teacher.fn if isinstance(teacher, FromTeacher) else teacher
+    owner = getattr(source, "__self__", source)
+    if isinstance(owner, nn.Module) and not isinstance(owner, Velocity):
+        mine = set(flow_map.parameters())
+        if owner is flow_map or not mine.isdisjoint(owner.parameters()):
+            raise ValueError(
+                f"{method}: the teacher is the map itself, or shares parameters with it, and a teacher is frozen: pass "
+                f"Frozen(flow_map).velocity, a copy of it."
+            )
+    velocity = teacher if isinstance(teacher, Velocity) else FromTeacher(teacher)
+    guidance: Guidance | None = options.get("guidance")
+    if guidance is None:
+        return velocity
+    return Guided(velocity, guidance, None if guidance.negative is None else FromTeacher(guidance.negative))
+
+
+def solved(velocity: Velocity, method: str, steps: int) -> FromMap:
+    """The jumps of a solver along a velocity, as a source for the legs of a semigroup."""
+    return FromMap(SolverFlow(velocity, method=method, steps=steps))
+
+
+def beside(
+    diagonal: Times | None, off_diagonal: Objective, share: float, velocity: Velocity | None = None, **rest: Any
+) -> Objective:
+    """`share` of the rows match the velocity, the rest are those of another objective."""
+    rest = {name: value for name, value in rest.items() if name in Common.__annotations__}
+    path, flow_map = off_diagonal.interpolant, off_diagonal.flow_map
+    return Split(VelocityMatching(flow_map, path, velocity, times=diagonal, **rest), off_diagonal, share)

@@ -1,0 +1,244 @@
+"""Consistency models: t = 1, and a first step along the velocity that is short, or a derivative.
+
+    X_{s,1}(I_s)  =  X_{w,1}(I_w),    w one step nearer to the data
+
+I_w is on the path of the same pair (training), or where the teacher's solver leads (distillation). As the step tends to
+0 this is the Eulerian equation at t = 1, which sCT and sCD take at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Unpack
+
+from .. import steps
+from ..dual import Engine
+from ..equations import Eulerian, Semigroup, Stop
+from ..interpolants import Interpolant, Trigonometric
+from ..maps import FlowMap
+from ..objectives import MapMatching, Objective
+from ..shapes import Field
+from ..times import Anneal, LogNormal, ToData
+from ..velocities import Velocity
+from ..weights import Learned, OnJump, PerNoise, Power, PseudoHuber
+from ._parts import Options, deviation, settle, solved, taught
+
+_EQUATION = Semigroup(Stop.TARGET, led=True)
+_TRIGONOMETRIC = Trigonometric()
+_WARMUP = Anneal(0.0, 1.0, 0.1)
+
+
+def consistency_training(
+    flow_map: FlowMap,
+    *,
+    cells: int | Callable[[float], int] = steps.SquareRoot(),  # noqa: B008  (frozen)
+    target: FlowMap | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """Consistency training (CT): two neighbours on a grid, which grows finer, have one image at the data.
+
+        E |X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2,    (s, w) = (k, k + 1) / cells
+
+    On `VarianceExploding(80, 7)` equal cells are the paper's grid in sigma.
+
+    Reference: Y. Song et al., "Consistency models", 2023, arXiv 2303.01469, algorithm 3.
+
+    The paper:
+        Time is sigma, from data to noise: its noisier neighbour is our s. Only the noisier side takes gradients; the
+        other is taken with an average whose decay follows the number of cells, `target=Frozen(flow_map, decay=...)`
+        here with one decay. The weight lambda = 1 multiplies a distance of X, on images LPIPS; here the squared norm.
+        openai/consistency_models counts cells in the exponent of that decay where the paper counts times;
+        Kinyugo/consistency_models has another schedule of cells.
+
+    When to use:
+        From data alone, when only jumps to the data end are wanted. Its successors `improved_consistency_training`,
+        `easy_consistency_tuning` and `sct` learn better ones.
+
+    Args:
+        cells: number of cells, or a schedule of progress.
+        target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
+            `Frozen(flow_map, decay=0.95)`.
+    """
+    path, rest = settle(options, times=steps.Snapped(ToData(), cells), weight=Power(2))
+    return MapMatching(flow_map, path, _EQUATION, split=steps.Step(cells), target=target, **rest)
+
+
+def improved_consistency_training(
+    flow_map: FlowMap,
+    *,
+    cells: int | Callable[[float], int] = steps.Doubling(),  # noqa: B008  (frozen)
+    huber: float = 0.00054,
+    **options: Unpack[Options],
+) -> Objective:
+    """Improved consistency training (iCT): log-normal noise, a pseudo-Huber distance, grids that double.
+
+        E (sqrt(|X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2 + c^2) - c) / (sigma_s - sigma_w)
+
+    on neighbours of a grid as in `consistency_training`, omega_t the deviation of the noise in I_t.
+
+    Reference: Y. Song, P. Dhariwal, "Improved techniques for training consistency models", 2023, arXiv 2310.14189.
+
+    The paper:
+        Time is sigma, from data to noise. The other side is taken with the same weights, detached, without an average:
+        an average biases the limit of many cells. The weight 1 / (sigma_s - sigma_w) multiplies the pseudo-Huber
+        distance of the whole vector; omega here is sigma where beta = 1. Kinyugo/consistency_models takes that distance
+        element by element, which is another loss.
+
+    When to use:
+        Consistency models from data alone and from scratch. For a start from a trained velocity see
+        `easy_consistency_tuning`.
+
+    Args:
+        cells: number of cells, or a schedule of progress.
+        huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
+    """
+    (path, rest), scale = settle(options), deviation(options)
+    law = steps.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
+    defaults = {"times": law, "weight": PerNoise(OnJump(PseudoHuber(huber)), path, scale)}
+    return MapMatching(flow_map, path, _EQUATION, split=steps.Step(cells), **defaults | rest)
+
+
+def easy_consistency_tuning(
+    flow_map: FlowMap, *, split: steps.Split | None = None, **options: Unpack[Options]
+) -> Objective:
+    """Easy consistency tuning (ECT): a step that starts as long as the way to the data and shrinks by halves.
+
+        E |X_{s,1}(I_s) - sg X_{w,1}(I_w)| / (sigma_s - sigma_w),    sigma_w as `Shrink` says
+
+    omega_t is the deviation of the noise in I_t. It starts from a trained velocity.
+
+    Reference: Z. Geng et al., "Consistency models made easy", 2024, arXiv 2406.14548.
+
+    The paper:
+        Time is sigma, from data to noise. The other side is taken with the same weights, detached, without an average.
+        A step that goes all the way to the data makes the target x1 itself, so training starts as denoising. The weight
+        1 / (t - r) multiplies the norm, not its square. locuslab/ect starts at a = 1, the paper at a = 0; for ImageNet
+        the code weighs by 1 / t^2 + 1 / sigma_d^2 instead.
+
+    When to use:
+        To turn a trained velocity into a map to the data end in little time, without keeping the teacher.
+
+    Args:
+        split: law of the step; `Shrink(interpolant)` unless given.
+    """
+    (path, rest), scale = settle(options), deviation(options)
+    distance = OnJump(PseudoHuber(1e-4))  # the norm, without its kink
+    defaults = {"times": LogNormal(ToData(), path, -1.1, 2.0, scale), "weight": PerNoise(distance, path, scale)}
+    split = steps.Shrink(path, scale=scale) if split is None else split
+    return MapMatching(flow_map, path, _EQUATION, split=split, **defaults | rest)
+
+
+def consistency_distillation(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    cells: int | Callable[[float], int] = 17,
+    solver: str = "heun2",
+    target: FlowMap | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """Consistency distillation (CD): neighbours on a grid, one step of the teacher's solver apart.
+
+        E |X_{s,1}(I_s) - sg X_{w,1}(solver_{s,w}(I_s))|^2,    (s, w) = (k, k + 1) / cells
+
+    Reference: Y. Song et al., "Consistency models", 2023, arXiv 2303.01469, algorithm 2.
+
+    The paper:
+        Time is sigma, from data to noise: its noisier neighbour is our s. Only that side takes gradients; the teacher's
+        step and the other side are detached. The weight lambda = 1 multiplies a distance of X, on images LPIPS. The
+        step is one of Heun's in sigma, here in t. The released CIFAR-10 run has no average (18 times, so 17 cells),
+        those on ImageNet and LSUN decay 0.95. The LCM script of huggingface/diffusers does without an average too.
+
+    When to use:
+        From a teacher, when only jumps to the data end are wanted and derivatives are not to be had. Its limit without
+        a step is `scd`.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`.
+        cells: number of cells, or a schedule of progress.
+        solver: a method of fixed step (see `flowmaps.solvers.integrate`).
+        target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
+            `Frozen(flow_map, decay=0.95)`.
+    """
+    flow = solved(taught(teacher, flow_map, "consistency_distillation", options), solver, 1)
+    path, rest = settle(options, times=steps.Snapped(ToData(), cells), weight=Power(2))
+    return MapMatching(flow_map, path, _EQUATION, flow, split=steps.Step(cells), target=target, **rest)
+
+
+def _levels(path: Interpolant, scale: float) -> LogNormal:
+    """sCM's law of sigma, in units of the data's deviation, which is that of its base: the paper's is 1/2."""
+    return LogNormal(ToData(), path, -1.0 + math.log(2 * scale), 1.4, scale)
+
+
+def sct(
+    flow_map: FlowMap,
+    *,
+    warmup: Callable[[float], float] = _WARMUP,
+    normalise: float | None = 0.05 * math.pi,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Simple, stable, scalable consistency training (sCT), for a `Trigonometric` map: t = 1, tangent normalised.
+
+        E |v - sg(v - g / (|g| + c))|^2 / e^w + w,    g = a (a (v - b) + k (r - a (v - b))),    b = dI_s,
+        v = pi / 2 net(I_s, s, 1),    a = sin(pi s / 2),    r = u_{s,1} - b - (1 - s) D u_{s,1} = -dX_{s,1}(x_s) / ds
+
+    Reference: C. Lu, Y. Song, "Simplifying, stabilizing and scaling continuous-time consistency models", 2024, arXiv
+    2410.11081, algorithm 1.
+
+    The paper:
+        Time is an angle, from data to noise: tp = pi (1 - s) / 2. All but the network's output is detached; the target
+        is the same network, without an average. The learned weight multiplies the squared norm; the factor 1 / tan tp
+        of the paper's weight is already in g, as its outer a = cos tp. The warm-up scales only the bracket with the
+        derivative. The log-normal law is of sigma, for data of deviation 0.5 as in the paper; for data of unit
+        deviation it has mean -0.3. NVlabs/Sana and NVlabs/FastGen multiply by 1 / tan tp once more; FastGen normalises
+        by the root mean square, not by the norm.
+
+    When to use:
+        Consistency models from data without a grid of steps, for networks whose derivative in (x, s) is stable. It
+        needs a `Trigonometric` map, and in practice a start from a trained velocity.
+
+    Args:
+        warmup: k as a schedule of progress.
+        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the tangent itself.
+        engine: how the derivative is taken.
+    """
+    path = options.get("interpolant") or _TRIGONOMETRIC
+    path, rest = settle(options, path, times=_levels(path, deviation(options)), weight=Learned())
+    equation = Eulerian(Stop.TARGET, engine, normalise=normalise)
+    return MapMatching(flow_map, path, equation, warmup=warmup, **rest)
+
+
+def scd(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    warmup: Callable[[float], float] = _WARMUP,
+    normalise: float | None = 0.05 * math.pi,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Simple, stable, scalable consistency distillation (sCD): as `sct`, with b the teacher's velocity.
+
+    Reference: 2410.11081, algorithm 1.
+
+    The paper:
+        As `sct`: the same network is the target, no average, the learned weight multiplies the squared norm, the
+        warm-up the bracket with the derivative. The teacher is detached; it is an average of the trained diffusion
+        model, guided where labels are given. NVlabs/rcm changes the first bracket's factor in the warm-up.
+
+    When to use:
+        From a teacher on the trigonometric path, for one or two steps to the data end. On other paths or for jumps
+        between any two times take `ayf_emd`.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x` of the flow of the trigonometric interpolant.
+        warmup: k as a schedule of progress.
+        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the tangent itself.
+        engine: how the derivative is taken.
+    """
+    path = options.get("interpolant") or _TRIGONOMETRIC
+    path, rest = settle(options, path, times=_levels(path, deviation(options)), weight=Learned())
+    equation, velocity = Eulerian(Stop.TARGET, engine, normalise=normalise), taught(teacher, flow_map, "scd", options)
+    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)

@@ -1,0 +1,222 @@
+"""Methods of the Eulerian equation, d_s X_{s,t}(x) + grad X_{s,t}(x) b_s(x) = 0: one derivative, in time and space.
+
+D u = d_s u + grad u . b_s is the derivative of u_{s,t} along the flow at its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+from ..dual import Engine
+from ..equations import Eulerian, Stop
+from ..maps import FlowMap
+from ..objectives import MapMatching, Objective
+from ..shapes import Field
+from ..times import Anneal, Diagonal, Interval, LogitNormal, Square, Times, Triangle
+from ..velocities import FromMap, Velocity
+from ..weights import Adaptive
+from ._parts import Options, beside, settle, taught
+
+
+def emd(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    stop: Stop = Stop.NONE,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Eulerian map distillation, over the square.
+
+        E |d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) b_s(I_s)|^2
+
+    Reference: FMM, corollary 3.8.
+
+    The paper:
+        Time runs from noise to data, as here, and (s, t) fills the square, both orders. Nothing is detached: gradients
+        go through the Jacobian of the map in space. The weight is 1 unless given. The paper reports it far behind LMD
+        on images: the derivative in space is steep where the flow separates modes.
+
+    When to use:
+        To compare with `lmd`, and as the limit of consistency distillation over all pairs. For samples prefer `lmd` or
+        `ayf_emd`, which regresses on a detached side.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`.
+        stop: where gradients stop.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Square())
+    return MapMatching(flow_map, path, Eulerian(stop, engine), taught(teacher, flow_map, "emd", options), **rest)
+
+
+def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
+    """Eulerian estimation, on s <= t: a direct method whose true map is a critical point; no descent is promised.
+
+        E |d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) dI_s)|^2
+
+    Reference: FMM, section 3.6.
+
+    The paper:
+        Time runs from noise to data, as here. The spatial term grad X . dI is detached, d_s X is not: the noise of dI
+        is then in the target alone, but the update is no gradient of a loss that the map would minimise. The weight is
+        1 unless given.
+
+    When to use:
+        To see consistency training without a step. Expect noisy gradients and a small learning rate; `meanflow` is the
+        form that is used on images.
+
+    Args:
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Triangle())
+    return MapMatching(flow_map, path, Eulerian(Stop.TANGENT, engine), **rest)
+
+
+def esd(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.75,
+    stop: Stop = Stop.TANGENT,
+    diagonal: Times | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Eulerian self-distillation.
+
+        E |d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) u_{s,s}(I_s))|^2, s <= t;    E |u_{t,t}(I_t) - dI_t|^2 on `share`
+
+    Reference: SD, equation 94.
+
+    The paper:
+        Time runs from noise to data, as here. The spatial term grad X . u_{s,s} is detached, d_s X is not. Shares and
+        weight are those of `lsd`. The paper reports that it diverges on images.
+
+    When to use:
+        To study the Eulerian side of self-distillation. For samples take `lsd`; if you want the Eulerian equation from
+        data, `meanflow` detaches more.
+
+    Args:
+        share: part of the rows on the diagonal.
+        stop: where gradients stop.
+        diagonal: law of t there; uniform unless given.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Triangle())
+    own = MapMatching(flow_map, path, Eulerian(stop, engine), FromMap(flow_map), **rest)
+    return beside(diagonal, own, share, **rest)
+
+
+def meanflow(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.75,
+    diagonal: Times | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """MeanFlow: the Eulerian equation with dI, its right-hand side detached.
+
+        E w |u_{s,t}(I_s) - sg(dI_s + (t - s) D u_{s,t}(I_s))|^2,    D along dI,    w = sg 1 / (|.|^2 + c)
+
+    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows.
+
+    Reference: Z. Geng et al., "Mean flows for one-step generative modeling", 2025, arXiv 2505.13447.
+
+    The paper:
+        Time runs from data to noise: its logit-normal(-0.4, 1) is (0.4, 1) here. The whole right-hand side is detached;
+        the target is the same network, without an average. The weight 1 / (|r|^2 + c) is of the sum over dimensions and
+        multiplies diagonal and other rows alike; c = 1e-3 in the paper, 0.01 in Gsunshine/meanflow.
+        haidog-yaqub/MeanFlow takes the mean over dimensions, lucidrains one coin for the whole batch.
+
+    When to use:
+        From data alone on images, where it is well tried. In few dimensions put `weight=Constant()`: under the adaptive
+        weight the noise of dI turns means into modes.
+
+    Args:
+        share: part of the rows with s = t.
+        diagonal: law of t there; logit-normal unless given.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=LogitNormal(Triangle()), weight=Adaptive())
+    matching = MapMatching(flow_map, path, Eulerian(Stop.TARGET, engine), **rest)
+    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
+
+
+def improved_meanflow(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.5,
+    diagonal: Times | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Improved MeanFlow: the derivative along the map's own velocity, so that the target alone has the noise of dI.
+
+        E w |u_{s,t}(I_s) - (t - s) sg(D u_{s,t}(I_s)) - dI_s|^2,    D along u_{s,s}(I_s),    w = sg 1 / (|.|^2 + c)
+
+    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. The direction is the network at s = t; the paper's auxiliary
+    head for it belongs to the network.
+
+    Reference: Z. Geng et al., "Improved mean flows", 2025, arXiv 2512.02012, equation 12.
+
+    The paper:
+        Time runs from data to noise, as in `meanflow`. The whole derivative is detached, direction included, and so is
+        the target: at one direction the gradient is that of MeanFlow. The direction is the network at s = t, or in the
+        released code, Lyy-iiis/imeanflow, a second head with a loss of its own. Half of the rows are on the diagonal, c
+        = 0.01 in the code. haidog-yaqub/MeanFlow takes the guiding velocities at the row's own (s, t).
+
+    When to use:
+        In the place of `meanflow`, for one more forward pass: the derivative no longer carries the noise of dI. In few
+        dimensions put `weight=Constant()`.
+
+    Args:
+        share: part of the rows with s = t.
+        diagonal: law of t there; logit-normal unless given.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=LogitNormal(Triangle()), weight=Adaptive())
+    matching = MapMatching(flow_map, path, Eulerian(Stop.TARGET, engine, own=True), **rest)
+    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
+
+
+def ayf_emd(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    warmup: Callable[[float], float] = Anneal(0.0, 0.99, 0.1),  # noqa: B008  (frozen)
+    normalise: float | None = 0.1,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Align your flow, Eulerian: EMD as a regression on s <= t, its tangent normalised and warmed up.
+
+        E |u_{s,t}(I_s) - sg(u_{s,t}(I_s) - r / (|r| + c))|^2,   r = u_{s,t}(I_s) - b_s(I_s) - k (t - s) D u_{s,t}(I_s)
+
+    Reference: A. Sabour, S. Fidler, K. Kreis, "Align your flow", 2025, arXiv 2506.14603.
+
+    The paper:
+        Time runs from data to noise. All but u is detached; the target is the same network, without an average. The
+        weight multiplies the residual of u. The tangent is divided by its norm + 0.1 after the warm-up, which scales
+        the derivative and stops at 0.99: the last hundredth keeps a pull to the teacher's velocity. The paper draws the
+        length t - s first (`times=Interval()`), here s <= t is uniform, and guides the teacher with a weaker one, by a
+        weight that the student is given. No official code; the ports tec-works/FlowWithMe and revsic/flowmodels
+        disagree on the law and on u or X.
+
+    When to use:
+        From a teacher on images, for jumps between any two times: its paper reports better few-step samples than those
+        of sCD. In few dimensions try `lmd` first, which is simpler.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`; the paper's is guided: pass `guidance`.
+        warmup: k as a schedule of progress.
+        normalise: c; `None` for the tangent itself.
+        engine: how the derivative is taken.
+    """
+    equation, velocity = (
+        Eulerian(Stop.TARGET, engine, normalise=normalise),
+        taught(teacher, flow_map, "ayf_emd", options),
+    )
+    path, rest = settle(options, times=Interval())
+    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)

@@ -1,0 +1,185 @@
+"""Methods of the Lagrangian equation, d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, along time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+from ..couplings import NoData
+from ..dual import Engine
+from ..equations import Lagrangian, Stop
+from ..maps import FlowMap
+from ..objectives import MapMatching, Objective, RoundTrip
+from ..shapes import Field
+from ..times import Anneal, FromBase, Interval, Square, Times, Triangle
+from ..velocities import FromMap, Velocity
+from ..weights import Adaptive
+from ._parts import Options, beside, settle, taught
+
+
+def lmd(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    stop: Stop = Stop.NONE,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Lagrangian map distillation, over the square.
+
+        E |d_t X_{s,t}(I_s) - b_t(X_{s,t}(I_s))|^2
+
+    `stop=Stop.VELOCITY` detaches the teacher's term: no derivative through the teacher, an eighth less work with one of
+    the map's size.
+
+    Reference: FMM, corollary 3.7.
+
+    The paper:
+        Time runs from noise to data, as here, and (s, t) fills the square, both orders. Nothing is detached: gradients
+        go through the derivative in t and through the teacher to the point where it is asked, never into its weights.
+        The weight is 1 unless given; samples are drawn with an average of the weights.
+
+    When to use:
+        The first choice with a good teacher and a network that can be differentiated in time: a regression without a
+        moving target. With `stop=Stop.VELOCITY` where the teacher is large.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`.
+        stop: where gradients stop.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Square())
+    return MapMatching(flow_map, path, Lagrangian(stop, engine), taught(teacher, flow_map, "lmd", options), **rest)
+
+
+def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
+    """Flow map matching: direct from data, on the square, or with `times=Strip(1 / K)` for K steps.
+
+        E ( |d_t X_{s,t}(X_{t,s}(I_t)) - dI_t|^2 + |X_{s,t}(X_{t,s}(I_t)) - I_t|^2 )
+
+    Reference: FMM, proposition 3.11.
+
+    The paper:
+        Time runs from noise to data, as here, both orders of (s, t). Nothing is detached: the pull-back X_{t,s}, the
+        jump and its derivative all take gradients. The weight multiplies both terms. The public JAX code of the authors
+        leaves the second term out, without which the map is not determined; it is kept here.
+
+    When to use:
+        To learn an invertible map from data with no teacher and no detached target. It is the dearest direct loss, and
+        easier on a strip (`times=Strip(0.25)`) that `pfmm` then lengthens.
+
+    Args:
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Square())
+    return RoundTrip(flow_map, path, equation=Lagrangian(engine=engine), **rest)
+
+
+def lsd(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.75,
+    stop: Stop = Stop.VELOCITY,
+    diagonal: Times | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Lagrangian self-distillation.
+
+        E |d_t X_{s,t}(I_s) - sg u_{t,t}(X_{s,t}(I_s))|^2, s <= t;    E |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows
+
+    Reference: SD, equation 94.
+
+    The paper:
+        Time runs from noise to data, as here. The map's own velocity at the end of the jump is detached, the derivative
+        in t is not. Residuals are summed over dimensions; three quarters of the rows are on the diagonal and the mean
+        is over all rows. The weight may be learned, exp(-w) L + w. The velocity is that of the weights in training, not
+        of an average.
+
+    When to use:
+        The first choice from data alone: one derivative, in time only. The paper finds it best of the three
+        self-distillations on images.
+
+    Args:
+        share: part of the rows on the diagonal.
+        stop: where gradients stop.
+        diagonal: law of t there; uniform unless given.
+        engine: how the derivative is taken.
+    """
+    path, rest = settle(options, times=Triangle())
+    own = MapMatching(flow_map, path, Lagrangian(stop, engine), FromMap(flow_map), **rest)
+    return beside(diagonal, own, share, **rest)
+
+
+def ayf_lmd(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    warmup: Callable[[float], float] = Anneal(0.0, 0.99, 0.1),  # noqa: B008  (frozen)
+    normalise: float | None = 0.1,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Align your flow, Lagrangian: LMD as a regression, its tangent normalised and warmed up.
+
+        E |u_{s,t}(I_s) - sg(u_{s,t}(I_s) - r / (|r| + c))|^2,   r = u_{s,t}(I_s) + k (t - s) d_t u - b_t(X_{s,t}(I_s))
+
+    Reference: A. Sabour, S. Fidler, K. Kreis, "Align your flow", 2025, arXiv 2506.14603.
+
+    The paper:
+        Time runs from data to noise. All but u is detached; the target is the same network, without an average. The
+        weight multiplies the residual of u. Warm-up to 0.99 and normalisation are those of the Eulerian form, which
+        public ports apply there only. The paper finds this form better in two dimensions and over-smooth on images.
+
+    When to use:
+        From a teacher in few dimensions, where `lmd` itself is unstable: no gradient goes through a derivative or the
+        teacher.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`; the paper's is guided: pass `guidance`.
+        warmup: k as a schedule of progress.
+        normalise: c; `None` for the tangent itself.
+        engine: how the derivative is taken.
+    """
+    equation, velocity = (
+        Lagrangian(Stop.TARGET, engine, normalise=normalise),
+        taught(teacher, flow_map, "ayf_lmd", options),
+    )
+    path, rest = settle(options, times=Interval())
+    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
+
+
+def freeflow(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    stop: Stop = Stop.TARGET,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """FreeFlow's prediction loss: distillation from noise alone, without data.
+
+        E w |u_{0,t}(x0) - sg(b_t(X_{0,t}(x0)) - t d_t u_{0,t}(x0))|^2,    w = sg 1 / (|.|^2 + c)
+
+    Its second loss, which corrects the law of the samples by an online model of their velocity, is not part of it.
+
+    Reference: S. Tong et al., "Flow map distillation without data", 2025, arXiv 2511.19428.
+
+    The paper:
+        Time runs from noise to data along the jump. The whole right-hand side is detached, derivative and teacher
+        (`Stop.TARGET`): as a value the residual is that of LMD on the line s = 0, its gradient is another. The weight
+        is 1 / (|r|^2 / d + c) of d dimensions, here of the sum. The teacher is guided. The public code samples only,
+        and the law of t is not known to us: uniform here.
+
+    When to use:
+        From a teacher without its data, for one step from noise. With data at hand take `lmd`, which learns all pairs;
+        without the correction its errors along t go unseen.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x`.
+        stop: where gradients stop; the paper detaches the right-hand side.
+        engine: how the derivative is taken.
+    """
+    equation, velocity = Lagrangian(stop, engine), taught(teacher, flow_map, "freeflow", options)
+    path, rest = settle(options, times=FromBase(), coupling=NoData(), weight=Adaptive(1.0, 1e-2))
+    return MapMatching(flow_map, path, equation, velocity, **rest)

@@ -1,0 +1,175 @@
+"""Methods of the semigroup whose legs are those of the map itself: it teaches itself, and a diagonal term holds it.
+
+u_{s,t}  =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),    w = s + l (t - s)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+from .. import steps
+from ..equations import Semigroup, Stop
+from ..maps import FlowMap, Near
+from ..objectives import MapMatching, Objective
+from ..shapes import Field
+from ..times import Diagonal, LogitNormal, Times, Triangle
+from ..velocities import FromMap, Velocity
+from ..weights import Adaptive, SplitPower
+from ._parts import Options, beside, settle, taught
+
+
+def psd(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.75,
+    midpoint: bool = False,
+    stop: Stop = Stop.VELOCITY,
+    diagonal: Times | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """Progressive self-distillation: split uniform (PSD-U), or at the `midpoint` (PSD-M).
+
+        E |u_{s,t}(I_s) - sg(l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}))|^2, s <= t;    E |u_{t,t}(I_t) - dI_t|^2 on `share`
+
+    Reference: SD, equation 94.
+
+    The paper:
+        Time runs from noise to data, as here. Both legs are detached and taken with the weights in training, not with
+        an average. The loss is that of u: the factor (t - s)^2 of X is dropped. Shares and weight are those of `lsd`.
+
+    When to use:
+        From data alone without any derivative: exotic layers, little memory, large networks. In the paper its one-step
+        samples are worse than those of `lsd`.
+
+    Args:
+        share: part of the rows on the diagonal.
+        midpoint: l = 1/2 instead of uniform.
+        stop: where gradients stop.
+        diagonal: law of t there; uniform unless given.
+    """
+    path, rest = settle(options, times=Triangle())
+    split = None if midpoint else steps.Uniform()
+    own = MapMatching(flow_map, path, Semigroup(stop), FromMap(flow_map), split=split, **rest)
+    return beside(diagonal, own, share, **rest)
+
+
+def shortcut(
+    flow_map: FlowMap,
+    *,
+    levels: int = 7,
+    share: float = 0.75,
+    target: FlowMap | None = None,
+    diagonal: Times | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """Shortcut models: on dyadic lengths d = 1, 1/2, ..., one jump learns two of half its length.
+
+        E |u_{s,t}(I_s) - sg(u_{s,w} + u_{w,t}(X_{s,w})) / 2|^2,   t = s + d,   w = s + d / 2
+
+    and E |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. Legs of the least length, 2^-levels, are taken with the
+    velocity, as in the paper.
+
+    Reference: K. Frans et al., "One step diffusion via shortcut models", 2024, arXiv 2410.12557.
+
+    The paper:
+        Time runs from noise to data, as here. Both legs are detached and taken with an average of decay 0.999; the
+        weight is 1, one mean over all rows. The network is told the length of the jump by its level; the diagonal's
+        rows carry the shortest, so legs of that length are taken with the velocity. A quarter of the rows are jumps in
+        the paper, an eighth by default in the forks of kvfrans/shortcut-models, which guide the targets of the shortest
+        jumps only.
+
+    When to use:
+        From data alone without any derivative, when samples will be drawn in 1, 2, 4, ... equal steps. For other grids
+        take `psd` or `split_meanflow`.
+
+    Args:
+        levels: number of lengths of a jump.
+        share: part of the rows on the diagonal.
+        target: sg, the map of the legs: the map itself unless given; the paper's is `Frozen(flow_map, decay=0.999)`.
+        diagonal: law of t there; uniform unless given.
+    """
+    path, rest = settle(options, times=steps.Dyadic(levels))
+    legs = FromMap(Near(flow_map if target is None else target, 2.0**-levels))
+    own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), legs, **rest)
+    return beside(diagonal, own, share, **rest)
+
+
+def split_meanflow(
+    flow_map: FlowMap,
+    *,
+    teacher: Velocity | Field | None = None,
+    share: float = 0.5,
+    split: steps.Split = steps.Uniform(),  # noqa: B008  (frozen)
+    diagonal: Times | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """SplitMeanFlow: the interval is split at random, and the diagonal is the teacher's, or learned from dI.
+
+        E |u_{s,t}(I_s) - sg(l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}))|^2, s <= t;    E |u_{t,t}(I_t) - b|^2 on `share`
+
+    Reference: Y. Guo et al., "SplitMeanFlow", 2025, arXiv 2507.16884.
+
+    The paper:
+        Time runs from data to noise; l is the share of the noisier leg, as here. The whole right-hand side is detached
+        and taken with the weights in training. The weight is 1. The diagonal is the guided teacher's velocity, from
+        which the student starts, not dI. There is no official code: primepake/splitmeanflow draws one coin for the
+        whole batch and runs time the other way, lucidrains/rectified-flow-pytorch takes dI for the teacher.
+
+    When to use:
+        As `psd`, with a teacher on the diagonal: guidance and the noise of dI are then dealt with once. Keep the
+        diagonal's share high, without it any constant field would do.
+
+    Args:
+        teacher: field `(x, t, cond=None) -> like x` for the diagonal; dI unless given.
+        share: part of the rows on the diagonal.
+        split: law of l.
+        diagonal: law of t there; uniform unless given.
+    """
+    path, rest = settle(options, times=Triangle())
+    velocity = None if teacher is None else taught(teacher, flow_map, "split_meanflow", options)
+    own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(flow_map), split=split, **rest)
+    return beside(diagonal, own, share, velocity, **rest)
+
+
+def alphaflow(
+    flow_map: FlowMap,
+    *,
+    alpha: float | Callable[[float], float] = steps.Sigmoid(),  # noqa: B008  (frozen)
+    own: bool = False,
+    share: float = 0.25,
+    diagonal: Times | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """AlphaFlow: from trajectory flow matching at alpha = 1 to MeanFlow as alpha tends to 0.
+
+        E sg(alpha / (|r|^2 + c)) |r|^2,    w = s + alpha (t - s),
+        r = u_{s,t}(I_s) - sg(alpha (I_w - I_s) / (w - s) + (1 - alpha) u_{w,t}(I_w))
+
+    and MeanFlow's diagonal term on `share` of the rows. Where the paper changes over to MeanFlow's
+    derivative, below alpha = 0.005, this stays at 0.005.
+
+    Reference: H. Zhang et al., "AlphaFlow: understanding and improving MeanFlow models", 2025, arXiv 2510.20771.
+
+    The paper:
+        Time runs from data to noise, as in MeanFlow. The whole right-hand side is detached and taken with the weights
+        in training: an average is worse there. The weight alpha / (|r|^2 + c) stands in the place of 1 / alpha, not
+        beside it, and only off the diagonal. snap-research/alphaflow takes the norm as a mean over dimensions, clips
+        the target, and can stay at the floor as done here. For alpha > 0 with dI the exact map is a zero of the
+        gradient only up to terms of order alpha.
+
+    When to use:
+        In the place of `meanflow` where its derivative is unstable early on, or is not to be had: it needs forward
+        passes only.
+
+    Args:
+        alpha: a number in (0, 1], or a schedule of progress.
+        own: take the first leg with the map itself instead of dI; shortcut models at alpha = 1/2.
+        share: part of the rows with s = t.
+        diagonal: law of t there; logit-normal unless given.
+    """
+    path, rest = settle(options, times=LogitNormal(Triangle()))
+    weight = {} if "weight" in rest else {"weight": SplitPower(1.0, Adaptive())}
+    equation, velocity = Semigroup(Stop.TARGET, led=not own), FromMap(flow_map) if own else None
+    matching = MapMatching(flow_map, path, equation, velocity, split=steps.Share(alpha), **weight, **rest)
+    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})

@@ -1,0 +1,156 @@
+"""What every objective is: a draw, which holds all the randomness, and a loss, a function of the draw."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, TypeAlias, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from ..couplings import Coupling, Independent
+from ..interpolants import Interpolant
+from ..maps import FlowMap, Frozen
+from ..shapes import Batch, Condition
+from ..times import Times
+from ..velocities import Draw, FromInterpolant, Guidance, SelfGuided, Velocity
+from ..weights import Constant, Weight, squared
+
+
+class Loss(NamedTuple):
+    """A loss and what it is made of.
+
+    `value` is the scalar to descend. `parts` has, by name, the unweighted squared residual of each row, `(B,)`,
+    detached; a row that a term does not use holds 0, so that the parts' means add up to the unweighted loss.
+    """
+
+    value: Tensor
+    parts: dict[str, Tensor]
+
+
+Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""s, t, split and warm, each `(B,)`."""
+
+
+class Common(TypedDict, total=False):
+    """Options of every objective; see `Objective`."""
+
+    coupling: Coupling | None
+    weight: Weight | None
+    guidance: Guidance | None
+
+
+class Objective(nn.Module, ABC):
+    """A loss for a flow map.
+
+    Args:
+        flow_map: the map to train.
+        interpolant: the path between base and data.
+        coupling: the law of (x0, x1); a standard normal base, independent of the data, unless given.
+        times: the law of (s, t).
+        weight: w_{s,t}; 1 unless given.
+        guidance: how strongly the condition is followed; not at all unless given.
+    """
+
+    def __init__(
+        self,
+        flow_map: FlowMap,
+        interpolant: Interpolant,
+        *,
+        times: Times,
+        coupling: Coupling | None = None,
+        weight: Weight | None = None,
+        guidance: Guidance | None = None,
+    ) -> None:
+        super().__init__()
+        self.flow_map, self.interpolant, self.times = flow_map, interpolant, times
+        self.coupling = Independent() if coupling is None else coupling
+        self.weight = Constant() if weight is None else weight
+        self.guidance = guidance
+
+    def forward(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        cond: Condition = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
+        """Draw and evaluate.
+
+        Args:
+            x1: data, `(B, *shape)`.
+            x0: base samples paired with it; drawn from the coupling unless given.
+            cond: condition, one a row.
+            generator: source of randomness, on the device of `x1`.
+            progress: how far training has come, in [0, 1], for laws of (s, t) that change.
+
+        Returns:
+            The loss and its unweighted parts.
+
+        Raises:
+            ValueError: x1 is no floating-point batch, or x0 has another shape.
+        """
+        return self.evaluate(self.draw(x1, x0, cond, generator=generator, progress=progress))
+
+    def draw(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        cond: Condition = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Draw:
+        """All the randomness of one evaluation; arguments as in `forward`."""
+        if x1.ndim < 2 or not x1.dtype.is_floating_point or not len(x1):
+            raise ValueError(f"x1 must be a floating-point batch (B, *shape), got {x1.dtype} {tuple(x1.shape)}.")
+        if x0 is not None and x0.shape != x1.shape:
+            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
+        cond = cond if self.guidance is None else self.guidance.condition(cond, x1, generator)
+        x0, x1 = self.coupling.pair(x1, x0, generator, cond)
+        z = None
+        if self.interpolant.noisy:
+            z = torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
+        s, t, split, warm = self.draw_times(x1, generator, progress)
+        return Draw(x0, x1, z, s, t, split, cond, warm)
+
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
+        """Times s and t, the share of the first leg, and the share of the derivative that counts, each `(B,)`."""
+        s, t = self.times.draw(len(x1), generator, progress, x1)
+        return s, t, torch.rand(s.shape, dtype=s.dtype, device=s.device, generator=generator), torch.ones_like(s)
+
+    def follow(self, before: float, now: float) -> None:
+        """Let the targets that follow the map do so, after a step that took progress from `before` to `now`."""
+        for target in self.followers():
+            target.follow(self.flow_map, before, now)
+
+    def followers(self) -> list[Frozen]:
+        """The targets that follow the map."""
+        return [module for module in self.modules() if isinstance(module, Frozen) and module.follows]
+
+    def data_velocity(self) -> Velocity:
+        """dI_t, guided where guidance is asked for.
+
+        Raises:
+            ValueError: it is asked for, and there is nothing to guide away from.
+        """
+        if self.guidance is None:
+            return FromInterpolant(self.interpolant)
+        if self.guidance.classes is None and self.guidance.negative is None:
+            raise ValueError("guidance of a method that learns from data needs classes=, or a negative= field.")
+        return SelfGuided(self.interpolant, self.flow_map, self.guidance)
+
+    def shared(self) -> dict[str, Any]:
+        """What an objective made of this one draws with: its coupling and its guidance."""
+        return {"coupling": self.coupling, "guidance": self.guidance}
+
+    @abstractmethod
+    def evaluate(self, draw: Draw) -> Loss:
+        """The loss of a draw: deterministic, and what to give to `torch.compile`."""
+
+    def weigh(self, residual: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The weighted loss of a residual, and its unweighted squared norms `(B,)`."""
+        distance = squared(residual)
+        return self.weight(distance, draw.s, draw.t, draw.split).mean(), distance.detach()

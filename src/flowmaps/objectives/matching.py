@@ -1,0 +1,137 @@
+"""Objectives of one residual: of the velocity, of a map equation, or of both round a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from .. import steps
+from ..equations import Equation, Lagrangian, Residual
+from ..interpolants import Interpolant
+from ..maps import Detached, FlowMap, Frozen
+from ..shapes import Batch, like
+from ..times import Diagonal, Square, Times
+from ..velocities import Draw, Velocity
+from ..weights import squared
+from .base import Common, Drawn, Loss, Objective
+
+
+class VelocityMatching(Objective):
+    """E |u_{t,t}(I_t) - dI_t|^2, minimised by u_{t,t} = b_t (2303.08797; flow matching, 2210.02747).
+
+    Args:
+        velocity: what is matched; dI, guided where guidance is asked for, unless given.
+    """
+
+    def __init__(
+        self,
+        flow_map: FlowMap,
+        interpolant: Interpolant,
+        velocity: Velocity | None = None,
+        *,
+        times: Times | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(flow_map, interpolant, times=Diagonal() if times is None else times, **common)
+        self.velocity = self.data_velocity() if velocity is None else velocity
+
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
+        s, t, split, warm = super().draw_times(x1, generator, progress)
+        return s, t, torch.ones_like(split), warm  # no first leg: to a weight it is all of [t, t]
+
+    def evaluate(self, draw: Draw) -> Loss:
+        x0, x1, z, _, t, _, cond, _ = draw
+        x = self.interpolant.point(x0, x1, t, z)
+        value, part = self.weigh(self.flow_map.velocity(x, t, cond) - self.velocity.bind(draw)(x, t, cond), draw)
+        return Loss(value, {"diagonal": part})
+
+
+class MapMatching(Objective):
+    """E w_{s,t} |residual of an equation at (I_s, s, t)|^2.
+
+    Args:
+        equation: the law that the map should obey, with its stop-gradient.
+        velocity: where b comes from; dI, guided where guidance is asked for, unless given.
+        split: law of the share of the first leg (semigroup); equal legs unless given.
+        warmup: schedule of the share of the equation's derivative that counts, `progress -> [0, 1]`.
+        target: the map of the legs, in the place of the one that is trained (semigroup): a `Frozen` is taken as it is,
+            so that it may follow, any other map is copied.
+        at_data: compare both sides as the map carries them on to the data end, where distances mean something
+            (consistency trajectory models, 2310.02279); no gradient into the map that carries, which is the target.
+    """
+
+    def __init__(
+        self,
+        flow_map: FlowMap,
+        interpolant: Interpolant,
+        equation: Equation,
+        velocity: Velocity | None = None,
+        *,
+        times: Times,
+        split: steps.Split | None = None,
+        warmup: Callable[[float], float] | None = None,
+        target: FlowMap | None = None,
+        at_data: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(flow_map, interpolant, times=times, **common)
+        self.equation, self.velocity = equation, self.data_velocity() if velocity is None else velocity
+        self.target = target if target is None or isinstance(target, Frozen) else Frozen(target)
+        self.split, self.warmup, self.at_data = split, warmup, at_data
+
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
+        s, t, split, warm = super().draw_times(x1, generator, progress)
+        split = split if self.split is None else self.split.share(split, s, t, progress)
+        return s, t, split, warm if self.warmup is None else warm * self.warmup(progress)
+
+    def evaluate(self, draw: Draw) -> Loss:
+        x = self.interpolant.point(draw.x0, draw.x1, draw.s, draw.z)
+        options: dict[str, Any] = {"cond": draw.cond, "target": self.target}
+        options["split"] = None if self.split is None else draw.split
+        options["warm"] = None if self.warmup is None else draw.warm
+        residual = self.equation(self.flow_map, x, draw.s, draw.t, self.velocity.bind(draw), **options)
+        value, part = self.weigh(self._carried(residual, x, draw) if self.at_data else residual.value, draw)
+        return Loss(value, {type(self.equation).__name__.lower(): part})
+
+    def _carried(self, residual: Residual, x: Tensor, draw: Draw) -> Tensor:
+        outer = Detached(self.flow_map if self.target is None else self.target)
+        h, one = like(draw.t - draw.s, x), torch.ones_like(draw.t)
+        ends = [outer(x + h * u, draw.t, one, draw.cond) for u in (residual.prediction, residual.target)]
+        return ends[0] - ends[1]
+
+
+class RoundTrip(Objective):
+    """E w ( |Lagrangian residual at x = X_{t,s}(I_t), with dI_t|^2 + |X_{s,t}(x) - I_t|^2 ): FMM, proposition 3.11.
+
+    The path starts from where the map itself carries I_t, so both terms share one pull-back and one jump. Without the
+    second term the map is not determined.
+
+    Args:
+        equation: the Lagrangian equation, with its derivative engine.
+    """
+
+    def __init__(
+        self,
+        flow_map: FlowMap,
+        interpolant: Interpolant,
+        *,
+        equation: Lagrangian | None = None,
+        times: Times | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(flow_map, interpolant, times=Square() if times is None else times, **common)
+        self.equation = Lagrangian() if equation is None else equation
+        self.velocity = self.data_velocity()
+
+    def evaluate(self, draw: Draw) -> Loss:
+        x0, x1, z, s, t, split, cond, _ = draw
+        here = self.interpolant.point(x0, x1, t, z)
+        back = self.flow_map(here, t, s, cond)
+        residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(draw), cond=cond)
+        assert residual.jump is not None
+        transport, returning = squared(residual.value), squared(residual.jump - here)
+        value = self.weight(transport + returning, s, t, split).mean()  # one weight on both: w ( | |^2 + | |^2 )
+        return Loss(value, {"lagrangian": transport.detach(), "round_trip": returning.detach()})

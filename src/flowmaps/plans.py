@@ -1,0 +1,222 @@
+"""Plans: how a recipe learns its map by each method, stage by stage.
+
+Here a method meets the recipe's settings: which law of times and which weight it gets, whether a teacher comes first,
+and which map and path it needs. What is not set here is the paper's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from . import methods
+from .equations import Stop
+from .guidance import Guidance
+from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
+from .maps import AverageVelocity, FlowMap
+from .maps import Trigonometric as TrigonometricMap
+from .nn import MLP
+from .objectives import Objective
+from .recipes import Optimiser, Recipe, validate
+from .shapes import Field
+from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
+from .weights import Adaptive, Constant, Learned, SplitPower, Weight
+
+Build = Callable[[FlowMap, Field | None], Objective]
+
+INTERPOLANTS: dict[str, Interpolant] = {
+    "linear": Linear(),
+    "trigonometric": Trigonometric(),
+    "variance-preserving": VariancePreserving(),
+}
+DISTILLED = ("lmd", "emd", "consistency_distillation", "scd", "ctm", "progressive_distillation", "ayf_emd", "ayf_lmd",
+             "freeflow", "reflow", "neural_operator")  # fmt: skip
+"""Methods that learn from a teacher, which is trained first."""
+PRETRAINED = ("easy_consistency_tuning",)
+"""Methods that start from a trained velocity, and learn from data."""
+STRIPPED = ("pfmm",)
+"""Methods that start from a map of a strip."""
+DIRECT = ("flow_matching", "fmm", "eulerian_estimation", "lsd", "esd", "psd", "meanflow", "improved_meanflow",
+          "alphaflow", "split_meanflow", "shortcut", "consistency_training", "improved_consistency_training",
+          "sct")  # fmt: skip
+"""Methods that learn from data from the start."""
+METHODS = (*DISTILLED, *PRETRAINED, *STRIPPED, *DIRECT)
+TO_DATA = ("consistency_training", "improved_consistency_training", "easy_consistency_tuning",
+           "consistency_distillation", "sct", "scd")  # fmt: skip
+"""Methods whose map jumps to t = 1 only: several steps go by fresh noise."""
+CAREFUL = ("esd", "eulerian_estimation", "meanflow", "improved_meanflow", "easy_consistency_tuning",
+           "improved_consistency_training")  # fmt: skip
+"""Methods with the noise of dI in an unbounded derivative in space, or whose gradient does not shrink with the loss."""
+ROTATING = ("sct", "scd")
+"""Methods of the trigonometric map and path."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: an objective built from the map as the stage before left it, and its share of the steps."""
+
+    name: str
+    steps: int
+    build: Build
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot run, before anything heavy starts.
+
+    Raises:
+        ValueError: a field out of range, or a method that is not there.
+    """
+    validate(recipe)
+    _check_method(recipe.method)
+
+
+def _check_method(name: str) -> None:
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown method {name!r}: {hint}choose one of {', '.join(METHODS)}.")
+
+
+def interpolant(recipe: Recipe) -> Interpolant:
+    """The path of a recipe's method."""
+    return Trigonometric() if recipe.method in ROTATING else INTERPOLANTS[recipe.interpolant]
+
+
+def optimiser(recipe: Recipe) -> Optimiser:
+    """The optimiser of a recipe's method."""
+    settings = recipe.optimiser
+    return replace(settings, rate=recipe.careful * settings.rate) if recipe.method in CAREFUL else settings
+
+
+def new_map(recipe: Recipe, dim: int, classes: int | None) -> FlowMap:
+    """A fresh map for data of `dim` numbers a sample, its weights drawn from the recipe's seed.
+
+    Raises:
+        ValueError: guidance is asked for, and the data have no classes.
+    """
+    torch.manual_seed(recipe.seed)
+    if recipe.guidance and classes is None:
+        raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: leave it out.")
+    net = MLP(dim, classes=classes, guidance=len(recipe.guidance) == 2, **asdict(recipe.network))
+    return TrigonometricMap(net) if recipe.method in ROTATING else AverageVelocity(net)
+
+
+def builders(recipe: Recipe) -> dict[str, Build]:
+    """How each method's objective is built from a map and a teacher, at the recipe's settings."""
+    return {**_taught(recipe), **_direct(recipe)}
+
+
+def _network(flow_map: FlowMap) -> MLP:
+    """The network of a map from `new_map`."""
+    assert isinstance(flow_map.net, MLP)
+    return flow_map.net
+
+
+def _guided(recipe: Recipe, flow_map: FlowMap, *, teacher: bool = False) -> dict[str, Any]:
+    """The recipe's guidance as an option of a method; a teacher learns with and without labels, unguided."""
+    if not recipe.guidance:
+        return {}
+    low, high = recipe.guidance[0], recipe.guidance[-1]
+    weight = 1.0 if teacher else low if low == high else (low, high)
+    return {"guidance": Guidance(weight, classes=_network(flow_map).classes, dropout=recipe.label_dropout, mix=None)}
+
+
+def _learned(recipe: Recipe) -> Weight | None:
+    return Learned() if recipe.learned_weight else None
+
+
+def _taught(recipe: Recipe) -> dict[str, Build]:
+    """Methods with a teacher.
+
+    The adaptive weight goes to those whose residual is a function of (x, s, t) alone.
+    """
+    path = interpolant(recipe)
+    pairs: Times = Triangle() if recipe.times == "triangle" else Square()
+    pairs = Mixture(FromBase(), pairs, recipe.from_base) if recipe.from_base else pairs
+    robust = Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and not recipe.learned_weight else _learned(recipe)
+    both = {"interpolant": path, "times": pairs, "weight": robust}
+    plain = {"interpolant": path, "weight": _learned(recipe)}
+
+    def with_teacher(method: Callable[..., Objective], **options: object) -> Build:
+        return lambda m, teacher: method(m, teacher=teacher, **options, **_guided(recipe, m))
+
+    return {
+        "lmd": with_teacher(methods.lmd, stop=Stop.VELOCITY, **both),
+        "emd": with_teacher(methods.emd, stop=Stop.VELOCITY, **both),
+        "neural_operator": with_teacher(methods.neural_operator, **both),
+        "ctm": with_teacher(methods.ctm, interpolant=path, times=pairs),
+        "consistency_distillation": with_teacher(methods.consistency_distillation, **plain),
+        "scd": with_teacher(methods.scd, **plain),
+        "ayf_emd": with_teacher(methods.ayf_emd, interpolant=path, times=pairs),
+        "ayf_lmd": with_teacher(methods.ayf_lmd, interpolant=path, times=pairs),
+        "freeflow": with_teacher(methods.freeflow, **plain),
+        "reflow": with_teacher(methods.reflow, times=Late(Diagonal(), recipe.late), **plain),
+        "progressive_distillation": _held(recipe, methods.progressive_distillation, **plain),
+        "pfmm": lambda m, _: methods.pfmm(m, interpolant=path, times=pairs, **_guided(recipe, m)),
+    }
+
+
+def _direct(recipe: Recipe) -> dict[str, Build]:
+    """Methods that learn from data.
+
+    The noise of dI averages out under a square, not under anything else: in few dimensions the adaptive weight of the
+    MeanFlow papers turns means into modes, so that theirs is left out here.
+    """
+    path, late = interpolant(recipe), Late(Diagonal(), recipe.late)
+    direct = {"interpolant": path, "weight": _learned(recipe)}
+    own = {"diagonal": late, **direct}
+    square = {"interpolant": path, "weight": _learned(recipe) or Constant(), "diagonal": late, "times": Triangle()}
+
+    def alone(method: Callable[..., Objective], **options: object) -> Build:
+        return lambda m, _: method(m, **options, **_guided(recipe, m))
+
+    return {
+        "flow_matching": alone(methods.flow_matching, times=late, **direct),
+        "teacher": lambda m, _: methods.flow_matching(m, times=late, **direct, **_guided(recipe, m, teacher=True)),
+        "fmm": alone(methods.fmm, times=Strip(Anneal(0.25, 1.0, 0.5)), **direct),
+        "strip": alone(methods.fmm, times=Strip(0.25), **direct),
+        "eulerian_estimation": alone(methods.eulerian_estimation, **direct),
+        "lsd": alone(methods.lsd, **own),
+        "esd": alone(methods.esd, **own),
+        "psd": alone(methods.psd, **own),
+        "shortcut": alone(methods.shortcut, **own),
+        "split_meanflow": alone(methods.split_meanflow, **own),
+        "meanflow": alone(methods.meanflow, **square),
+        "improved_meanflow": alone(methods.improved_meanflow, **square),
+        "alphaflow": alone(methods.alphaflow, **square | {"weight": SplitPower(-1.0, square["weight"])}),
+        "consistency_training": alone(methods.consistency_training, **direct),
+        "improved_consistency_training": alone(methods.improved_consistency_training, **direct),
+        "easy_consistency_tuning": _held(recipe, methods.easy_consistency_tuning, **direct),
+        "sct": alone(methods.sct, **direct),
+    }
+
+
+def _held(recipe: Recipe, method: Callable[..., Objective], **options: object) -> Build:
+    """A method that starts from a velocity: the map begins with jumps along it."""
+
+    def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
+        _network(flow_map).hold_velocity()
+        return method(flow_map, **options, **_guided(recipe, flow_map))
+
+    return build
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe's method: a teacher first where one is needed.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    _check_method(recipe.method)
+    build = builders(recipe)
+    both = recipe.steps + recipe.teacher_steps
+    if recipe.method in DISTILLED + PRETRAINED:
+        first = Stage("teacher", recipe.teacher_steps, build["teacher"])
+        return [first, Stage("map", recipe.steps, build[recipe.method])]
+    if recipe.method in STRIPPED:
+        return [Stage("strip", both - both // 2, build["strip"]), Stage("map", both // 2, build[recipe.method])]
+    return [Stage("map", both, build[recipe.method])]
