@@ -302,7 +302,7 @@ def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
         ("train checkerbord --out OUT", "unknown recipe 'checkerbord': did you mean 'checkerboard'?"),
         ("train zebra --out OUT", "unknown recipe 'zebra': choose one of checkerboard, checkerboard-long, digits"),
         ("train checkerboard", "--out"),
-        ("train checkerboard --out OUT --method lmdd", "unknown method 'lmdd': did you mean 'lmd'? choose one of lmd, emd"),
+        ("train checkerboard --out OUT --method lmdd", "unknown method 'lmdd': did you mean 'lmd'? choose one of lmd"),
         ("train checkerboard --out OUT --stepz 4", "Unrecognized options: --stepz, 4; did you mean --steps?"),
         ("train checkerboard --out OUT extra", "Unrecognized options: extra (see flowmaps train checkerboard --help)"),
         ("train checkerboard --out OUT --steps four", "--steps: invalid literal for int() with base 10: 'four'"),

@@ -1,4 +1,4 @@
-"""Recipes and plans: what a stage trains, and that its objective, as the product compiles it, is the one that is written."""
+"""Recipes and plans: what a stage trains, and that its objective, compiled, is the one that is written."""
 
 from __future__ import annotations
 
