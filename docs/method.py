@@ -122,6 +122,16 @@ def neighbours(name: str) -> list[str]:
     return sorted(near, key=near.__getitem__)[:3]
 
 
+VELOCITY = ["# first train it by fm.methods.flow_matching(flow_map), then let its jumps follow that velocity:",
+            "flow_map.net.hold_velocity()"]  # fmt: skip
+FIRST = {
+    "progressive_distillation": VELOCITY,
+    "easy_consistency_tuning": VELOCITY,
+    "pfmm": ["# first train it by fm.methods.fmm(flow_map, times=fm.times.Strip(0.25))"],
+}
+"""What comes before a method that starts from a trained map."""
+
+
 def snippet(name: str) -> str:
     """A whole use of a method, from data to samples."""
     at, objective = point(name), example(name)
@@ -141,6 +151,7 @@ def snippet(name: str) -> str:
         "import torch", "import flowmaps as fm", "",
         f"board = fm.exact.Checkerboard({path})  # {why}",
         f"flow_map = fm.maps.{type(objective.flow_map).__name__}(fm.nn.MLP(dim=2))",
+        *FIRST.get(name, []),
         f"objective = fm.methods.{name}(flow_map{given})",
         "optimiser = torch.optim.Adam(objective.parameters(), lr=1e-3)",
         "steps = 1000", "for step in range(steps):",

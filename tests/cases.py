@@ -207,7 +207,7 @@ METHODS: dict[str, Method] = {
     "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen"),
     "progressive_distillation": Method(methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT),
     "neural_operator": Method(methods.neural_operator, {"solver_steps": 3}, "teacher", exact=False),
-    "ctm": Method(methods.ctm, {"matching": 0.7}, "teacher", exact=False),
+    "ctm": Method(methods.ctm, {"matching": 0.7, "solver_steps": 1}, "teacher", exact=False),
     "ctm-target": Method(methods.ctm, {"solver": "rk4", "solver_steps": 2}, "teacher", exact=False, target=True),
     "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False),
     "lsd": Method(methods.lsd, {}),

@@ -12,12 +12,12 @@ from test_times import correlation, distance, uniform
 from torch import Tensor, nn
 
 from flowmaps.exact import GaussianMixture
-from flowmaps.guidance import Guidance
+from flowmaps.guidance import AtWeight, Guidance, GuidedMap
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.objectives import VelocityMatching
 from flowmaps.shapes import Condition, Guide, label_of
-from flowmaps.velocities import Draw, FromInterpolant, FromTeacher, Guided, SelfGuided
+from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher, Guided, SelfGuided
 
 ROWS, CLASSES = 40_001, 3
 
@@ -343,3 +343,23 @@ def test_the_guided_field_is_stationary_for_a_whole_draw(mix: float | None, weig
         for axis in residual.mT:
             product = phi * axis
             assert abs(float(product.mean() / (product.std() / math.sqrt(ROWS)))) < 4.5
+
+
+# guided maps as they are sampled --------------------------------------------------------------------------------------
+
+
+def test_a_map_at_one_weight_takes_plain_labels():
+    flow_map, x, cond = AverageVelocity(Net()), data(), labels()
+    s, t = torch.rand(2, 7, dtype=torch.float64, generator=generator(1))
+    at = AtWeight(flow_map, 2.5)
+    expected = flow_map(x, s, t, Guide(cond, torch.full((7,), 2.5, dtype=torch.float64)))
+    torch.testing.assert_close(at(x, s, t, cond), expected, rtol=0, atol=0)
+    other = Guide(cond, torch.full((7,), 1.5, dtype=torch.float64))  # a weight that is given wins
+    torch.testing.assert_close(at(x, s, t, other), flow_map(x, s, t, other), rtol=0, atol=0)
+
+
+def test_the_diagonal_of_a_guided_map_is_its_guided_velocity():
+    flow_map, x, cond = AverageVelocity(Net()), data(), labels()
+    t = torch.rand(7, dtype=torch.float64, generator=generator(1))
+    guided = Guided(FromMap(flow_map), 2.5)(x, t, cond)
+    torch.testing.assert_close(GuidedMap(flow_map, 2.5).velocity(x, t, cond), guided)

@@ -10,6 +10,9 @@ import torch
 from flowmaps import methods, plans, recipes
 from flowmaps.maps import Frozen
 from flowmaps.recipes import Network, Recipe
+from flowmaps.samplers import Jump
+from flowmaps.shapes import Guide, label_of
+from flowmaps.solvers import integrate
 
 SMALL = dataclasses.replace(
     recipes.checkerboard(), network=Network(width=12, depth=3, space_frequencies=2, time_frequencies=2, modulation=4)
@@ -77,3 +80,45 @@ def test_maps_are_a_function_of_the_seed():
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="unknown method 'lmx': did you mean 'lmd'\\? choose one of lmd, emd"):
         plans.stages(Recipe(name="x", method="lmx"))
+
+
+def test_a_velocity_alone_is_sampled_by_eulers_steps():
+    recipe = dataclasses.replace(SMALL, method="flow_matching")
+    flow_map = plans.new_map(recipe, 2, None)
+    x, zero = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(9)
+    sampled = Jump(4)(plans.measured(recipe, flow_map, None)[0], x)
+    torch.testing.assert_close(sampled, integrate(flow_map.velocity, x, zero, zero + 1, method="euler", steps=4))
+    assert not torch.allclose(sampled, Jump(4)(flow_map, x), atol=1e-3)
+
+
+def test_a_map_from_noise_alone_is_measured_in_one_step():
+    recipe = dataclasses.replace(SMALL, method="freeflow")
+    assert plans.measured(recipe, plans.new_map(recipe, 2, None), None)[2].evaluation.steps == (1,)
+
+
+def test_only_the_map_is_trained_carefully():
+    recipe = dataclasses.replace(SMALL, method="easy_consistency_tuning")
+    assert plans.optimiser(recipe, "teacher") == recipe.optimiser
+    assert plans.optimiser(recipe, "map").rate == recipe.careful * recipe.optimiser.rate
+    assert plans.optimiser(SMALL, "map") == SMALL.optimiser
+
+
+@pytest.mark.parametrize("method", plans.METHODS)
+def test_guidance_reaches_each_method(method: str):
+    """A teacher knows labels and none, unguided; the map is guided, by weights that are drawn and given to it."""
+    recipe = dataclasses.replace(SMALL, method=method, guidance=(1.0, 3.0))
+    flow_map = plans.new_map(recipe, 2, 5)
+    stages = plans.stages(recipe)
+    x1, labels = torch.randn(64, 2), torch.arange(64) % 5
+    for stage in stages:
+        objective = stage.build(flow_map, Frozen(flow_map).velocity)
+        cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0)).cond
+        taught = stage.name == "teacher" and method not in plans.HELD
+        assert isinstance(cond, Guide) is not taught
+        assert bool((label_of(cond) == 5).any())
+        objective.evaluate(objective.draw(x1, cond=labels)).value.backward()
+
+
+def test_guidance_needs_classes():
+    with pytest.raises(ValueError, match="--guidance is for data with classes, checkerboard has none"):
+        plans.new_map(dataclasses.replace(SMALL, guidance=(2.0,)), 2, None)

@@ -117,11 +117,11 @@ def test_per_noise_is_the_weight_of_improved_consistency_training(name: str):
     d, s, split = uniforms(9)
     t = torch.ones_like(s)
     w = s + split * (t - s)
-    sigma = [(path.omega(r, scale) / path.beta(r)).clamp_max(80) for r in (s, w)]
-    expected = d / (sigma[0] - sigma[1])
+    lost = path.noise_to_signal(s, scale) - path.noise_to_signal(w, scale)
+    expected = d / lost.clamp_max(80)
     torch.testing.assert_close(PerNoise(Constant(), path, scale)(d, s, t, split), expected)
     inner = OnJump(PseudoHuber(0.1))
-    expected = inner(d, s, t) / (sigma[0] - sigma[1])
+    expected = inner(d, s, t) / lost.clamp_max(80)
     torch.testing.assert_close(PerNoise(inner, path, scale)(d, s, t, split), expected)
 
 
@@ -137,11 +137,11 @@ def test_per_noise_on_edms_grid():
 
 
 def test_per_noise_is_held_where_there_is_no_noise_to_lose():
-    """At 1e-4 of the noise at hand; and at s = 0, where sigma is infinite, it counts as 80."""
+    """At 1e-4 of the noise at hand; and from s = 0, where sigma is infinite, the difference counts as 80."""
     one = torch.ones(3, dtype=torch.float64)
     s, split = torch.tensor([0.0, 0.5, 0.2], dtype=torch.float64), torch.tensor([0.5, 0.0, 1e-6], dtype=torch.float64)
     got = PerNoise(Constant(), Linear())(one, s, one, split).tolist()
-    assert got == pytest.approx([1 / 79, 1e4, 1e4 / 4])
+    assert got == pytest.approx([1 / 80, 1e4, 1e4 / 4])
 
 
 def test_split_power_and_the_two_weights_of_alphaflow():

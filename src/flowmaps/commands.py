@@ -74,6 +74,7 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
     seed = recipe.seed if seed is None else seed
     plans.check(dataclasses.replace(recipe, seed=seed))
+    flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
     settings = recipe.evaluation
     rows, drawn = [], {}
     fast = recipe.compile and settings.samples >= 100_000 and runs.can_compile()
@@ -193,6 +194,9 @@ def sample(
     card = checkpoint.read_card(folder)
     device = runs.pick_device("auto")
     recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder).to(device)
+    flow_map, _, known = plans.measured(recipe, flow_map, None)
+    if recipe.method in plans.FROM_BASE and steps not in known.evaluation.steps:
+        raise ValueError(f"a map of {recipe.method} jumps from noise alone, got --steps {steps}: take --steps 1.")
     units = Units.from_dict(card.get("units"))
     labels = _labels(units, number, label)
     x0 = torch.randn(number, units.dim, generator=generator(seed, measuring.SAMPLES))

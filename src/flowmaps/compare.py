@@ -158,10 +158,10 @@ def run_stage(
     """
     device = pick_device(recipe.device)
     torch.compiler.reset()  # a function is compiled for a few objectives only, for others it would run as it is
-    state = begin(objective, plans.optimiser(recipe))
+    state = begin(objective, plans.optimiser(recipe, stage))
     evaluate = compiled(state, console.print) if recipe.compile else None
     seed = int(generator(recipe.seed, number).initial_seed())
-    run = partial(train, state, source, plans.optimiser(recipe), seed=seed, device=device, evaluate=evaluate)
+    run = partial(train, state, source, plans.optimiser(recipe, stage), seed=seed, device=device, evaluate=evaluate)
     for _ in islice(run(steps=ENDLESS), WARM):
         pass
     state.optimiser.zero_grad(set_to_none=True)  # gradients count
@@ -208,6 +208,7 @@ def measure(
     solvers: Sequence[str],
 ) -> tuple[list[Row], dict[str, measuring.Sampled]]:
     """The rows of one method, and by title the samples of its map."""
+    flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
     settings, restart = recipe.evaluation, measuring.restarts(recipe)
     fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     found, drawn = [], {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .maps import FlowMap
-from .shapes import Batch, Condition
+from .shapes import Batch, Condition, on_each
 
 
 class Base(ABC):
@@ -185,5 +185,5 @@ class Carried(Coupling):
         x0 = self.base.sample(x1, generator) if x0 is None else x0
         device = next((p.device for p in self.flow.parameters()), x0.device)
         zero = torch.zeros(len(x0), dtype=x0.dtype, device=device)
-        moved = cond.to(device) if isinstance(cond, Tensor) else cond
+        moved = on_each(cond, lambda value: value.to(device))
         return x0, self.flow(x0.to(device), zero, 1 + zero, moved).to(x0.device)

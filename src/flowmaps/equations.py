@@ -52,11 +52,15 @@ class Stop(Enum):
 
 
 class Residual(NamedTuple):
-    """Two sides of an equation, each `(B, *shape)`; `jump` is X_{s,t}(x) where the equation computed it."""
+    """Two sides of an equation, each `(B, *shape)`.
+
+    `jump` is X_{s,t}(x) where the equation computed it, `raw` the residual before a normalisation.
+    """
 
     prediction: Tensor
     target: Tensor
     jump: Tensor | None = None
+    raw: Tensor | None = None
 
     @property
     def value(self) -> Tensor:
@@ -142,10 +146,11 @@ class Equation(ABC):
             check_time(split, x, "split")
             if not (semigroup and self.legs == 2):
                 raise ValueError(f"split is for the semigroup equation with two legs, got it for {self}.")
-        if warm is not None and (semigroup or self.stop is not Stop.TARGET):
+        finite = semigroup or (isinstance(self, Eulerian) and self.step is not None)
+        if warm is not None and (finite or self.stop is not Stop.TARGET):
             raise ValueError(f"warm is for a derivative with stop=Stop.TARGET, got it for {self}.")
-        if target is not None and not semigroup:
-            raise ValueError(f"target is for the semigroup equation, got it for {self}.")
+        if target is not None and (not semigroup or (isinstance(velocity, FromMap) and not self.led)):
+            raise ValueError(f"target is for a semigroup whose legs are not those of a FromMap, got it for {self}.")
         at = Point(flow_map, x, s, t, velocity, split, cond, flow_map if target is None else target, warm)
         residual = self.residual(at)
         return residual if self.normalise is None else self._normalised(at, residual)
@@ -161,7 +166,7 @@ class Equation(ABC):
             tangent = like(factor, at.x) * residual.value
             size = like(per_row(tangent.square()).sqrt(), at.x)
             target = output - tangent / (size + self.normalise)
-        return Residual(output, target, residual.jump)
+        return Residual(output, target, residual.jump, residual.value.detach())
 
     def _held(self) -> torch.no_grad | nullcontext:
         """The context of what every stop but NONE detaches."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Guide, Time, label_of
 
 
@@ -62,10 +63,11 @@ class Guidance:
         """The condition to train on: some labels dropped, and a weight for each row where it is drawn."""
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
-        label = label_of(cond)
-        if self.dropout and (not isinstance(label, Tensor) or label.is_floating_point() or label.shape != x1.shape[:1]):
+        if isinstance(cond, Guide):
+            raise ValueError("guidance draws the weights itself: call objective(x1, cond=labels), not a Guide.")
+        if self.dropout and (not isinstance(cond, Tensor) or cond.is_floating_point() or cond.shape != x1.shape[:1]):
             raise ValueError(
-                f"only integer labels of shape ({len(x1)},) can be dropped, got {_shown(label)}: pass dropout=0."
+                f"only integer labels of shape ({len(x1)},) can be dropped, got {_shown(cond)}: pass dropout=0."
             )
         if self.dropout:
             drop = torch.rand(len(x1), device=x1.device, generator=generator) < self.dropout
@@ -106,3 +108,37 @@ def check_interval(name: str, interval: tuple[float, float]) -> None:
     """
     if not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"{name} needs an interval inside [0, 1], got {interval}.")
+
+
+class AtWeight(FlowMap):
+    """A map with a guidance weight as its input, at one weight: conditions are plain labels.
+
+    Args:
+        flow_map: the map, of conditions `Guide(label, weight)`.
+        weight: the weight.
+    """
+
+    def __init__(self, flow_map: FlowMap, weight: float) -> None:
+        super().__init__()
+        self.flow_map, self.weight = flow_map, weight
+
+    def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        guide = cond if isinstance(cond, Guide) else Guide(cond, torch.full_like(s, self.weight))
+        return self.flow_map.average_velocity(x, s, t, guide)
+
+
+class GuidedMap(FlowMap):
+    """u(none) + weight (u(label) - u(none)) of a map: on the diagonal its guided velocity.
+
+    Args:
+        flow_map: the map.
+        weight: guidance weight.
+    """
+
+    def __init__(self, flow_map: FlowMap, weight: float) -> None:
+        super().__init__()
+        self.flow_map, self.weight = flow_map, weight
+
+    def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        none = self.flow_map.average_velocity(x, s, t, None)
+        return torch.lerp(none, self.flow_map.average_velocity(x, s, t, cond), self.weight)

@@ -47,7 +47,7 @@ class Interpolant(ABC):
         """Time derivative of `beta`."""
 
     def alpha_alpha_dot(self, t: Time) -> Time:
-        """alpha_t alpha_t', half the derivative of alpha^2: finite also where alpha_t' is not."""
+        """alpha_t alpha_t': finite also where alpha_t' is not."""
         return self.alpha(t) * self.alpha_dot(t)
 
     def gamma(self, t: Time) -> Time:
@@ -105,14 +105,17 @@ class Interpolant(ABC):
             return self.alpha_dot(t) * scale
         return (self.alpha_alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
 
+    def noise_to_signal(self, t: Time, scale: float = 1.0) -> Time:
+        """omega_t / beta_t, the sigma of the diffusion papers: I_t / beta_t = x1 + sigma eps."""
+        return self.omega(t, scale) / self.beta(t)
+
     def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
         """The time at which omega_t / beta_t, noise to signal, is `ratio` in [0, inf]; `(B,) -> (B,)`, by bisection."""
-        low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            early = self.omega(middle, scale) > ratio * self.beta(middle)
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return high
+        time = torch.zeros_like(ratio)
+        for k in range(1, 60):
+            later = time + 0.5**k
+            time = torch.where(self.omega(later, scale) > ratio * self.beta(later), later, time)
+        return time
 
     def velocity_to_denoiser(self, v: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
         """D = E[x1 | I_t = x] from the velocity `v = b_t(x)`, all `(B, *shape)`; `scale` is the base's deviation."""

@@ -15,9 +15,9 @@ import torch
 
 from . import methods
 from .equations import Stop
-from .guidance import Guidance
+from .guidance import AtWeight, Guidance, GuidedMap
 from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
-from .maps import AverageVelocity, FlowMap
+from .maps import AverageVelocity, FlowMap, Near
 from .maps import Trigonometric as TrigonometricMap
 from .nn import MLP
 from .objectives import Objective
@@ -45,12 +45,19 @@ DIRECT = ("flow_matching", "fmm", "eulerian_estimation", "lsd", "esd", "psd", "m
           "sct")  # fmt: skip
 """Methods that learn from data from the start."""
 METHODS = (*DISTILLED, *PRETRAINED, *STRIPPED, *DIRECT)
+HELD = ("progressive_distillation",)
+"""Methods that take their legs with the map of the first stage, which is guided already."""
 TO_DATA = ("consistency_training", "improved_consistency_training", "easy_consistency_tuning",
            "consistency_distillation", "sct", "scd")  # fmt: skip
 """Methods whose map jumps to t = 1 only: several steps go by fresh noise."""
 CAREFUL = ("esd", "eulerian_estimation", "meanflow", "improved_meanflow", "easy_consistency_tuning",
-           "improved_consistency_training")  # fmt: skip
-"""Methods with the noise of dI in an unbounded derivative in space, or whose gradient does not shrink with the loss."""
+           "improved_consistency_training", "sct", "scd", "ayf_emd", "ayf_lmd")  # fmt: skip
+"""Methods with the noise of dI in an unbounded derivative in space, or whose gradient does not shrink with the loss:
+normalised tangents, norms in the place of squares."""
+DIAGONAL = ("flow_matching", "reflow")
+"""Methods that teach the velocity alone: jumps are Euler's steps."""
+FROM_BASE = ("freeflow",)
+"""Methods whose map jumps from s = 0 only: one step."""
 ROTATING = ("sct", "scd")
 """Methods of the trigonometric map and path."""
 
@@ -86,10 +93,24 @@ def interpolant(recipe: Recipe) -> Interpolant:
     return Trigonometric() if recipe.method in ROTATING else INTERPOLANTS[recipe.interpolant]
 
 
-def optimiser(recipe: Recipe) -> Optimiser:
-    """The optimiser of a recipe's method."""
-    settings = recipe.optimiser
-    return replace(settings, rate=recipe.careful * settings.rate) if recipe.method in CAREFUL else settings
+def optimiser(recipe: Recipe, stage: str) -> Optimiser:
+    """The optimiser of a stage of a recipe's method."""
+    settings, careful = recipe.optimiser, recipe.method in CAREFUL and stage == "map"
+    return replace(settings, rate=recipe.careful * settings.rate) if careful else settings
+
+
+def measured(recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None, Recipe]:
+    """The map and its teacher as they are sampled: as Euler's steps, at the least guidance, in the steps it knows."""
+    evaluation = recipe.evaluation
+    if recipe.method in FROM_BASE:
+        recipe = replace(recipe, evaluation=replace(evaluation, steps=(1,)))
+    if recipe.method in DIAGONAL:
+        flow_map = Near(flow_map, 1.0)
+    if len(recipe.guidance) == 2:
+        flow_map = AtWeight(flow_map, recipe.guidance[0])
+    if teacher is not None and recipe.guidance and recipe.method not in HELD:
+        teacher = GuidedMap(teacher, recipe.guidance[0])
+    return flow_map, teacher, recipe
 
 
 def new_map(recipe: Recipe, dim: int, classes: int | None) -> FlowMap:
@@ -215,7 +236,8 @@ def stages(recipe: Recipe) -> list[Stage]:
     build = builders(recipe)
     both = recipe.steps + recipe.teacher_steps
     if recipe.method in DISTILLED + PRETRAINED:
-        first = Stage("teacher", recipe.teacher_steps, build["teacher"])
+        guided = "flow_matching" if recipe.method in HELD else "teacher"
+        first = Stage("teacher", recipe.teacher_steps, build[guided])
         return [first, Stage("map", recipe.steps, build[recipe.method])]
     if recipe.method in STRIPPED:
         return [Stage("strip", both - both // 2, build["strip"]), Stage("map", both // 2, build[recipe.method])]

@@ -88,7 +88,7 @@ class Recipe:
     late: float = 1.0
     """Pull of the times of velocity matching towards the data, t <- 1 - (1 - t)^late: 1 for none."""
     adaptive: float = 0.5
-    """Power of the adaptive weight of a distillation's residual, 0 for none: 0.5 makes jumps between modes sharp."""
+    """Power of the adaptive weight of lmd, emd and neural_operator, 0 for none: 0.5 makes jumps between modes sharp."""
     guidance: tuple[float, ...] = ()
     """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
     `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
@@ -97,7 +97,7 @@ class Recipe:
     careful: float = 0.25
     """Rate of the methods that diverge at the full one (esd, meanflow and their kin, iCT, ECT), as a share of it."""
     learned_weight: bool = False
-    """Weigh (s, t) by a learned w_{s,t} instead."""
+    """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
     seed: int = 0
     """Seed of weights, batches, times and samples."""
     device: str = "auto"

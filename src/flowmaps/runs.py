@@ -94,7 +94,7 @@ class Run:
     def _begin(self, stage: plans.Stage) -> State:
         torch.manual_seed(self.recipe.seed)
         objective = stage.build(self.flow_map, self.teacher).to(pick_device(self.recipe.device))
-        return begin(objective, plans.optimiser(self.recipe))
+        return begin(objective, plans.optimiser(self.recipe, stage.name))
 
     def _steps(self, number: int, stage: plans.Stage, state: State) -> Iterator[tuple[plans.Stage, Step]]:
         recipe = self.recipe
@@ -104,7 +104,7 @@ class Run:
         before, begun = self.seconds, time.monotonic()
         settings = {"steps": stage.steps, "seed": seed, "device": device, "evaluate": evaluate}
         try:
-            for step in train(state, self.source, plans.optimiser(recipe), **settings):
+            for step in train(state, self.source, plans.optimiser(recipe, stage.name), **settings):
                 self.seconds = before + time.monotonic() - begun
                 if step.number % recipe.log_every == 0 or step.number == stage.steps:
                     self._log(stage, step)

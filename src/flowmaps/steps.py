@@ -94,7 +94,7 @@ class Shrink(Split):
 
     def share(self, uniform: Time, s: Time, t: Time, progress: float = 1.0) -> Time:
         a = 1 + min(math.floor(progress * self.stages), self.stages - 1)
-        ratio = self.interpolant.omega(s, self.scale) / self.interpolant.beta(s)
+        ratio = self.interpolant.noise_to_signal(s, self.scale)
         kept = (1 - (1 + self.k * torch.sigmoid(-self.b * ratio)) / self.q**a).clamp_min(0)
         w = self.interpolant.time_of(torch.where(kept > 0, ratio, 0) * kept, self.scale)
         return ((w - s) / torch.where(t == s, 1, t - s)).clamp(0, 1)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 Row = dict[str, Any]
-VELOCITY_ONLY = ("flow_matching",)  # their jumps are steps of Euler's: the error of a map means nothing
+VELOCITY_ONLY = ("flow_matching", "reflow")  # their jumps are steps of Euler's: the error of a map means nothing
 DASH = "–"
 
 
@@ -33,8 +33,9 @@ def summary(table: list[Row]) -> tuple[list[str], list[list[str]]]:
             continue
         maps = {row["steps"]: row for row in mine if row["sampler"] == "map"}
         ode = next((row for row in mine if row.get("solver") == "dopri5"), {})
-        quality = [row.get(key, math.nan) - row.get("kl_floor", 0) for row in (*(maps[n] for n in jumps), ode)]
-        error = None if method in VELOCITY_ONLY else maps[jumps[0]].get("map_error")
+        of_jumps = [maps.get(n, {}) for n in jumps]
+        quality = [row.get(key, math.nan) - row.get("kl_floor", 0) for row in (*of_jumps, ode)]
+        error = None if method in VELOCITY_ONLY else of_jumps[0].get("map_error")
         lines.append([method, *(_number(value) for value in (*quality, error)), *cost])
     return ["method", *titles, "dopri5", "error", "ms/step", "MB/step"], lines
 

@@ -141,16 +141,13 @@ def train(
     """
     evaluate = state.objective.evaluate if evaluate is None else evaluate
     parameters, optimiser = state.parameters, state.optimiser
-    begun, before = time.monotonic(), (state.step - 1) / steps
+    begun, before = time.monotonic(), state.step / steps
     while state.step < steps:
         progress = state.step / steps
         if budget is not None:
             progress = max(progress, (time.monotonic() - begun) / budget)
             if progress >= 1:
                 return
-        if state.step:
-            state.objective.follow(before, progress)
-        before = progress
         source_of_noise = generator(seed, state.step)
         x1, cond = source.sample(settings.batch, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
@@ -168,7 +165,9 @@ def train(
         decay = min(settings.ema, state.step / (state.step + 9))
         with torch.no_grad():
             torch._foreach_lerp_(state.averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        state.whole = True
+        now = max(state.step / steps, progress)
+        state.objective.follow(before, now)
+        before, state.whole = now, True
         yield Step(state.step, Loss(loss.value.detach(), loss.parts), rate, progress)
 
 

@@ -183,7 +183,11 @@ class Guided(Velocity):
         super().__init__()
         check_interval("Guided", interval)
         given = isinstance(scale, Guidance)
+        if given and interval != (0.0, 1.0):
+            raise ValueError("a Guidance has an interval of its own: leave interval out.")
         self.guidance = scale if given else None
+        if given and negative is None and scale.negative is not None:
+            negative = FromTeacher(scale.negative)
         self.scale, self.interval = (1.0 if given else scale), interval
         self.source, self.negative = velocity, negative
 
@@ -230,6 +234,7 @@ class SelfGuided(Velocity):
     def __init__(self, interpolant: Interpolant, flow_map: FlowMap, guidance: Guidance) -> None:
         super().__init__()
         self.source, self.flow_map, self.guidance = FromInterpolant(interpolant), flow_map, guidance
+        self.negative = None if guidance.negative is None else FromTeacher(guidance.negative)
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         return self.source(x, t, cond)
@@ -252,7 +257,7 @@ class SelfGuided(Velocity):
         return blended + like((1 - mix) * (1 - w), x) * self._negative(x, t, cond)
 
     def _negative(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        if self.guidance.negative is not None:
-            return self.guidance.negative(x, t, label_of(cond))
+        if self.negative is not None:
+            return self.negative(x, t, label_of(cond))
         none = torch.full_like(label_of(cond), self.guidance.classes)  # type: ignore[arg-type]
         return self.flow_map.velocity(x, t, Guide(none, torch.ones_like(t)) if isinstance(cond, Guide) else none)

@@ -144,7 +144,7 @@ class PerNoise(Weight):
         weight: the weight, or distance such as `PseudoHuber`.
         interpolant: the path.
         scale: deviation of the base.
-        highest: where sigma ends, as in those papers; at s = 0 it is infinite on most paths.
+        highest: greatest difference, the papers' greatest sigma; at s = 0 sigma is infinite on most paths.
     """
 
     def __init__(self, weight: Weight, interpolant: Interpolant, scale: float = 1.0, highest: float = 80.0) -> None:
@@ -154,12 +154,9 @@ class PerNoise(Weight):
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         if split is None:
             raise ValueError("PerNoise is for a composition of two legs: it needs the share of the first.")
-        here = self._noise(s)
-        lost = torch.maximum(here - self._noise(torch.lerp(s, t, split)), 1e-4 * here)
-        return self.weight(distance, s, t, split) / lost
-
-    def _noise(self, t: Time) -> Time:
-        return (self.interpolant.omega(t, self.scale) / self.interpolant.beta(t)).clamp_max(self.highest)
+        here, after = (self.interpolant.noise_to_signal(r, self.scale) for r in (s, torch.lerp(s, t, split)))
+        lost = torch.where(here == after, 0, here - after)  # both may be infinite
+        return self.weight(distance, s, t, split) / torch.maximum(lost, 1e-4 * here).clamp_max(self.highest)
 
 
 class SplitPower(Weight):

@@ -3,7 +3,7 @@ term.
 
 Each function returns the objective of a method, composed of those parts, and takes as options what its paper leaves
 open. `**options` are those of every method (`Options`): interpolant, times, coupling, weight, guidance; one that is not
-given, or `None`, is the paper's.
+given, or `None`, is the paper's unless its page says otherwise.
 
 Sorted by their equation: `diagonal` (the velocity alone), `lagrangian`, `eulerian`, `semigroup`, `self_distilled` for
 the semigroups whose legs are the map's own, and `consistency` for the models of t = 1, whose first step is short. "FMM"

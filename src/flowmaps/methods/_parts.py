@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..interpolants import Interpolant, Linear
-from ..maps import FlowMap
+from ..maps import FlowMap, Frozen
 from ..objectives import Common, Objective, Split, VelocityMatching
 from ..shapes import Field
 from ..solvers import SolverFlow
@@ -59,10 +59,17 @@ def taught(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, opt
                 f"Frozen(flow_map).velocity, a copy of it."
             )
     velocity = teacher if isinstance(teacher, Velocity) else FromTeacher(teacher)
+    if isinstance(velocity, FromMap):
+        velocity = FromMap(frozen(velocity.flow_map))
     guidance: Guidance | None = options.get("guidance")
-    if guidance is None:
-        return velocity
-    return Guided(velocity, guidance, None if guidance.negative is None else FromTeacher(guidance.negative))
+    if guidance is not None and isinstance(velocity, Guided):
+        raise ValueError(f"{method}: the teacher is guided already, and guidance was given: leave one of them out.")
+    return velocity if guidance is None else Guided(velocity, guidance)
+
+
+def frozen(flow_map: FlowMap) -> Frozen:
+    """A map that takes no gradient: a `Frozen` as it is, so that it may follow, any other copied."""
+    return flow_map if isinstance(flow_map, Frozen) else Frozen(flow_map)
 
 
 def solved(velocity: Velocity, method: str, steps: int) -> FromMap:

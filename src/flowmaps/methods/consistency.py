@@ -15,7 +15,7 @@ from typing import Unpack
 from .. import steps
 from ..dual import Engine
 from ..equations import Eulerian, Semigroup, Stop
-from ..interpolants import Interpolant, Trigonometric
+from ..interpolants import Trigonometric
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
@@ -40,7 +40,7 @@ def consistency_training(
 
         E |X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2,    (s, w) = (k, k + 1) / cells
 
-    On `VarianceExploding(80, 7)` equal cells are the paper's grid in sigma.
+    On `VarianceExploding(80, 7)`, with the base `Normal(80)`, equal cells are the paper's grid in sigma.
 
     Reference: Y. Song et al., "Consistency models", 2023, arXiv 2303.01469, algorithm 3.
 
@@ -75,14 +75,14 @@ def improved_consistency_training(
 
         E (sqrt(|X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2 + c^2) - c) / (sigma_s - sigma_w)
 
-    on neighbours of a grid as in `consistency_training`, omega_t the deviation of the noise in I_t.
+    on neighbours of a grid as in `consistency_training`, sigma = omega / beta the ratio of noise to signal.
 
     Reference: Y. Song, P. Dhariwal, "Improved techniques for training consistency models", 2023, arXiv 2310.14189.
 
     The paper:
         Time is sigma, from data to noise. The other side is taken with the same weights, detached, without an average:
         an average biases the limit of many cells. The weight 1 / (sigma_s - sigma_w) multiplies the pseudo-Huber
-        distance of the whole vector; omega here is sigma where beta = 1. Kinyugo/consistency_models takes that distance
+        distance of the whole vector. Kinyugo/consistency_models takes that distance
         element by element, which is another loss.
 
     When to use:
@@ -106,7 +106,7 @@ def easy_consistency_tuning(
 
         E |X_{s,1}(I_s) - sg X_{w,1}(I_w)| / (sigma_s - sigma_w),    sigma_w as `Shrink` says
 
-    omega_t is the deviation of the noise in I_t. It starts from a trained velocity.
+    sigma = omega / beta is the ratio of noise to signal. It starts from a trained velocity.
 
     Reference: Z. Geng et al., "Consistency models made easy", 2024, arXiv 2406.14548.
 
@@ -166,9 +166,18 @@ def consistency_distillation(
     return MapMatching(flow_map, path, _EQUATION, flow, split=steps.Step(cells), target=target, **rest)
 
 
-def _levels(path: Interpolant, scale: float) -> LogNormal:
-    """sCM's law of sigma, in units of the data's deviation, which is that of its base: the paper's is 1/2."""
-    return LogNormal(ToData(), path, -1.0 + math.log(2 * scale), 1.4, scale)
+def _continuous(
+    flow_map: FlowMap,
+    velocity: Velocity | None,
+    equation: Eulerian,
+    warmup: Callable[[float], float],
+    options: Options,
+) -> Objective:
+    """sCM. Its law of sigma is for data of deviation 1/2; here it is in units of the base's, which is the data's."""
+    path, scale = options.get("interpolant") or _TRIGONOMETRIC, deviation(options)
+    law = LogNormal(ToData(), path, -1.0 + math.log(2 * scale), 1.4, scale)
+    path, rest = settle(options, path, times=law, weight=Learned())
+    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
 
 
 def sct(
@@ -201,13 +210,10 @@ def sct(
 
     Args:
         warmup: k as a schedule of progress.
-        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the tangent itself.
+        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the plain residual of u.
         engine: how the derivative is taken.
     """
-    path = options.get("interpolant") or _TRIGONOMETRIC
-    path, rest = settle(options, path, times=_levels(path, deviation(options)), weight=Learned())
-    equation = Eulerian(Stop.TARGET, engine, normalise=normalise)
-    return MapMatching(flow_map, path, equation, warmup=warmup, **rest)
+    return _continuous(flow_map, None, Eulerian(Stop.TARGET, engine, normalise=normalise), warmup, options)
 
 
 def scd(
@@ -235,10 +241,8 @@ def scd(
     Args:
         teacher: field `(x, t, cond=None) -> like x` of the flow of the trigonometric interpolant.
         warmup: k as a schedule of progress.
-        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the tangent itself.
+        normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the plain residual of u.
         engine: how the derivative is taken.
     """
-    path = options.get("interpolant") or _TRIGONOMETRIC
-    path, rest = settle(options, path, times=_levels(path, deviation(options)), weight=Learned())
-    equation, velocity = Eulerian(Stop.TARGET, engine, normalise=normalise), taught(teacher, flow_map, "scd", options)
-    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
+    velocity = taught(teacher, flow_map, "scd", options)
+    return _continuous(flow_map, velocity, Eulerian(Stop.TARGET, engine, normalise=normalise), warmup, options)

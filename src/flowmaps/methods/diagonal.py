@@ -67,6 +67,8 @@ def reflow(
         base: law of x0.
         solver, steps: the teacher's solver (see `flowmaps.solvers.integrate`).
     """
+    if options.get("coupling") is not None:
+        raise ValueError("reflow makes pairs of its own, got a coupling: pass base=, the law of x0, instead.")
     flow = SolverFlow(taught(teacher, flow_map, "reflow", options), method=solver, steps=steps)
     path, rest = settle(options, times=Diagonal(), coupling=Carried(flow, base))
     return VelocityMatching(flow_map, path, FromInterpolant(path), **rest)  # the pairs are guided already

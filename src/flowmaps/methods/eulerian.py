@@ -127,7 +127,8 @@ def meanflow(
     The paper:
         Time runs from data to noise: its logit-normal(-0.4, 1) is (0.4, 1) here. The whole right-hand side is detached;
         the target is the same network, without an average. The weight 1 / (|r|^2 + c) is of the sum over dimensions and
-        multiplies diagonal and other rows alike; c = 1e-3 in the paper, 0.01 in Gsunshine/meanflow.
+        multiplies diagonal and other rows alike; c = 1e-3 in the paper, 0.01 in Gsunshine/meanflow, which also takes
+        the noisier of two times on the diagonal, where here it is one of the law.
         haidog-yaqub/MeanFlow takes the mean over dimensions, lucidrains one coin for the whole batch.
 
     When to use:
@@ -139,9 +140,7 @@ def meanflow(
         diagonal: law of t there; logit-normal unless given.
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=LogitNormal(Triangle()), weight=Adaptive())
-    matching = MapMatching(flow_map, path, Eulerian(Stop.TARGET, engine), **rest)
-    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
+    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine), share, diagonal, options)
 
 
 def improved_meanflow(
@@ -176,8 +175,14 @@ def improved_meanflow(
         diagonal: law of t there; logit-normal unless given.
         engine: how the derivative is taken.
     """
+    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine, own=True), share, diagonal, options)
+
+
+def _meanflow(
+    flow_map: FlowMap, equation: Eulerian, share: float, diagonal: Times | None, options: Options
+) -> Objective:
     path, rest = settle(options, times=LogitNormal(Triangle()), weight=Adaptive())
-    matching = MapMatching(flow_map, path, Eulerian(Stop.TARGET, engine, own=True), **rest)
+    matching = MapMatching(flow_map, path, equation, **rest)
     return beside(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
 
 
@@ -200,8 +205,8 @@ def ayf_emd(
         Time runs from data to noise. All but u is detached; the target is the same network, without an average. The
         weight multiplies the residual of u. The tangent is divided by its norm + 0.1 after the warm-up, which scales
         the derivative and stops at 0.99: the last hundredth keeps a pull to the teacher's velocity. The paper draws the
-        length t - s first (`times=Interval()`), here s <= t is uniform, and guides the teacher with a weaker one, by a
-        weight that the student is given. No official code; the ports tec-works/FlowWithMe and revsic/flowmodels
+        length t - s first, as here, and guides the teacher with a weaker one, by a weight that the student is given. No
+        official code; the ports tec-works/FlowWithMe and revsic/flowmodels
         disagree on the law and on u or X.
 
     When to use:
@@ -211,7 +216,7 @@ def ayf_emd(
     Args:
         teacher: field `(x, t, cond=None) -> like x`; the paper's is guided: pass `guidance`.
         warmup: k as a schedule of progress.
-        normalise: c; `None` for the tangent itself.
+        normalise: c; `None` for the plain residual of u.
         engine: how the derivative is taken.
     """
     equation, velocity = (

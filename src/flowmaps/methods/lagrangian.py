@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
+import torch
+
 from ..couplings import NoData
 from ..dual import Engine
 from ..equations import Lagrangian, Stop
@@ -138,7 +140,7 @@ def ayf_lmd(
     Args:
         teacher: field `(x, t, cond=None) -> like x`; the paper's is guided: pass `guidance`.
         warmup: k as a schedule of progress.
-        normalise: c; `None` for the tangent itself.
+        normalise: c; `None` for the plain residual of u.
         engine: how the derivative is taken.
     """
     equation, velocity = (
@@ -182,4 +184,6 @@ def freeflow(
     """
     equation, velocity = Lagrangian(stop, engine), taught(teacher, flow_map, "freeflow", options)
     path, rest = settle(options, times=FromBase(), coupling=NoData(), weight=Adaptive(1.0, 1e-2))
+    if rest["times"].pair(torch.full((3, 1), 0.5))[0].any():
+        raise ValueError(f"freeflow knows points at s = 0 only, got {rest['times']}: take a law with s = 0.")
     return MapMatching(flow_map, path, equation, velocity, **rest)

@@ -16,7 +16,7 @@ from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
 from ..weights import Adaptive, SplitPower
-from ._parts import Options, beside, settle, taught
+from ._parts import Options, beside, frozen, settle, taught
 
 
 def psd(
@@ -90,7 +90,7 @@ def shortcut(
         diagonal: law of t there; uniform unless given.
     """
     path, rest = settle(options, times=steps.Dyadic(levels))
-    legs = FromMap(Near(flow_map if target is None else target, 2.0**-levels))
+    legs = FromMap(Near(flow_map if target is None else frozen(target), 2.0**-levels))
     own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), legs, **rest)
     return beside(diagonal, own, share, **rest)
 
@@ -155,7 +155,8 @@ def alphaflow(
         Time runs from data to noise, as in MeanFlow. The whole right-hand side is detached and taken with the weights
         in training: an average is worse there. The weight alpha / (|r|^2 + c) stands in the place of 1 / alpha, not
         beside it, and only off the diagonal. snap-research/alphaflow takes the norm as a mean over dimensions, clips
-        the target, and can stay at the floor as done here. For alpha > 0 with dI the exact map is a zero of the
+        the target, and can stay at the floor as done here. A `weight` that is given is taken as it is off the diagonal:
+        definition 1 of the paper is `SplitPower(-1)`. For alpha > 0 with dI the exact map is a zero of the
         gradient only up to terms of order alpha.
 
     When to use:

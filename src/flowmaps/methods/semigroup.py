@@ -17,6 +17,7 @@ from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
 from ..weights import Power, TruncatedSNR
 from ._parts import Options, deviation, settle, solved, taught
+from ._parts import frozen as copied
 
 
 def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **options: Unpack[Options]) -> Objective:
@@ -41,11 +42,12 @@ def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **o
         frozen: the map of the legs: a copy of `flow_map` as it is now unless given, so train it on a strip of width
             1 / legs first. A `Frozen` is taken as it is, so that it may follow; any other map is copied.
         legs: K.
+
+    With guidance the frozen map must be a guided one: it is not guided anew.
     """
-    frozen = flow_map if frozen is None else frozen
-    frozen = frozen if isinstance(frozen, Frozen) else Frozen(frozen)
+    source = FromMap(copied(flow_map if frozen is None else frozen))
     path, rest = settle(options, times=Square(), weight=Power(2))
-    return MapMatching(flow_map, path, Semigroup(Stop.TARGET, legs=legs), FromMap(frozen), **rest)
+    return MapMatching(flow_map, path, Semigroup(Stop.TARGET, legs=legs), source, **rest)
 
 
 def progressive_distillation(
@@ -79,13 +81,17 @@ def progressive_distillation(
     Args:
         frozen: the map of the legs: unless given a copy of `flow_map` that is made anew after each round, and in the
             first a map whose jumps go along its velocity (see `flowmaps.nn.MLP.hold_velocity`).
-        cells: number of cells, or a schedule of progress.
+        cells: number of cells, or a schedule of progress, `Halving` unless a frozen map is given.
+
+    With guidance the map, and so its copies, must have learned the guided velocity before: it is not guided anew.
     """
     if frozen is None:
-        frozen = Frozen(flow_map, rounds=cells.rounds if isinstance(cells, steps.Halving) else None)
+        if callable(cells) and not isinstance(cells, steps.Halving):
+            raise ValueError(f"progressive_distillation takes rounds from Halving, got {cells}: pass frozen= too.")
+        frozen = Frozen(flow_map, rounds=None if isinstance(cells, int) else cells.rounds)
     path, rest = settle(options, times=steps.Cell(cells))
     rest.setdefault("weight", TruncatedSNR(path, deviation(options)))
-    return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(frozen), **rest)
+    return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(copied(frozen)), **rest)
 
 
 def neural_operator(
@@ -125,7 +131,7 @@ def ctm(
     *,
     teacher: Velocity | Field | None = None,
     solver: str = "heun2",
-    solver_steps: int = 1,
+    solver_steps: int = 4,
     target: FlowMap | None = None,
     matching: float = 1.0,
     **options: Unpack[Options],

@@ -136,10 +136,13 @@ class Objective(nn.Module, ABC):
         Raises:
             ValueError: it is asked for, and there is nothing to guide away from.
         """
-        if self.guidance is None:
+        if self.guidance is None or self.guidance.weight == 1:
             return FromInterpolant(self.interpolant)
-        if self.guidance.classes is None and self.guidance.negative is None:
-            raise ValueError("guidance of a method that learns from data needs classes=, or a negative= field.")
+        if self.guidance.negative is None and not (self.guidance.classes and self.guidance.dropout):
+            raise ValueError(
+                "guidance of a method that learns from data needs classes= and dropout > 0, for the map to learn what "
+                "no label means, or a negative= field."
+            )
         return SelfGuided(self.interpolant, self.flow_map, self.guidance)
 
     def shared(self) -> dict[str, Any]:
@@ -150,7 +153,7 @@ class Objective(nn.Module, ABC):
     def evaluate(self, draw: Draw) -> Loss:
         """The loss of a draw: deterministic, and what to give to `torch.compile`."""
 
-    def weigh(self, residual: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The weighted loss of a residual, and its unweighted squared norms `(B,)`."""
+    def weigh(self, residual: Tensor, draw: Draw, split: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The weighted loss of a residual, and its unweighted squared norms `(B,)`; `split` where there are legs."""
         distance = squared(residual)
-        return self.weight(distance, draw.s, draw.t, draw.split).mean(), distance.detach()
+        return self.weight(distance, draw.s, draw.t, split).mean(), distance.detach()

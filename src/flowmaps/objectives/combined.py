@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..shapes import Batch
 from ..velocities import Draw
 from .base import Drawn, Loss, Objective
+from .matching import MapMatching
 
 
 class Split(Objective):
@@ -24,8 +25,7 @@ class Split(Objective):
     def __init__(self, first: Objective, second: Objective, share: float = 0.75) -> None:
         if not 0 < share < 1:
             raise ValueError(f"Split needs 0 < share < 1, got {share}.")
-        if first.flow_map is not second.flow_map or first.interpolant != second.interpolant:
-            raise ValueError("the objectives of a Split must share their flow map and their interpolant.")
+        _check_shared([first, second], "Split")
         super().__init__(first.flow_map, first.interpolant, times=first.times, **first.shared())
         self.first, self.second, self.share = first, second, share
 
@@ -67,6 +67,10 @@ class Sum(Objective):
         scales = [1.0] * len(terms) if scales is None else scales
         if not terms or len(scales) != len(terms):
             raise ValueError(f"Sum needs a factor for each of its terms, got {len(terms)} terms and {scales}.")
+        _check_shared(terms, "Sum")
+        for term in terms[1:]:
+            if isinstance(term, MapMatching) and (term.split is not None or term.warmup is not None):
+                raise ValueError("a Sum draws by the laws of its first term: put one with a split or warm-up first.")
         super().__init__(terms[0].flow_map, terms[0].interpolant, times=terms[0].times, **terms[0].shared())
         self.terms, self.scales = nn.ModuleList(terms), scales
 
@@ -78,6 +82,15 @@ class Sum(Objective):
         losses = [term.evaluate(draw) for term in self.terms]  # type: ignore[operator]
         value = sum(scale * loss.value for scale, loss in zip(self.scales, losses, strict=True))
         return Loss(value, _together([loss.parts for loss in losses]))  # type: ignore[arg-type]
+
+
+def _check_shared(parts: list[Objective], name: str) -> None:
+    first = parts[0]
+    for other in parts[1:]:
+        if other.flow_map is not first.flow_map or other.interpolant != first.interpolant:
+            raise ValueError(f"the objectives of a {name} must share their flow map and their interpolant.")
+        if other.shared() != first.shared():
+            raise ValueError(f"the objectives of a {name} must share their coupling and their guidance.")
 
 
 def _together(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import steps
-from ..equations import Equation, Lagrangian, Residual
+from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
 from ..maps import Detached, FlowMap, Frozen
 from ..shapes import Batch, like
 from ..times import Diagonal, Square, Times
-from ..velocities import Draw, Velocity
-from ..weights import squared
+from ..velocities import Draw, FromMap, Velocity
+from ..weights import Learned, squared
 from .base import Common, Drawn, Loss, Objective
 
 
@@ -37,6 +37,12 @@ class VelocityMatching(Objective):
     ) -> None:
         super().__init__(flow_map, interpolant, times=Diagonal() if times is None else times, **common)
         self.velocity = self.data_velocity() if velocity is None else velocity
+        half, one = torch.full((1,), 0.5), torch.ones(1)
+        if not isinstance(self.weight, Learned) and not self.weight(one, half, half, one).any():
+            raise ValueError(
+                f"the weight {type(self.weight).__name__} vanishes at s = t, so that no velocity would be learned: "
+                "take one that does not, or compose the objective of its parts."
+            )
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
         s, t, split, warm = super().draw_times(x1, generator, progress)
@@ -45,7 +51,8 @@ class VelocityMatching(Objective):
     def evaluate(self, draw: Draw) -> Loss:
         x0, x1, z, _, t, _, cond, _ = draw
         x = self.interpolant.point(x0, x1, t, z)
-        value, part = self.weigh(self.flow_map.velocity(x, t, cond) - self.velocity.bind(draw)(x, t, cond), draw)
+        residual = self.flow_map.velocity(x, t, cond) - self.velocity.bind(draw)(x, t, cond)
+        value, part = self.weigh(residual, draw, draw.split)
         return Loss(value, {"diagonal": part})
 
 
@@ -81,10 +88,19 @@ class MapMatching(Objective):
         self.equation, self.velocity = equation, self.data_velocity() if velocity is None else velocity
         self.target = target if target is None or isinstance(target, Frozen) else Frozen(target)
         self.split, self.warmup, self.at_data = split, warmup, at_data
+        legs = isinstance(equation, Semigroup)
+        if legs and not equation.led and not isinstance(self.velocity, FromMap):
+            raise ValueError("a semigroup takes its legs with a map: pass velocity=FromMap(flow_map), or led=True.")
+        if at_data and (not legs or equation.normalise is not None):
+            raise ValueError(f"at_data compares jumps of a semigroup, got {equation}.")
+        self.share = 1 / equation.legs if legs else None
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
         s, t, split, warm = super().draw_times(x1, generator, progress)
-        split = split if self.split is None else self.split.share(split, s, t, progress)
+        if self.split is not None:
+            split = self.split.share(split, s, t, progress)
+        elif self.share is not None:
+            split = torch.full_like(split, self.share)
         return s, t, split, warm if self.warmup is None else warm * self.warmup(progress)
 
     def evaluate(self, draw: Draw) -> Loss:
@@ -93,7 +109,9 @@ class MapMatching(Objective):
         options["split"] = None if self.split is None else draw.split
         options["warm"] = None if self.warmup is None else draw.warm
         residual = self.equation(self.flow_map, x, draw.s, draw.t, self.velocity.bind(draw), **options)
-        value, part = self.weigh(self._carried(residual, x, draw) if self.at_data else residual.value, draw)
+        legs = None if self.share is None else draw.split
+        value, part = self.weigh(self._carried(residual, x, draw) if self.at_data else residual.value, draw, legs)
+        part = part if residual.raw is None else squared(residual.raw).detach()
         return Loss(value, {type(self.equation).__name__.lower(): part})
 
     def _carried(self, residual: Residual, x: Tensor, draw: Draw) -> Tensor:
@@ -127,11 +145,11 @@ class RoundTrip(Objective):
         self.velocity = self.data_velocity()
 
     def evaluate(self, draw: Draw) -> Loss:
-        x0, x1, z, s, t, split, cond, _ = draw
+        x0, x1, z, s, t, _, cond, _ = draw
         here = self.interpolant.point(x0, x1, t, z)
         back = self.flow_map(here, t, s, cond)
         residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(draw), cond=cond)
         assert residual.jump is not None
         transport, returning = squared(residual.value), squared(residual.jump - here)
-        value = self.weight(transport + returning, s, t, split).mean()  # one weight on both: w ( | |^2 + | |^2 )
+        value = self.weight(transport + returning, s, t).mean()  # one weight on both: w ( | |^2 + | |^2 )
         return Loss(value, {"lagrangian": transport.detach(), "round_trip": returning.detach()})
