@@ -15,6 +15,7 @@ from flowmaps.exact import GaussianMixture
 from flowmaps.guidance import AtWeight, Guidance, GuidedMap
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
+from flowmaps.nn import MLP
 from flowmaps.objectives import VelocityMatching
 from flowmaps.shapes import Condition, Guide, label_of
 from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher, Guided, SelfGuided
@@ -359,7 +360,7 @@ def test_a_map_at_one_weight_takes_plain_labels():
 
 
 def test_the_diagonal_of_a_guided_map_is_its_guided_velocity():
-    flow_map, x, cond = AverageVelocity(Net()), data(), labels()
+    flow_map, x, cond = AverageVelocity(MLP(2, width=8, classes=CLASSES).double()), data(), labels()
     t = torch.rand(7, dtype=torch.float64, generator=generator(1))
     guided = Guided(FromMap(flow_map), 2.5)(x, t, cond)
     torch.testing.assert_close(GuidedMap(flow_map, 2.5).velocity(x, t, cond), guided)

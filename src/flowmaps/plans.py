@@ -51,7 +51,7 @@ TO_DATA = ("consistency_training", "improved_consistency_training", "easy_consis
            "consistency_distillation", "sct", "scd")  # fmt: skip
 """Methods whose map jumps to t = 1 only: several steps go by fresh noise."""
 CAREFUL = ("esd", "eulerian_estimation", "meanflow", "improved_meanflow", "easy_consistency_tuning",
-           "improved_consistency_training", "sct", "scd", "ayf_emd", "ayf_lmd")  # fmt: skip
+           "improved_consistency_training", "sct", "scd", "ayf_emd", "ayf_lmd", "alphaflow")  # fmt: skip
 """Methods with the noise of dI in an unbounded derivative in space, or whose gradient does not shrink with the loss:
 normalised tangents, norms in the place of squares."""
 DIAGONAL = ("flow_matching", "reflow")
