@@ -62,7 +62,7 @@ def terminal(table: list[Row], about: str) -> Table:
         "dopri5: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
         "MB: peak of a step's tensors"
     )
-    result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for k, name in enumerate(heading):
         result.add_column(name, justify="right" if k else "left", no_wrap=True)
     for line in lines:
