@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from ..couplings import Base, Carried, Normal
+from ..couplings import Base, Carried, Normal, Paired
 from ..maps import FlowMap
 from ..objectives import Objective, VelocityMatching
 from ..shapes import Field
@@ -63,12 +63,16 @@ def reflow(
         shorter way; pairs cost a solve each.
 
     Args:
-        teacher: field `(x, t, cond=None) -> like x`.
+        teacher: field `(x, t, cond=None) -> like x`; not needed with `coupling=Paired()`, pairs that were made before.
         base: law of x0.
         solver, steps: the teacher's solver (see `flowmaps.solvers.integrate`).
     """
-    if options.get("coupling") is not None:
-        raise ValueError("reflow makes pairs of its own, got a coupling: pass base=, the law of x0, instead.")
-    flow = SolverFlow(taught(teacher, flow_map, "reflow", options), method=solver, steps=steps)
-    path, rest = settle(options, times=Diagonal(), coupling=Carried(flow, base))
+    coupling = options.get("coupling")
+    if coupling is None:
+        velocity = taught(teacher, flow_map, "reflow", options)
+        coupling = Carried(SolverFlow(velocity, method=solver, steps=steps), base)
+    elif not isinstance(coupling, Carried | Paired):
+        raise ValueError(f"reflow needs pairs that a flow makes, got {type(coupling).__name__}: pass base= for x0.")
+    path, rest = settle(options, times=Diagonal())
+    rest["coupling"] = coupling
     return VelocityMatching(flow_map, path, FromInterpolant(path), **rest)  # the pairs are guided already
