@@ -7,7 +7,7 @@ changes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -74,7 +74,6 @@ class Coupling(ABC):
 
     base: Base = Normal()
 
-    @abstractmethod
     def pair(
         self,
         x1: Batch,
@@ -86,6 +85,11 @@ class Coupling(ABC):
 
         `x0` given by the caller replaces a draw from the base.
         """
+        return self.match(self.base.sample(x1, generator) if x0 is None else x0, x1, cond)
+
+    @abstractmethod
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
+        """The pairs of a batch of each end."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,8 @@ class Independent(Coupling):
 
     base: Base = Normal()
 
-    def pair(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        generator: torch.Generator | None = None,
-        cond: Condition = None,
-    ) -> tuple[Batch, Batch]:
-        return (self.base.sample(x1, generator) if x0 is None else x0), x1
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
+        return x0, x1
 
 
 @dataclass(frozen=True)
@@ -114,35 +112,29 @@ class MinibatchOT(Coupling):
 
     base: Base = Normal()
 
-    def pair(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        generator: torch.Generator | None = None,
-        cond: Condition = None,
-    ) -> tuple[Batch, Batch]:
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
         import ot  # takes a second, and only this coupling needs it
 
-        x0 = self.base.sample(x1, generator) if x0 is None else x0
         cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
         weights = ot.unif(len(x1))
         plan = torch.as_tensor(ot.emd(weights, weights, cost, numItermax=1_000_000))
         return x0[plan.argmax(1).to(x0.device)], x1
 
 
+class Unknown(Base):
+    """No law: x0 comes from the caller."""
+
+    def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
+        raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
+
+
 @dataclass(frozen=True)
 class Paired(Coupling):
     """Pairs that the caller has: `objective(x1, x0)`."""
 
-    def pair(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        generator: torch.Generator | None = None,
-        cond: Condition = None,
-    ) -> tuple[Batch, Batch]:
-        if x0 is None:
-            raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
+    base: Base = field(default_factory=Unknown, init=False, compare=False, repr=False)
+
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
         return x0, x1
 
 
@@ -152,14 +144,8 @@ class NoData(Coupling):
 
     base: Base = Normal()
 
-    def pair(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        generator: torch.Generator | None = None,
-        cond: Condition = None,
-    ) -> tuple[Batch, Batch]:
-        return (self.base.sample(x1, generator) if x0 is None else x0), torch.zeros_like(x1)
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
+        return x0, torch.zeros_like(x1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,14 +161,7 @@ class Carried(Coupling):
     base: Base = Normal()
 
     @torch.no_grad()
-    def pair(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        generator: torch.Generator | None = None,
-        cond: Condition = None,
-    ) -> tuple[Batch, Batch]:
-        x0 = self.base.sample(x1, generator) if x0 is None else x0
+    def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
         device = next((p.device for p in self.flow.parameters()), x0.device)
         zero = torch.zeros(len(x0), dtype=x0.dtype, device=device)
         moved = on_each(cond, lambda value: value.to(device))

@@ -106,7 +106,7 @@ class Interpolant(ABC):
         return (self.alpha_alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
 
     def noise_to_signal(self, t: Time, scale: float = 1.0) -> Time:
-        """omega_t / beta_t, the sigma of the diffusion papers: I_t / beta_t = x1 + sigma eps."""
+        """sigma = omega_t / beta_t of the diffusion papers: I_t / beta_t = x1 + sigma eps."""
         return self.omega(t, scale) / self.beta(t)
 
     def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
@@ -173,8 +173,7 @@ class Linear(Interpolant):
 
 @dataclass(frozen=True)
 class Trigonometric(Interpolant):
-    """I_t = cos(pi t / 2) x0 + sin(pi t / 2) x1: constant variance and constant speed (2303.08797; TrigFlow,
-    2410.11081)."""
+    """I_t = cos(pi t / 2) x0 + sin(pi t / 2) x1: constant variance and speed (2303.08797; TrigFlow, 2410.11081)."""
 
     def alpha(self, t: Time) -> Time:
         return torch.cos(0.5 * math.pi * t)

@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from ..equations import Equation
 from ..interpolants import Interpolant, Linear
 from ..maps import FlowMap, Frozen
-from ..objectives import Common, Objective, Split, VelocityMatching
+from ..objectives import Common, MapMatching, Objective, VelocityMatching
+from ..objectives import Split as RowSplit
 from ..shapes import Field
 from ..solvers import SolverFlow
-from ..times import Times
+from ..steps import Split
+from ..times import Times, Triangle
 from ..velocities import FromMap, FromTeacher, Guidance, Guided, Velocity
 
 
@@ -77,10 +80,26 @@ def solved(velocity: Velocity, method: str, steps: int) -> FromMap:
     return FromMap(SolverFlow(velocity, method=method, steps=steps))
 
 
+def self_distilled(
+    flow_map: FlowMap,
+    equation: Equation,
+    share: float,
+    diagonal: Times | None,
+    options: Options,
+    *,
+    velocity: Velocity | None = None,
+    split: Split | None = None,
+) -> Objective:
+    """`share` of the rows match a velocity, the rest obey the equation with the map's own, on s <= t."""
+    path, rest = settle(options, times=Triangle())
+    own = MapMatching(flow_map, path, equation, FromMap(flow_map), split=split, **rest)
+    return beside(diagonal, own, share, velocity, **rest)
+
+
 def beside(
     diagonal: Times | None, off_diagonal: Objective, share: float, velocity: Velocity | None = None, **rest: Any
 ) -> Objective:
     """`share` of the rows match the velocity, the rest are those of another objective."""
     rest = {name: value for name, value in rest.items() if name in Common.__annotations__}
     path, flow_map = off_diagonal.interpolant, off_diagonal.flow_map
-    return Split(VelocityMatching(flow_map, path, velocity, times=diagonal, **rest), off_diagonal, share)
+    return RowSplit(VelocityMatching(flow_map, path, velocity, times=diagonal, **rest), off_diagonal, share)

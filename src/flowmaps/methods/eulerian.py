@@ -14,9 +14,9 @@ from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
 from ..times import Anneal, Diagonal, Interval, LogitNormal, Square, Times, Triangle
-from ..velocities import FromMap, Velocity
+from ..velocities import Velocity
 from ..weights import Adaptive
-from ._parts import Options, beside, settle, taught
+from ._parts import Options, beside, self_distilled, settle, taught
 
 
 def emd(
@@ -103,9 +103,7 @@ def esd(
         diagonal: law of t there; uniform unless given.
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Triangle())
-    own = MapMatching(flow_map, path, Eulerian(stop, engine), FromMap(flow_map), **rest)
-    return beside(diagonal, own, share, **rest)
+    return self_distilled(flow_map, Eulerian(stop, engine), share, diagonal, options)
 
 
 def meanflow(

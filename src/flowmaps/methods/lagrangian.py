@@ -13,10 +13,10 @@ from ..equations import Lagrangian, Stop
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective, RoundTrip
 from ..shapes import Field
-from ..times import Anneal, FromBase, Interval, Square, Times, Triangle
-from ..velocities import FromMap, Velocity
+from ..times import Anneal, FromBase, Interval, Square, Times
+from ..velocities import Velocity
 from ..weights import Adaptive
-from ._parts import Options, beside, settle, taught
+from ._parts import Options, self_distilled, settle, taught
 
 
 def lmd(
@@ -108,9 +108,7 @@ def lsd(
         diagonal: law of t there; uniform unless given.
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Triangle())
-    own = MapMatching(flow_map, path, Lagrangian(stop, engine), FromMap(flow_map), **rest)
-    return beside(diagonal, own, share, **rest)
+    return self_distilled(flow_map, Lagrangian(stop, engine), share, diagonal, options)
 
 
 def ayf_lmd(

@@ -16,7 +16,7 @@ from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
 from ..weights import Adaptive, SplitPower
-from ._parts import Options, beside, frozen, settle, taught
+from ._parts import Options, beside, frozen, self_distilled, settle, taught
 
 
 def psd(
@@ -48,10 +48,8 @@ def psd(
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
     """
-    path, rest = settle(options, times=Triangle())
     split = None if midpoint else steps.Uniform()
-    own = MapMatching(flow_map, path, Semigroup(stop), FromMap(flow_map), split=split, **rest)
-    return beside(diagonal, own, share, **rest)
+    return self_distilled(flow_map, Semigroup(stop), share, diagonal, options, split=split)
 
 
 def shortcut(
@@ -126,10 +124,9 @@ def split_meanflow(
         split: law of l.
         diagonal: law of t there; uniform unless given.
     """
-    path, rest = settle(options, times=Triangle())
     velocity = None if teacher is None else taught(teacher, flow_map, "split_meanflow", options)
-    own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(flow_map), split=split, **rest)
-    return beside(diagonal, own, share, velocity, **rest)
+    equation = Semigroup(Stop.TARGET)
+    return self_distilled(flow_map, equation, share, diagonal, options, velocity=velocity, split=split)
 
 
 def alphaflow(
