@@ -26,6 +26,10 @@ import flowmaps as fm
 from flowmaps import space
 
 ROOT = Path(__file__).resolve().parent.parent
+CAPTION = (
+    "Two minutes on the checkerboard, at the settings of the recipe (`flowmaps.plans`), which are not all the method's "
+    "defaults: [side by side](../choosing.md#side-by-side)."
+)
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"
 PAPERS = {
     "FMM": 'N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, "Flow map matching", 2024, arXiv 2406.07507',
@@ -56,7 +60,7 @@ def page(name: str, results: Path) -> str:
     parts += ["## Cost", spent(name), "## Arguments", arguments(name), "## Use", fenced(snippet(name), "python")]
     picture = results / f"samples-{name}.png"
     if picture.exists():
-        parts += [f"![Samples of {name}]({Path('../..') / picture.resolve().relative_to(ROOT)})"]
+        parts += [f"![Samples of {name}]({Path('../..') / picture.resolve().relative_to(ROOT)})", CAPTION]
     parts += ["## Reference", cited(words.references), "[All methods](README.md) · [Conventions](../conventions.md)"]
     return "\n\n".join(parts) + "\n"
 

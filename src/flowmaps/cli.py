@@ -30,7 +30,8 @@ Learn a flow map, sample it in a few steps, measure it.
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one figure
 
-{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help those of a recipe.
+{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
+those of a recipe.
 """
 
 

@@ -95,7 +95,7 @@ class Recipe:
     label_dropout: float = 0.1
     """Share of the rows whose label is dropped, with --guidance."""
     careful: float = 0.25
-    """Rate of the methods that diverge at the full one (esd, meanflow and their kin, iCT, ECT), as a share of it."""
+    """Rate of the methods that are unstable at the full one (esd, meanflow, sct, ayf_emd and their kin), as a share."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
     seed: int = 0

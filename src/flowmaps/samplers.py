@@ -73,6 +73,8 @@ class Restart:
     interpolant: Interpolant = field(default_factory=Linear)
 
     def __post_init__(self) -> None:
+        if len(self.grid) and self.grid[-1] >= 1:
+            raise ValueError(f"Restart takes the times before 1, got {list(self.grid)}: leave the last out.")
         check_grid([*self.grid, 1.0])
 
     @torch.no_grad()

@@ -150,8 +150,8 @@ def ctm(
         weights in training, not with the average, and draws the number of solver steps for each batch.
 
     When to use:
-        From a teacher, where errors should count as they look at the data end and any jump is wanted. It costs twice as
-        much as `consistency_distillation`; without its adversarial term the gain is jumps between any two times.
+        From a teacher, where errors should count as they look at the data end and any jump is wanted. It costs three
+        times as much as `consistency_distillation`; without its adversarial term the gain is jumps of any length.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x`.
