@@ -293,6 +293,8 @@ def test_samplers_that_are_refused():
     for grid in [(0.0, 0.5, 0.4), (0.5,), (), (0.0, 1.5)]:
         with pytest.raises(ValueError, match=r"all rising \(to data\) or all falling"):
             Jump(grid=grid)
-    for grid in [(), (0.5, 0.2), (0.2, 1.0), (-0.1, 0.5)]:
+    for grid in [(), (0.5, 0.2), (-0.1, 0.5)]:
         with pytest.raises(ValueError, match="at least two times"):
             Restart(grid)
+    with pytest.raises(ValueError, match=r"takes the times before 1, got \[0.2, 1.0\]: leave the last out"):
+        Restart((0.2, 1.0))
