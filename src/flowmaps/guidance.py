@@ -90,10 +90,15 @@ class Guidance:
             raise ValueError(f"this guidance has weights from {self.weight}: pass cond=Guide(labels, weights).")
         else:
             w = torch.full_like(t, self.weight)
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
+        inside = within(t, self.interval)
         if self.classes is not None and label_of(cond) is not None:
             inside = inside & (label_of(cond) != self.classes)
         return torch.where(inside, w, 1)
+
+
+def within(t: Time, interval: tuple[float, float]) -> Tensor:
+    """Which times lie in the interval, ends included; `(B,)`, booleans."""
+    return (t >= interval[0]) & (t <= interval[1])
 
 
 def _shown(label: Any) -> str:

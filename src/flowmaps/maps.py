@@ -270,6 +270,11 @@ class Frozen(FlowMap):
         return self.flow_map.average_velocity(x, s, t, cond)
 
 
+def frozen(flow_map: FlowMap) -> Frozen:
+    """A map that takes no gradient: a `Frozen` as it is, so that it may follow, any other copied."""
+    return flow_map if isinstance(flow_map, Frozen) else Frozen(flow_map)
+
+
 class Detached:
     """A map as it is now, for points that take gradients though its weights do not: `call(x, s, t, cond)`.
 

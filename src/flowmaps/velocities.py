@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .guidance import Guidance, check_interval
+from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Guide, Time, label_of, like, on_each
@@ -212,8 +212,7 @@ class Guided(Velocity):
     def _weight(self, t: Tensor, cond: Condition) -> Tensor:
         if self.guidance is not None:
             return self.guidance.weights(t, cond)
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        return torch.where(inside, self.scale * torch.ones_like(t), 1)
+        return torch.where(within(t, self.interval), self.scale * torch.ones_like(t), 1)
 
 
 class SelfGuided(Velocity):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from ..equations import Equation
 from ..interpolants import Interpolant, Linear
-from ..maps import FlowMap, Frozen
+from ..maps import FlowMap, frozen
 from ..objectives import Common, MapMatching, Objective, VelocityMatching
 from ..objectives import Split as RowSplit
 from ..shapes import Field
@@ -70,9 +71,18 @@ def taught(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, opt
     return velocity if guidance is None else Guided(velocity, guidance)
 
 
-def frozen(flow_map: FlowMap) -> Frozen:
-    """A map that takes no gradient: a `Frozen` as it is, so that it may follow, any other copied."""
-    return flow_map if isinstance(flow_map, Frozen) else Frozen(flow_map)
+def distilled(
+    flow_map: FlowMap,
+    equation: Equation,
+    velocity: Velocity,
+    options: Options,
+    times: Times,
+    *,
+    warmup: Callable[[float], float] | None = None,
+) -> Objective:
+    """An equation with a teacher's velocity."""
+    path, rest = settle(options, times=times)
+    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
 
 
 def solved(velocity: Velocity, method: str, steps: int) -> FromMap:

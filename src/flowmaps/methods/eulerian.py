@@ -16,7 +16,7 @@ from ..shapes import Field
 from ..times import Anneal, Diagonal, Interval, LogitNormal, Square, Times, Triangle
 from ..velocities import Velocity
 from ..weights import Adaptive
-from ._parts import Options, beside, self_distilled, settle, taught
+from ._parts import Options, beside, distilled, self_distilled, settle, taught
 
 
 def emd(
@@ -47,8 +47,8 @@ def emd(
         stop: where gradients stop.
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Square())
-    return MapMatching(flow_map, path, Eulerian(stop, engine), taught(teacher, flow_map, "emd", options), **rest)
+    velocity = taught(teacher, flow_map, "emd", options)
+    return distilled(flow_map, Eulerian(stop, engine), velocity, options, Square())
 
 
 def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
@@ -221,5 +221,4 @@ def ayf_emd(
         Eulerian(Stop.TARGET, engine, normalise=normalise),
         taught(teacher, flow_map, "ayf_emd", options),
     )
-    path, rest = settle(options, times=Interval())
-    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
+    return distilled(flow_map, equation, velocity, options, Interval(), warmup=warmup)

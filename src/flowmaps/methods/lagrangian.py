@@ -16,7 +16,7 @@ from ..shapes import Field
 from ..times import Anneal, FromBase, Interval, Square, Times
 from ..velocities import Velocity
 from ..weights import Adaptive
-from ._parts import Options, self_distilled, settle, taught
+from ._parts import Options, distilled, self_distilled, settle, taught
 
 
 def lmd(
@@ -50,8 +50,8 @@ def lmd(
         stop: where gradients stop.
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Square())
-    return MapMatching(flow_map, path, Lagrangian(stop, engine), taught(teacher, flow_map, "lmd", options), **rest)
+    velocity = taught(teacher, flow_map, "lmd", options)
+    return distilled(flow_map, Lagrangian(stop, engine), velocity, options, Square())
 
 
 def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
@@ -145,8 +145,7 @@ def ayf_lmd(
         Lagrangian(Stop.TARGET, engine, normalise=normalise),
         taught(teacher, flow_map, "ayf_lmd", options),
     )
-    path, rest = settle(options, times=Interval())
-    return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
+    return distilled(flow_map, equation, velocity, options, Interval(), warmup=warmup)
 
 
 def freeflow(

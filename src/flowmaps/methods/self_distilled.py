@@ -10,13 +10,13 @@ from typing import Unpack
 
 from .. import steps
 from ..equations import Semigroup, Stop
-from ..maps import FlowMap, Near
+from ..maps import FlowMap, Near, frozen
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
 from ..weights import Adaptive, SplitPower
-from ._parts import Options, beside, frozen, self_distilled, settle, taught
+from ._parts import Options, beside, self_distilled, settle, taught
 
 
 def psd(

@@ -11,13 +11,13 @@ from typing import Unpack
 from .. import steps
 from ..equations import Semigroup, Stop
 from ..maps import FlowMap, Frozen
+from ..maps import frozen as copied
 from ..objectives import MapMatching, Objective, Sum, VelocityMatching
 from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
 from ..weights import Power, TruncatedSNR
 from ._parts import Options, deviation, settle, solved, taught
-from ._parts import frozen as copied
 
 
 def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **options: Unpack[Options]) -> Objective:

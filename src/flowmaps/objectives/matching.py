@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import steps
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
-from ..maps import Detached, FlowMap, Frozen
+from ..maps import Detached, FlowMap, frozen
 from ..shapes import Batch, like
 from ..times import Diagonal, Square, Times
 from ..velocities import Draw, FromMap, Velocity
@@ -86,7 +86,7 @@ class MapMatching(Objective):
     ) -> None:
         super().__init__(flow_map, interpolant, times=times, **common)
         self.equation, self.velocity = equation, self.data_velocity() if velocity is None else velocity
-        self.target = target if target is None or isinstance(target, Frozen) else Frozen(target)
+        self.target = None if target is None else frozen(target)
         self.split, self.warmup, self.at_data = split, warmup, at_data
         legs = isinstance(equation, Semigroup)
         if legs and not equation.led and not isinstance(self.velocity, FromMap):
