@@ -1,0 +1,106 @@
+"""One image from its file or its bytes, by Pillow.
+
+What has no meaning as 8 bits of grey or of red, green and blue is refused, not guessed at: transparency (over what?),
+16 bits (which of them?), several frames (which one?).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .pixels import area_mean, square
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+LARGEST = 2**27  # pixels of one image
+GREY = ("1", "L", "LA", "La")
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def pillow() -> Any:
+    """Pillow's `Image`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("images are read with Pillow: pip install 'flowmaps[images]'.") from error
+    return Image
+
+
+def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray:
+    """An image as uint8 `(H, W)` if it is grey, `(H, W, 3)` if not.
+
+    Args:
+        content: of the file, or its path.
+        where: what to call it in an error.
+        resolution: crop it to the square in its middle and average it down to this size; 0 leaves it as it is.
+
+    Raises:
+        ValueError: no such image, or one that is damaged, transparent, of more than 8 bits, or too small.
+    """
+    library = pillow()
+    try:
+        with library.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
+            refusal, image = _plain(image)
+    except Exception as error:  # Pillow and its formats raise errors of many kinds
+        reason = "it is no PNG, JPEG, BMP or WEBP" if isinstance(error, library.UnidentifiedImageError) else str(error)
+        raise ValueError(f"{where} could not be read as an image ({' '.join(reason.split())}).") from None
+    if refusal:
+        raise ValueError(f"{where} {refusal}")
+    return np.array(image) if not resolution else _shrunk(image, where, resolution)
+
+
+def _plain(image: Any) -> tuple[str, Any]:
+    """The image in mode L or RGB, or the words in which it is refused."""
+    if image.width * image.height > LARGEST:
+        return f"has {image.width} x {image.height} pixels: make it smaller first.", None
+    if image.mode in DEEP or any(";16B" in _raw(tile[3]) for tile in image.tile):
+        return (
+            "has more than 8 bits a channel, of which 8 would be lost: save it as 8 bits first, for instance "
+            "Image.fromarray((numpy.asarray(image) / 257).round().astype('uint8')).",
+            None,
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        return f"has {image.n_frames} frames: save the one that you mean.", None
+    image.load()
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        return (
+            "is transparent in places: put it on a background first, for instance "
+            "Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).convert('RGB').",
+            None,
+        )
+    if "exif" in image.info:  # a camera that was held upright
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+    return "", image.convert("L" if image.mode in GREY else "RGB")
+
+
+def _raw(arguments: Any) -> str:
+    """How pixels lie in the file, `RGB;16B` for instance, of the arguments of Pillow's decoder."""
+    return str(arguments[0]) if isinstance(arguments, tuple) and arguments else str(arguments)
+
+
+def _shrunk(image: Any, where: str, resolution: int) -> np.ndarray:
+    side = min(image.size)
+    if side < resolution:
+        raise ValueError(
+            f"{where} has {image.width} x {image.height} pixels, fewer than --resolution {resolution}: choose a "
+            f"--resolution of at most {side}, or leave the image out."
+        )
+    array = np.array(image)
+    channels = array.transpose(2, 0, 1) if array.ndim == 3 else array
+    cropped = square(channels)
+    if side % resolution == 0:
+        mean = area_mean(cropped, resolution)
+        return mean.transpose(1, 2, 0) if mean.ndim == 3 else mean
+    library = pillow()
+    middle = library.fromarray(np.ascontiguousarray(cropped.transpose(1, 2, 0) if array.ndim == 3 else cropped))
+    return np.array(middle.resize((resolution, resolution), library.Resampling.BOX))

@@ -1,0 +1,83 @@
+"""Data sets of the Hugging Face hub, by its own library, which keeps them in its own cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .layouts import SPLITS, missing_split
+from .pixels import CHUNK, Pictures, Watch
+from .rows import INSTALL, Rows, hidden, line, read
+
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub(name: str) -> bool:
+    """Whether a name has the form `user/name` of the Hugging Face hub, and nothing of that name is here."""
+    return HUB.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
+
+
+def read_hub(name: str, split: str, resolution: int, watch: Watch) -> Pictures:
+    """The images of a split of a data set of the Hugging Face hub; it is fetched into the hub's cache.
+
+    Raises:
+        ValueError: it cannot be reached, is not there, or has no images.
+    """
+    watch(f"Fetching {name}", 0.0)
+    rows = None
+    for candidate in SPLITS[split]:
+        data = load(name, candidate)
+        if data is None:
+            continue
+        rows = _rows(data, name, candidate)
+        if not hidden(rows):
+            break
+    if rows is None:
+        raise missing_split(Path(name), split, [])
+    return read(rows, resolution, watch)
+
+
+def load(name: str, split: str) -> Any:
+    """The `datasets.Dataset` of a split, or `None` if there is no such split.
+
+    Raises:
+        ValueError: it cannot be reached or is not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data of the Hugging Face hub come with its library: {INSTALL}.") from error
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # of the network, the hub, the cache, the files: each library has its own
+        if isinstance(error, ValueError) and "Unknown split" in str(error):
+            return None
+        raise ValueError(
+            f"there is no file or folder {name} here, and it could not be read from the Hugging Face hub "
+            f"({line(error)}): check the name and the connection, that HF_HUB_OFFLINE is not set, and for data behind "
+            f"terms of use accept them on the hub and log in with 'hf auth login'."
+        ) from None
+
+
+def version(name: str) -> str:
+    """What tells this version of a data set from others: the hub's library makes it of the commit and the files.
+
+    Raises:
+        ValueError: as in `load`.
+    """
+    for split in dict.fromkeys(candidate for names in SPLITS.values() for candidate in names):
+        if (data := load(name, split)) is not None:
+            return str(data._fingerprint)
+    raise missing_split(Path(name), "train", [])
+
+
+def _rows(data: Any, name: str, split: str) -> Rows:
+    def tables(columns: list[str]) -> Iterator[Any]:
+        return data.select_columns(columns).with_format("arrow").iter(CHUNK)
+
+    def where(row: int) -> str:
+        return f"row {row} of {name} ({split})"
+
+    return Rows(len(data), data.features.arrow_schema, tables, where, f"Reading {name}", paths=True)

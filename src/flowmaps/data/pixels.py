@@ -1,0 +1,136 @@
+"""Pictures in memory: many decoded images made into one array, and arrays averaged down to a smaller size.
+
+The mean of an area, rounded half up, is what a coarser camera would have seen: no ringing, no aliasing, and exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Watch = Callable[[str, float], None]
+A = TypeVar("A")
+B = TypeVar("B")
+CHUNK = 256  # images a task: enough that handing it out costs little
+
+
+class Pictures(NamedTuple):
+    """Images of a split: pixels `(N, C, H, W)` uint8, labels `(N,)` int64 or `None`, the classes' names and number.
+
+    There are no names, and the number is 0, where nothing but the labels tells.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    names: tuple[str, ...] = ()
+    classes: int = 0
+
+
+def quiet(title: str, share: float) -> None:
+    """Nobody watches."""
+
+
+def square(array: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of images `(..., H, W)`."""
+    height, width = array.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return array[..., top : top + side, left : left + side]
+
+
+def shrink(pixels: np.ndarray, resolution: int, where: str) -> np.ndarray:
+    """Images `(N, C, H, W)` uint8 cropped to a square and averaged down to `resolution`; as they are if that is 0.
+
+    Raises:
+        ValueError: the side is no multiple of `resolution`.
+    """
+    if not resolution:
+        return pixels
+    cropped = square(pixels)
+    side = cropped.shape[-1]
+    if side % resolution:
+        fits = [n for n in range(min(4, side), side + 1) if side % n == 0]
+        raise ValueError(
+            f"{where} has images of {side} pixels a side, no multiple of --resolution {resolution}: choose one of "
+            f"{', '.join(map(str, fits))}."
+        )
+    if side == resolution:
+        return np.ascontiguousarray(cropped)
+    means = np.empty((*cropped.shape[:2], resolution, resolution), np.uint8)
+    for first in range(0, len(cropped), CHUNK):
+        means[first : first + CHUNK] = area_mean(cropped[first : first + CHUNK], resolution)
+    return means
+
+
+def area_mean(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """The exact mean of each cell of images `(..., side, side)` uint8, rounded half up; the side is a multiple."""
+    times = pixels.shape[-1] // resolution
+    cells = pixels.reshape(*pixels.shape[:-2], resolution, times, resolution, times)
+    sums = cells.sum((-3, -1), dtype=np.uint32)
+    return ((2 * sums + times**2) // (2 * times**2)).astype(np.uint8)
+
+
+def gather(images: Iterable[np.ndarray], number: int, where: Callable[[int], str]) -> Tensor:
+    """One array `(N, C, H, W)` of decoded images `(H, W)` or `(H, W, 3)` that have one size.
+
+    A set of grey images has one channel; with a colour image among them all have three.
+
+    Args:
+        images: in their order, `number` of them.
+        number: N.
+        where: what to call an image in an error.
+
+    Raises:
+        ValueError: there are none, or their sizes differ.
+    """
+    pixels, size, row = np.empty((0, 1, 0, 0), np.uint8), (0, 0), -1
+    for row, image in enumerate(images):
+        if not row:
+            size = image.shape[:2]
+            pixels = _room((number, 3 if image.ndim == 3 else 1, *size), where(0))
+        if row == number:
+            break
+        if image.shape[:2] != size:
+            raise ValueError(
+                f"{where(row)} has {image.shape[1]} x {image.shape[0]} pixels, {where(0)} has {size[1]} x {size[0]}: "
+                f"pass --resolution with the size of all, to which they are cropped in the middle and averaged."
+            )
+        if image.ndim == 3 and pixels.shape[1] == 1:
+            pixels = np.repeat(pixels, 3, axis=1)
+        pixels[row] = image.transpose(2, 0, 1) if image.ndim == 3 else image
+    if row + 1 != number or not number:
+        raise ValueError(f"{where(max(row, 0))}: there are {row + 1} images or more in the place of {number}.")
+    return torch.from_numpy(pixels)
+
+
+def _room(shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        raise ValueError(
+            f"{shape[0]} images as large as {where} ({shape[3]} x {shape[2]}) do not fit into memory: pass a smaller "
+            f"--resolution."
+        ) from None
+
+
+def in_order(task: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Results of `task` in the order of `items`, worked out by threads that are never far ahead of what is taken."""
+    workers = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(task, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,157 @@
+"""Images in the rows of Arrow tables, as the Hugging Face hub keeps them.
+
+A row has an image, a struct of `bytes` (a whole image file) and `path`, or the bytes alone, and mostly a label; the
+names of the classes are in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .decode import decode, pillow
+from .pixels import Pictures, Watch, gather, in_order
+
+IMAGES, LABELS = ("img", "image"), ("label", "labels", "fine_label")
+INSTALL = "pip install 'flowmaps[images]'"
+
+
+class Rows(NamedTuple):
+    """Rows of a table.
+
+    Args:
+        number: how many.
+        schema: of Arrow.
+        tables: gives the named columns as tables (or batches) of about `CHUNK` rows.
+        where: what to call a row in an error.
+        title: what to call reading them.
+        paths: whether an image may be in a file elsewhere: so it is in the hub's own cache alone.
+    """
+
+    number: int
+    schema: Any
+    tables: Callable[[list[str]], Iterable[Any]]
+    where: Callable[[int], str]
+    title: str
+    paths: bool = False
+
+
+def hidden(rows: Rows) -> bool:
+    """Whether the labels of a split are kept back: then they are all -1, and the first of them is."""
+    label = next((name for name in LABELS if name in rows.schema.names), None)
+    first = next(iter(rows.tables([label])), None) if label else None
+    return first is not None and first.num_rows > 0 and set(first.column(label).to_pylist()) == {-1}
+
+
+def read(rows: Rows, resolution: int, watch: Watch) -> Pictures:
+    """Decode the images of all rows.
+
+    Args:
+        rows: at least one.
+        resolution: crop and average them down to this size, or 0.
+        watch: told the title and the share that is done.
+
+    Raises:
+        ValueError: there are no images, or one cannot be read, or a label is missing or out of range.
+    """
+    pillow()
+    image, label = _columns(rows)
+    labels: list[np.ndarray] = []
+
+    def chunks() -> Iterator[tuple[int, list[Any]]]:
+        first = 0
+        for table in rows.tables([image] if label is None else [image, label]):
+            if label is not None:
+                labels.append(_numbers(table.column(label), first, rows))
+            yield first, table.column(image).to_pylist()
+            first += table.num_rows
+
+    def task(chunk: tuple[int, list[Any]]) -> list[np.ndarray]:
+        cells = enumerate(chunk[1], chunk[0])
+        return [decode(_content(cell, rows, row), rows.where(row), resolution) for row, cell in cells]
+
+    def images() -> Iterator[np.ndarray]:
+        done = 0
+        for part in in_order(task, chunks()):
+            yield from part
+            done += len(part)
+            watch(rows.title, min(1.0, done / rows.number))
+
+    pixels = gather(images(), rows.number, rows.where)
+    if label is None:
+        return Pictures(pixels)
+    names = _names(rows, label)
+    return Pictures(pixels, _allowed(np.concatenate(labels), names, rows), names)
+
+
+def _allowed(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> torch.Tensor:
+    allowed = len(names) or rows.number
+    if (bad := np.flatnonzero((numbers < 0) | (numbers >= allowed))).size:
+        raise ValueError(
+            f"{rows.where(int(bad[0]))} has the label {numbers[bad[0]]}, allowed are 0 to {allowed - 1}: choose a "
+            f"split with labels, or number the classes from 0."
+        )
+    return torch.from_numpy(numbers)
+
+
+def _columns(rows: Rows) -> tuple[str, str | None]:
+    """The names of the columns of images and of labels (or `None`)."""
+    from pyarrow import types
+
+    def holds_images(kind: Any) -> bool:
+        return _is_bytes(types, kind) or (
+            types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(types, kind.field("bytes").type)
+        )
+
+    fields = {field.name: field.type for field in rows.schema}
+    found = [name for name in fields if holds_images(fields[name])]
+    image = next(
+        (name for name in (*IMAGES, *found[:1]) if name in found and (name in IMAGES or len(found) == 1)), None
+    )
+    if image is None:
+        raise ValueError(
+            f"{rows.where(0)} has no column of images among {', '.join(fields) or 'none'}: it must be named "
+            f"{' or '.join(IMAGES)} and hold the bytes of an image file, or a struct of bytes and path."
+        )
+    return image, next((name for name in LABELS if name in fields and types.is_integer(fields[name])), None)
+
+
+def _is_bytes(types: Any, kind: Any) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _content(cell: Any, rows: Rows, row: int) -> bytes | Path:
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if content:
+        return content
+    if path and rows.paths:
+        return Path(path)
+    raise ValueError(f"{rows.where(row)} has no image: its bytes are missing.")
+
+
+def _numbers(column: Any, first: int, rows: Rows) -> np.ndarray:
+    values = column.to_pylist()
+    if None in values:
+        raise ValueError(f"{rows.where(first + values.index(None))} has no label: fill it, or leave the row out.")
+    return np.array(values, np.int64)
+
+
+def _names(rows: Rows, label: str | None) -> tuple[str, ...]:
+    """The names of the classes from the metadata of the schema; none where there are none."""
+    try:
+        about = json.loads((rows.schema.metadata or {})[b"huggingface"])
+        names = about["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    usable = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if usable else ()
+
+
+def line(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
