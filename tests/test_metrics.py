@@ -127,7 +127,7 @@ def test_energy_distance_is_the_direct_formula(unbiased: bool, monkeypatch: pyte
     pairs = [sum(float((u - v).norm()) for u in p for v in q) for p, q in ((a, b), (a, a), (b, b))]
     less = 1 if unbiased else 0
     expected = 2 * pairs[0] / (13 * 9) - pairs[1] / (13 * (13 - less)) - pairs[2] / (9 * (9 - less))
-    monkeypatch.setattr(metrics, "_BLOCK", 4)  # the last block of each set is a part
+    monkeypatch.setattr("flowmaps.metrics.points._BLOCK", 4)  # the last block of each set is a part
     assert metrics.energy_distance(a, b, unbiased=unbiased) == pytest.approx(expected, rel=1e-12)
     assert metrics.energy_distance(b, a, unbiased=unbiased) == pytest.approx(expected, rel=1e-12)
 
