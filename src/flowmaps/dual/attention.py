@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import fused
 from .core import composite, first, join, plain, run, tangent_of
 from .reductions import _soften
 
@@ -49,6 +50,9 @@ def _attention(
         key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     found = first((query, key, value, attn_mask))
+    bare = attn_mask is None and not dropout_p and not is_causal
+    if found is not None and fused.takes(query, key, value, bare=bare, frozen=found.frozen):
+        return fused.attend(query, key, value, scale, found.frozen)
     q, k, v = plain(query) * scale, plain(key), plain(value)
     scores = q @ k.mT
     mask = _mask(plain(attn_mask), is_causal, scores)

@@ -79,7 +79,8 @@ def _double(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.detach().double() if x.is_floating_point() else x
     if isinstance(x, (list, tuple)):
-        return type(x)(_double(a) for a in x)
+        values = [_double(a) for a in x]
+        return type(x)(*values) if hasattr(x, "_fields") else type(x)(values)
     return x
 
 

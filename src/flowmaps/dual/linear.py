@@ -31,13 +31,18 @@ def together(function: Any, x: Dual, *args: Any, batched: bool = False, **kwargs
     return pair[0], pair[1]
 
 
+def _biased(out: Any, bias: Any) -> Any:
+    """Add a bias to the product, in the type of the product: under autocast the bias has a wider one."""
+    return out + (bias if isinstance(bias, Dual) else bias.to(plain(out).dtype))
+
+
 @composite(F.linear)
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     if tangent_of(weight) is None and tangent_of(input) is not None:
         value, tangent = together(F.linear, input, plain(weight))
-        return join(value, tangent, input.frozen) if bias is None else join(value, tangent, input.frozen) + bias
+        return join(value, tangent, input.frozen) if bias is None else _biased(join(value, tangent, input.frozen), bias)
     product = _multilinear(F.linear)(input, weight)
-    return product if bias is None else product + bias
+    return product if bias is None else _biased(product, bias)
 
 
 def _multilinear(function: Any) -> Any:
@@ -112,7 +117,7 @@ composite(*named("addr"))(_added(torch.outer))
 @composite(F.bilinear)
 def _bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     product = _multilinear(F.bilinear)(input1, input2, weight)
-    return product if bias is None else product + bias
+    return product if bias is None else _biased(product, bias)
 
 
 def _convolution(function: Any, axes: int) -> Any:
@@ -127,7 +132,7 @@ def _convolution(function: Any, axes: int) -> Any:
             out = join(*pair, input.frozen)
         else:
             out = _multilinear(without_bias)(input, weight)
-        return out if bias is None else out + bias.view(-1, *[1] * axes)
+        return out if bias is None else _biased(out, bias.view(-1, *[1] * axes))
 
     return handler
 

@@ -78,9 +78,9 @@ def _group_norm(
     cudnn_enabled: bool = True,
 ) -> Any:
     _no_duals("F.group_norm", weight, bias)
-    shape = x.value.shape
-    grouped = (shape[0], num_groups, -1)
-    out = _normalised(Dual(x.value.reshape(grouped), x.tangent.reshape(grouped)), (2,), eps).reshape(shape)
+    # split, not reshaped: a channels-last tensor stays one, and is not copied
+    groups = Dual(x.value.unflatten(1, (num_groups, -1)), x.tangent.unflatten(1, (num_groups, -1)))
+    out = _normalised(groups, tuple(range(2, groups.value.dim())), eps).flatten(1, 2)
     return out if weight is None else out * _by_channel(weight, out)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Guide, Time, label_of
-from .embeddings import Fourier
+from .embeddings import Fourier, label_rows, weight_features
 
 
 class MLP(nn.Module):
@@ -92,7 +92,8 @@ class MLP(nn.Module):
         times = torch.cat([self.time(s), self.time(t - s), *self._weights(cond, x)], 1)
         h = self.first(torch.cat([self._space(x), times], 1))
         if self.label is not None:
-            h = h + self.label(self._labels(label_of(cond), x))
+            assert self.classes is not None
+            h = h + self.label(label_rows(label_of(cond), self.classes, x))
         elif label_of(cond) is not None:
             raise ValueError("this MLP has no classes, got cond: build it with classes=..., or leave cond out.")
         h = self.act(h)
@@ -119,8 +120,7 @@ class MLP(nn.Module):
             if isinstance(cond, Guide):
                 raise ValueError("this MLP takes no guidance weight, got one: build it with guidance=True.")
             return []
-        weight = cond.weight.to(x.dtype) if isinstance(cond, Guide) else x.new_ones(len(x))
-        return [torch.stack([1 - 1 / weight, weight.log()], 1)]
+        return [weight_features(cond, x.new_ones(len(x)))]
 
     @torch.no_grad()
     def hold_velocity(self) -> None:
@@ -136,20 +136,3 @@ class MLP(nn.Module):
             columns = layer.weight[:, end - width : end]
             layer.bias += columns @ here
             columns.zero_()
-
-    def _labels(self, cond: Condition, x: Tensor) -> Tensor:
-        assert self.classes is not None
-        if cond is None:
-            return torch.full((x.shape[0],), self.classes, device=x.device)
-        if cond.shape != x.shape[:1] or cond.dtype.is_floating_point:
-            raise ValueError(
-                f"cond must hold integer labels of shape ({x.shape[0]},), got {cond.dtype} {tuple(cond.shape)}."
-            )
-        if not torch.compiler.is_compiling() and cond.device.type == "cpu" and len(cond):
-            low, high = int(cond.min()), int(cond.max())
-            if low < 0 or high > self.classes:
-                raise ValueError(
-                    f"cond must hold labels from 0 to {self.classes - 1}, or {self.classes} for no class, "
-                    f"got values from {low} to {high}: number the classes from 0."
-                )
-        return cond

@@ -1,0 +1,164 @@
+"""A transformer of (x, s, t, cond) for images: a token a patch, each block modulated by the times."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shapes import Batch, Condition, Time
+from .embeddings import Embedding
+from .magnitude import unit_pixels
+from .network import Network, at_least, exactly, zeroed
+
+_EPS = 1e-6
+
+
+class Block(nn.Module):
+    """Self-attention, then a perceptron; before each a norm, scaled and shifted by the embedding, after it a gate.
+
+        h + gate * f((1 + scale) * norm(h) + shift),    (shift, scale, gate) = W embedding + b,    W = b = 0 at first
+
+    Args:
+        width: of a token, and of the embedding.
+        heads: of the attention.
+        ratio: hidden width of the perceptron over `width`.
+        dropout: share of each branch's output dropped while training.
+        qk_norm: divide queries and keys by their root mean square, head by head, and scale each dimension.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: float, *, dropout: float = 0.0, qk_norm: bool = True) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.scales = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
+        self.wide, self.narrow = nn.Linear(width, int(ratio * width)), nn.Linear(int(ratio * width), width)
+        for layer in (self.qkv, self.out, self.wide, self.narrow):
+            _spread(layer)
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        """`(B, tokens, width), (B, width) -> (B, tokens, width)`."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = exactly(self.modulation, embedded)[:, None].chunk(6, 2)
+        h = h + gate1 * self.dropout(self._attention(self.norm(h) * (1 + scale1) + shift1))
+        y = self.narrow(F.gelu(self.wide(self.norm(h) * (1 + scale2) + shift2), approximate="tanh"))
+        return h + gate2 * self.dropout(y)
+
+    def _attention(self, h: Tensor) -> Tensor:
+        rows, tokens, width = h.shape
+        q, k, v = self.qkv(h).reshape(rows, tokens, 3, self.heads, width // self.heads).transpose(1, 3).unbind(2)
+        if self.scales is not None:
+            q, k = (unit_pixels(a, -1) * scale for a, scale in zip((q, k), self.scales.to(q.dtype), strict=True))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.out(out.transpose(1, 2).reshape(rows, tokens, width))
+
+
+class DiT(Network):
+    """u_{s,t}(x) of images or latents: a diffusion transformer (Peebles & Xie, 2023, arXiv 2212.09748) with two times.
+
+    Patches are tokens, their places fixed sines and cosines. Each block starts as the identity ("adaLN-zero"), and the
+    network as zero. The paper's S, B, L, XL: width 384, 768, 1024, 1152; depth 12, 12, 24, 28; heads 6, 12, 16, 16.
+
+    Args:
+        channels: of the images, `(B, channels, resolution, resolution)`.
+        resolution: of the images, divisible by `patch`.
+        patch: side of a patch: there are (resolution / patch)^2 tokens.
+        width: of a token, divisible by 4 and by `heads`.
+        depth: number of blocks.
+        heads: of the attention.
+        ratio: hidden width of a block's perceptron over `width`.
+        dropout: share of each branch's output dropped while training.
+        classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
+            `None` does for the whole batch (to be learned, it must be among the labels of training).
+        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
+        frequencies: of the features of s and t - s.
+        qk_norm: divide queries and keys by their root mean square, head by head, so that no logit grows without bound
+            in half precision (Esser et al., 2024, arXiv 2403.03206).
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        channels: int = 3,
+        resolution: int = 32,
+        *,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        ratio: float = 4.0,
+        dropout: float = 0.0,
+        classes: int | None = None,
+        guidance: bool = False,
+        frequencies: int = 8,
+        qk_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.shape, self.patch, self.side = (channels, resolution, resolution), patch, resolution // max(patch, 1)
+        _check_sizes(self.arguments)
+        self.embedding = Embedding(width, frequencies=frequencies, classes=classes, guidance=guidance)
+        self.first = nn.Conv2d(channels, width, patch, stride=patch)
+        _spread(self.first)
+        self.register_buffer("places", sines(self.side, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, ratio, dropout=dropout, qk_norm=qk_norm) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        self.modulation = zeroed(nn.Linear(width, 2 * width))
+        self.last = zeroed(nn.Linear(width, patch * patch * channels))
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        """`(B, C, H, W), (B,), (B,), cond -> (B, C, H, W)`, in the type of x.
+
+        Raises:
+            ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
+        """
+        self.check(x)
+        embedded = self.embedding(x, s, t, cond)
+        h = self.first(x).flatten(2).transpose(1, 2) + self.places
+        for layer in self.blocks:
+            h = self.block(layer, h, embedded)
+        shift, scale = exactly(self.modulation, embedded)[:, None].chunk(2, 2)
+        return self._images(self.last(self.norm(h) * (1 + scale) + shift)).to(x.dtype)
+
+    def _images(self, tokens: Tensor) -> Tensor:
+        """`(B, side^2, patch^2 C) -> (B, C, H, W)`."""
+        pixels = tokens.reshape(tokens.shape[0], self.side, self.side, self.patch, self.patch, self.shape[0])
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], *self.shape)
+
+
+def sines(side: int, width: int) -> Tensor:
+    """Sines and cosines of the rows, then of the columns, of a square of tokens, `(side^2, width)`.
+
+    A quarter of the width each, of frequencies from 1 down to 1 / 10,000 a token (Vaswani et al., 2017, arXiv
+    1706.03762).
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    phase = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    along = torch.cat([phase.sin(), phase.cos()], 1)
+    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], 2).flatten(0, 1).float()
+
+
+def _spread(layer: nn.Linear | nn.Conv2d) -> None:
+    """Glorot's weights, as of a matrix, and no bias."""
+    nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+def _check_sizes(sizes: dict) -> None:
+    names = ("channels", "resolution", "patch", "width", "depth", "heads")
+    at_least("DiT", **{name: (sizes[name], 1) for name in names}, dropout=(sizes["dropout"], 0))
+    if sizes["resolution"] % sizes["patch"]:
+        raise ValueError(
+            f"DiT needs a resolution divisible by patch, got {sizes['resolution']} and {sizes['patch']}: take another "
+            "patch, or pad the images."
+        )
+    if sizes["width"] % sizes["heads"] or sizes["width"] % 4:
+        raise ValueError(f"DiT needs width divisible by heads and by 4, got {sizes['width']} and {sizes['heads']}.")
+    if sizes["ratio"] * sizes["width"] < 1:
+        raise ValueError(f"DiT needs ratio * width >= 1, got {sizes['ratio']} and {sizes['width']}.")

@@ -1,0 +1,64 @@
+"""Layers that preserve magnitudes: activations of unit size go in and come out, whatever the weights do.
+
+Reference: T. Karras et al., "Analyzing and improving the training dynamics of diffusion models", 2023, arXiv
+2312.02696, section 2 and appendix B (EDM2). Weights are normalised where they are used; constant factors go into the
+weights, where they cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SILU = 1 / 0.596
+"""What a SiLU of unit Gaussians is to be multiplied by, for unit size."""
+
+
+def unit_filters(weight: Tensor, gain: float | Tensor = 1.0, eps: float = 1e-4) -> Tensor:
+    """Weights with every filter `weight[k]` of Euclidean length `gain`."""
+    length = torch.linalg.vector_norm(weight, dim=list(range(1, weight.ndim)), keepdim=True)
+    return weight * (gain / (length + eps * math.sqrt(weight[0].numel())))
+
+
+class Linear(nn.Module):
+    """x -> W x with rows of W of unit length, `(..., inner) -> (..., outer)`; there is no bias."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outer, inner))
+
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        return F.linear(x, unit_filters(self.weight, gain))
+
+
+class Conv(nn.Module):
+    """A convolution of odd size with filters of unit length, `(B, inner, H, W) -> (B, outer, H, W)`; without a bias."""
+
+    def __init__(self, inner: int, outer: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outer, inner, size, size))
+
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        return F.conv2d(x, unit_filters(self.weight, gain), padding=self.weight.shape[-1] // 2)
+
+
+def unit_pixels(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
+    """x over the root of its mean square along an axis (RMS normalisation)."""
+    square = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).square()
+    return x * torch.rsqrt(square.mean(dim, keepdim=True) + eps**2).to(x.dtype)
+
+
+def shares(share: float) -> tuple[float, float]:
+    """Factors (a, b) of a sum a x + b y of independent terms of unit size that has unit size; b / a as `share`."""
+    size = math.hypot(1 - share, share)
+    return (1 - share) / size, share / size
+
+
+def joined(x: Tensor, y: Tensor) -> Tensor:
+    """Channels of x and y side by side, scaled so that both weigh the same and the whole has unit size."""
+    number, other = x.shape[1], y.shape[1]
+    size = math.sqrt((number + other) / 2)
+    return torch.cat([x * (size / math.sqrt(number)), y * (size / math.sqrt(other))], 1)

@@ -1,0 +1,197 @@
+"""A U-Net of (x, s, t, cond) for images: residual blocks modulated by the times, attention at chosen resolutions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shapes import Batch, Condition, Time
+from .embeddings import Embedding
+from .magnitude import SILU, Conv, Linear, joined, shares, unit_pixels
+from .network import Network, at_least
+
+RESIDUAL = shares(0.3)  # of the skip and of the branch, as in EDM2
+
+
+class Block(nn.Module):
+    """SiLU, convolution, scale by the embedding, SiLU, dropout, convolution, beside a skip; then attention.
+
+    Args:
+        inner, outer: channels in and out.
+        embedding: width of the embedding.
+        resample: "down" halves the resolution by averages, "up" doubles it by copies.
+        normalise: take pixels to unit size first, as on the way down.
+        dropout: share of activations dropped while training.
+        heads: heads of the self-attention that follows; 0 for none.
+    """
+
+    def __init__(
+        self,
+        inner: int,
+        outer: int,
+        embedding: int,
+        *,
+        resample: str = "",
+        normalise: bool = False,
+        dropout: float = 0.0,
+        heads: int = 0,
+    ) -> None:
+        super().__init__()
+        self.resample, self.normalise, self.heads = resample, normalise, heads
+        self.skip = Conv(inner, outer, 1) if inner != outer else None
+        self.first = Conv(outer if normalise else inner, outer, 3)
+        self.modulation, self.strength = Linear(embedding, outer), nn.Parameter(torch.zeros(()))
+        self.dropout = nn.Dropout(dropout)
+        self.second = Conv(outer, outer, 3)
+        if heads:
+            self.qkv, self.out = Conv(outer, 3 * outer, 1), Conv(outer, outer, 1)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """`(B, inner, H, W), (B, embedding) -> (B, outer, H', W')`."""
+        keep, add = RESIDUAL
+        if self.resample:
+            x = F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.normalise:
+            x = unit_pixels(x if self.skip is None else self.skip(x))
+        scale = 1 + self.modulation(embedded, self.strength)
+        h = self.first(F.silu(x), SILU) * scale[:, :, None, None]
+        h = self.second(self.dropout(F.silu(h)), SILU * add)
+        if self.skip is not None and not self.normalise:
+            x = self.skip(x)
+        x = torch.add(h, x, alpha=keep)
+        return torch.add(self._attention(x, add), x, alpha=keep) if self.heads else x
+
+    def _attention(self, x: Tensor, gain: float) -> Tensor:
+        rows, channels, height, width = x.shape
+        tokens = self.qkv(x).reshape(rows, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = unit_pixels(tokens, 3).transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.out(h.transpose(2, 3).reshape(rows, channels, height, width), gain)
+
+
+class UNet(Network):
+    """u_{s,t}(x) of images: the magnitude-preserving U-Net of EDM2 (Karras et al., arXiv 2312.02696), with two times.
+
+    Its activations have unit size by construction; nothing is normalised over groups, and there are no biases but a
+    channel of ones beside the image. Weights are kept channels-last.
+
+    Args:
+        channels: of the images, `(B, channels, resolution, resolution)`.
+        resolution: of the images, divisible by 2 for each level after the first.
+        width: channels of the first level.
+        multipliers: channels of each level, as multiples of `width`; each level has half the resolution of the last.
+        blocks: residual blocks of a level on the way down (on the way up one more).
+        attention: resolutions at which each block is followed by self-attention.
+        head: channels of a head of attention.
+        dropout: share of activations dropped while training.
+        patch: side of the square of pixels that the network takes as one, its channels side by side; it divides the
+            resolution, of which the first level then has 1 / patch.
+        classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
+            `None` does for the whole batch (to be learned, it must be among the labels of training).
+        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
+        frequencies: of the features of s and t - s.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        resolution: int = 32,
+        *,
+        width: int = 128,
+        multipliers: tuple[int, ...] = (2, 2, 2),
+        blocks: int = 4,
+        attention: tuple[int, ...] = (16,),
+        head: int = 64,
+        dropout: float = 0.0,
+        patch: int = 1,
+        classes: int | None = None,
+        guidance: bool = False,
+        frequencies: int = 8,
+    ) -> None:
+        super().__init__()
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.arguments |= {"multipliers": tuple(multipliers), "attention": tuple(attention)}
+        _check_sizes(self.arguments)
+        self.shape, self.patch = (channels, resolution, resolution), patch
+        self.width = width * max(multipliers)  # of the embedding
+        self.embedding = Embedding(
+            self.width, frequencies=frequencies, classes=classes, guidance=guidance, linear=Linear
+        )
+        self.first = Conv(channels * patch**2 + 1, width, 3)
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self._build([width * multiplier for multiplier in multipliers], resolution // patch)
+        self.last, self.strength = Conv(width * multipliers[0], channels * patch**2, 3), nn.Parameter(torch.zeros(()))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _build(self, widths: list[int], resolution: int) -> None:
+        """The blocks: down with their outputs kept, the middle, up with those outputs joined."""
+        blocks, now = self.arguments["blocks"], self.arguments["width"]
+        kept = [now]
+        for level, channels in enumerate(widths):
+            if level:
+                resolution //= 2
+                self.down.append(self._block(now, now, resolution, normalise=True, resample="down"))
+                kept.append(now)
+            for _ in range(blocks):
+                self.down.append(self._block(now, channels, resolution, normalise=True))
+                now = channels
+                kept.append(now)
+        self.middle.append(self._block(now, now, resolution, attention=bool(self.arguments["attention"])))
+        self.middle.append(self._block(now, now, resolution))
+        for level, channels in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(self._block(now + kept.pop(), channels, resolution))
+                now = channels
+            if level:
+                resolution *= 2
+                self.up.append(self._block(now, now, resolution, resample="up"))
+
+    def _block(self, inner: int, outer: int, resolution: int, *, attention: bool = False, **options: object) -> Block:
+        own = self.arguments
+        attends = attention or (resolution in own["attention"] and "resample" not in options)
+        heads = max(outer // own["head"], 1) if attends else 0
+        return Block(inner, outer, self.width, dropout=own["dropout"], heads=heads, **options)  # type: ignore[arg-type]
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        """`(B, C, H, W), (B,), (B,), cond -> (B, C, H, W)`, in the type of x.
+
+        Raises:
+            ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
+        """
+        self.check(x)
+        embedded = self.embedding(x, s, t, cond)
+        h = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        h = self.first(torch.cat([h, torch.ones_like(h[:, :1])], 1))
+        kept = [h]
+        for layer in self.down:
+            h = self.block(layer, h, embedded)
+            kept.append(h)
+        for layer in self.middle:
+            h = self.block(layer, h, embedded)
+        for layer in self.up:
+            h = self.block(layer, h if layer.resample else joined(h, kept.pop()), embedded)  # type: ignore[arg-type]
+        h = self.last(h, self.strength).to(x.dtype)
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+
+
+def _check_sizes(sizes: dict) -> None:
+    names = ("channels", "resolution", "width", "blocks", "head", "patch")
+    at_least("UNet", **{name: (sizes[name], 1) for name in names}, dropout=(sizes["dropout"], 0))
+    multipliers, resolution = sizes["multipliers"], sizes["resolution"]
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"UNet needs one or more multipliers >= 1, got {multipliers}.")
+    divisor = sizes["patch"] * 2 ** (len(multipliers) - 1)
+    if resolution % divisor:
+        raise ValueError(
+            f"UNet needs a resolution divisible by {divisor} (patch {sizes['patch']}, halved {len(multipliers) - 1} "
+            f"times), got {resolution}: take fewer multipliers, or images of another size."
+        )
+    sizes_of_levels = [(resolution // sizes["patch"]) >> level for level in range(len(multipliers))]
+    for multiplier, size in zip(multipliers, sizes_of_levels, strict=True):
+        channels, attends = sizes["width"] * multiplier, size in sizes["attention"]
+        middle = bool(sizes["attention"]) and size == sizes_of_levels[-1]
+        if (attends or middle) and channels > sizes["head"] and channels % sizes["head"]:
+            raise ValueError(
+                f"UNet needs channels divisible by head where there is attention, got {channels} and {sizes['head']}."
+            )
