@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 import flowmaps as fm
-from flowmaps import cli, commands, data, runs
+from flowmaps import cli, commands, data, folders
 from flowmaps.train import generator
 
 OPTIONS = """--steps 5 --teacher-steps 4 --no-compile --device cpu --network.width 8 --network.depth 2 --log-every 2
@@ -125,7 +125,7 @@ def test_the_card_has_every_option(trained: tuple[Path, str]):
     assert (recipe["name"], recipe["steps"], recipe["seed"], recipe["compile"]) == ("checkerboard", 5, 3, False)
     assert recipe["network"]["width"] == 8
     assert recipe["evaluation"]["steps"] == [1, 3]
-    assert runs.read_recipe(trained[0]).evaluation.steps == (1, 3)
+    assert folders.read_recipe(trained[0]).evaluation.steps == (1, 3)
 
 
 def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
@@ -140,7 +140,7 @@ def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
 def test_every_method_trains_from_the_command_line(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowmaps.commands.evaluate", lambda *_: None)
     run("train", "checkerboard", "--out", tmp_path / "run", "--method", method, *TINY)
-    runs.load_run(tmp_path / "run")
+    folders.load_run(tmp_path / "run")
 
 
 def test_points_without_a_known_law(classes: Path):
@@ -347,7 +347,7 @@ def test_commands_that_are_refused(
         ("--steps 1.5", "--steps: invalid literal for int() with base 10: '1.5'"),
         ("--number 0", "--number must be at least 1, got 0"),
         ("--label 3", "have no classes, got --label 3: leave it out"),
-        ("--out x.txt", "--out must end in .npz or .npy, got x.txt"),
+        ("--out x.txt", "--out must end in .npz, .npy or (for images) .png, got x.txt"),
         ("--out there.npz", "there.npz already exists: choose another --out, or remove it"),
     ],
 )

@@ -17,8 +17,10 @@ from flowmaps.cli import main
 from flowmaps.data import Board, Source, open_data
 from flowmaps.interpolants import Linear
 from flowmaps.maps import FlowMap
+from flowmaps.measure import SAMPLES
 from flowmaps.recipes import Evaluation
 from flowmaps.samplers import Restart
+from flowmaps.train import generator
 
 SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, chunk=400)
 
@@ -57,7 +59,7 @@ def test_a_map_of_jumps_to_the_data_restarts_with_fresh_noise(board: Source):
         ("map", 1, 1, None),
         ("map", 3, 3, True),
     ]
-    x0 = torch.randn(1300, 2, generator=evaluate.generator(5, evaluate.SAMPLES))
+    x0 = torch.randn(1300, 2, generator=generator(5, SAMPLES))
     z = evaluate.fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None
     expected = x0 / 2  # (3) with alpha = 1 - t, beta = t at t = 1/3, 2/3
@@ -145,7 +147,7 @@ def test_train_and_sample_restart_where_the_method_needs_it(tmp_path: Path):
     assert not (run / "trajectories.png").exists()
     main(["sample", str(run), "--steps", "3", "--number", "211", "--out", str(out)])
     flow_map = checkpoint.load(run)
-    x0 = torch.randn(211, 2, generator=evaluate.generator(0, evaluate.SAMPLES))
+    x0 = torch.randn(211, 2, generator=generator(0, SAMPLES))
     noise = evaluate.fresh_noise(uniform(3), x0.shape, 0)
     expected = open_data("checkerboard").to_data(uniform(3)(flow_map, x0, noise))
     np.testing.assert_allclose(np.load(out), expected.numpy(), atol=1e-6)

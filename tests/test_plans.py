@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from flowmaps import methods, plans, recipes
+from flowmaps import initial, methods, plans, recipes
 from flowmaps.maps import Frozen
 from flowmaps.recipes import Network, Recipe
 from flowmaps.samplers import Jump
@@ -24,7 +24,7 @@ SMALL = dataclasses.replace(
 def test_the_recipes_own_objective_is_the_same_compiled(method: str):
     """Features, modulation, adaptive weight, mixed times: what the command line trains."""
     recipe = dataclasses.replace(SMALL, method=method)
-    flow_map = plans.new_map(recipe, 2, None)
+    flow_map = initial.new_map(recipe, (2,), None)
     with torch.no_grad():
         for parameter in flow_map.parameters():  # nothing is left at zero
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -44,7 +44,7 @@ def test_the_recipes_own_objective_is_the_same_compiled(method: str):
 def test_every_method_has_its_plan():
     """Each function of `flowmaps.methods` is a `--method`, and each has its stages: all of them share one budget."""
     assert set(plans.METHODS) == set(methods.__all__) - {"Options"}
-    assert set(plans.TO_DATA + plans.ROTATING) <= set(plans.METHODS)
+    assert set(plans.TO_DATA + initial.ROTATING) <= set(plans.METHODS)
     taught, strip = [("teacher", 4_000), ("map", 16_000)], [("strip", 10_000), ("map", 10_000)]
     for method in plans.METHODS:
         got = [(stage.name, stage.steps) for stage in plans.stages(dataclasses.replace(SMALL, method=method))]
@@ -55,7 +55,7 @@ def test_every_method_has_its_plan():
 def test_a_teacher_is_trained_late_and_a_map_from_the_base():
     """t <- 1 - (1 - t)^2 has mean 2 / 3; a quarter of a distillation's rows start at s = 0."""
     teacher, distilled = plans.stages(SMALL)
-    flow_map = plans.new_map(SMALL, 2, None)
+    flow_map = initial.new_map(SMALL, (2,), None)
     x1, source = torch.randn(40_000, 2), torch.Generator().manual_seed(0)
     s, t = teacher.build(flow_map, None).draw(x1, generator=source)[3:5]
     assert torch.equal(s, t)
@@ -72,7 +72,7 @@ def test_a_recipe_survives_its_json(name: str):
 
 
 def test_maps_are_a_function_of_the_seed():
-    one, same, other = (plans.new_map(dataclasses.replace(SMALL, seed=k), 2, None).state_dict() for k in (0, 0, 1))
+    one, same, other = (initial.new_map(dataclasses.replace(SMALL, seed=k), (2,), None).state_dict() for k in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["net.last.weight"], other["net.last.weight"])
 
@@ -84,7 +84,7 @@ def test_an_unknown_method_is_named():
 
 def test_a_velocity_alone_is_sampled_by_eulers_steps():
     recipe = dataclasses.replace(SMALL, method="flow_matching")
-    flow_map = plans.new_map(recipe, 2, None)
+    flow_map = initial.new_map(recipe, (2,), None)
     x, zero = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(9)
     sampled = Jump(4)(plans.measured(recipe, flow_map, None)[0], x)
     torch.testing.assert_close(sampled, integrate(flow_map.velocity, x, zero, zero + 1, method="euler", steps=4))
@@ -93,7 +93,7 @@ def test_a_velocity_alone_is_sampled_by_eulers_steps():
 
 def test_a_map_from_noise_alone_is_measured_in_one_step():
     recipe = dataclasses.replace(SMALL, method="freeflow")
-    assert plans.measured(recipe, plans.new_map(recipe, 2, None), None)[2].evaluation.steps == (1,)
+    assert plans.measured(recipe, initial.new_map(recipe, (2,), None), None)[2].evaluation.steps == (1,)
 
 
 def test_only_the_map_is_trained_carefully():
@@ -107,7 +107,7 @@ def test_only_the_map_is_trained_carefully():
 def test_guidance_reaches_each_method(method: str):
     """A teacher knows labels and none, unguided; the map is guided, by weights that are drawn and given to it."""
     recipe = dataclasses.replace(SMALL, method=method, guidance=(1.0, 3.0))
-    flow_map = plans.new_map(recipe, 2, 5)
+    flow_map = initial.new_map(recipe, (2,), 5)
     stages = plans.stages(recipe)
     x1, labels = torch.randn(64, 2), torch.arange(64) % 5
     for stage in stages:
@@ -121,4 +121,4 @@ def test_guidance_reaches_each_method(method: str):
 
 def test_guidance_needs_classes():
     with pytest.raises(ValueError, match="--guidance is for data with classes, checkerboard has none"):
-        plans.new_map(dataclasses.replace(SMALL, guidance=(2.0,)), 2, None)
+        initial.new_map(dataclasses.replace(SMALL, guidance=(2.0,)), 2, None)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from flowmaps import figures, report
+from flowmaps import columns, figures, report
 
 ROWS = [
     {
@@ -48,11 +48,11 @@ def printed(rows: list[dict], width: int = 80) -> str:
 
 
 def test_table_has_the_columns_that_a_row_has_and_no_others():
-    headings = [column.heading for column in report.columns_of(ROWS)]
+    headings = [column.heading for column in columns.columns_of(ROWS)]
     assert headings == ["sampler", "steps", "evals", "KL", "floor", "above floor", "W2", "seconds"]
     assert [c.header.replace("\n", " ") for c in report.table(ROWS, "t").columns] == headings
     more = [{**ROWS[0], "sliced_w2": 1.0, "map_error": 0.0, "energy": None, "fd": 2.0}]
-    assert [c.heading for c in report.columns_of(more)][5:] == ["W2", "sliced W2", "map error", "FD", "seconds"]
+    assert [c.heading for c in columns.columns_of(more)][5:] == ["W2", "sliced W2", "map error", "FD", "seconds"]
 
 
 def test_table_prints_every_number_within_eighty_columns():
@@ -86,7 +86,7 @@ def test_a_method_names_its_row():
     ],
 )
 def test_values(value: object, shown: str):
-    assert report.format_value(value) == shown
+    assert columns.format_value(value) == shown
 
 
 # write ----------------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_report_shows_rows_units_meanings_and_how_it_was_made(tmp_path: Path, mo
     assert ("evals", "") in head
     assert "<td>0.0993</td>" in page
     assert page.count('<tr class="map">') == 1
-    assert all(f"<dt>{column.heading}</dt>" in page for column in report.columns_of(ROWS))
+    assert all(f"<dt>{column.heading}</dt>" in page for column in columns.columns_of(ROWS))
     pairs = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
     assert pairs["command"] == "flowmaps train &#x27;a name&#x27; --out x"
     assert pairs["seed"] == "3"

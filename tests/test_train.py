@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmaps import checkpoint, methods, runs
+from flowmaps import checkpoint, folders, methods
 from flowmaps import train as training
 from flowmaps.data import Board, Source
 from flowmaps.maps import AverageVelocity
@@ -252,6 +252,9 @@ def interrupt(run: Run, after: int, *, ctrl_c: bool) -> None:
                 raise KeyboardInterrupt
             return source.sample(number, generator)
 
+        def to(self, device: torch.device | str) -> Source:
+            return self
+
     run.source = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         list(run.train())
@@ -320,7 +323,7 @@ def test_the_stages_of_a_run(unbroken: tuple[Recipe, Path]):
     assert logged == [(n, k) for n, last in names for k in range(1, last + 1) if k % 2 == 0 or k == last]
     for line in log(folder):
         assert {"stage", "step", "loss", "rate"} < set(line)
-    loaded = runs.load_run(folder)
+    loaded = folders.load_run(folder)
     assert loaded[0] == recipe
     assert (loaded[2] is None) is (recipe.method in ("lsd", "pfmm"))
 
@@ -408,5 +411,5 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
 
 def test_a_log_that_was_cut_short_is_still_read(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert runs.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
-    assert runs.read_log(tmp_path / "nowhere") == []
+    assert folders.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert folders.read_log(tmp_path / "nowhere") == []

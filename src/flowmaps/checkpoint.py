@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from . import interpolants, maps
 from .files import write_atomically
-from .nn import MLP
+from .nn import MLP, DiT, UNet
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "config.json"
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
-NETWORKS = {kind.__name__: kind for kind in (MLP,)}
+NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
 PATHS = {
     kind.__name__: kind
     for kind in (

@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from .plans import METHODS
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, ImageRecipe, Recipe
 
 T = TypeVar("T")
 PROGRAM = "flowmaps"
@@ -44,6 +44,8 @@ class Train:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     resume: bool = False
     """Go on with an interrupted run, with the options it began with."""
+    minutes: float | None = None
+    """Stop after so many minutes of training, to go on with --resume."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Sample:
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path
-    """File to write, .npz (arrays `x`, and `labels` where there are classes) or .npy; it must not exist."""
+    """File to write, .npz (arrays `x`, and `labels` where there are classes), .npy or, of images, .png; it must not
+    exist."""
     steps: int = 4
     """Jumps from noise to data."""
     number: int = 10_000
@@ -75,7 +78,10 @@ class Evaluate:
     steps: tuple[int, ...] | None = None
     """Numbers of jumps; the recipe's unless given."""
     samples: int | None = None
-    """Samples for KL; the recipe's unless given."""
+    """Samples of each row; the recipe's unless given."""
+    features: str | None = None
+    """Network whose features of images are compared, `efficientnet-lite0:SIZE`, `inception`, or `inception:WEIGHTS`;
+    the recipe's unless given."""
     seed: int | None = None
     """Seed of noise and data; the recipe's unless given."""
 
@@ -201,7 +207,7 @@ def _train(words: list[str]) -> None:
     given = _parse(Train, rest, program, Train(out=tyro.MISSING, recipe=recipe))
     from . import commands
 
-    commands.train(given.recipe, given.out, resume=given.resume)
+    commands.train(given.recipe, given.out, resume=given.resume, minutes=given.minutes)
 
 
 def _sample(words: list[str]) -> None:
@@ -215,12 +221,14 @@ def _evaluate(words: list[str]) -> None:
     given = _parse(Evaluate, words, "evaluate")
     from . import commands
 
-    changes = {"steps": given.steps, "samples": given.samples}
+    changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
     commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
 
 
 def _compare(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("compare", words)
+    if isinstance(recipe, ImageRecipe):
+        raise ValueError(f"compare takes recipes of points, got {recipe.name}: train each method, then evaluate it.")
     given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
     from . import compare
 

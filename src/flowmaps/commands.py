@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import math
+import time
+import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import checkpoint, figures, plans, report, runs
+from . import checkpoint, pictures, plans, report, runs
 from . import evaluate as measuring
-from .data import Source, Units
+from .data import Units
+from .devices import can_compile, pick_device
+from .figures import save
 from .files import write_atomically
-from .maps import FlowMap
-from .recipes import Recipe
+from .folders import load_run, read_recipe
+from .image_figures import tiles
+from .measure import SAMPLES
+from .recipes import ImageRecipe, Recipe
 from .shapes import Guide
 from .train import generator
 
@@ -39,20 +48,34 @@ def bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> None:
-    """Train a recipe into a folder, then evaluate it."""
-    run = runs.Run.open(recipe, folder, resume=resume, say=console.print)
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, minutes: float | None = None) -> None:
+    """Train a recipe into a folder, then evaluate it; after so many minutes stop, to be resumed."""
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}.")
+    with bar() as progress:
+        task = progress.add_task("data", total=1, note="")
+        watch = partial(_tell, progress, task)
+        run = runs.Run.open(recipe, folder, resume=resume, say=console.print, watch=watch)
     plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}", soft_wrap=True)
-    follow(run)
+    if not follow(run, minutes):
+        console.print(f"stopped after {minutes:g} minutes: go on with the same command and --resume.", soft_wrap=True)
+        return
     evaluate(folder, {}, None)
 
 
-def follow(run: runs.Run) -> None:
-    """Train a run under a progress bar, or with a line now and then where there is no terminal."""
+def _tell(progress: Progress, task: Any, title: str, share: float) -> None:
+    progress.update(task, completed=share, note=title)
+
+
+def follow(run: runs.Run, minutes: float | None = None) -> bool:
+    """Train a run under a progress bar, or with a line now and then where there is no terminal; whether to the end."""
     task, current, begun = None, None, 0.0
-    with bar() as progress:
-        for stage, step in run.train():
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    with bar() as progress, contextlib.closing(run.train()) as steps:
+        for stage, step in steps:
+            if time.monotonic() > end:
+                return False
             if stage is not current:
                 current, begun, first = stage, run.seconds, step.number
                 task = progress.add_task(stage.name, total=stage.steps, note="compiling")
@@ -66,22 +89,26 @@ def follow(run: runs.Run) -> None:
                 step.number % (20 * run.recipe.log_every) == 0 or step.number == stage.steps
             ):
                 console.print(f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s", soft_wrap=True)
+    return True
 
 
 def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None:
     """Measure a run; print the table; write metrics.json, the figures and the report."""
-    recipe, flow_map, teacher, source = runs.load_run(folder)
+    recipe, flow_map, teacher, source = load_run(folder)
+    if "features" in changes and not isinstance(recipe, ImageRecipe):
+        raise ValueError(f"--features is for images, {recipe.name} is a recipe of points: leave it out.")
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
     seed = recipe.seed if seed is None else seed
     plans.check(dataclasses.replace(recipe, seed=seed))
     flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
     settings = recipe.evaluation
     rows, drawn = [], {}
-    fast = recipe.compile and settings.samples >= 100_000 and runs.can_compile()
+    fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
-    if recipe.data == "checkerboard" and settings.samples < 100_000:
-        console.print("KL by so few samples is mostly its floor: quote figures of --samples 1000000.", soft_wrap=True)
-    with bar() as progress:
+    if few := _few(recipe):
+        console.print(few, soft_wrap=True)
+    with bar() as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
 
         def watch(title: str, share: float) -> None:
@@ -95,12 +122,31 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
                 console.print(f"{title}: {sampled.seconds:.1f} s")
     metrics = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    pictures = draw(folder, recipe, flow_map, teacher, source, rows, drawn)
+    with bar() as progress:
+        task = progress.add_task("draw", total=1, note="")
+        watch = partial(_tell, progress, task)
+        shown = pictures.draw(folder, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
+    if shown.numbers:
+        write_atomically(folder / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
     config = dataclasses.asdict(recipe)
-    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, pictures, notes(recipe, folder))
+    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(recipe, folder))
     console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
-    console.print(f"picture: {next(iter(pictures.values()))}", soft_wrap=True)
+    console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {path}", soft_wrap=True)
+
+
+def _few(recipe: Recipe) -> str | None:
+    """What is to be said of the number of samples."""
+    number = recipe.evaluation.samples
+    if recipe.data == "checkerboard" and number < 100_000:
+        return "KL by so few samples is mostly its floor: quote figures of --samples 1000000."
+    if not isinstance(recipe, ImageRecipe) or number >= 10_000:
+        return None
+    singular = ", and below some 1,300 means nothing" if number < 1_300 else ""
+    return (
+        f"The Fréchet distance of {number:,} samples is too large by an amount that depends on their number{singular}: "
+        "compare rows with one another, and quote figures of --samples 50000."
+    )
 
 
 def notes(recipe: Recipe, folder: Path) -> list[str]:
@@ -120,71 +166,12 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
     return words
 
 
-def draw(
-    folder: Path,
-    recipe: Recipe,
-    flow_map: FlowMap,
-    teacher: FlowMap | None,
-    source: Source,
-    rows: list[measuring.Row],
-    drawn: dict[str, measuring.Sampled],
-) -> dict[str, Path]:
-    """The figures of a run as files, by caption."""
-    data, _ = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, 3))
-    made = {}
-    if recipe.data == "digits":
-        made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", _digits(drawn)
-    elif source.dim == 2:
-        panels = {"data": source.to_data(data)} | {
-            title: source.to_data(made.x[: len(data)]) for title, made in drawn.items()
-        }
-        made["Samples beside the data."] = "samples", figures.samples(panels)
-        if recipe.method not in plans.TO_DATA:
-            made["One jump from noise to each time t, over the flow itself."] = (
-                "trajectories",
-                _trajectories(flow_map, teacher, source),
-            )
-    made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
-    log = runs.read_log(folder)
-    if log:
-        made["Loss and unweighted residuals while training."] = "losses", figures.losses(log)
-    return {caption: figures.save(figure, folder / f"{name}.png") for caption, (name, figure) in made.items()}
-
-
-def _digits(drawn: dict[str, measuring.Sampled]) -> Any:
-    """A row a sampler: two digits of each class, from the same noise in every row."""
-    titles, labels = list(drawn), next(iter(drawn.values())).cond
-    assert labels is not None
-    found = [(labels == k).nonzero()[:2, 0] for k in range(10)]
-    rows = torch.cat([at for k in (0, 1) for at in (which[k : k + 1] for which in found)])
-    images = torch.cat([drawn[title].x[rows].reshape(-1, 8, 8) for title in titles]).clamp(-1, 1)
-    return figures.image_grid(images, len(titles), titles, columns=[str(int(k)) for k in labels[rows]])
-
-
-def _trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> Any:
-    """30 paths of the map, each point one jump from the start, over the exact flow or the teacher's."""
-    starts = torch.randn(30, 2, generator=generator(0, 4))
-    times = torch.linspace(0, 1, 33)
-    device = checkpoint.device_of(flow_map)
-    x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
-    labels = _labels(source.units, len(starts), None)
-    cond = None if labels is None else labels.repeat(len(times)).to(device)
-    with torch.inference_mode():
-        jumps = flow_map(x, torch.zeros_like(t), t, cond)
-        exact = measuring.true_flow(source, (flow_map if teacher is None else teacher).velocity, x, t, cond)
-    shape = (len(times), len(starts), 2)
-    name = "exact flow" if hasattr(source, "exact") else "teacher's flow"
-    paths = [source.to_data(p.float().cpu()).reshape(shape) for p in (exact, jumps)]
-    data, _ = source.sample(5_000, generator(0, 5))
-    return figures.trajectories(paths[0][0], *paths, background=source.to_data(data), exact=name)
-
-
 def sample(
     folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int, guidance: float | None = None
 ) -> None:
     """Draw samples from a run's map into a file."""
-    if out.suffix not in (".npz", ".npy"):
-        raise ValueError(f"--out must end in .npz or .npy, got {out}.")
+    if out.suffix not in (".npz", ".npy", ".png"):
+        raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
     if number < 1:
@@ -192,14 +179,16 @@ def sample(
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}.")
     card = checkpoint.read_card(folder)
-    device = runs.pick_device("auto")
-    recipe, flow_map = runs.read_recipe(folder), checkpoint.load(folder).to(device)
+    device = pick_device("auto")
+    recipe, flow_map = read_recipe(folder), checkpoint.load(folder).to(device)
     flow_map, _, known = plans.measured(recipe, flow_map, None)
     if recipe.method in plans.FROM_BASE and steps not in known.evaluation.steps:
         raise ValueError(f"a map of {recipe.method} jumps from noise alone, got --steps {steps}: take --steps 1.")
     units = Units.from_dict(card.get("units"))
+    if out.suffix == ".png" and not units.pixels:
+        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")
     labels = _labels(units, number, label)
-    x0 = torch.randn(number, units.dim, generator=generator(seed, measuring.SAMPLES))
+    x0 = torch.randn(number, *units.shape, generator=generator(seed, SAMPLES))
     chunk, points = recipe.evaluation.chunk, []
     whole = measuring.Start(x0, labels if guidance is None else _guide(recipe, labels, guidance))
     walk, whole, _ = measuring.stepping(flow_map, steps, whole, measuring.restarts(recipe), seed)
@@ -208,14 +197,23 @@ def sample(
         for start in range(0, number, chunk):
             points.append(walk(whole.rows(slice(start, start + chunk), device))[0].cpu())
             progress.update(task, completed=min(start + chunk, number))
-    arrays = {"x": units.to_data(torch.cat(points)).numpy()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, units, torch.cat(points), labels)
+    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+
+
+def _write(out: Path, units: Units, x: torch.Tensor, labels: torch.Tensor | None) -> None:
+    """Samples as a file: numbers in the units of the data, images as pixels `(N, H, W, C)`, or as one picture."""
+    if out.suffix == ".png":
+        rows = max(rows for rows in range(1, math.isqrt(len(x)) + 1) if len(x) % rows == 0)
+        save(tiles(units.to_pixels(x), rows), out)
+        return
+    arrays = {"x": units.to_pixels(x).movedim(1, 3).numpy() if units.pixels else units.to_data(x).numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     buffer = io.BytesIO()
     np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, buffer.getvalue())
-    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
 
 
 def _guide(recipe: Recipe, labels: torch.Tensor | None, weight: float) -> Guide:

@@ -23,15 +23,18 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from . import checkpoint, figures, memory, plans, tables
+from . import checkpoint, figures, initial, memory, plans, tables
 from . import evaluate as measuring
 from .commands import bar, console
 from .data import Board, Source, open_data
+from .devices import can_compile, pick_device
 from .files import write_atomically
+from .folders import describe
 from .maps import FlowMap, Frozen
+from .measure import Reference, Sampled, reference
 from .objectives import Objective
 from .recipes import Recipe
-from .runs import can_compile, compiled, describe, pick_device
+from .runs import compiled
 from .train import Step, begin, generator, train
 
 Row = dict[str, Any]
@@ -67,7 +70,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
     table: list[Row] = reopen(folder, about) if resume else []
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-    source = open_data(recipe.data, recipe.optimiser.batch)
+    source = open_data(recipe.data, recipe.optimiser.batch).to(pick_device(recipe.device))
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, about, table)
     shared = None
@@ -76,7 +79,7 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
             console.print(f"{method} is there already.")
             continue
         if shared is None and isinstance(source, Board):  # elsewhere the true flow is the method's own teacher's
-            shared = measuring.reference(source, None, recipe.evaluation, recipe.seed)
+            shared = reference(source, None, recipe.evaluation, recipe.seed)
         table += one(dataclasses.replace(recipe, method=method), source, budget, folder, shared, known=table)
         table.sort(key=lambda row: (*methods, row["method"]).index(row["method"]))
         _write(folder, about, table)
@@ -93,7 +96,7 @@ def one(
     source: Source,
     budget: float,
     folder: Path,
-    shared: measuring.Reference | None,
+    shared: Reference | None,
     *,
     known: list[Row],
 ) -> list[Row]:
@@ -121,7 +124,7 @@ def one(
 def fit(recipe: Recipe, source: Source, budget: float, folder: Path) -> tuple[FlowMap, FlowMap | None, Row]:
     """Train one method: the map, its teacher, and what training took. Teachers are kept in the folder."""
     device = pick_device(recipe.device)
-    flow_map = plans.new_map(recipe, source.dim, source.classes).to(device)
+    flow_map = initial.new_map(recipe, source.shape, source.classes).to(device)
     teacher: FlowMap | None = None
     stages = plans.stages(recipe)
     total = sum(stage.steps for stage in stages)
@@ -203,10 +206,10 @@ def measure(
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
-    shared: measuring.Reference | None,
+    shared: Reference | None,
     *,
     solvers: Sequence[str],
-) -> tuple[list[Row], dict[str, measuring.Sampled]]:
+) -> tuple[list[Row], dict[str, Sampled]]:
     """The rows of one method, and by title the samples of its map."""
     flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
     settings, restart = recipe.evaluation, measuring.restarts(recipe)
@@ -226,7 +229,7 @@ def measure(
     return found, drawn
 
 
-def draw(recipe: Recipe, source: Source, drawn: dict[str, measuring.Sampled]) -> Figure | None:
+def draw(recipe: Recipe, source: Source, drawn: dict[str, Sampled]) -> Figure | None:
     """The samples of one map: in the plane beside each other on the data's scale, digits a row a number of steps."""
     if recipe.data == "digits":
         labels = next(iter(drawn.values())).cond

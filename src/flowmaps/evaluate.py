@@ -5,83 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import metrics
 from .checkpoint import device_of
-from .data import Board, Source
+from .data import Images, Source
 from .maps import FlowMap
+from .measure import Reference, Row, Sampled, Watch, measure, quiet, reference
 from .plans import TO_DATA, interpolant
 from .recipes import Evaluation, Recipe
 from .samplers import Jump, Restart
 from .shapes import Batch, Condition, Field, Time, on_each
-from .solvers import SolverFlow
+from .solvers import ADAPTIVE, SolverFlow
 from .train import generator
 
-Row = dict[str, Any]
-SAMPLES, EXACT, LABELS, FRESH = 1, 2, 6, 7  # streams of the seed
-FAR = 1e3  # data are of order one: a sample farther away, or not finite, is lost
+FRESH = 7  # stream of the seed
 
 Restarts = Callable[[int], Restart]
 """The sampler in N steps of a map that is trained for jumps to t = 1 alone."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Samples in the network's coordinates, their labels, evaluations each, and the seconds they took."""
-
-    x: Tensor
-    cond: Tensor | None
-    nfe: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are measured against: the same noise and labels for all, fresh data, and the flow's own answer.
-
-    `flow` is X_{0,1} of the first points of `x0`, from the exact flow or from the teacher's solved to 1e-6; `None`
-    where there is neither.
-    """
-
-    x0: Tensor
-    cond: Tensor | None
-    data: Tensor
-    flow: Tensor | None
-    floor: float | None
-
-
-def reference(
-    source: Source, teacher: Field | None, settings: Evaluation, seed: int, device: torch.device | str = "cpu"
-) -> Reference:
-    """Draw the noise and the data of an evaluation, and solve the flow from the first points, if there is one."""
-    number = max(settings.samples, settings.points)
-    x0 = torch.randn(number, source.dim, generator=generator(seed, SAMPLES))
-    _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABELS))
-    data, _ = source.sample(settings.points, generator(seed, EXACT))
-    starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
-    flow = None
-    if teacher is not None or isinstance(source, Board):
-        with torch.inference_mode():
-            labels = labels if labels is None else labels.to(device)
-            flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
-    floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
-    return Reference(x0[: settings.samples], cond, data, flow, floor)
-
-
-def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-    """X_{0,t}(x0): of the exact flow where it is known, else of the teacher's, solved to 1e-6; `(B, dim)`."""
-    zero = torch.zeros_like(t)
-    if isinstance(source, Board):
-        x, s, r = (value.cpu().double() for value in (x0, zero, t))  # some devices have no float64
-        return source.exact.flow_map(x, s, r).to(x0)
-    assert teacher is not None
-    return SolverFlow(teacher, rtol=1e-6, atol=1e-6)(x0, zero, t, cond)
 
 
 class Start(NamedTuple):
@@ -178,37 +122,6 @@ def generate(walk: Walk, start: Start, chunk: int, device: torch.device, tick: C
     return Sampled(torch.cat(points), start.cond, round(sum(spent) / len(spent)), seconds)
 
 
-def measure(sampled: Sampled, source: Source, ref: Reference, settings: Evaluation, *, follows: bool = True) -> Row:
-    """The figures of one sampler, a part of a row of metrics.json.
-
-    Samples that are lost are counted, and taken to lie at a distance; where all are lost there are no figures.
-
-    Args:
-        sampled: the samples.
-        source: the data.
-        ref: what to measure against.
-        settings: how many points.
-        follows: whether the samples lie where the flow ends that starts from the same noise.
-    """
-    row: Row = {"nfe": sampled.nfe, "samples": len(sampled.x)}
-    lost = ~(sampled.x.abs() <= FAR).flatten(1).all(1)
-    if bool(lost.any()):
-        row["lost"] = int(lost.sum())
-        if bool(lost.all()):
-            return row | {"seconds": sampled.seconds}
-    x, few = source.to_data(sampled.x.nan_to_num(FAR).clamp(-FAR, FAR)), settings.points
-    data = source.to_data(ref.data)
-    if isinstance(source, Board):
-        row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": ref.floor}
-    row["w2"] = metrics.wasserstein2(x[:few], data[: len(x[:few])])
-    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:few], data[: len(x[:few])], generator=generator(0))
-    if not isinstance(source, Board):
-        row["energy"] = metrics.energy_distance(x[:few], data)
-    if follows and ref.flow is not None:
-        row["map_error"] = metrics.map_error(x[:few], source.to_data(ref.flow)[: len(x)])
-    return row | {"seconds": sampled.seconds}
-
-
 def rows(
     flow_map: FlowMap,
     teacher: FlowMap | None,
@@ -218,9 +131,9 @@ def rows(
     ref: Reference | None = None,
     *,
     restart: Restarts | None = None,
-    solvers: Sequence[str] = ("dopri5", "euler"),
+    solvers: Sequence[str] | None = None,
     compiled: bool = False,
-    watch: Callable[[str, float], None] = lambda title, share: None,
+    watch: Watch = quiet,
 ) -> Iterator[tuple[str, Row, Sampled]]:
     """Rows of metrics.json one by one, each with a title and its samples.
 
@@ -235,33 +148,44 @@ def rows(
         seed: of noise and data.
         ref: from `reference`, where several maps share it.
         restart: from `restarts`: the sampler for each number of steps; jumps unless given.
-        solvers: those by which the teacher is measured.
+        solvers: those by which the teacher is measured; dopri5 and Euler's, for images Heun's, unless given.
         compiled: compile both networks, outside the seconds that are measured.
         watch: told the title of the row under way and how much of it is done, from 0 to 1.
     """
     device = device_of(flow_map)
     if teacher is None and restart is None:
         teacher = flow_map
-    ref = reference(source, teacher and teacher.velocity, settings, seed, device) if ref is None else ref
+    if ref is None:
+        ref = reference(source, teacher and teacher.velocity, settings, seed, device, watch)
+    if solvers is None:
+        solvers = ("dopri5", "heun2" if isinstance(source, Images) else "euler")
     if compiled:
         flow_map, teacher = Compiled(flow_map), teacher and Compiled(teacher)
     walks = [] if teacher is None else [_solver(teacher.velocity, solver, settings) for solver in solvers]
     plain = Start(ref.x0, ref.cond)
+
+    def named(title: str) -> Watch:
+        return lambda what, share: watch(f"{title}, {what}", share)
+
     for title, head, walk in walks:
         sampled = generate(walk, plain, settings.chunk, device, partial(watch, title))
-        yield title, head | measure(sampled, source, ref, settings), sampled
+        solved = head["solver"] == "dopri5"
+        row, ref = measure(sampled, source, ref, settings, solved=solved, watch=named(title))
+        yield title, head | row, sampled
     for steps in settings.steps:
         walk, start, head = stepping(flow_map, steps, plain, restart, seed)
         title = f"{steps} step" + "s" * (steps > 1)
         sampled = generate(walk, start, settings.chunk, device, partial(watch, title))
-        yield title, head | measure(sampled, source, ref, settings, follows="restart" not in head), sampled
+        follows = "restart" not in head
+        row, ref = measure(sampled, source, ref, settings, follows=follows, watch=named(title))
+        yield title, head | row, sampled
 
 
 def _solver(velocity: Field, solver: str, settings: Evaluation) -> tuple[str, Row, Walk]:
     """A teacher's solver: its title, the head of its row, its walk."""
     title, head = f"teacher, {solver}", {"sampler": "teacher", "solver": solver}
-    if solver == "euler":
-        walk = solving(velocity, method="euler", steps=settings.euler)
+    if solver not in ADAPTIVE:
+        walk = solving(velocity, method=solver, steps=settings.euler)
         return title, head | {"steps": settings.euler}, walk
     tolerance = settings.tolerance
     return title, head | {"tolerance": tolerance}, solving(velocity, method=solver, rtol=tolerance, atol=tolerance)

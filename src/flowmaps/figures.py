@@ -13,12 +13,14 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import style
 from .files import write_atomically
+from .image_figures import tiles
 from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row
 
 LOGGED_BESIDE = ("stage", "step", "loss", "rate", "seconds")  # all else in a line of log.jsonl is a residual
@@ -210,11 +212,11 @@ def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
 
 
 def image_grid(images: Tensor, rows: int, labels: Sequence[str] = (), *, columns: Sequence[str] = ()) -> Figure:
-    """Images in rows on one scale of grey, the first row first.
+    """Images in rows on one scale of grey, the first row first; `image_figures.tiles` draws images of 0..255.
 
     Args:
         images: `(N, H, W)` or `(N, C, H, W)` with 1 or 3 channels; N a multiple of `rows`. All images share their least
-            and greatest value as black and white (three channels: as 0 and 1).
+            and greatest value as white and black (three channels: as 0 and 1).
         rows: how many rows.
         labels: a label for each row, such as "1 step"; none by default.
         columns: a label for each column, such as the class asked for; none by default.
@@ -222,28 +224,15 @@ def image_grid(images: Tensor, rows: int, labels: Sequence[str] = (), *, columns
     Raises:
         ValueError: the shape is another one, N is no multiple of `rows`, or labels are too many or too few.
     """
-    x = style.array(images)
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        x = x[:, 0] if x.shape[1] == 1 else np.moveaxis(x, 1, 3)
-    elif x.ndim != 3:
+    x = torch.as_tensor(style.array(images))
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(f"images must have shape (N, H, W) or (N, 1 or 3, H, W), got {tuple(images.shape)}.")
-    if rows < 1 or len(x) == 0 or len(x) % rows:
-        raise ValueError(f"the number of images must be a multiple of rows, got {len(x)} images in {rows} rows.")
-    across = len(x) // rows
-    if len(labels) not in (0, rows) or len(columns) not in (0, across):
-        raise ValueError(f"needs {rows} labels and {across} columns or none, got {len(labels)} and {len(columns)}.")
     low, high = float(x.min()), float(x.max())
     x = (x - low) / max(high - low, 1e-12)
-    figure = Figure(figsize=(0.75 * across + (0.9 if labels else 0.1), 0.75 * rows + (0.3 if columns else 0.1)))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    for k, ax in enumerate(figure.subplots(rows, across, squeeze=False).ravel()):
-        ax.imshow(x[k], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        style.bare(ax)
-        if labels and k % across == 0:
-            ax.set_ylabel(labels[k // across], rotation=0, ha="right", va="center", fontsize=9, color=INK)
-        if columns and k < across:
-            ax.set_title(columns[k], fontsize=9, color=INK)
-    return figure
+    x = 1 - x if x.shape[1] == 1 else x  # ink on paper
+    return tiles(x.mul(255).round().to(torch.uint8), rows, labels, columns=columns)
 
 
 def save(figure: Figure, path: str | PathLike[str], *, dpi: int = 144) -> Path:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from . import methods
 from .equations import Stop
 from .guidance import AtWeight, Guidance, GuidedMap
+from .initial import ROTATING, network_of, without_dropout
 from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
-from .maps import AverageVelocity, FlowMap, Near
-from .maps import Trigonometric as TrigonometricMap
-from .nn import MLP
+from .maps import FlowMap, Near
 from .objectives import Objective
-from .recipes import Optimiser, Recipe, validate
+from .recipes import ImageRecipe, Optimiser, Recipe, validate
 from .shapes import Field
 from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
 from .weights import Adaptive, Constant, Learned, SplitPower, Weight
@@ -58,8 +55,6 @@ DIAGONAL = ("flow_matching", "reflow")
 """Methods that teach the velocity alone: jumps are Euler's steps."""
 FROM_BASE = ("freeflow",)
 """Methods whose map jumps from s = 0 only: one step."""
-ROTATING = ("sct", "scd")
-"""Methods of the trigonometric map and path."""
 
 
 @dataclass(frozen=True)
@@ -113,28 +108,9 @@ def measured(recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None) -> tupl
     return flow_map, teacher, recipe
 
 
-def new_map(recipe: Recipe, dim: int, classes: int | None) -> FlowMap:
-    """A fresh map for data of `dim` numbers a sample, its weights drawn from the recipe's seed.
-
-    Raises:
-        ValueError: guidance is asked for, and the data have no classes.
-    """
-    torch.manual_seed(recipe.seed)
-    if recipe.guidance and classes is None:
-        raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: leave it out.")
-    net = MLP(dim, classes=classes, guidance=len(recipe.guidance) == 2, **asdict(recipe.network))
-    return TrigonometricMap(net) if recipe.method in ROTATING else AverageVelocity(net)
-
-
 def builders(recipe: Recipe) -> dict[str, Build]:
     """How each method's objective is built from a map and a teacher, at the recipe's settings."""
     return {**_taught(recipe), **_direct(recipe)}
-
-
-def _network(flow_map: FlowMap) -> MLP:
-    """The network of a map from `new_map`."""
-    assert isinstance(flow_map.net, MLP)
-    return flow_map.net
 
 
 def _guided(recipe: Recipe, flow_map: FlowMap, *, teacher: bool = False) -> dict[str, Any]:
@@ -143,7 +119,11 @@ def _guided(recipe: Recipe, flow_map: FlowMap, *, teacher: bool = False) -> dict
         return {}
     low, high = recipe.guidance[0], recipe.guidance[-1]
     weight = 1.0 if teacher else low if low == high else (low, high)
-    return {"guidance": Guidance(weight, classes=_network(flow_map).classes, dropout=recipe.label_dropout, mix=None)}
+    return {
+        "guidance": Guidance(
+            weight, classes=network_of(flow_map).arguments["classes"], dropout=recipe.label_dropout, mix=None
+        )
+    }
 
 
 def _learned(recipe: Recipe) -> Weight | None:
@@ -163,11 +143,11 @@ def _taught(recipe: Recipe) -> dict[str, Build]:
     plain = {"interpolant": path, "weight": _learned(recipe)}
 
     def with_teacher(method: Callable[..., Objective], **options: object) -> Build:
-        return lambda m, teacher: method(m, teacher=teacher, **options, **_guided(recipe, m))
+        return lambda m, teacher: method(without_dropout(m), teacher=teacher, **options, **_guided(recipe, m))
 
     return {
-        "lmd": with_teacher(methods.lmd, stop=Stop.VELOCITY, **both),
-        "emd": with_teacher(methods.emd, stop=Stop.VELOCITY, **both),
+        "lmd": with_teacher(methods.lmd, stop=Stop(recipe.stop), **both),
+        "emd": with_teacher(methods.emd, stop=Stop(recipe.stop), **both),
         "neural_operator": with_teacher(methods.neural_operator, **both),
         "ctm": with_teacher(methods.ctm, interpolant=path, times=pairs),
         "consistency_distillation": with_teacher(methods.consistency_distillation, **plain),
@@ -185,12 +165,13 @@ def _direct(recipe: Recipe) -> dict[str, Build]:
     """Methods that learn from data.
 
     The noise of dI averages out under a square, not under anything else: in few dimensions the adaptive weight of the
-    MeanFlow papers turns means into modes, so that theirs is left out here.
+    MeanFlow papers turns means into modes, so that theirs is left out there.
     """
-    path, late = interpolant(recipe), Late(Diagonal(), recipe.late)
+    path, late, images = interpolant(recipe), Late(Diagonal(), recipe.late), isinstance(recipe, ImageRecipe)
     direct = {"interpolant": path, "weight": _learned(recipe)}
     own = {"diagonal": late, **direct}
-    square = {"interpolant": path, "weight": _learned(recipe) or Constant(), "diagonal": late, "times": Triangle()}
+    plain = _learned(recipe) or (None if images else Constant())
+    square = {"interpolant": path, "weight": plain, "diagonal": late, "times": Triangle()}
 
     def alone(method: Callable[..., Objective], **options: object) -> Build:
         return lambda m, _: method(m, **options, **_guided(recipe, m))
@@ -198,7 +179,7 @@ def _direct(recipe: Recipe) -> dict[str, Build]:
     return {
         "flow_matching": alone(methods.flow_matching, times=late, **direct),
         "teacher": lambda m, _: methods.flow_matching(m, times=late, **direct, **_guided(recipe, m, teacher=True)),
-        "fmm": alone(methods.fmm, times=Strip(Anneal(0.25, 1.0, 0.5)), **direct),
+        "fmm": alone(methods.fmm, times=Strip(0.25 if images else Anneal(0.25, 1.0, 0.5)), **direct),
         "strip": alone(methods.fmm, times=Strip(0.25), **direct),
         "eulerian_estimation": alone(methods.eulerian_estimation, **direct),
         "lsd": alone(methods.lsd, **own),
@@ -208,7 +189,7 @@ def _direct(recipe: Recipe) -> dict[str, Build]:
         "split_meanflow": alone(methods.split_meanflow, **own),
         "meanflow": alone(methods.meanflow, **square),
         "improved_meanflow": alone(methods.improved_meanflow, **square),
-        "alphaflow": alone(methods.alphaflow, **square | {"weight": SplitPower(-1.0, square["weight"])}),
+        "alphaflow": alone(methods.alphaflow, **square | {"weight": plain and SplitPower(-1.0, plain)}),
         "consistency_training": alone(methods.consistency_training, **direct),
         "improved_consistency_training": alone(methods.improved_consistency_training, **direct),
         "easy_consistency_tuning": _held(recipe, methods.easy_consistency_tuning, **direct),
@@ -220,7 +201,7 @@ def _held(recipe: Recipe, method: Callable[..., Objective], **options: object) -
     """A method that starts from a velocity: the map begins with jumps along it."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
-        _network(flow_map).hold_velocity()
+        network_of(flow_map).hold_velocity()
         return method(flow_map, **options, **_guided(recipe, flow_map))
 
     return build
@@ -233,12 +214,17 @@ def stages(recipe: Recipe) -> list[Stage]:
         ValueError: the method is unknown.
     """
     _check_method(recipe.method)
+    if recipe.teacher and recipe.method not in DISTILLED:
+        raise ValueError(f"{recipe.method} has no teacher, got --teacher {recipe.teacher}: leave it out.")
     build = builders(recipe)
     both = recipe.steps + recipe.teacher_steps
     if recipe.method in DISTILLED + PRETRAINED:
+        last = Stage("map", recipe.steps, build[recipe.method])
+        if recipe.teacher:
+            return [last]
         guided = "flow_matching" if recipe.method in HELD else "teacher"
         first = Stage("teacher", recipe.teacher_steps, build[guided])
-        return [first, Stage("map", recipe.steps, build[recipe.method])]
+        return [first, last]
     if recipe.method in STRIPPED:
         return [Stage("strip", both - both // 2, build["strip"]), Stage("map", both // 2, build[recipe.method])]
     return [Stage("map", both, build[recipe.method])]

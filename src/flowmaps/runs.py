@@ -7,29 +7,27 @@ teacher/ (or strip/): the map as an earlier stage left it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import checkpoint, plans, recipes
-from .data import Source, is_file, open_data
+from . import checkpoint, initial, plans
+from .data import Source, resolve
+from .devices import can_compile, pick_device
 from .files import write_atomically
+from .folders import LOG, check_resumable, describe, read_log, source_of
 from .maps import FlowMap, Frozen
-from .recipes import Recipe
+from .recipes import ImageRecipe, Recipe
 from .shapes import Field
 from .train import State, Step, begin, generator, train
 
-STATE, LOG = "state.safetensors", "log.jsonl"
-FREE = ("device", "compile", "log_every", "checkpoint_every", "evaluation")  # what may differ on resuming
+STATE = "state.safetensors"
 
 
 @dataclass
@@ -46,7 +44,8 @@ class Run:
     say: Callable[[str], None] = field(default=print)
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Run:
+    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print,
+             watch: Callable[[str, float], None] | None = None) -> Run:  # fmt: skip
         """Check everything and make the folder.
 
         Raises:
@@ -54,14 +53,13 @@ class Run:
         """
         plans.check(recipe)
         device = pick_device(recipe.device)
-        source = open_data(recipe.data, recipe.optimiser.batch)
-        if is_file(recipe.data):  # found again from wherever the run is sampled
-            recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).resolve()))
+        recipe = dataclasses.replace(recipe, data=resolve(recipe.data))  # found again from wherever the run is sampled
+        source = source_of(recipe, watch=watch).to(device)
         if resume:
             check_resumable(folder, recipe)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-        flow_map = plans.new_map(recipe, source.dim, source.classes).to(device)
+        flow_map = initial.new_map(recipe, source.shape, source.classes).to(device)
         described = describe(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -69,10 +67,12 @@ class Run:
             write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
         return cls(recipe, folder, source, flow_map, described, say=say)
 
-    def train(self) -> Iterator[tuple[plans.Stage, Step]]:
+    def train(self) -> Generator[tuple[plans.Stage, Step], None, None]:
         """Train all stages, saving as it goes; each step that is taken is yielded with its stage."""
         stages = plans.stages(self.recipe)
         tensors, about = self._interrupted()
+        if self.recipe.teacher:
+            self._take_teacher()
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
             if number < about["stage"]:
@@ -98,11 +98,14 @@ class Run:
 
     def _steps(self, number: int, stage: plans.Stage, state: State) -> Iterator[tuple[plans.Stage, Step]]:
         recipe = self.recipe
-        evaluate = compiled(state, self.say) if recipe.compile else None
         device = pick_device(recipe.device)
+        # on a CPU it takes minutes to compile a network of images, which is no faster afterwards
+        fast = recipe.compile and not (device.type == "cpu" and isinstance(recipe, ImageRecipe))
+        evaluate = compiled(state, self.say) if fast else None
         seed = int(generator(recipe.seed, number).initial_seed())
         before, begun = self.seconds, time.monotonic()
         settings = {"steps": stage.steps, "seed": seed, "device": device, "evaluate": evaluate}
+        settings["precision"] = getattr(torch, recipe.precision)
         try:
             for step in train(state, self.source, plans.optimiser(recipe, stage.name), **settings):
                 self.seconds = before + time.monotonic() - begun
@@ -155,6 +158,22 @@ class Run:
         write_atomically(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
         return tensors, about
 
+    def _take_teacher(self) -> None:
+        """Copy the teacher that was given into the folder, and start from it."""
+        kept = self.folder / "teacher"
+        if not (kept / checkpoint.WEIGHTS).exists():
+            given = Path(self.recipe.teacher)
+            flow_map, card = checkpoint.load(given), checkpoint.read_card(given)
+            if card.get("units") != json.loads(json.dumps(dataclasses.asdict(self.source.units))):
+                raise ValueError(
+                    f"the teacher in {given} was trained on other data ({card.get('units')}) than {self.recipe.data}: "
+                    "give the options of data that it was trained with."
+                )
+            checkpoint.save(flow_map, kept, interpolant=checkpoint.load_interpolant(given), overwrite=True)
+        teacher = checkpoint.load(kept).to(pick_device(self.recipe.device))
+        initial.adopt(self.flow_map, teacher)
+        self.teacher = Frozen(teacher).velocity
+
     def _adopt(self, flow_map: FlowMap, stage: plans.Stage) -> None:
         """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
         self.flow_map.load_state_dict(flow_map.state_dict())
@@ -172,11 +191,6 @@ class Run:
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
 
 
-def can_compile() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
 def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | None:
     """The compiled objective, or `None` with a word where there is no compiler."""
     if not can_compile():
@@ -185,116 +199,5 @@ def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | N
     return torch.compile(state.objective.evaluate, dynamic=False)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that a recipe names.
-
-    Raises:
-        ValueError: there is no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
-                         + (", cuda." if torch.cuda.is_available() else " only.")) from None  # fmt: skip
-    return device
-
-
-def check_resumable(folder: Path, recipe: Recipe) -> None:
-    """Refuse to go on with another recipe than the run began with.
-
-    Raises:
-        ValueError: there is no run, it has finished, or its recipe differs.
-    """
-    card = checkpoint.read_card(folder)
-    if (folder / checkpoint.WEIGHTS).exists() and "map" in card:  # the card is the last to be written
-        raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
-    old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
-    for name, value in new.items():
-        if name.split(".")[0] not in FREE and old[name] != value:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"{folder} was begun with --{option} {old[name]}, got {value}: resume with the options it began with."
-            )
-    check_data(card, recipe)
-
-
-def check_data(card: dict[str, Any], recipe: Recipe) -> None:
-    """Refuse a data file other than the one that a run began with.
-
-    Raises:
-        ValueError: its content has changed.
-    """
-    if card.get("data_sha256") not in (None, describe(recipe)["data_sha256"]):
-        raise ValueError(
-            f"{recipe.data} has changed since the run began: restore it, or train again into another --out."
-        )
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """What a run's card says of its recipe, and of the file that its data are read from."""
-    checksum = hashlib.sha256(Path(recipe.data).read_bytes()).hexdigest() if is_file(recipe.data) else None
-    return {"recipe": dataclasses.asdict(recipe), "data_sha256": checksum}
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as options, `optimiser.rate` and the like."""
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(recipe).items():
-        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
     return [name for name, value in tensors.items() if not bool(value.isfinite().all())]
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        ValueError: the folder is no run, or of another version.
-    """
-    card = checkpoint.read_card(folder)
-    if card.get("recipe") is None:
-        raise ValueError(
-            f"{folder}/config.json has no recipe that this version reads: it holds a map saved by flowmaps.save, not a "
-            f"run; read it with flowmaps.load."
-        )
-    return recipes.from_dict(card["recipe"])
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line cut short by a crash is left out."""
-    lines = []
-    if (folder / LOG).exists():
-        for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return lines
-
-
-def load_run(folder: Path) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
-    """A finished run: recipe, map, its teacher (or `None`) and data.
-
-    Raises:
-        ValueError: as in `checkpoint.load`.
-    """
-    recipe = read_recipe(folder)
-    try:
-        device = pick_device(recipe.device)
-    except ValueError:  # trained on another machine
-        device = pick_device("auto")
-    flow_map = checkpoint.load(folder).to(device)
-    teacher = None
-    if recipe.method in plans.DISTILLED:
-        teacher = checkpoint.load(folder / "teacher").to(device)
-    source = open_data(recipe.data)
-    check_data(checkpoint.read_card(folder), recipe)
-    return recipe, flow_map, teacher, source

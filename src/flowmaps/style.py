@@ -40,10 +40,10 @@ def rate(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
     """The label of the first figure of quality that the rows have, and the rows that have it, each with its value."""
     candidates = {"above floor": ("KL(exact || samples) above floor [nats]", above_floor)}
     candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in MEASURES.items()}
-    for label, measure in candidates.values():
+    for key, (label, measure) in candidates.items():
         rated = [(row, float(value)) for row in rows if (value := measure(row)) is not None]
-        if rated:
-            return label, rated
+        if rated:  # a figure of images carries its name: the features, and the number of samples
+            return next((row["fd_name"] for row, _ in rated if key == "fd" and "fd_name" in row), label), rated
     raise ValueError(f"no row has a figure of quality, any of {', '.join(MEASURES)}: run flowmaps evaluate first.")
 
 

@@ -101,7 +101,7 @@ def trained(objective: Objective) -> list[Tensor]:
 def begin(objective: Objective, settings: Optimiser) -> State:
     """A fresh state: Adam (fused), averages at the weights."""
     parameters = trained(objective)
-    optimiser = torch.optim.Adam(parameters, lr=settings.rate, fused=True)
+    optimiser = torch.optim.Adam(parameters, lr=settings.rate, betas=(0.9, settings.beta2), fused=True)
     return State(objective, optimiser, [p.detach().clone() for p in parameters])
 
 
@@ -126,21 +126,25 @@ def train(
     device: torch.device | str = "cpu",
     budget: float | None = None,
     evaluate: Callable[[Draw], Loss] | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Iterator[Step]:
     """Train, one `Step` at a time, until `steps` are taken or `budget` seconds have passed.
 
     Args:
         state: from `begin`, or restored; changed in place.
-        source: the data.
+        source: the data, on the device.
         settings: of the optimiser.
         steps: number of the last step; the rate decays towards it.
         seed: of all draws; step k draws the same whether or not training was interrupted before.
         device: where the objective is.
         budget: wall-clock limit in seconds; progress is then the greater of the two shares.
         evaluate: the objective's `evaluate`, compiled.
+        precision: type in which networks compute, by autocast.
     """
     evaluate = state.objective.evaluate if evaluate is None else evaluate
     parameters, optimiser = state.parameters, state.optimiser
+    device = torch.device(device)
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     begun, before = time.monotonic(), state.step / steps
     while state.step < steps:
         progress = state.step / steps
@@ -148,11 +152,11 @@ def train(
             progress = max(progress, (time.monotonic() - begun) / budget)
             if progress >= 1:
                 return
-        source_of_noise = generator(seed, state.step)
+        source_of_noise = generator(seed, state.step, device=device)
         x1, cond = source.sample(settings.batch, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
-        draw = draw.to(device)
-        loss = evaluate(draw)
+        with autocast:
+            loss = evaluate(draw)
         optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip)

@@ -1,14 +1,9 @@
-"""Recipes: the only place where hyper-parameters live.
-
-A recipe is a function that returns a frozen `Recipe`; each of its fields is an option of `flowmaps train`.
-"""
+"""What a recipe is made of: frozen dataclasses, each field of which is an option of `flowmaps train`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,8 @@ class Optimiser:
     """Largest norm of the gradient."""
     ema: float = 0.999
     """Decay of the moving average of the weights."""
+    beta2: float = 0.999
+    """Adam's decay of the mean square of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Recipe:
     method: str = "lmd"
     """How the map is learned: the name of a function of `flowmaps.methods`."""
     data: str = ""
-    """`checkerboard`, `digits`, or a file (.npy, .npz, .csv) with one point a row."""
+    """`checkerboard`, `digits`, a file (.npy, .npz, .csv) with one point a row; for images see docs/data.md."""
     steps: int = 6_000
     """Optimiser steps of the map (shared out among its stages)."""
     teacher_steps: int = 6_000
@@ -98,6 +95,13 @@ class Recipe:
     """Rate of the methods that are unstable at the full one (esd, meanflow, sct, ayf_emd and their kin), as a share."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
+    teacher: str = ""
+    """Folder of a finished run whose velocity is the teacher, for a method with one; trained first unless given."""
+    stop: Literal["velocity", "target"] = "velocity"
+    """Where gradients of lmd and emd stop: at the teacher's velocity, or at the whole right-hand side of the equation,
+    which halves the cost of a step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32."""
     seed: int = 0
     """Seed of weights, batches, times and samples."""
     device: str = "auto"
@@ -111,120 +115,3 @@ class Recipe:
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)
-
-
-def checkerboard() -> Recipe:
-    """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
-    net = Network(space_frequencies=8)
-    return Recipe("checkerboard", data="checkerboard", steps=16_000, teacher_steps=4_000, late=2.0, network=net)
-
-
-def checkerboard_long() -> Recipe:
-    """The board at length: an hour or more on two cores, minutes on a GPU."""
-    return replace(
-        checkerboard(),
-        name="checkerboard-long",
-        steps=30_000,
-        teacher_steps=20_000,
-        network=Network(width=256, space_frequencies=8),
-        optimiser=Optimiser(rate=6e-3),
-    )
-
-
-def digits() -> Recipe:
-    """1,797 handwritten digits of 8 x 8 pixels, by class."""
-    return Recipe(
-        name="digits",
-        data="digits",
-        steps=3_000,
-        teacher_steps=3_000,
-        network=Network(width=512, depth=4),
-        optimiser=Optimiser(batch=256, rate=1e-3),
-        evaluation=Evaluation(samples=5_000),
-    )
-
-
-def points() -> Recipe:
-    """An array of the user's own: `--data FILE`, any dimension."""
-    return Recipe(
-        name="points",
-        steps=4_000,
-        teacher_steps=4_000,
-        network=Network(width=256, depth=4),
-        optimiser=Optimiser(batch=512, rate=1e-3),
-        evaluation=Evaluation(samples=10_000),
-    )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "checkerboard": checkerboard,
-    "checkerboard-long": checkerboard_long,
-    "digits": digits,
-    "points": points,
-}
-
-
-def validate(recipe: Recipe) -> None:
-    """Refuse a recipe that cannot run, before anything heavy starts.
-
-    Raises:
-        ValueError: a field out of range.
-    """
-    n, o, e = recipe.network, recipe.optimiser, recipe.evaluation
-    rules = [
-        ("steps", recipe.steps, recipe.steps >= 1, "at least 1"),
-        ("teacher-steps", recipe.teacher_steps, recipe.teacher_steps >= 1, "at least 1"),
-        ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
-        ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
-        ("adaptive", recipe.adaptive, 0 <= recipe.adaptive <= 1, "from 0 to 1"),
-        ("from-base", recipe.from_base, 0 <= recipe.from_base <= 1, "from 0 to 1"),
-        ("guidance", recipe.guidance, _are_weights(recipe.guidance), "none, one or two positive weights, rising"),
-        ("label-dropout", recipe.label_dropout, 0 <= recipe.label_dropout < 1, "at least 0 and below 1"),
-        ("careful", recipe.careful, 0 < recipe.careful <= 1, "positive and at most 1"),
-        ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
-        ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
-        ("network.width", n.width, n.width >= 1, "at least 1"),
-        ("network.depth", n.depth, n.depth >= 1, "at least 1"),
-        ("network.modulation", recipe.network.modulation, recipe.network.modulation >= 0, "at least 0"),
-        ("network.time-frequencies", n.time_frequencies, n.time_frequencies >= 0, "at least 0"),
-        ("network.space-frequencies", n.space_frequencies, n.space_frequencies >= 0, "at least 0"),
-        ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),
-        ("optimiser.rate", o.rate, math.isfinite(o.rate) and o.rate > 0, "positive"),
-        ("optimiser.warmup", o.warmup, o.warmup >= 0, "at least 0"),
-        ("optimiser.floor", o.floor, 0 <= o.floor <= 1, "from 0 to 1"),
-        ("optimiser.clip", o.clip, o.clip > 0, "positive"),
-        ("optimiser.ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
-        ("evaluation.steps", e.steps, len(e.steps) > 0 and min(e.steps, default=0) >= 1, "one or more numbers >= 1"),
-        ("evaluation.samples", e.samples, e.samples >= 100, "at least 100"),
-        ("evaluation.points", e.points, e.points >= 10, "at least 10"),
-        ("evaluation.chunk", e.chunk, e.chunk >= 1, "at least 1"),
-        ("evaluation.tolerance", e.tolerance, 0 < e.tolerance < 1, "between 0 and 1"),
-        ("evaluation.euler", e.euler, e.euler >= 1, "at least 1"),
-    ]
-    for name, value, good, allowed in rules:
-        if not good:
-            raise ValueError(f"--{name} must be {allowed}, got {value}.")
-
-
-def _are_weights(weights: tuple[float, ...]) -> bool:
-    return len(weights) <= 2 and all(0 < weight < math.inf for weight in weights) and list(weights) == sorted(weights)
-
-
-def from_dict(fields: object) -> Recipe:
-    """A recipe from the JSON of a run's config.
-
-    Raises:
-        ValueError: a field is missing, unknown or of the wrong type.
-    """
-    try:
-        values: dict[str, Any] = dict(fields)  # type: ignore[call-overload]
-        values["network"] = Network(**values["network"])
-        values["optimiser"] = Optimiser(**values["optimiser"])
-        evaluation = values["evaluation"]
-        values["evaluation"] = Evaluation(**{**evaluation, "steps": tuple(evaluation["steps"])})
-        values["guidance"] = tuple(values.get("guidance", ()))
-        recipe = Recipe(**values)
-        validate(recipe)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the run's config.json has no recipe that this version reads ({error}).") from None
-    return recipe

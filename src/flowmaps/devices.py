@@ -1,0 +1,32 @@
+"""What this machine has: devices, and a compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+
+def can_compile() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a recipe names.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
+                         + (", cuda." if torch.cuda.is_available() else " only.")) from None  # fmt: skip
+    return device

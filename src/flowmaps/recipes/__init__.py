@@ -1,0 +1,37 @@
+"""Recipes: the only place where hyper-parameters live.
+
+A recipe is a function that returns a frozen `Recipe`; each of its fields is an option of `flowmaps train`.
+"""
+
+from collections.abc import Callable
+
+from .checks import from_dict, validate
+from .fields import Evaluation, Network, Optimiser, Recipe
+from .images import IMAGES, DiTNetwork, ImageEvaluation, ImageRecipe, UNetNetwork
+from .plane import checkerboard, checkerboard_long, digits, points
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "checkerboard": checkerboard,
+    "checkerboard-long": checkerboard_long,
+    "digits": digits,
+    "points": points,
+    **IMAGES,
+}
+
+__all__ = [
+    "RECIPES",
+    "DiTNetwork",
+    "Evaluation",
+    "ImageEvaluation",
+    "ImageRecipe",
+    "Network",
+    "Optimiser",
+    "Recipe",
+    "UNetNetwork",
+    "checkerboard",
+    "checkerboard_long",
+    "digits",
+    "from_dict",
+    "points",
+    "validate",
+]

@@ -1,0 +1,168 @@
+"""Recipes of images: CIFAR-10, ImageNet 32x32, and a small one for a machine without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import tyro
+
+from .fields import Evaluation, Network, Optimiser, Recipe
+
+T = TypeVar("T")
+Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]  # no option
+
+
+@dataclass(frozen=True)
+class UNetNetwork:
+    """The U-Net; its fields are those of `flowmaps.nn.UNet`."""
+
+    width: int = 128
+    """Channels of the first level."""
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    """Channels of each level, as multiples of the width; each has half the resolution of the last."""
+    blocks: int = 4
+    """Residual blocks of a level."""
+    attention: tuple[int, ...] = (16,)
+    """Resolutions with self-attention."""
+    head: int = 64
+    """Channels of a head of attention."""
+    dropout: float = 0.13
+    """Share of activations dropped while training the teacher, or a map without one."""
+    patch: int = 1
+    """Side of the square of pixels that is taken as one."""
+    frequencies: int = 8
+    """Frequencies of the features of s and t - s."""
+
+
+@dataclass(frozen=True)
+class DiTNetwork:
+    """The transformer, with --backbone dit; its fields are those of `flowmaps.nn.DiT`."""
+
+    patch: int = 2
+    """Side of the square of pixels that is one token."""
+    width: int = 384
+    """Hidden width."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 6
+    """Heads of attention."""
+    ratio: float = 4.0
+    """Width of the perceptron of a block, as a multiple of the width."""
+    dropout: float = 0.0
+    """Share of activations dropped while training the teacher, or a map without one."""
+    frequencies: int = 8
+    """Frequencies of the features of s and t - s."""
+
+
+@dataclass(frozen=True)
+class ImageEvaluation(Evaluation):
+    """What is measured at the end."""
+
+    samples: int = 50_000
+    """Samples of each row; 50,000 for a figure to be quoted."""
+    reference: int = 0
+    """Training images that samples are compared with, spread evenly over the data; 0 for all."""
+    points: int = 5_000
+    """Samples of them for kernel distance, precision, recall and map error."""
+    chunk: int = 500
+    """Samples generated at a time."""
+    euler: int = 18
+    """Steps of the teacher's Heun solver."""
+    features: str = "efficientnet-lite0:128"
+    """Network whose features are compared: `efficientnet-lite0:SIZE`, `inception`, or `inception:WEIGHTS`."""
+
+
+@dataclass(frozen=True)
+class ImageRecipe(Recipe):
+    """All that a run on images depends on."""
+
+    backbone: Literal["unet", "dit"] = "unet"
+    """The network: a U-Net or a transformer."""
+    resolution: int = 0
+    """Average images down to this size; 0 leaves them as they are."""
+    flips: bool = True
+    """Mirror images at random while training."""
+    labels: bool = False
+    """Learn the classes; without them the map is unconditional."""
+    unet: UNetNetwork = field(default_factory=UNetNetwork)
+    dit: DiTNetwork = field(default_factory=DiTNetwork)
+    network: Unused[Network] = field(default_factory=Network)
+    evaluation: ImageEvaluation = field(default_factory=ImageEvaluation)
+
+
+def cifar10(method: str, *, steps: int = 200_000) -> ImageRecipe:
+    """CIFAR-10 on one GPU: the set-up of arXiv 2505.18825, with Adam for RAdam."""
+    return ImageRecipe(
+        f"cifar10-{method}",
+        method=method,
+        data="cifar10",
+        steps=steps,
+        teacher_steps=400_000,
+        careful=1.0,
+        precision="bfloat16",
+        checkpoint_every=5_000,
+        log_every=200,
+        optimiser=Optimiser(batch=512, rate=5e-3, warmup=2_000, clip=1.0, ema=0.9999, beta2=0.99),
+    )
+
+
+def cifar10_tiny() -> ImageRecipe:
+    """CIFAR-10 at 16 x 16 pixels by class, with a small network: ten minutes on two CPU cores."""
+    return replace(
+        cifar10("lmd"),
+        name="cifar10-tiny",
+        resolution=16,
+        labels=True,
+        steps=1_200,
+        teacher_steps=2_000,
+        compile=False,
+        stop="target",
+        checkpoint_every=500,
+        log_every=25,
+        unet=UNetNetwork(width=64, multipliers=(1, 2), blocks=2, attention=(), dropout=0.0, patch=2),
+        optimiser=Optimiser(batch=128, rate=1e-2, warmup=100, clip=1.0, ema=0.997, beta2=0.99),
+        evaluation=ImageEvaluation(samples=2_000, points=1_000, chunk=250, features="efficientnet-lite0:64"),
+    )
+
+
+def imagenet32(method: str) -> ImageRecipe:
+    """ImageNet at 32 x 32 pixels on one GPU: that of CIFAR-10, at length and without dropout."""
+    recipe = cifar10(method, steps=400_000)
+    return replace(
+        recipe, name=f"imagenet32-{method}", data="imagenet32", teacher_steps=800_000, unet=UNetNetwork(dropout=0.0)
+    )
+
+
+KINDS = {
+    "teacher": ("flow_matching", "the velocity alone"),
+    "lmd": ("lmd", "distilled by the Lagrangian equation from a teacher (--teacher DIR, else trained first)"),
+    "emd": ("emd", "distilled by the Eulerian equation from a teacher (--teacher DIR, else trained first)"),
+    "fmm": ("fmm", "flow map matching from the data, on a strip of 0.25"),
+    "lsd": ("lsd", "Lagrangian self-distillation, from the data"),
+    "meanflow": ("meanflow", "MeanFlow, from the data"),
+}
+"""The last word of a recipe's name: its method, and what is said of it."""
+
+
+def _recipe(build: Callable[[str], ImageRecipe], kind: str) -> ImageRecipe:
+    recipe, method = build(kind), KINDS[kind][0]
+    steps = recipe.teacher_steps if method not in ("lmd", "emd") else recipe.steps
+    if method == "fmm":  # jumps of at most 0.25
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, steps=(4, 8, 16)))
+    return replace(recipe, method=method, steps=steps)
+
+
+def _named(name: str, build: Callable[[str], ImageRecipe], kind: str) -> Callable[[], ImageRecipe]:
+    made = partial(_recipe, build, kind)
+    made.__doc__ = f"{name}: {KINDS[kind][1]}."  # type: ignore[attr-defined]
+    return made
+
+
+IMAGES: dict[str, Callable[[], ImageRecipe]] = {"cifar10-tiny": cifar10_tiny} | {
+    f"{data}-{kind}": _named(name, build, kind)
+    for data, name, build in (("cifar10", "CIFAR-10", cifar10), ("imagenet32", "ImageNet 32x32", imagenet32))
+    for kind in KINDS
+}
