@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from flowmaps import checkpoint, compare, evaluate, figures, tables
+from flowmaps import checkpoint, compare, evaluate, figures, measure, tables
 from flowmaps.cli import main
 from flowmaps.plans import METHODS
 from flowmaps.recipes import Recipe, checkerboard

@@ -122,3 +122,11 @@ def test_guidance_reaches_each_method(method: str):
 def test_guidance_needs_classes():
     with pytest.raises(ValueError, match="--guidance is for data with classes, checkerboard has none"):
         initial.new_map(dataclasses.replace(SMALL, guidance=(2.0,)), 2, None)
+
+
+def test_a_map_learns_at_its_share_of_the_teachers_rate() -> None:
+    recipe = dataclasses.replace(recipes.checkerboard(), map_rate=0.25)
+    rate = recipe.optimiser.rate
+    assert plans.optimiser(recipe, "teacher").rate == rate
+    assert plans.optimiser(recipe, "map").rate == 0.25 * rate
+    assert plans.optimiser(dataclasses.replace(recipe, method="lsd"), "map").rate == rate

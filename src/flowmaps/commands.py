@@ -9,8 +9,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from . import checkpoint, pictures, plans, report, runs
 from . import evaluate as measuring
-from .data import Units
+from .data import Source, Units
 from .devices import can_compile, pick_device
 from .figures import save
 from .files import write_atomically
 from .folders import load_run, read_recipe
 from .image_figures import tiles
-from .measure import SAMPLES
+from .maps import FlowMap
+from .measure import SAMPLES, Row, Sampled, Watch, open_features
 from .recipes import ImageRecipe, Recipe
 from .shapes import Guide
 from .train import generator
 
 console = Console(highlight=False)
+SHOWN = 10_000  # images of a row that are kept for the pictures: ten of each of a thousand classes
 
 
 def bar() -> Progress:
@@ -48,24 +49,29 @@ def bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
+@contextlib.contextmanager
+def watching(what: str) -> Iterator[Watch]:
+    """A progress bar that is told a title and a share from 0 to 1."""
+    with bar() as progress:
+        task = progress.add_task(what, total=1, note="")
+        yield lambda title, share: progress.update(task, completed=share, note=title)
+
+
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, minutes: float | None = None) -> None:
     """Train a recipe into a folder, then evaluate it; after so many minutes stop, to be resumed."""
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
-    with bar() as progress:
-        task = progress.add_task("data", total=1, note="")
-        watch = partial(_tell, progress, task)
+    if isinstance(recipe, ImageRecipe):
+        open_features(recipe.evaluation.features)  # missing weights are told of before the training, not after it
+    with watching("data") as watch:
         run = runs.Run.open(recipe, folder, resume=resume, say=console.print, watch=watch)
     plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}", soft_wrap=True)
     if not follow(run, minutes):
-        console.print(f"stopped after {minutes:g} minutes: go on with the same command and --resume.", soft_wrap=True)
+        after = f"{minutes:g} minute{'s' * (minutes != 1)}"
+        console.print(f"stopped after {after}: go on with the same command and --resume.", soft_wrap=True)
         return
-    evaluate(folder, {}, None)
-
-
-def _tell(progress: Progress, task: Any, title: str, share: float) -> None:
-    progress.update(task, completed=share, note=title)
+    evaluate(folder, {}, None, run.source)
 
 
 def follow(run: runs.Run, minutes: float | None = None) -> bool:
@@ -92,20 +98,39 @@ def follow(run: runs.Run, minutes: float | None = None) -> bool:
     return True
 
 
-def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None:
-    """Measure a run; print the table; write metrics.json, the figures and the report."""
-    recipe, flow_map, teacher, source = load_run(folder)
+def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
+    """Measure a run, on data at hand or read again; print the table; write metrics.json, figures and the report."""
+    with watching("data") as watch:
+        recipe, flow_map, teacher, source = load_run(folder, watch, source)
     if "features" in changes and not isinstance(recipe, ImageRecipe):
         raise ValueError(f"--features is for images, {recipe.name} is a recipe of points: leave it out.")
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
     seed = recipe.seed if seed is None else seed
     plans.check(dataclasses.replace(recipe, seed=seed))
+    plans.check_steps(recipe, changes.get("steps", ()))
     flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
-    settings = recipe.evaluation
-    rows, drawn = [], {}
+    rows, drawn = _measured(recipe, flow_map, teacher, source, seed)
+    metrics: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    with watching("draw") as watch:
+        shown = pictures.draw(folder, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
+    if shown.numbers:
+        write_atomically(folder / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
+    config = dataclasses.asdict(recipe)
+    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(recipe, folder))
+    console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
+    console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
+    console.print(f"report:  {path}", soft_wrap=True)
+
+
+def _measured(
+    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
+) -> tuple[list[Row], dict[str, Sampled]]:
+    """The rows of metrics.json, and by their titles samples for the pictures."""
+    settings, rows, drawn = recipe.evaluation, [], {}
     fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
-    if few := _few(recipe):
+    if few := _few(recipe, source.units):
         console.print(few, soft_wrap=True)
     with bar() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
@@ -117,30 +142,19 @@ def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None) -> None
         options = {"restart": measuring.restarts(recipe), "compiled": fast, "watch": watch}
         for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed, **options):
             rows.append(row)
-            drawn[title] = sampled
+            progress.update(task, completed=len(rows), note=f"{title}, 100%")
+            drawn[title] = sampled.first(SHOWN) if source.units.pixels else sampled
             if not console.is_terminal:
                 console.print(f"{title}: {sampled.seconds:.1f} s")
-    metrics = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    with bar() as progress:
-        task = progress.add_task("draw", total=1, note="")
-        watch = partial(_tell, progress, task)
-        shown = pictures.draw(folder, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
-    if shown.numbers:
-        write_atomically(folder / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
-    config = dataclasses.asdict(recipe)
-    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(recipe, folder))
-    console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
-    console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
-    console.print(f"report:  {path}", soft_wrap=True)
+    return rows, drawn
 
 
-def _few(recipe: Recipe) -> str | None:
+def _few(recipe: Recipe, units: Units) -> str | None:
     """What is to be said of the number of samples."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
         return "KL by so few samples is mostly its floor: quote figures of --samples 1000000."
-    if not isinstance(recipe, ImageRecipe) or number >= 10_000:
+    if not units.pixels or number >= 10_000:
         return None
     singular = ", and below some 1,300 means nothing" if number < 1_300 else ""
     return (
@@ -154,6 +168,8 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
     seconds = checkpoint.read_card(folder).get("seconds", 0.0)
     stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     words = [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
+    if recipe.teacher:
+        words.append(f"Its teacher is the velocity of the run in {recipe.teacher}, of which teacher/ is a copy.")
     if recipe.method in plans.TO_DATA:
         words.append(
             f"{recipe.method} learns jumps to t = 1 alone: several steps go there, add fresh noise, and jump again."
@@ -163,6 +179,8 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
             f"{recipe.method} has no teacher of its own: the rows called teacher solve the flow of the velocity that "
             f"the map has learned on its diagonal, u at s = t."
         )
+    if limits := plans.limits(recipe):
+        words.append(f"{limits}.")
     return words
 
 
@@ -181,9 +199,8 @@ def sample(
     card = checkpoint.read_card(folder)
     device = pick_device("auto")
     recipe, flow_map = read_recipe(folder), checkpoint.load(folder).to(device)
-    flow_map, _, known = plans.measured(recipe, flow_map, None)
-    if recipe.method in plans.FROM_BASE and steps not in known.evaluation.steps:
-        raise ValueError(f"a map of {recipe.method} jumps from noise alone, got --steps {steps}: take --steps 1.")
+    plans.check_steps(recipe, [steps])
+    flow_map, _, _ = plans.measured(recipe, flow_map, None)
     units = Units.from_dict(card.get("units"))
     if out.suffix == ".png" and not units.pixels:
         raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")

@@ -240,7 +240,7 @@ def draw(recipe: Recipe, source: Source, drawn: dict[str, Sampled]) -> Figure | 
     if source.dim != 2:
         return None
     number = 200_000 if recipe.evaluation.samples >= figures.SCATTER_BELOW else 4_000
-    data, _ = source.sample(number, generator(recipe.seed, DATA))
+    data, _ = source.to("cpu").sample(number, generator(recipe.seed, DATA))
     panels = {title: source.to_data(sampled.x[:number]) for title, sampled in drawn.items()}
     return figures.samples(panels, reference=source.to_data(data))
 

@@ -9,46 +9,56 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint, plans, recipes
-from .data import Source, fingerprint, open_data
+from .data import Images, Source, Units, fingerprint, open_data
 from .devices import pick_device
 from .maps import FlowMap
 from .recipes import ImageRecipe, Recipe
 
+Watch = Callable[[str, float], None]
 LOG = "log.jsonl"
 FREE = ("device", "compile", "log_every", "checkpoint_every", "evaluation")  # what may differ on resuming
 
 
-def source_of(recipe: Recipe, split: str = "train", watch: Callable[[str, float], None] | None = None) -> Source:
+def source_of(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:
     """The data of a recipe.
 
     Raises:
         ValueError: as in `open_data`.
     """
-    options: dict[str, Any] = {}
-    if isinstance(recipe, ImageRecipe):
-        options = {"resolution": recipe.resolution, "flips": recipe.flips, "labels": recipe.labels, "watch": watch}
-    return open_data(recipe.data, recipe.optimiser.batch, split=split, **options)
+    batch = recipe.optimiser.batch if split == "train" else 1
+    if not isinstance(recipe, ImageRecipe):
+        return open_data(recipe.data, batch, split=split, watch=watch)
+    options: dict[str, Any] = {"resolution": recipe.resolution, "labels": recipe.labels}
+    source = open_data(recipe.data, batch, split=split, watch=watch, **options)
+    if isinstance(source, Images):  # latents have no mirror
+        source.flips = recipe.flips
+    return source
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """What a run's card says of its recipe, and of the file that its data are read from."""
-    return {"recipe": dataclasses.asdict(recipe), "data_sha256": fingerprint(recipe.data)}
+def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
+    """What a run's card says of its recipe, and of the files that its data are read from."""
+    return {"recipe": dataclasses.asdict(recipe), "data_sha256": fingerprint(recipe.data, watch)}
 
 
-def check_data(card: dict[str, Any], recipe: Recipe) -> None:
-    """Refuse a data file other than the one that a run began with.
+def check_data(card: dict[str, Any], described: dict[str, Any]) -> None:
+    """Refuse data other than those that a run began with.
+
+    Args:
+        card: of the run.
+        described: from `describe`, now.
 
     Raises:
-        ValueError: its content has changed.
+        ValueError: their content has changed.
     """
-    if card.get("data_sha256") not in (None, describe(recipe)["data_sha256"]):
+    if card.get("data_sha256") not in (None, described["data_sha256"]):
         raise ValueError(
-            f"{recipe.data} has changed since the run began: restore it, or train again into another --out."
+            f"{described['recipe']['data']} has changed since the run began: restore it, or train again into another "
+            "--out."
         )
 
 
-def check_resumable(folder: Path, recipe: Recipe) -> None:
-    """Refuse to go on with another recipe than the run began with.
+def check_resumable(folder: Path, recipe: Recipe, described: dict[str, Any]) -> None:
+    """Refuse to go on with another recipe than the run began with; `described` from `describe`.
 
     Raises:
         ValueError: there is no run, it has finished, or its recipe differs.
@@ -58,12 +68,13 @@ def check_resumable(folder: Path, recipe: Recipe) -> None:
         raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
     old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
     for name, value in new.items():
-        if name.split(".")[0] not in FREE and old[name] != value:
+        if name.split(".")[0] not in FREE and old.get(name) != value:
             option = name.replace("_", "-")
             raise ValueError(
-                f"{folder} was begun with --{option} {old[name]}, got {value}: resume with the options it began with."
+                f"{folder} was begun with --{option} {old.get(name)}, got {value}: resume with the options it began "
+                "with."
             )
-    check_data(card, recipe)
+    check_data(card, described)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
@@ -101,11 +112,18 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def load_run(folder: Path) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
+def load_run(
+    folder: Path, watch: Watch | None = None, source: Source | None = None
+) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
     """A finished run: recipe, map, its teacher (or `None`) and data.
 
+    Args:
+        folder: of the run.
+        watch: told what is read of the data, and the share that is done.
+        source: the data, where they are at hand.
+
     Raises:
-        ValueError: as in `checkpoint.load`.
+        ValueError: as in `checkpoint.load`; or the data have changed since.
     """
     recipe = read_recipe(folder)
     try:
@@ -116,6 +134,44 @@ def load_run(folder: Path) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
     teacher = None
     if recipe.method in plans.DISTILLED:
         teacher = checkpoint.load(folder / "teacher").to(device)
-    source = source_of(recipe)
-    check_data(checkpoint.read_card(folder), recipe)
+    if source is None:
+        source = source_of(recipe, watch=watch)
+        check_data(checkpoint.read_card(folder), describe(recipe, watch))
     return recipe, flow_map, teacher, source
+
+
+def given_teacher(recipe: Recipe, source: Source, described: dict[str, Any]) -> FlowMap:
+    """The map whose velocity is the teacher that a recipe names; `described` from `describe`.
+
+    Raises:
+        ValueError: the folder is no finished run, or its velocity is another than that of the recipe's flow: of other
+            data, another path, or without what guidance needs.
+    """
+    folder = Path(recipe.teacher)
+    flow_map, theirs, card = checkpoint.load(folder), read_recipe(folder), checkpoint.read_card(folder)
+    units = Units.from_dict(card.get("units"))
+    begun = f"the teacher in {folder} was trained"
+    if units != source.units or card.get("data_sha256") != described["data_sha256"]:
+        raise ValueError(
+            f"{begun} on other data, {_data_of(theirs, units)}, than {_data_of(recipe, source.units)}: give both the "
+            "same --data, --resolution and --labels."
+        )
+    if checkpoint.load_interpolant(folder) != plans.interpolant(recipe):
+        raise ValueError(
+            f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {recipe.interpolant} here: give both the "
+            "same --interpolant, and a method of the trigonometric path (sct, scd) no --teacher."
+        )
+    needed = recipe.guidance if recipe.method in plans.HELD else (1.0,)
+    if recipe.guidance and theirs.guidance != needed:
+        had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.guidance, needed))
+        plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
+        raise ValueError(
+            f"{begun} {'with --guidance ' + had if had else 'without --guidance'}: for {recipe.method} with --guidance "
+            f"train it with --guidance {take}{plain}."
+        )
+    return flow_map
+
+
+def _data_of(recipe: Recipe, units: Units) -> str:
+    classes = "no classes" if units.classes is None else f"{units.classes} classes"
+    return f"{recipe.data} ({' x '.join(map(str, units.shape))}, {classes})"

@@ -24,7 +24,8 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> Flow
     """
     torch.manual_seed(recipe.seed)
     if recipe.guidance and classes is None:
-        raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: leave it out.")
+        hint = "pass --labels, or " if isinstance(recipe, ImageRecipe) and not recipe.labels else ""
+        raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")
     net = _new_network(recipe, shape, {"classes": classes, "guidance": len(recipe.guidance) == 2})
     return TrigonometricMap(net) if recipe.method in ROTATING else AverageVelocity(net)
 

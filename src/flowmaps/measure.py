@@ -24,6 +24,7 @@ from .train import generator
 Row = dict[str, Any]
 Watch = Callable[[str, float], None]
 SAMPLES, EXACT, LABELS = 1, 2, 6  # streams of the seed
+MOST = 2**22  # numbers in the points of W2 and energy distance, which take hours for thousands of latents
 FAR = 1e3  # data are of order one: a sample farther away, or not finite, is lost
 
 
@@ -39,6 +40,10 @@ class Sampled:
     cond: Tensor | None
     nfe: int
     seconds: float
+
+    def first(self, number: int) -> Sampled:
+        """At most so many of them, the rest let go."""
+        return replace(self, x=self.x[:number].clone(), cond=None if self.cond is None else self.cond[:number])
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What images are measured against: real ones as features, and the teacher's from the same noise."""
+    """What images are measured against: real ones as features, and the teacher's from the same noise.
+
+    `device` is that of the feature network.
+    """
 
     features: Features
     real: Real
+    device: torch.device
     teacher: Statistics | None = None
 
 
@@ -99,8 +108,15 @@ def _of_images(source: Images, x0: Tensor, settings: Evaluation, device: torch.d
     number = min(settings.reference or len(source.pixels), len(source.pixels))
     spread = torch.linspace(0, len(source.pixels) - 1, number, dtype=torch.float64).round().long()
     pixels = source.pixels[spread]
-    real = real_images(features, pixels, keep=settings.points, device=device, watch=watch)
-    return Reference(x0, cond, pixels, images=Pixels(features, real))
+    device = torch.device(device)
+    options = {"batch": _at_once(device), "device": device, "watch": watch}
+    real = real_images(features, pixels, keep=settings.points, **options)
+    return Reference(x0, cond, pixels, images=Pixels(features, real, device))
+
+
+def _at_once(device: torch.device) -> int:
+    """How many images a feature network is quickest with."""
+    return 32 if device.type == "cpu" else 256
 
 
 def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -147,9 +163,11 @@ def measure(
             return row | {"seconds": sampled.seconds}, ref
     x = sampled.x.nan_to_num(FAR).clamp(-FAR, FAR)
     if ref.images is None:
-        figures = _of_points(x, source, ref, settings, follows)
+        figures = _of_points(x, source, ref, settings, follows, watch)
     else:
-        found = extract(ref.images.features, source.units.to_pixels(x), watch=watch)
+        device = ref.images.device
+        images = source.units.to_pixels(x)
+        found = extract(ref.images.features, images, batch=_at_once(device), device=device, watch=watch)
         figures = dict(figures_of(found, ref.images.real, ref.images.features, ref.images.teacher, watch=watch))
         if follows and ref.flow is not None:
             figures["pixel_error"] = metrics.map_error(x[: len(ref.flow)], ref.flow) / source.dim
@@ -159,15 +177,18 @@ def measure(
     return row | figures | {"seconds": sampled.seconds}, ref
 
 
-def _of_points(x: Tensor, source: Source, ref: Reference, settings: Evaluation, follows: bool) -> Row:
+def _of_points(x: Tensor, source: Source, ref: Reference, settings: Evaluation, follows: bool, watch: Watch) -> Row:
     row: Row = {}
-    x, few, data = source.to_data(x), settings.points, source.to_data(ref.data)
+    few = min(settings.points, max(500, MOST // source.dim))
+    x, data = source.to_data(x), source.to_data(ref.data[:few])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": ref.floor}
+    watch("W2", 0.0)
     row["w2"] = metrics.wasserstein2(x[:few], data[: len(x[:few])])
     row["sliced_w2"] = metrics.sliced_wasserstein2(x[:few], data[: len(x[:few])], generator=generator(0))
     if not isinstance(source, Board):
+        watch("energy distance", 0.5)
         row["energy"] = metrics.energy_distance(x[:few], data)
     if follows and ref.flow is not None:
-        row["map_error"] = metrics.map_error(x[:few], source.to_data(ref.flow)[: len(x)])
+        row["map_error"] = metrics.map_error(x[:few], source.to_data(ref.flow[:few])[: len(x)])
     return row

@@ -7,7 +7,8 @@ and which map and path it needs. What is not set here is the paper's.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,9 @@ DIAGONAL = ("flow_matching", "reflow")
 """Methods that teach the velocity alone: jumps are Euler's steps."""
 FROM_BASE = ("freeflow",)
 """Methods whose map jumps from s = 0 only: one step."""
+SHORT, STRIP = ("fmm",), 0.25
+"""Methods that learn images in jumps of a strip alone, and the width of strips; of points they grow out of it."""
+LEAST = math.ceil(1 / STRIP)  # steps from noise to data
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,40 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot run, before anything heavy starts.
 
     Raises:
-        ValueError: a field out of range, or a method that is not there.
+        ValueError: a field out of range, a method that is not there, or a teacher for a method without one.
     """
     validate(recipe)
-    _check_method(recipe.method)
+    stages(recipe)
+
+
+def check_steps(recipe: Recipe, steps: Iterable[int]) -> None:
+    """Refuse numbers of steps whose jumps the map does not learn.
+
+    Raises:
+        ValueError: fewer steps than the map takes from noise to data, or more.
+    """
+    for number in steps:
+        if number not in known_steps(recipe, [number]):
+            raise ValueError(f"{limits(recipe)}, got {number} step{'s' * (number > 1)}.")
+
+
+def known_steps(recipe: Recipe, steps: Iterable[int]) -> tuple[int, ...]:
+    """Those numbers of steps whose jumps the recipe's map learns; the nearest that it does, if there is none."""
+    if recipe.method in FROM_BASE:
+        return (1,)
+    least = LEAST if recipe.method in SHORT and isinstance(recipe, ImageRecipe) else 1
+    return tuple(number for number in steps if number >= least) or (least,)
+
+
+def limits(recipe: Recipe) -> str | None:
+    """What the jumps of a recipe's map are limited to, in words; `None` where they are not."""
+    if recipe.method in FROM_BASE:
+        return f"{recipe.method} learns jumps from noise alone: its map is sampled in 1 step"
+    if recipe.method in SHORT and isinstance(recipe, ImageRecipe):
+        return (
+            f"{recipe.method} of images learns jumps of at most {STRIP:g}: its map is sampled in {LEAST} steps or more"
+        )
+    return None
 
 
 def _check_method(name: str) -> None:
@@ -90,15 +124,17 @@ def interpolant(recipe: Recipe) -> Interpolant:
 
 def optimiser(recipe: Recipe, stage: str) -> Optimiser:
     """The optimiser of a stage of a recipe's method."""
-    settings, careful = recipe.optimiser, recipe.method in CAREFUL and stage == "map"
-    return replace(settings, rate=recipe.careful * settings.rate) if careful else settings
+    share = 1.0
+    if stage == "map":
+        share *= recipe.careful if recipe.method in CAREFUL else 1.0
+        share *= recipe.map_rate if recipe.method in DISTILLED else 1.0
+    return replace(recipe.optimiser, rate=share * recipe.optimiser.rate)
 
 
 def measured(recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None, Recipe]:
     """The map and its teacher as they are sampled: as Euler's steps, at the least guidance, in the steps it knows."""
     evaluation = recipe.evaluation
-    if recipe.method in FROM_BASE:
-        recipe = replace(recipe, evaluation=replace(evaluation, steps=(1,)))
+    recipe = replace(recipe, evaluation=replace(evaluation, steps=known_steps(recipe, evaluation.steps)))
     if recipe.method in DIAGONAL:
         flow_map = Near(flow_map, 1.0)
     if len(recipe.guidance) == 2:
@@ -179,8 +215,8 @@ def _direct(recipe: Recipe) -> dict[str, Build]:
     return {
         "flow_matching": alone(methods.flow_matching, times=late, **direct),
         "teacher": lambda m, _: methods.flow_matching(m, times=late, **direct, **_guided(recipe, m, teacher=True)),
-        "fmm": alone(methods.fmm, times=Strip(0.25 if images else Anneal(0.25, 1.0, 0.5)), **direct),
-        "strip": alone(methods.fmm, times=Strip(0.25), **direct),
+        "fmm": alone(methods.fmm, times=Strip(STRIP if images else Anneal(STRIP, 1.0, 0.5)), **direct),
+        "strip": alone(methods.fmm, times=Strip(STRIP), **direct),
         "eulerian_estimation": alone(methods.eulerian_estimation, **direct),
         "lsd": alone(methods.lsd, **own),
         "esd": alone(methods.esd, **own),

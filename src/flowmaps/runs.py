@@ -21,7 +21,7 @@ from . import checkpoint, initial, plans
 from .data import Source, resolve
 from .devices import can_compile, pick_device
 from .files import write_atomically
-from .folders import LOG, check_resumable, describe, read_log, source_of
+from .folders import LOG, check_resumable, describe, given_teacher, read_log, source_of
 from .maps import FlowMap, Frozen
 from .recipes import ImageRecipe, Recipe
 from .shapes import Field
@@ -53,15 +53,20 @@ class Run:
         """
         plans.check(recipe)
         device = pick_device(recipe.device)
-        recipe = dataclasses.replace(recipe, data=resolve(recipe.data))  # found again from wherever the run is sampled
-        source = source_of(recipe, watch=watch).to(device)
-        if resume:
-            check_resumable(folder, recipe)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-        flow_map = initial.new_map(recipe, source.shape, source.classes).to(device)
-        described = describe(recipe)
+        recipe = _from_anywhere(recipe)
+        source, described = source_of(recipe, watch=watch).to(device), describe(recipe, watch)
+        if resume:
+            check_resumable(folder, recipe, described)
+        flow_map, teacher = initial.new_map(recipe, source.shape, source.classes).to(device), None
+        if recipe.teacher and not resume:
+            teacher = given_teacher(recipe, source, described)
+            initial.adopt(flow_map, teacher)
         folder.mkdir(parents=True, exist_ok=True)
+        if teacher is not None:
+            kept, path = {"teacher_of": recipe.teacher}, plans.interpolant(recipe)
+            checkpoint.save(teacher, folder / "teacher", interpolant=path, extra=kept, overwrite=True)
         if not resume:
             card = {"format": checkpoint.FORMAT, **described}
             write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
@@ -159,18 +164,8 @@ class Run:
         return tensors, about
 
     def _take_teacher(self) -> None:
-        """Copy the teacher that was given into the folder, and start from it."""
-        kept = self.folder / "teacher"
-        if not (kept / checkpoint.WEIGHTS).exists():
-            given = Path(self.recipe.teacher)
-            flow_map, card = checkpoint.load(given), checkpoint.read_card(given)
-            if card.get("units") != json.loads(json.dumps(dataclasses.asdict(self.source.units))):
-                raise ValueError(
-                    f"the teacher in {given} was trained on other data ({card.get('units')}) than {self.recipe.data}: "
-                    "give the options of data that it was trained with."
-                )
-            checkpoint.save(flow_map, kept, interpolant=checkpoint.load_interpolant(given), overwrite=True)
-        teacher = checkpoint.load(kept).to(pick_device(self.recipe.device))
+        """Start from the teacher that was given, of which the folder has a copy."""
+        teacher = checkpoint.load(self.folder / "teacher").to(pick_device(self.recipe.device))
         initial.adopt(self.flow_map, teacher)
         self.teacher = Frozen(teacher).velocity
 
@@ -189,6 +184,12 @@ class Run:
         extra["units"] = dataclasses.asdict(self.source.units)
         path = plans.interpolant(self.recipe)
         checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
+
+
+def _from_anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with its paths absolute, to be found again from wherever the run is resumed, measured or sampled."""
+    teacher = str(Path(recipe.teacher).resolve()) if recipe.teacher else ""
+    return dataclasses.replace(recipe, data=resolve(recipe.data), teacher=teacher)
 
 
 def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | None:

@@ -15,6 +15,8 @@ from .objectives import Loss, Objective
 from .recipes import Optimiser
 from .velocities import Draw
 
+DROPOUT = 1  # stream of the seed of a step
+
 
 @dataclass
 class State:
@@ -25,6 +27,7 @@ class State:
         optimiser: the torch optimiser.
         averages: moving averages of the trained parameters, in their order.
         step: steps taken.
+        begun: the step at which the optimiser's moments began; the rate warms up from there.
         whole: false while a step is half taken, when the rest does not belong together.
     """
 
@@ -32,6 +35,7 @@ class State:
     optimiser: torch.optim.Optimizer
     averages: list[Tensor]
     step: int = 0
+    begun: int = 0
     whole: bool = True
 
     @property
@@ -53,7 +57,7 @@ class State:
         return [value for target in self.objective.followers() for value in target.state_dict().values()]
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Take over what `tensors` gave.
+        """Take over what `tensors` gave; without the optimiser's moments they start anew, and the rate with them.
 
         Raises:
             ValueError: they belong to another network.
@@ -69,13 +73,15 @@ class State:
             raise ValueError(
                 f"the checkpoint is of another network ({error}): resume with the recipe it began with."
             ) from None
+        parameters = dict(enumerate(self.parameters))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimiser."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
+                state.setdefault(int(index), {})[key] = _laid_out(value, parameters.get(int(index)))
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         self.step = step
+        self.begun = step - max((int(values["step"]) for values in state.values()), default=0)  # Adam's own count
 
     @torch.no_grad()
     def use_averages(self) -> None:
@@ -91,6 +97,13 @@ class Step:
     loss: Loss
     rate: float
     progress: float
+
+
+def _laid_out(value: Tensor, parameter: Tensor | None) -> Tensor:
+    """A moment of Adam in the memory format of its parameter, which files do not keep and the fused step relies on."""
+    if parameter is None or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter).copy_(value)
 
 
 def trained(objective: Objective) -> list[Tensor]:
@@ -153,6 +166,7 @@ def train(
             if progress >= 1:
                 return
         source_of_noise = generator(seed, state.step, device=device)
+        torch.manual_seed(generator(seed, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
         x1, cond = source.sample(settings.batch, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
         with autocast:
@@ -160,7 +174,7 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        rate = schedule(settings, state.step, progress)
+        rate = schedule(settings, state.step - state.begun, progress)
         for group in optimiser.param_groups:
             group["lr"] = rate
         state.whole = False
@@ -176,7 +190,7 @@ def train(
 
 
 def schedule(settings: Optimiser, step: int, progress: float) -> float:
-    """The learning rate: linear warm-up, then a half cosine down to `floor` times the highest."""
+    """The learning rate: linear warm-up over the first steps, a half cosine down to `floor` times the highest."""
     rise = min(1.0, (step + 1) / max(settings.warmup, 1))
     fall = settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return settings.rate * min(rise, 1.0) * fall

@@ -111,7 +111,8 @@ def invert(
         return None
     encoder, way, back_to_noise = found
     walks: dict[int, Walk] = {0: lambda start: (back_to_noise(start.x, start.cond), 0)}
-    walks |= {n: jumping(flow_map, n) for n in ([1] if recipe.method in plans.TO_DATA else sorted({1, few}))}
+    several = [1] if recipe.method in plans.TO_DATA else sorted({*plans.known_steps(recipe, [1]), few})
+    walks |= {n: jumping(flow_map, n) for n in several}
     done: list[Tensor] = []
     for k, walk in enumerate(walks.values()):
         start = Start(done[0] if done else x1, labels)

@@ -36,6 +36,7 @@ def _general(recipe: Recipe) -> list[Rule]:
         ("guidance", recipe.guidance, _are_weights(recipe.guidance), "none, one or two positive weights, rising"),
         ("label-dropout", recipe.label_dropout, 0 <= recipe.label_dropout < 1, "at least 0 and below 1"),
         ("careful", recipe.careful, 0 < recipe.careful <= 1, "positive and at most 1"),
+        ("map-rate", recipe.map_rate, 0 < recipe.map_rate <= 1, "positive and at most 1"),
         ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
         ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
     ]
@@ -82,6 +83,7 @@ def _images(recipe: ImageRecipe) -> list[Rule]:
     shares = {"unet.dropout": u.dropout, "dit.dropout": d.dropout}
     return [
         ("resolution", recipe.resolution, recipe.resolution >= 0, "at least 0"),
+        ("evaluation.reference", recipe.evaluation.reference, recipe.evaluation.reference >= 0, "at least 0"),
         ("unet.multipliers", u.multipliers, min(u.multipliers, default=0) >= 1, "one or more numbers >= 1"),
         *((name, size, size >= 1, "at least 1") for name, size in sizes.items()),
         *((name, share, 0 <= share < 1, "at least 0 and below 1") for name, share in shares.items()),

@@ -71,11 +71,13 @@ class Recipe:
     method: str = "lmd"
     """How the map is learned: the name of a function of `flowmaps.methods`."""
     data: str = ""
-    """`checkerboard`, `digits`, a file (.npy, .npz, .csv) with one point a row; for images see docs/data.md."""
+    """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
+    `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
     steps: int = 6_000
     """Optimiser steps of the map (shared out among its stages)."""
     teacher_steps: int = 6_000
-    """Optimiser steps of the teacher, for a method that needs one; the others add them to their own."""
+    """Optimiser steps of the teacher, for a method that needs one; the others add them to their own. None are taken
+    with --teacher."""
     interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
     """Path between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
@@ -93,10 +95,13 @@ class Recipe:
     """Share of the rows whose label is dropped, with --guidance."""
     careful: float = 0.25
     """Rate of the methods that are unstable at the full one (esd, meanflow, sct, ayf_emd and their kin), as a share."""
+    map_rate: float = 1.0
+    """Rate of a map that learns from a teacher, as a share of the teacher's."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
     teacher: str = ""
-    """Folder of a finished run whose velocity is the teacher, for a method with one; trained first unless given."""
+    """Folder of a finished run whose velocity is the teacher, for a method that learns from one; unless it is given, a
+    teacher is trained first."""
     stop: Literal["velocity", "target"] = "velocity"
     """Where gradients of lmd and emd stop: at the teacher's velocity, or at the whole right-hand side of the equation,
     which halves the cost of a step."""
@@ -107,7 +112,8 @@ class Recipe:
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
     compile: bool = True
-    """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found."""
+    """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
+    for images on a CPU."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     log_every: int = 50

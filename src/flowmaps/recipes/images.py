@@ -66,13 +66,15 @@ class ImageEvaluation(Evaluation):
     reference: int = 0
     """Training images that samples are compared with, spread evenly over the data; 0 for all."""
     points: int = 5_000
-    """Samples of them for kernel distance, precision, recall and map error."""
+    """Samples of them for kernel distance, precision, recall and map error; of latents for W2, or fewer if they are
+    large."""
     chunk: int = 500
     """Samples generated at a time."""
     euler: int = 18
-    """Steps of the teacher's Heun solver."""
+    """Steps of the teacher's Heun solver, of two evaluations each."""
     features: str = "efficientnet-lite0:128"
-    """Network whose features are compared: `efficientnet-lite0:SIZE`, `inception`, or `inception:WEIGHTS`."""
+    """Network whose features are compared: `efficientnet-lite0:SIZE` with the size in pixels that images are enlarged
+    to, `inception`, or `inception:FILE` with its weights."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class ImageRecipe(Recipe):
     resolution: int = 0
     """Average images down to this size; 0 leaves them as they are."""
     flips: bool = True
-    """Mirror images at random while training."""
+    """Mirror images at random while training, latents never."""
     labels: bool = False
-    """Learn the classes; without them the map is unconditional."""
+    """Learn the classes of the data; without them the map is unconditional."""
     unet: UNetNetwork = field(default_factory=UNetNetwork)
     dit: DiTNetwork = field(default_factory=DiTNetwork)
     network: Unused[Network] = field(default_factory=Network)
@@ -102,6 +104,7 @@ def cifar10(method: str, *, steps: int = 200_000) -> ImageRecipe:
         steps=steps,
         teacher_steps=400_000,
         careful=1.0,
+        map_rate=0.2,
         precision="bfloat16",
         checkpoint_every=5_000,
         log_every=200,
@@ -116,14 +119,15 @@ def cifar10_tiny() -> ImageRecipe:
         name="cifar10-tiny",
         resolution=16,
         labels=True,
-        steps=1_200,
+        steps=1_000,
         teacher_steps=2_000,
+        map_rate=0.1,
         compile=False,
         stop="target",
         checkpoint_every=500,
         log_every=25,
         unet=UNetNetwork(width=64, multipliers=(1, 2), blocks=2, attention=(), dropout=0.0, patch=2),
-        optimiser=Optimiser(batch=128, rate=1e-2, warmup=100, clip=1.0, ema=0.997, beta2=0.99),
+        optimiser=Optimiser(batch=64, rate=2e-2, warmup=100, clip=1.0, ema=0.997, beta2=0.99),
         evaluation=ImageEvaluation(samples=2_000, points=1_000, chunk=250, features="efficientnet-lite0:64"),
     )
 

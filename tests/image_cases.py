@@ -1,0 +1,104 @@
+"""Runs on images made small: the official archives with a few images, networks of a few channels, features of means."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from pathlib import Path
+
+import data_cases
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from flowmaps import cli, folders
+from flowmaps.data import Images
+from flowmaps.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
+from flowmaps.runs import Run
+
+OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
+    --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2
+    --unet.attention --evaluation.samples 100 --evaluation.points 20 --evaluation.chunk 64 --evaluation.euler 2
+    --evaluation.tolerance 0.05"""
+TINY = OPTIONS.split()
+
+UNET = UNetNetwork(width=8, multipliers=(1,), blocks=1, attention=(), head=8, patch=2, dropout=0.1)
+DIT = DiTNetwork(width=16, depth=1, heads=2, patch=4)
+SMALL = dataclasses.replace(
+    RECIPES["cifar10-lmd"](),
+    name="small",
+    resolution=8,
+    steps=5,
+    teacher_steps=4,
+    compile=False,
+    device="cpu",
+    checkpoint_every=3,
+    log_every=1,
+    unet=UNET,
+    dit=DIT,
+    optimiser=Optimiser(batch=6, rate=1e-2, warmup=2, ema=0.9),
+    evaluation=ImageEvaluation(steps=(1, 4), samples=100, points=20, chunk=64, tolerance=0.05, euler=2),
+)
+
+
+class Means:
+    """Features that take no time: means of the quarters of an image."""
+
+    name, dim = "means of quarters", 12
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(images.float(), 2).flatten(1) / 64
+
+
+def write_data(folder: Path) -> Path:
+    """A folder of data with `cifar10`, of 35 images, and `imagenet32`, of 70."""
+    data_cases.write_folder(folder / "cifar10", data_cases.cifar_files())
+    data_cases.write_folder(folder / "imagenet32", data_cases.imagenet_files())
+    return folder
+
+
+def run(*words: object) -> str:
+    """A command that succeeds; what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        cli.main([str(word) for word in words])
+    return out.getvalue()
+
+
+def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
+    """A command that is refused: exit code 2 and one line, which it returns."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(word) for word in words])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("flowmaps: ")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    return error
+
+
+def open_run(recipe: ImageRecipe, folder: Path, resume: bool = False) -> Run:
+    return Run.open(recipe, folder, resume=resume, say=lambda text: None)
+
+
+def trained(recipe: ImageRecipe, folder: Path) -> Path:
+    """A run that is trained to its end."""
+    list(open_run(recipe, folder).train())
+    return folder
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("weights.safetensors"))}
+
+
+def losses(folder: Path) -> list[tuple[str, int, float]]:
+    return [(line["stage"], line["step"], line["loss"]) for line in folders.read_log(folder)]
+
+
+def images(rows: int = 40, labels: bool = True, side: int = 8) -> Images:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (rows, 3, side, side), dtype=torch.uint8, generator=rng)
+    return Images(pixels, torch.arange(rows) % 4 if labels else None)

@@ -1,0 +1,321 @@
+"""The benchmark on a GPU, part by part, tried without one: what travels, what is refused, what is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import image_cases
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # it is no package: its files import each other as scripts do
+
+import gpu_cifar10  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gpu_report  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gpu_speed  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gpu_weights  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from flowmaps import checkpoint, runs  # noqa: E402
+from flowmaps.folders import read_log, read_recipe, source_of  # noqa: E402
+from flowmaps.recipes import Optimiser  # noqa: E402
+from flowmaps.train import schedule  # noqa: E402
+
+OPTIONS = """--no-compile --precision float32 --resolution 8 --log-every 1 --optimiser.batch 8 --optimiser.warmup 4
+    --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2 --unet.attention 4
+    --evaluation.points 20 --evaluation.chunk 64 --evaluation.euler 2 --evaluation.tolerance 0.05"""
+TINY = OPTIONS.split()
+LENGTHS = (9, 5, 5)
+MIB = 2**20
+ROW = {"sampler", "nfe", "fd", "fd_name", "seconds", "seconds_per_10000", "samples"}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_cases.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data, quick features, small matrices."""
+    monkeypatch.setenv("FLOWMAPS_DATA", str(here))
+    for module in ("flowmaps.commands", "flowmaps.measure", "gpu_fit", "gpu_cifar10"):
+        monkeypatch.setattr(f"{module}.open_features", lambda spec: image_cases.Means())
+    monkeypatch.setattr(gpu_speed, "SIZES", {"cpu": (512, 5)})
+
+
+Part = Callable[..., None]
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Part:
+    """Do a part. In no minutes it takes one step, in a minute all of them."""
+
+    def do(*words: object, minutes: float = 1, lengths: tuple[int, ...] = LENGTHS) -> None:
+        folders = ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
+        limits = ["--device", "cpu", "--minutes", minutes, "--samples", 100, "--lengths", *lengths]
+        gpu_cifar10.main([str(word) for word in [*words, *folders, *limits, *TINY]])
+
+    return do
+
+
+@pytest.fixture
+def refused(part: Part, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """A part that ends with code 2 and one line, which it returns."""
+
+    def do(*words: object, **limits: float) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            part(*words, **limits)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert error.startswith("gpu_cifar10: ")
+        assert error.count("\n") == 1
+        return error
+
+    return do
+
+
+def found(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def card(folder: Path, name: str) -> dict:
+    return json.loads((folder / "weights" / f"{name}.json").read_text())
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_tensors(folder / runs.STATE)[0]
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal but for the rounding to bf16, of 8 bits."""
+    return bool(((one - other).abs() <= 2**-8 * other.abs()).all())
+
+
+def test_all_parts_in_turn(tmp_path: Path, part: Part, capsys: pytest.CaptureFixture):
+    """The first is cut short, and the machine is lost after it; the others finish what they begin."""
+    results = tmp_path / "results"
+    part(minutes=0)
+    assert "next: teacher" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs")
+    for following in ("lmd", "measure-lmd", "lsd", "measure-lsd"):
+        part()
+        printed = capsys.readouterr().out
+        assert f"next: {following} " in printed
+        assert ("goes on from the weights packed at step 1" in printed) == (following == "lmd")
+    shutil.rmtree(tmp_path / "runs")  # what is measured then is unpacked
+    part()
+    assert "nothing is due" in capsys.readouterr().out
+    before = found(results)
+    part()
+    part("teacher")
+    assert found(results) == before  # nothing is done twice
+    assert [(p["part"], p["number"], p["first"], p["last"], p["steps"]) for p in before["parts"]] == [
+        ("teacher", 1, 0, 1, 9),
+        ("teacher", 2, 1, 9, 9),
+        ("lmd", 1, 0, 5, 5),
+        ("lsd", 1, 0, 5, 5),
+    ]
+    check_parts(before["parts"])
+    check_rows(before["measured"], results)
+    assert gpu_weights.check_files(results) < MIB
+    kept = {path.name for path in (results / "weights").glob("*.safetensors")}
+    assert kept == {f"{name}-ema-1.safetensors" for name in ("teacher-0000009", "lmd-0000005", "lsd-0000005")}
+
+
+def check_parts(parts: list[dict]) -> None:
+    for entry in parts:
+        assert set(entry) == set(gpu_report.PART)
+        assert entry["seconds"] > 0
+        assert entry["peak_bytes"] > 1e4
+        assert entry["ceiling"] > 1e9
+        assert "bash benchmarks/gpu_cifar10.sh" in entry["command"]
+    assert parts[0]["mfu"] is None  # of one step there is no median
+    for entry in parts[1:]:
+        assert 0 < entry["mfu"] < 1
+        expected = entry["images_per_second"] / entry["batch"] * entry["operations"] / entry["ceiling"]
+        assert math.isclose(entry["mfu"], expected)
+    teacher, lmd = parts[0]["operations"], parts[2]["operations"]
+    assert lmd > 2 * teacher  # a tangent, and the teacher itself
+
+
+def check_rows(measured: dict, results: Path) -> None:
+    page = (results / "README.md").read_text()
+    for name in ("lmd", "lsd"):
+        rows = measured[name]["rows"]
+        assert [row.get("solver") or row["steps"] for row in rows] == ["dopri5", "heun2", 1, 2, 4, 8]
+        for row in rows:
+            assert set(row) >= ROW
+            assert math.isclose(row["seconds_per_10000"], 100 * row["seconds"])
+            assert f"{row['fd']:.2f}" in page
+        assert measured[name]["samples"] == 100
+        assert measured[name]["pictures"] == [f"{name}-{picture}.png" for picture in gpu_report.PICTURES]
+        for picture in measured[name]["pictures"]:
+            assert (results / picture).stat().st_size > 1000
+            assert f"({picture})" in page
+        assert measured[name]["command"] in page
+    assert "its own velocity, dopri5" in page
+
+
+def test_a_state_survives_packing_to_the_precision_of_bf16(tmp_path: Path, part: Part):
+    part(minutes=0)
+    part(minutes=0)
+    before = state(tmp_path / "runs" / "teacher")
+    sets = gpu_weights.read_shards(tmp_path / "results" / "weights", "teacher")
+    for prefix, kind in (("average.", "ema"), ("parameter.", "raw")):
+        own = {name.removeprefix(prefix): value for name, value in before.items() if name.startswith(prefix)}
+        assert set(sets[kind]) == set(own)
+        assert all(value.dtype == torch.float32 and close(value, own[name]) for name, value in sets[kind].items())
+    assert any((sets["ema"][name] != sets["raw"][name]).any() for name in sets["raw"])  # two kinds of weights
+
+
+def test_a_finished_map_survives_packing(tmp_path: Path, part: Part):
+    """It is the same function but for rounding, and a second packing changes nothing."""
+    part()
+    folder = tmp_path / "runs" / "teacher"
+    first, packed = checkpoint.load(folder), card(tmp_path / "results", "teacher")
+    part("lmd", minutes=0)  # takes the packed teacher
+    second = checkpoint.load(folder)
+    for one, other in zip(second.parameters(), first.parameters(), strict=True):
+        assert close(one, other)
+    for one, other in zip(second.buffers(), first.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert gpu_weights.pack(folder, tmp_path / "again")["files"] == packed["files"]
+    given = checkpoint.load(tmp_path / "runs" / "lmd" / "teacher")
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), second.parameters(), strict=True))
+
+
+def test_where_the_run_is_still_there_it_goes_on_exactly(tmp_path: Path, part: Part):
+    for _ in range(4):  # the fourth finds no step left to take
+        part(minutes=0, lengths=(3, 2, 2))
+    shards = card(tmp_path / "results", "teacher")["files"]
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "runs")
+    part(lengths=(3, 2, 2))
+    assert card(tmp_path / "results", "teacher")["files"] == shards
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_rate_warms_up_again_after_packing_only(tmp_path: Path, part: Part, lost: bool):
+    part(minutes=0)
+    part(minutes=0)
+    if lost:
+        shutil.rmtree(tmp_path / "runs")
+    part(minutes=0)
+    part(minutes=0)  # in the same warm-up
+    folder = tmp_path / "runs" / "teacher"
+    recipe = read_recipe(folder)
+    ages = (0, 1, 0, 1) if lost else (0, 1, 2, 3)
+    expected = [schedule(recipe.optimiser, age, step / 9) for step, age in enumerate(ages)]
+    assert isinstance(recipe.optimiser, Optimiser)
+    assert [line["step"] for line in read_log(folder)] == [1, 2, 3, 4]
+    assert [line["rate"] for line in read_log(folder)] == pytest.approx(expected)
+
+
+def test_damaged_and_missing_weights_are_refused(tmp_path: Path, part: Part, refused: Callable[..., str]):
+    part(minutes=0)
+    shutil.rmtree(tmp_path / "runs")
+    weights = tmp_path / "results" / "weights"
+    shard = weights / "teacher-0000001-raw-1.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2] + b"\1\1")
+    message = refused(minutes=0)
+    assert f"{shard} is damaged" in message
+    assert "checksum" in message
+    assert "begin teacher anew" in message
+    shard.unlink()
+    assert f"{shard} is missing" in refused(minutes=0)
+    shard.write_bytes(whole)
+    part(minutes=0)
+    assert card(tmp_path / "results", "teacher")["step"] == 2
+    (weights / "teacher.json").write_text("{")
+    assert "teacher.json is damaged" in refused(minutes=0)
+
+
+def test_a_run_is_not_removed_for_damaged_weights(tmp_path: Path, part: Part, refused: Callable[..., str]):
+    part()
+    shard = next((tmp_path / "results" / "weights").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "is damaged" in refused("lmd")
+    (tmp_path / "results" / "weights" / "teacher.json").unlink()
+    part("teacher", minutes=0)  # packed again from the run
+    assert card(tmp_path / "results", "teacher")["done"]
+
+
+def test_other_options_than_it_began_with_are_refused(tmp_path: Path, part: Part, refused: Callable[..., str]):
+    part(minutes=0)
+    shutil.rmtree(tmp_path / "runs")
+    message = refused("next", "--seed", "1", minutes=0)
+    assert "with seed 0, got 1" in message
+    part(minutes=0)
+
+
+def test_parts_are_done_in_their_order(refused: Callable[..., str]):
+    assert "teacher has to be trained first, it is not begun" in refused("lmd")
+    assert "lmd has to be trained first" in refused("measure-lmd")
+    assert "teacher is due first" in refused("measure")
+    assert "no part 'emd'" in refused("emd")
+
+
+def test_what_a_machine_hands_back_is_taken(tmp_path: Path, part: Part, refused: Callable[..., str]):
+    """With OUT only what is new is written, in few files; the results read as before until it is taken."""
+    results, out = tmp_path / "results", tmp_path / "out"
+    part(minutes=0)
+    old = {path.name for path in (results / "weights").iterdir()}
+    shutil.rmtree(tmp_path / "runs")
+    part("next", "--out", out)
+    assert {path.name for path in (results / "weights").iterdir()} == old
+    handed = [path for path in out.rglob("*") if path.is_file()]
+    assert len(handed) <= 8  # teacher.json, its shard, metrics.json, README.md
+    shard = next(path for path in handed if path.suffix == ".safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    assert f"{shard} is damaged" in refused("take", out)
+    assert card(results, "teacher")["step"] == 1
+    shard.write_bytes(whole)
+    part("take", out)
+    assert {path.name for path in (results / "weights").iterdir()} == {
+        "teacher.json",
+        "teacher-0000009-ema-1.safetensors",
+    }
+    assert [(entry["number"], entry["last"]) for entry in found(results)["parts"]] == [(1, 1), (2, 9)]
+    assert "has no metrics.json" in refused("take", tmp_path)
+
+
+def test_operations_are_those_of_forward_and_backward(tmp_path: Path, part: Part):
+    """Three times those of forward, less the gradient to the image; in proportion to the batch, attention included."""
+    part(minutes=0)
+    folder, device = tmp_path / "runs" / "teacher", torch.device("cpu")
+    recipe = read_recipe(folder)
+    source = source_of(recipe)
+    eight = gpu_speed.operations(recipe, source, folder, device)
+    net = gpu_speed.fresh(recipe, source, folder, device).flow_map
+    x, time = torch.zeros(8, 3, 8, 8), torch.zeros(8)
+    context = gpu_speed.sdpa_kernel(gpu_speed.SDPBackend.MATH)
+    with context, torch.no_grad(), gpu_speed.FlopCounterMode(display=False) as counter:
+        net.velocity(x, time)
+    assert 2.5 * counter.get_total_flops() < eight < 3 * counter.get_total_flops()
+    assert any("bmm" in str(name) for name in counter.get_flop_counts()["Global"])  # of the attention
+    large = dataclasses.replace(recipe, optimiser=dataclasses.replace(recipe.optimiser, batch=40))
+    assert gpu_speed.operations(large, source, folder, device) == 5 * eight
+
+
+def test_an_interrupted_part_packs_what_it_reached(tmp_path: Path, part: Part, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(run: runs.Run, minutes: float) -> bool:
+        with contextlib.closing(run.train()) as steps:
+            next(steps)
+            next(steps)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowmaps.commands.follow", interrupted)
+    part()
+    assert card(tmp_path / "results", "teacher")["step"] == 2
+    assert [entry["last"] for entry in found(tmp_path / "results")["parts"]] == [2]
