@@ -212,3 +212,9 @@ def test_arrays_of_numbers_are_read_as_they_were(dtype: str, protocol: int):
         np.testing.assert_array_equal(found["data"], kept)
         assert found["data"].dtype == kept.dtype
         assert (found["n"], found["s"]) == (-3, "text")
+
+
+def test_tuples_inside_tuples_end_in_a_message_and_not_in_the_process():
+    """Python hashes a key without a guard on its depth: a million tuples deep, the interpreter itself would fall."""
+    with pytest.raises(ValueError, match="tuples"):
+        read(b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.", "deep")

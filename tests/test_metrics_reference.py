@@ -234,3 +234,17 @@ def test_grey_images_do(tmp_path: Path):
     ref = reference(features, grey, cache=tmp_path)
     got = figures_of(grey.repeat(1, 3, 1, 1), ref, features, subsets=1)
     assert got["fd"] == pytest.approx(0, abs=1e-5)
+
+
+def test_precision_of_fewer_samples_is_against_points_of_all_the_data():
+    """Data in the order of their classes: the first points of the reference are of the first class alone."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.tensor([0.0, 100.0]).repeat_interleave(40)[:, None]
+    real = classes + torch.randn(80, 4, generator=generator)
+    samples = torch.tensor([0.0, 100.0]).repeat(20)[:, None] + torch.randn(40, 4, generator=generator)
+    network = type("Four", (), {"name": "four", "dim": 4})()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = figures_of(samples, Reference(Statistics.of(real, "four"), real), network, subsets=2)
+    assert float(found["recall"]) > 0.6
+    assert float(found["precision"]) > 0.6

@@ -111,7 +111,7 @@ def generate(walk: Walk, start: Start, chunk: int, device: torch.device, tick: C
     """Run a sampler over the noise, `chunk` rows at a time; evaluations are the mean over chunks, to the nearest."""
     points, spent, number = [], [], len(start.x)
     with torch.inference_mode():
-        walk(start.rows(slice(chunk), device))  # warm, not timed
+        walk(start.rows(slice(chunk), device))[0].cpu()  # warm, not timed, and done before the clock starts
         begun = time.perf_counter()
         for first in range(0, number, chunk):
             x, nfe = walk(start.rows(slice(first, first + chunk), device))

@@ -161,6 +161,16 @@ def given_teacher(recipe: Recipe, source: Source, described: dict[str, Any]) -> 
             f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {recipe.interpolant} here: give both the "
             "same --interpolant, and a method of the trigonometric path (sct, scd) no --teacher."
         )
+    if theirs.method in plans.TO_DATA + plans.FROM_BASE:
+        raise ValueError(
+            f"{begun} by {theirs.method}, whose map has no velocity: take a run of flow_matching, or the folder "
+            "teacher/ of a run that trained its own."
+        )
+    if not recipe.guidance and theirs.guidance not in ((), (1.0,)):
+        had = " ".join(f"{weight:g}" for weight in theirs.guidance)
+        raise ValueError(
+            f"{begun} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
+        )
     needed = recipe.guidance if recipe.method in plans.HELD else (1.0,)
     if recipe.guidance and theirs.guidance != needed:
         had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.guidance, needed))

@@ -238,6 +238,8 @@ def _held(recipe: Recipe, method: Callable[..., Objective], **options: object) -
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         network_of(flow_map).hold_velocity()
+        if recipe.method in DISTILLED:
+            without_dropout(flow_map)
         return method(flow_map, **options, **_guided(recipe, flow_map))
 
     return build

@@ -70,12 +70,16 @@ def _check(content: bytes) -> None:
 
     Tuples of tuples of the same tuples, as a name, would take forever to compare; no array has any.
     """
+    built = 0
     count, kept, tuples, before = 0, set[int](), set[int](), ""
     for instruction, argument, _ in pickletools.genops(content):
         name, count = instruction.name, count + 1
         if name not in ADMITTED:
             words = f" {str(argument).replace(' ', '.')!r}" if name == "INST" else ""
             raise _Refused(f"it has the instruction {name}{words}, which no array needs, and which could run code")
+        built += name.startswith("TUPLE")
+        if built > MOST_TUPLES:
+            raise _Refused(f"it builds more than {MOST_TUPLES:,} tuples, where a batch needs a few an array")
         if name == "GLOBAL":
             module, _, what = str(argument).partition(" ")
             _stand_in(module, what, None)
@@ -89,6 +93,9 @@ def _check(content: bytes) -> None:
             before = name
     if kept and max(kept) > count:
         raise _Refused(f"it has an index {max(kept)} among {count} instructions")
+
+
+MOST_TUPLES = 1_000  # one inside another, they are hashed without a guard on the depth: more end the process
 
 
 class _Reader(pickle.Unpickler):

@@ -95,7 +95,8 @@ def extract(
     if isinstance(features, nn.Module):
         features.to(device)
     result = torch.empty(len(images), features.dim)
-    with torch.inference_mode():
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # figures of a GPU and of a CPU are compared
+    with torch.inference_mode(), exact:
         for start in range(0, len(images), batch):
             part = images[start : start + batch].to(device)
             values = features(part.expand(-1, 3, -1, -1))

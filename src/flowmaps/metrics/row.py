@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .features import Features, Watch, extract
@@ -78,5 +79,6 @@ def figures_of(
     if least > k:
         some = {"subsets": subsets, "size": min(_SUBSET, least), "seed": seed, "watch": watch}
         found["kd"], found["kd_std"] = kernel_distance(x, reference.points, **some)
-        found["precision"], found["recall"] = precision_recall(reference.points[:least], x[:least], k=k, watch=watch)
+        spread = torch.linspace(0, len(reference.points) - 1, least, dtype=torch.float64).round().long()
+        found["precision"], found["recall"] = precision_recall(reference.points[spread], x[:least], k=k, watch=watch)
     return found

@@ -153,10 +153,11 @@ KINDS = {
 
 def _recipe(build: Callable[[str], ImageRecipe], kind: str) -> ImageRecipe:
     recipe, method = build(kind), KINDS[kind][0]
-    steps = recipe.teacher_steps if method not in ("lmd", "emd") else recipe.steps
+    if method not in ("lmd", "emd"):  # the sum is what is trained: the teacher's steps
+        recipe = replace(recipe, steps=recipe.teacher_steps // 2, teacher_steps=recipe.teacher_steps // 2)
     if method == "fmm":  # jumps of at most 0.25
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, steps=(4, 8, 16)))
-    return replace(recipe, method=method, steps=steps)
+    return replace(recipe, method=method)
 
 
 def _named(name: str, build: Callable[[str], ImageRecipe], kind: str) -> Callable[[], ImageRecipe]:
