@@ -18,6 +18,7 @@ import tyro
 
 from .plans import METHODS
 from .recipes import RECIPES, ImageRecipe, Recipe
+from .recipes.images import Unused
 
 T = TypeVar("T")
 PROGRAM = "flowmaps"
@@ -84,9 +85,6 @@ class Evaluate:
     the recipe's unless given."""
     seed: int | None = None
     """Seed of noise and data; the recipe's unless given."""
-
-
-Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]  # no option
 
 
 @dataclass(frozen=True)

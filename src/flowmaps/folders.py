@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from . import checkpoint, plans, recipes
 from .data import Images, Source, Units, fingerprint, open_data
 from .devices import pick_device
 from .maps import FlowMap
+from .progress import Watch
 from .recipes import ImageRecipe, Recipe
 
-Watch = Callable[[str, float], None]
 LOG = "log.jsonl"
 FREE = ("device", "compile", "log_every", "checkpoint_every", "evaluation")  # what may differ on resuming
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,20 +15,16 @@ from .metrics.images import Statistics
 from .metrics.reference import Reference as Real
 from .metrics.reference import reference as real_images
 from .metrics.row import figures_of
+from .progress import Watch, quiet
 from .recipes import Evaluation, ImageEvaluation
 from .shapes import Field
 from .solvers import SolverFlow
 from .train import generator
 
 Row = dict[str, Any]
-Watch = Callable[[str, float], None]
 SAMPLES, EXACT, LABELS = 1, 2, 6  # streams of the seed
 MOST = 2**22  # numbers in the points of W2 and energy distance, which take hours for thousands of latents
 FAR = 1e3  # data are of order one: a sample farther away, or not finite, is lost
-
-
-def quiet(title: str, share: float) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True)

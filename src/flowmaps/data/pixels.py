@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Watch = Callable[[str, float], None]
+from ..progress import Watch as Watch
+from ..progress import quiet as quiet
+
 A = TypeVar("A")
 B = TypeVar("B")
 CHUNK = 256  # images a task: enough that handing it out costs little
@@ -31,10 +33,6 @@ class Pictures(NamedTuple):
     labels: Tensor | None = None
     names: tuple[str, ...] = ()
     classes: int = 0
-
-
-def quiet(title: str, share: float) -> None:
-    """Nobody watches."""
 
 
 def square(array: np.ndarray) -> np.ndarray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..progress import Watch as Watch
 from .efficientnet import EfficientNetLite0
 from .inception import Inception
-
-Watch = Callable[[str, float], None]
-"""Told what is being done and how much of it is, from 0 to 1."""
 
 CHOICES = "'efficientnet-lite0', 'efficientnet-lite0:64', 'efficientnet-lite0:64:bf16', 'inception', 'inception:FILE'"
 

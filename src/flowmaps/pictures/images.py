@@ -17,7 +17,7 @@ from ..maps import FlowMap
 from ..measure import Sampled
 from ..recipes import Recipe
 from ..train import generator
-from .parts import ACROSS, FEW, Watch, by_class, few_steps, names, pixels, selected, walked
+from .parts import ACROSS, FEW, Watch, by_class, few_steps, names, pixels, quiet, selected, walked
 
 EXAMPLES, ENDS = 11, 12  # streams of the seed
 BESIDE = 3  # columns of data
@@ -64,7 +64,7 @@ def interpolations(
     *,
     rows: int = 6,
     columns: int = 10,
-    watch: Watch = lambda title, share: None,
+    watch: Watch = quiet,
 ) -> Figure:
     """Images between those of two noises, a row a pair and a class.
 

@@ -23,7 +23,7 @@ from ..samplers import encode
 from ..shapes import Batch, Condition
 from ..solvers import SolverFlow
 from ..train import generator
-from .parts import Watch, count, few_steps, names, pixels, selected, walked
+from .parts import Watch, count, few_steps, names, pixels, quiet, selected, walked
 
 INVERTED = 13  # stream of the seed
 TRAINED_BACKWARDS = ("lmd", "emd", "neural_operator", "ctm", "ayf_emd", "ayf_lmd", "pfmm")
@@ -97,7 +97,7 @@ def invert(
     source: Source,
     *,
     number: int = 64,
-    watch: Watch = lambda title, share: None,
+    watch: Watch = quiet,
 ) -> Inversion | None:
     """Take data to noise and back by the map, in one step and in a few where it has several.
 

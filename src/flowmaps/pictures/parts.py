@@ -10,12 +10,12 @@ from torch import Tensor
 from ..data import Units
 from ..evaluate import Start, Walk
 from ..measure import Sampled
+from ..progress import Watch as Watch
+from ..progress import quiet as quiet
 from ..recipes import Recipe
 
 FEW = 4  # the number of steps that is shown where only one is
 ACROSS = 10  # columns of samples
-
-Watch = Callable[[str, float], None]
 
 
 def few_steps(recipe: Recipe) -> int:

@@ -17,7 +17,7 @@ from ..measure import Row, Sampled
 from ..recipes import Recipe
 from .images import grid, interpolations, nearest, strip
 from .inversion import invert
-from .parts import Watch, count, few_steps
+from .parts import Watch, count, few_steps, quiet
 from .points import digits, plane
 
 Made = dict[str, tuple[str, Figure]]
@@ -39,7 +39,7 @@ def draw(
     rows: Sequence[Row],
     drawn: Mapping[str, Sampled],
     *,
-    watch: Watch = lambda title, share: None,
+    watch: Watch = quiet,
 ) -> Pictures:
     """Draw the figures of a run into its folder.
 
