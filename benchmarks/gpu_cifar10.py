@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 import time
@@ -24,14 +23,14 @@ import torch
 from gpu_fit import samples_that_fit
 from gpu_plan import LENGTHS, MAPS, SAMPLES, SECOND, TEACHER, Plan, about, due, measured, say
 from gpu_weights import pack, unpack
-from safetensors import SafetensorError, safe_open
 
 from flowmaps import commands, plans
 from flowmaps.data import Source, resolve
 from flowmaps.devices import pick_device
 from flowmaps.folders import load_run, read_log
 from flowmaps.measure import open_features
-from flowmaps.runs import STATE, Run
+from flowmaps.runs import Run
+from flowmaps.terminal import watching
 
 MARK = "packed.json"  # in a run folder that was made from packed weights: their card
 
@@ -41,23 +40,22 @@ def opened(plan: Plan, name: str) -> Run:
     recipe, folder, found = plan.recipe(name), plan.runs / name, plan.packed(name)
     if found:
         weights.read_shards(found[0], name)  # before anything is removed
-    with commands.watching("data") as watch:
+    with watching("data") as watch:
         if (state := _state(folder)) and state["step"] >= (found[1]["step"] if found else 0):
             return Run.open(recipe, folder, resume=True, say=say, watch=watch)
         shutil.rmtree(folder, ignore_errors=True)
         run = Run.open(recipe, folder, say=say, watch=watch)
     if found:
-        unpack(found[0], folder)
+        unpack(found[0], run)
         say(f"{name} goes on from the weights packed at step {found[1]['step']:,}")
     return run
 
 
 def _state(folder: Path) -> dict[str, Any] | None:
-    """What the state in a run folder says of itself: step and seconds; `None` where there is none that can be read."""
+    """What the last checkpoint of a run says of itself, its step and seconds; `None` where none can be read."""
     try:
-        with safe_open(folder / STATE, framework="pt") as file:
-            return json.loads(file.metadata()["flowmaps"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return weights.read_state(folder)[1]
+    except ValueError:
         return None
 
 
@@ -79,7 +77,7 @@ def restored(plan: Plan, name: str) -> tuple[Path, Source | None]:
     weights.read_shards(found[0], name)  # before anything is removed
     shutil.rmtree(folder, ignore_errors=True)
     run = Run.open(plan.recipe(name), folder, say=say)
-    unpack(found[0], folder)
+    unpack(found[0], run)
     commands.follow(run)  # no step is left: it writes the map and its card
     (folder / MARK).write_text(mark, encoding="utf-8")
     return folder, run.source
@@ -98,8 +96,9 @@ def train(plan: Plan, name: str) -> None:
     before = _state(folder) or {"step": 0, "seconds": 0.0}
     part = _speed(plan, run)
     speed.begin_peak(pick_device(plan.device))
+    end = time.monotonic() + plan.left()
     try:
-        commands.follow(run, plan.left() / 60)
+        commands.follow(run, lambda: time.monotonic() > end)
     except KeyboardInterrupt:  # the run has saved its state: what it reached is packed
         say("interrupted")
     card = pack(folder, plan.out / "weights")

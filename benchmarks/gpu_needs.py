@@ -12,6 +12,8 @@ PACKAGES = {
     "torchdiffeq": "torchdiffeq",
     "ot": "POT",
     "jaxtyping": "jaxtyping",
+    "accelerate": "accelerate",
+    "filelock": "filelock",
     "safetensors": "safetensors",
     "huggingface_hub": "huggingface_hub",
     "tyro": "tyro",

@@ -16,12 +16,12 @@ import torch
 import tyro
 from gpu_weights import Card
 
-from flowmaps import commands
 from flowmaps.recipes import RECIPES, ImageRecipe, UNetNetwork
+from flowmaps.terminal import console
 
 TEACHER, MAPS = "teacher", ("lmd", "lsd", "meanflow")
 SECOND, SAMPLES = "lsd", 50_000
-OPTIONS: dict[str, Any] = {"checkpoint_every": 2_000, "log_every": 50}
+OPTIONS: dict[str, Any] = {"checkpoint_every": 2_000, "log_every": 50, "show_every": 0}
 UNET = UNetNetwork(width=64, multipliers=(2, 2, 2), blocks=1, dropout=0.0)
 """6 million parameters, 11.4 MiB in bf16: teacher and map, and the next map with its averages, fit in 64 MiB."""
 WARMUP, CHUNK = 500, 1_000
@@ -31,7 +31,7 @@ SAVING = 15.0  # seconds of a part that are kept for packing
 
 def say(words: str) -> None:
     """A line on the terminal."""
-    commands.console.print(words, soft_wrap=True, markup=False)
+    console.print(words, soft_wrap=True, markup=False)
 
 
 @dataclass(frozen=True)

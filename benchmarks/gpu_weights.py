@@ -18,14 +18,14 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from flowmaps import checkpoint
+from flowmaps import checkpoint, plans, snapshots
 from flowmaps.files import write_atomically
 from flowmaps.folders import FREE, LOG, read_log
-from flowmaps.runs import STATE
+from flowmaps.runs import CHECKPOINTS, Run
 
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together
-FORMAT = 1
+FORMAT = 2
 ELSEWHERE = (*FREE, "data", "teacher")  # what may differ on another machine; data by their checksum
 Card = dict[str, Any]
 Named = dict[str, Tensor]
@@ -50,10 +50,14 @@ def pack(folder: Path, out: Path) -> Card:
         ValueError: the folder has no weights; they are of a kind that is not packed, or take too much room.
     """
     name, own = folder.name, checkpoint.read_card(folder)
-    if own["recipe"]["learned_weight"]:
-        raise ValueError(f"{folder} has a learned weight beside its map, which is not packed: leave it out.")
+    optimiser = own["recipe"]["optimiser"]
+    if own["recipe"]["learned_weight"] or optimiser["emas"] or optimiser["widths"]:
+        raise ValueError(
+            f"{folder} has a learned weight or other averages beside its map, which are not packed: leave out "
+            "--learned-weight, --optimiser.emas and --optimiser.widths."
+        )
     done = finished(folder)
-    sets, about = _of_finished(folder) if done else _of_interrupted(folder)
+    sets, about = _of_finished(folder) if done else _of_interrupted(folder, average(optimiser["ema"]))
     card = {"format": FORMAT, "name": name, "done": done, **about, "parameters": _count(sets["ema"])}
     card |= {"recipe": own["recipe"], "data_sha256": own["data_sha256"], "log": read_log(folder), "files": {}}
     out.mkdir(parents=True, exist_ok=True)
@@ -68,20 +72,35 @@ def pack(folder: Path, out: Path) -> Card:
     return card
 
 
+def average(decay: float) -> str:
+    """How the names of the averages in a checkpoint begin."""
+    return f"average.decay-{decay:g}/"
+
+
 def _of_finished(folder: Path) -> tuple[dict[str, Named], Card]:
-    parameters = checkpoint.load(folder).parameters()
-    log = read_log(folder)
-    step = log[-1]["step"]
-    ema = {str(k): p.detach() for k, p in enumerate(parameters)}
-    return {"ema": ema}, {"step": step, "seconds": log[-1]["seconds"]}
+    last = read_log(folder)[-1]
+    ema = {f"flow_map.{name}": p.detach() for name, p in checkpoint.load(folder).named_parameters()}
+    return {"ema": ema}, {"step": last["step"], "seconds": last["seconds"]}
 
 
-def _of_interrupted(folder: Path) -> tuple[dict[str, Named], Card]:
-    tensors, about = checkpoint.load_tensors(folder / STATE)
+def _of_interrupted(folder: Path, averages: str) -> tuple[dict[str, Named], Card]:
+    tensors, about = read_state(folder)
     if about["stage"] or any(name.startswith("target.") for name in tensors):
         raise ValueError(f"{folder} has several stages, or targets that follow its map, which are not packed.")
-    sets = {"ema": _under(tensors, "average."), "raw": _under(tensors, "parameter.")}
+    sets = {"ema": _under(tensors, averages), "raw": _under(tensors, "parameter.")}
     return sets, {"step": about["step"], "seconds": about["seconds"]}
+
+
+def read_state(folder: Path) -> tuple[Named, Card]:
+    """The last checkpoint of a run: its tensors, and what it says of itself.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    name = snapshots.find(folder / CHECKPOINTS)
+    if name is None:
+        raise ValueError(f"{folder} has no checkpoint: there is nothing to pack.")
+    return snapshots.read(folder / CHECKPOINTS, name, lambda _, shape, kind: torch.empty(shape, dtype=kind))
 
 
 def _under(tensors: Named, prefix: str) -> Named:
@@ -166,13 +185,13 @@ def read_shards(out: Path, name: str) -> dict[str, Named]:
     return sets
 
 
-def unpack(out: Path, folder: Path) -> Card:
-    """Put what was packed under the name of a run folder into it, as a state to resume from; one that has finished
-    then has no steps left to take.
+def unpack(out: Path, run: Run) -> Card:
+    """Have a run go on from what was packed under the name of its folder; one that has finished then has no steps left
+    to take.
 
     Args:
         out: where `pack` wrote it.
-        folder: of a run that was opened and has not been trained; what its card says is compared.
+        run: opened, not trained; what its card says is compared.
 
     Returns:
         The card of what was packed.
@@ -180,14 +199,16 @@ def unpack(out: Path, folder: Path) -> Card:
     Raises:
         ValueError: a file is missing or damaged, or the run differs from the one that was packed.
     """
-    name = folder.name
-    card, own = read_packed(out, name), checkpoint.read_card(folder)
-    _check_same(card, own, out / f"{name}.json")
+    folder, name = run.folder, run.folder.name
+    card = read_packed(out, name)
+    _check_same(card, checkpoint.read_card(folder), out / f"{name}.json")
     sets = read_shards(out, name)
-    state = {f"average.{k}": value for k, value in sets["ema"].items()}
-    state |= {f"parameter.{k}": value.clone() for k, value in sets.get("raw", sets["ema"]).items()}
+    state = {f"{average(run.recipe.optimiser.ema)}{k}": value for k, value in sets["ema"].items()}
+    state |= {f"parameter.{k}": value for k, value in sets.get("raw", sets["ema"]).items()}
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in card["log"]))
-    checkpoint.save_tensors(folder / STATE, state, {"stage": 0, "step": card["step"], "seconds": card["seconds"]})
+    run.resume_from = f"{plans.stages(run.recipe)[0].name}-{card['step']:08}"
+    about = {"stage": 0, "step": card["step"], "seconds": card["seconds"]}
+    snapshots.save(folder / CHECKPOINTS, run.resume_from, state, about, keep=1)
     return card
 
 

@@ -59,6 +59,12 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
+def quick_features(patch: pytest.MonkeyPatch, *modules: str) -> None:
+    """`Means` wherever the program, and the modules given, would open a network of features."""
+    for module in ("flowmaps.commands", "flowmaps.measure", "flowmaps.preflight", *modules):
+        patch.setattr(f"{module}.open_features", lambda spec: Means())
+
+
 def run(*words: object) -> str:
     """A command that succeeds; what it prints."""
     out = io.StringIO()

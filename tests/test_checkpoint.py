@@ -7,6 +7,10 @@ import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +20,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 import flowmaps as fm
-from flowmaps import checkpoint
+from flowmaps import cards, checkpoint
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Frozen
 from flowmaps.maps import Trigonometric as TrigonometricMap
@@ -367,4 +371,76 @@ def test_every_interpolant_and_map_of_the_library_can_be_saved():
         kind for kind in vars(fm.interpolants).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     ]
     assert len(kinds) >= 5
-    assert sorted(kind.__name__ for kind in kinds) == sorted(checkpoint.PATHS)
+    assert sorted(kind.__name__ for kind in kinds) == sorted(cards.PATHS)
+
+
+# cards of strangers --------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "MLP": {"dim": 3, "width": 8},
+    "UNet": {"channels": 3, "resolution": 8, "width": 8, "multipliers": [1], "blocks": 1, "attention": []},
+    "DiT": {"channels": 3, "resolution": 8, "width": 8, "depth": 1, "heads": 2},
+}
+ENORMOUS = [("MLP", name) for name in ("dim", "width", "depth", "classes", "space_frequencies", "modulation")]
+ENORMOUS += [("UNet", name) for name in ("channels", "resolution", "width", "blocks", "patch", "frequencies")]
+ENORMOUS += [("DiT", name) for name in ("resolution", "width", "depth", "ratio", "classes", "frequencies")]
+
+
+@pytest.mark.parametrize("value", [512, 10**5, 10**9, 10**30])
+@pytest.mark.parametrize("network, name", ENORMOUS)
+def test_enormous_networks_are_refused_before_they_are_built(saved: Path, network: str, name: str, value: int):
+    """Against the weights that are there: neither is their memory taken, nor are their layers counted through."""
+    net = {"class": network, "arguments": NETWORKS[network] | {name: value}}
+    edit(saved, map={"class": "AverageVelocity", "arguments": {}, "net": net})
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"config.json is not a card of a flow map|do not fit"):
+        fm.load(saved)
+    assert time.process_time() - begun < 5
+
+
+def test_loading_compares_shapes_without_torchs_compiler():
+    """Which takes seconds to import."""
+    code = """
+import sys, torch, flowmaps as fm
+for net in (fm.nn.MLP(3, width=8, classes=2), fm.nn.UNet(3, 8, width=8, multipliers=(1,), blocks=1, classes=2),
+            fm.nn.DiT(3, 8, width=8, depth=1, heads=2, classes=2)):
+    fm.load(fm.save_pretrained(fm.maps.AverageVelocity(net), sys.argv[1]))
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_weights_of_another_type_are_refused(saved: Path):
+    weights = safetensors.load_file(saved / "weights.safetensors")
+    for kind in (torch.int32, torch.float8_e4m3fn):
+        content = safetensors.save({name: value.to(kind) for name, value in weights.items()})
+        (saved / "weights.safetensors").write_bytes(content)
+        edit(saved, sha256=hashlib.sha256(content).hexdigest())
+        with pytest.raises(ValueError, match=rf"are of {kind}: save them as torch.float32|float32, got {kind}"):
+            fm.load(saved)
+
+
+def test_a_run_whose_samples_are_not_its_networks_is_refused(saved: Path):
+    """Before noise of their size is drawn."""
+    units = {"shape": [3], "classes": None, "shift": [0.0], "scale": [1.0]}
+    edit(saved, recipe={}, units=units, seconds=1.5)
+    fm.load(saved)
+    for wrong in ({"shape": [10**9]}, {"classes": 4}):
+        edit(saved, units=units | wrong)
+        with pytest.raises(ValueError, match=r"has samples of shape .* classes, its network those of \(3,\)"):
+            fm.load(saved)
+    edit(saved, units=units | {"scale": [float("nan")]})
+    with pytest.raises(ValueError, match="has units of nan, no finite number"):
+        fm.load(saved)
+    edit(saved, units=units, seconds="long")
+    with pytest.raises(ValueError, match="has seconds of 'long', no finite number"):
+        fm.load(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 200 + "1" + "}" * 200, '"\\ud800"', "1" * 5_000])
+def test_cards_that_cannot_be_used_are_refused(saved: Path, text: str):
+    (saved / "config.json").write_text(f'{{"format": 1, "note": {text}{"]" * text.count("[")}}}')
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        fm.load(saved)

@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from rich.console import Console
 
 import flowmaps as fm
-from flowmaps import cli, commands, data, folders
+from flowmaps import cli, commands, data, folders, sampling, snapshots, terminal
 from flowmaps.train import generator
 
 OPTIONS = """--steps 5 --teacher-steps 4 --no-compile --device cpu --network.width 8 --network.depth 2 --log-every 2
@@ -74,7 +76,7 @@ def test_a_run_leaves_its_files_behind(trained: tuple[Path, str]):
     names = sorted(path.name for path in folder.iterdir())
     assert set(RUN_FILES) < set(names)
     assert {"samples.png", "trajectories.png", "quality.png", "losses.png", "teacher"} < set(names)
-    assert not [name for name in names if name.startswith(".") or name.endswith(".part") or name == "state.safetensors"]
+    assert not [name for name in names if name.startswith(".") or name.endswith(".part") or name == "checkpoints"]
     assert str(folder / "report.html") in printed
 
 
@@ -217,6 +219,56 @@ def test_an_interrupted_run_is_resumed_to_the_same_weights(
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize("at", [2, 6], ids=["teacher", "map"])
+def test_a_run_that_is_told_to_end_saves_and_says_how_to_go_on(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    """SIGTERM, as a machine sends it that is taken back: it is no error; the words that are printed go on."""
+    draw, count = data.Board.sample, itertools.count()
+
+    def ended(self: data.Board, *arguments: object):
+        if next(count) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Board, "sample", ended)
+        printed = run("train", "checkerboard", "--out", tmp_path / "run", "--seed", 3, "--minutes", 60, *TINY)
+    where = "step 3 of teacher" if at == 2 else "step 3 of map"
+    assert f"stopped after SIGTERM, at {where}; go on with:\n" in printed
+    program, *words = shlex.split(printed.splitlines()[-1])
+    assert program == "flowmaps"
+    assert "--minutes" not in words
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    run(*words)
+    for name in ("weights.safetensors", "teacher/weights.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("flowmaps.commands.evaluate", lambda *_: None)
+    words = ["train", "checkerboard", "--out", tmp_path / "run", "--seed", 3, *TINY, "--checkpoint-every", 1]
+    draw, count = data.Board.sample, itertools.count()
+
+    def interrupting(self: data.Board, *arguments: object):
+        if next(count) == 7:
+            raise KeyboardInterrupt
+        return draw(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Board, "sample", interrupting)
+        with pytest.raises(SystemExit):
+            cli.main([str(word) for word in words])
+    every = snapshots.names(tmp_path / "run" / "checkpoints")
+    assert every == ["map-00000002", "map-00000003"]
+    error = refused(capsys, *words, "--resume-from", "map-7")
+    assert "has no checkpoint map-7: there is map-00000002, map-00000003." in error
+    run(*words, "--resume-from", "previous")
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (trained[0] / "weights.safetensors").read_bytes()
+
+
 # sample --------------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +288,8 @@ def test_samples_are_jumps_of_the_map_from_the_seeds_noise(board: Path, tmp_path
 
 def test_progress_is_shown_on_a_terminal(board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shown = io.StringIO()
-    monkeypatch.setattr(commands, "console", Console(file=shown, force_terminal=True, width=100))
+    for module in (commands, sampling, terminal):
+        monkeypatch.setattr(module, "console", Console(file=shown, force_terminal=True, width=100))
     cli.main(["sample", str(board), "--steps", "3", "--number", "200", "--out", str(tmp_path / "x.npy")])
     cli.main(["evaluate", str(board), "--steps", "2"])
     words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from flowmaps.files import write_atomically
+from flowmaps.files import sync_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", [b"\x00new\xff", "new, in UTF-8: é"])
@@ -41,3 +42,27 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
 def test_a_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "a.bin", b"new")
+
+
+def test_the_content_is_synced_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done: list[object] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    path = write_atomically(tmp_path / "a.bin", b"new")
+    assert done == [path.stat().st_ino, "replace", tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize("error, passes", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_syncs_no_folders_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, passes: bool
+):
+    def fail(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if passes:
+        assert sync_folder(tmp_path) is None
+    else:
+        with pytest.raises(OSError, match=os.strerror(error)):
+            sync_folder(tmp_path)

@@ -10,19 +10,9 @@ from pathlib import Path
 import image_cases
 import pytest
 import torch
+from gpu_cases import MIB, ROOT, gpu_cifar10, gpu_fit, gpu_needs, gpu_speed, gpu_weights
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))  # it is no package: its files import each other as scripts do
-
-import gpu_cifar10  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_fit  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_needs  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_speed  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_weights  # noqa: E402  # pyright: ignore[reportMissingImports]
-
-from flowmaps import nn  # noqa: E402
-
-MIB = 2**20
+from flowmaps import nn
 
 
 def test_shards_keep_the_order_and_the_limit():

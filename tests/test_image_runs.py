@@ -20,21 +20,10 @@ import flowmaps as fm
 from flowmaps import folders
 from flowmaps.train import generator
 
+pytestmark = pytest.mark.usefixtures("small_images")
+
 REAL = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 PICTURES = {"samples.png", "strip.png", "interpolation.png", "inversion.png", "quality.png", "losses.png"}
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_cases.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small data and quick features."""
-    monkeypatch.setenv("FLOWMAPS_DATA", str(here))
-    for module in ("commands", "measure"):
-        monkeypatch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
 
 
 @pytest.fixture
@@ -142,13 +131,12 @@ def test_latents(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def board(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def board(image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on images with classes, its data given as a folder, relative to where it was trained."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        for module in ("commands", "measure"):
-            patch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
+        patch.chdir(image_data)
+        image_cases.quick_features(patch)
         options = [*TINY, "--evaluation.steps", "1", "4"]
         run("train", "cifar10-lmd", "--out", folder / "run", "--labels", "--data", "./cifar10", *options)
     return folder / "run"
@@ -249,7 +237,7 @@ def test_data_that_are_damaged(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert not (tmp_path / "run").exists()
 
 
-def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture):
+def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data: Path, capsys: pytest.CaptureFixture):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 3)))
     np.save(tmp_path / "wide.npy", np.zeros((40, 8, 12, 3), np.uint8))
     np.save(tmp_path / "odd.npy", np.zeros((40, 9, 9, 3), np.uint8))
@@ -260,7 +248,7 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, here: Path,
             "recipe of images, .* has points: take the recipe",
         ),
         (
-            ["points", "--data", here / "cifar10", "--optimiser.batch", 9],
+            ["points", "--data", image_data / "cifar10", "--optimiser.batch", 9],
             "points is a recipe of points, .*cifar10 has images: take one of",
         ),
         (["cifar10-lmd", "--data", tmp_path / "wide.npy", *plain], "square images, got 8 x 12 pixels: pass --resol"),

@@ -17,21 +17,12 @@ from flowmaps import checkpoint, evaluate, folders, initial, plans, recipes
 from flowmaps.maps import Frozen
 from flowmaps.recipes import RECIPES, ImageRecipe
 from flowmaps.shapes import Guide
-from flowmaps.train import begin, train
+from flowmaps.state import begin
+from flowmaps.train import train
+
+pytestmark = pytest.mark.usefixtures("small_images")
 
 NAMES = [name for name in RECIPES if isinstance(RECIPES[name](), ImageRecipe)]
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_cases.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLOWMAPS_DATA", str(here))
-    for module in ("commands", "measure"):
-        monkeypatch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
 
 
 # recipes and methods -------------------------------------------------------------------------------------------------
@@ -67,10 +58,10 @@ def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     settings = replace(recipe.optimiser, rate=1e-3)
     for stage in plans.stages(recipe):
         state = begin(stage.build(flow_map, Frozen(flow_map).velocity), settings)
-        before = [p.detach().clone() for p in state.parameters]
+        before = [p.detach().clone() for p in state.parameters.values()]
         steps = list(train(state, source, settings, steps=2))
         assert all(bool(step.loss.value.isfinite()) for step in steps)
-        assert any(not torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+        assert any(not torch.equal(a, b) for a, b in zip(before, state.parameters.values(), strict=True))
     x, half = torch.zeros(2, *source.shape), torch.tensor([0.5, 0.25])
     cond = Guide(torch.tensor([0, 3]), torch.tensor([1.0, 3.0])) if guided else None
     assert flow_map(x, half, half + 0.2, cond).shape == x.shape
@@ -101,8 +92,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def whole(request: pytest.FixtureRequest, here: Path, tmp_path_factory: pytest.TempPathFactory):
-    recipe = replace(CASES[request.param], data=str(here / "cifar10"))
+def whole(request: pytest.FixtureRequest, image_data: Path, tmp_path_factory: pytest.TempPathFactory):
+    recipe = replace(CASES[request.param], data=str(image_data / "cifar10"))
     return recipe, trained(recipe, tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -144,9 +135,9 @@ def test_weights_stay_in_float32_where_networks_compute_in_bfloat16(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def teacher(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A velocity alone."""
-    recipe = replace(SMALL, name="teacher", method="flow_matching", data=str(here / "cifar10"))
+    recipe = replace(SMALL, name="teacher", method="flow_matching", data=str(image_data / "cifar10"))
     return trained(recipe, tmp_path_factory.mktemp("teacher") / "run")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | sample | evaluate | compare`.
+"""The command line: `flowmaps train | sample | evaluate | average | compare`.
 
 Every error that a user can cause ends in one line on standard error and exit code 2.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
 from .plans import METHODS
 from .recipes import RECIPES, ImageRecipe, Recipe
 from .recipes.images import Unused
+from .terminal import FIRST
 
 T = TypeVar("T")
 PROGRAM = "flowmaps"
@@ -26,9 +28,11 @@ HELP = f"""usage: {PROGRAM} COMMAND ...
 
 Learn a flow map, sample it in a few steps, measure it.
 
+  train RECIPE --check               what training a recipe would take, and whether it can run; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one figure
 
 {PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
@@ -40,13 +44,17 @@ those of a recipe.
 class Train:
     """Train a recipe, then measure it: a table, metrics.json, figures and report.html in the folder --out."""
 
-    out: Path
-    """Folder of the run; it must not exist, unless --resume is given."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; it must not exist, unless --resume is given. Only --check does without."""
     resume: bool = False
     """Go on with an interrupted run, with the options it began with."""
+    resume_from: str | None = None
+    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`."""
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
+    check: bool = False
+    """Try all but the training, say what the run would take, and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,38 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Make a run like one that is there, with another moving average for weights, to be sampled and measured."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    out: Path
+    """Folder of the new one; it must not exist."""
+    width: float | None = None
+    """Relative width of a power-function average, for a run trained with --optimiser.widths."""
+    decay: float | None = None
+    """Decay of one of the averages that the run was trained with, --optimiser.emas."""
+    step: int | None = None
+    """With --width: average the steps up to this one; all of them unless given."""
+    stage: str = "map"
+    """Stage whose map gets it."""
+
+
+@dataclass(frozen=True)
 class Compared(Recipe):
     """A recipe without the options that a comparison does not use."""
 
     name: Unused[str]
     method: Unused[str] = Recipe.method
+    shard: Unused[bool] = Recipe.shard
     checkpoint_every: Unused[int] = Recipe.checkpoint_every
+    keep: Unused[int] = Recipe.keep
+    keep_every: Unused[int] = Recipe.keep_every
+    snapshot_every: Unused[int] = Recipe.snapshot_every
+    show_every: Unused[int] = Recipe.show_every
     log_every: Unused[int] = Recipe.log_every
+    track: Unused[tuple[Literal["tensorboard", "wandb", "trackio"], ...]] = Recipe.track
+    patience: Unused[int] = Recipe.patience
 
 
 @dataclass(frozen=True)
@@ -121,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        if FIRST:
+            print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -130,6 +164,7 @@ def _dispatch(words: list[str]) -> None:
         "train": _train,
         "sample": _sample,
         "evaluate": _evaluate,
+        "average": _average,
         "compare": _compare,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -202,17 +237,34 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 def _train(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("train", words)
-    given = _parse(Train, rest, program, Train(out=tyro.MISSING, recipe=recipe))
+    given = _parse(Train, rest, program, Train(recipe=recipe))
+    if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
+        raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
+    if given.out is None and not given.check:
+        raise ValueError("train needs --out DIR, the folder of the run.")
     from . import commands
 
-    commands.train(given.recipe, given.out, resume=given.resume, minutes=given.minutes)
+    if given.check or given.out is None:
+        return commands.check(given.recipe, given.out)
+    options = {"resume": given.resume, "resume_from": given.resume_from, "minutes": given.minutes}
+    commands.train(given.recipe, given.out, **options, again=_again(words))
+
+
+def _again(words: list[str]) -> str:
+    """The command that goes on with a run which these words began."""
+    kept = [word for word in words if word != "--resume"]
+    for option in ("--resume-from", "--minutes"):
+        if option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
+        kept = [word for word in kept if not word.startswith(f"{option}=")]
+    return shlex.join([PROGRAM, "train", *kept, "--resume"])
 
 
 def _sample(words: list[str]) -> None:
-    given = _parse(Sample, words, "sample")
-    from . import commands
+    from . import sampling
 
-    commands.sample(given.folder, given.out, given.steps, given.number, given.label, given.seed, given.guidance)
+    sampling.sample(**vars(_parse(Sample, words, "sample")))
 
 
 def _evaluate(words: list[str]) -> None:
@@ -223,11 +275,19 @@ def _evaluate(words: list[str]) -> None:
     commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
 
 
+def _average(words: list[str]) -> None:
+    from . import sampling
+
+    sampling.average(**vars(_parse(Average, words, "average")))
+
+
 def _compare(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("compare", words)
     if isinstance(recipe, ImageRecipe):
         raise ValueError(f"compare takes recipes of points, got {recipe.name}: train each method, then evaluate it.")
     given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
+    if given.recipe.optimiser.emas or given.recipe.optimiser.widths:
+        raise ValueError("compare keeps one average of the weights: leave out --optimiser.emas and --optimiser.widths.")
     from . import compare
 
     methods = METHODS if given.methods == ("all",) else given.methods

@@ -4,98 +4,161 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-from . import checkpoint, pictures, plans, report, runs
+from . import checkpoint, engine, pictures, plans, report, runs, trackers
 from . import evaluate as measuring
 from .data import Source, Units
-from .devices import can_compile, pick_device
-from .figures import save
+from .devices import can_compile
 from .files import write_atomically
-from .folders import load_run, read_recipe
-from .image_figures import tiles
+from .folders import load_run
+from .guards import signals
 from .maps import FlowMap
-from .measure import SAMPLES, Row, Sampled, Watch, open_features
+from .measure import Row, Sampled, open_features
+from .preflight import preflight
+from .processes import ranks
 from .recipes import ImageRecipe, Recipe
-from .shapes import Guide
-from .train import generator
+from .terminal import FIRST, bar, console, watching
+from .train import Step
 
-console = Console(highlight=False)
 SHOWN = 10_000  # images of a row that are kept for the pictures: ten of each of a thousand classes
 
 
-def bar() -> Progress:
-    """A progress bar with room for numbers; nothing where the output is no terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+def check(recipe: Recipe, folder: Path | None) -> None:
+    """Try all of a recipe but its training, and say what it would take; nothing is written."""
+    with watching("check") as watch:
+        lines = preflight(recipe, folder, watch)
+    engine.finish()
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def watching(what: str) -> Iterator[Watch]:
-    """A progress bar that is told a title and a share from 0 to 1."""
-    with bar() as progress:
-        task = progress.add_task(what, total=1, note="")
-        yield lambda title, share: progress.update(task, completed=share, note=title)
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    resume_from: str | None = None,
+    minutes: float | None = None,
+    again: str = "",
+) -> None:
+    """Train a recipe into a folder, then evaluate it.
 
-
-def train(recipe: Recipe, folder: Path, *, resume: bool = False, minutes: float | None = None) -> None:
-    """Train a recipe into a folder, then evaluate it; after so many minutes stop, to be resumed."""
+    Args:
+        recipe: what to run.
+        folder: where to.
+        resume: go on with a run that is there.
+        resume_from: go on from this checkpoint of it.
+        minutes: stop after so many of training, to be resumed.
+        again: the command that goes on with a run that was stopped.
+    """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
+    _check_packages(recipe)
+    with signals() as asked:
+        with watching("data") as watch:
+            options = {"resume": resume, "resume_from": resume_from}
+            run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
+        plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
+        console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}{_on(run)}", soft_wrap=True)
+        end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        follow(run, lambda: bool(asked()) or time.monotonic() > end)
+        if run.stopped:
+            own = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
+            why = asked() or own
+            stage, step = run.at
+            console.print(f"stopped after {why}, at step {step:,} of {stage}; go on with:\n  {again}", soft_wrap=True)
+            return
+    engine.finish()
+    if FIRST:  # it measures alone
+        evaluate(folder, {}, None, run.source)
+
+
+def _check_packages(recipe: Recipe) -> None:
+    """What is not installed is told of before the training, not after it."""
+    trackers.check(recipe.track)
     if isinstance(recipe, ImageRecipe):
-        open_features(recipe.evaluation.features)  # missing weights are told of before the training, not after it
-    with watching("data") as watch:
-        run = runs.Run.open(recipe, folder, resume=resume, say=console.print, watch=watch)
-    plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
-    console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}", soft_wrap=True)
-    if not follow(run, minutes):
-        after = f"{minutes:g} minute{'s' * (minutes != 1)}"
-        console.print(f"stopped after {after}: go on with the same command and --resume.", soft_wrap=True)
-        return
-    evaluate(folder, {}, None, run.source)
+        open_features(recipe.evaluation.features)
 
 
-def follow(run: runs.Run, minutes: float | None = None) -> bool:
-    """Train a run under a progress bar, or with a line now and then where there is no terminal; whether to the end."""
-    task, current, begun = None, None, 0.0
-    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with bar() as progress, contextlib.closing(run.train()) as steps:
+def _on(run: runs.Run) -> str:
+    """What is said of several processes."""
+    kind = "sharded over" if run.engine.shard else "on"
+    return f", {kind} {ranks()} processes" if ranks() > 1 else ""
+
+
+def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
+    """Train a run under a progress bar, or with a line now and then where there is no terminal; tell the trackers, and
+    draw what the map can do by then.
+
+    Args:
+        run: opened.
+        stop: asked after each step: whether to save and stop.
+
+    Raises:
+        ValueError: a tracker cannot begin; or as in `Run.train`.
+    """
+    task, current, begun, first = None, None, 0.0, 0
+    every, shows, before = run.recipe.log_every, run.recipe.show_every, _before(run.recipe)
+    with bar() as progress, contextlib.closing(_trackers(run)) as told, contextlib.closing(run.train(stop)) as steps:
         for stage, step in steps:
-            if time.monotonic() > end:
-                return False
             if stage is not current:
                 current, begun, first = stage, run.seconds, step.number
                 task = progress.add_task(stage.name, total=stage.steps, note="compiling")
-            if step.number % run.recipe.log_every and step.number != stage.steps:
+            logs, at = not step.number % every or step.number == stage.steps, before[stage.name] + step.number
+            if logs:
+                told.log(trackers.values_of(run.logged), at)
+            if shows and step.number % shows == 0:
+                progress.update(task, completed=step.number, note="drawing")  # type: ignore[arg-type]
+                _show(run, stage.name, step.number, told, at)
+            if not logs:
                 continue
             pace = (step.number - first) / max(run.seconds - begun, 1e-9)
-            left = ", ".join(f"{name} {part.mean():.3g}" for name, part in step.loss.parts.items())
-            note = f"loss {step.loss.value:.3g} | {left} | {pace:.0f} steps/s"
+            note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
             progress.update(task, completed=step.number, note=note)  # type: ignore[arg-type]
-            if not console.is_terminal and (
-                step.number % (20 * run.recipe.log_every) == 0 or step.number == stage.steps
-            ):
+            if not console.is_terminal and (step.number % (20 * every) == 0 or step.number == stage.steps):
                 console.print(f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s", soft_wrap=True)
-    return True
+
+
+def _trackers(run: runs.Run) -> trackers.Trackers:
+    """The trackers of a run, at the step from which it goes on."""
+    stage, _, step = (run.resume_from or "").rpartition("-")
+    first = _before(run.recipe).get(stage, 0) + int(step) if stage else 0
+    config = dataclasses.asdict(run.recipe)
+    return trackers.open_trackers(run.recipe.track, run.folder, config, first=first, say=console.print)
+
+
+def _before(recipe: Recipe) -> dict[str, int]:
+    """Steps before each stage, which trackers count too."""
+    stages = plans.stages(recipe)
+    return {stage.name: sum(before.steps for before in stages[:k]) for k, stage in enumerate(stages)}
+
+
+def _show(run: runs.Run, stage: str, step: int, told: trackers.Trackers, at: int) -> None:
+    """Draw samples of a run that is being trained; of the first picture it is said where it is."""
+    path = pictures.show(run, stage, step)
+    if path is None:
+        return
+    told.show(f"{stage}/samples", path, at)
+    if len(list(path.parent.glob("*.png"))) == 1:
+        console.print(f"samples by now: {path}, and more every {run.recipe.show_every:,} steps", soft_wrap=True)
+
+
+def _losses(logged: Mapping[str, Any], step: Step) -> str:
+    """The loss and its parts as they were logged, and how many steps were skipped."""
+
+    def number(name: str) -> str:
+        return "-" if logged[name] is None else f"{logged[name]:.3g}"
+
+    parts = ", ".join(f"{name} {number(name)}" for name in step.loss.parts)
+    skipped = f" | {logged['skipped']} skipped" if "skipped" in logged else ""
+    return f"loss {number('loss')} | {parts}{skipped}"
 
 
 def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
@@ -168,6 +231,10 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
     seconds = checkpoint.read_card(folder).get("seconds", 0.0)
     stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
     words = [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
+    kept = checkpoint.read_card(folder).get("average")
+    if isinstance(kept, dict):
+        kind = f"the relative width {kept['width']}" if "width" in kept else f"the decay {kept.get('decay')}"
+        words.append(f"The weights of its {kept.get('stage')} are the average of {kind} of the run {kept.get('of')}.")
     if recipe.teacher:
         words.append(f"Its teacher is the velocity of the run in {recipe.teacher}, of which teacher/ is a copy.")
     if recipe.method in plans.TO_DATA:
@@ -182,74 +249,3 @@ def notes(recipe: Recipe, folder: Path) -> list[str]:
     if limits := plans.limits(recipe):
         words.append(f"{limits}.")
     return words
-
-
-def sample(
-    folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int, guidance: float | None = None
-) -> None:
-    """Draw samples from a run's map into a file."""
-    if out.suffix not in (".npz", ".npy", ".png"):
-        raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
-    if out.exists():
-        raise ValueError(f"{out} already exists: choose another --out, or remove it.")
-    if number < 1:
-        raise ValueError(f"--number must be at least 1, got {number}.")
-    if steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}.")
-    card = checkpoint.read_card(folder)
-    device = pick_device("auto")
-    recipe, flow_map = read_recipe(folder), checkpoint.load(folder).to(device)
-    plans.check_steps(recipe, [steps])
-    flow_map, _, _ = plans.measured(recipe, flow_map, None)
-    units = Units.from_dict(card.get("units"))
-    if out.suffix == ".png" and not units.pixels:
-        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")
-    labels = _labels(units, number, label)
-    x0 = torch.randn(number, *units.shape, generator=generator(seed, SAMPLES))
-    chunk, points = recipe.evaluation.chunk, []
-    whole = measuring.Start(x0, labels if guidance is None else _guide(recipe, labels, guidance))
-    walk, whole, _ = measuring.stepping(flow_map, steps, whole, measuring.restarts(recipe), seed)
-    with bar() as progress:
-        task = progress.add_task("sample", total=number, note=f"{steps} steps")
-        for start in range(0, number, chunk):
-            points.append(walk(whole.rows(slice(start, start + chunk), device))[0].cpu())
-            progress.update(task, completed=min(start + chunk, number))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, units, torch.cat(points), labels)
-    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
-
-
-def _write(out: Path, units: Units, x: torch.Tensor, labels: torch.Tensor | None) -> None:
-    """Samples as a file: numbers in the units of the data, images as pixels `(N, H, W, C)`, or as one picture."""
-    if out.suffix == ".png":
-        rows = max(rows for rows in range(1, math.isqrt(len(x)) + 1) if len(x) % rows == 0)
-        save(tiles(units.to_pixels(x), rows), out)
-        return
-    arrays = {"x": units.to_pixels(x).movedim(1, 3).numpy() if units.pixels else units.to_data(x).numpy()}
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    buffer = io.BytesIO()
-    np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(out, buffer.getvalue())
-
-
-def _guide(recipe: Recipe, labels: torch.Tensor | None, weight: float) -> Guide:
-    if len(recipe.guidance) != 2:
-        raise ValueError(
-            f"this map takes no guidance weight, got --guidance {weight:g}: train with --guidance LOW HIGH."
-        )
-    if not recipe.guidance[0] <= weight <= recipe.guidance[1]:
-        raise ValueError(f"--guidance must be from {recipe.guidance[0]:g} to {recipe.guidance[1]:g}, got {weight:g}.")
-    return Guide(labels, torch.full((len(labels),), weight))  # type: ignore[arg-type]
-
-
-def _labels(units: Units, number: int, label: int | None) -> torch.Tensor | None:
-    if units.classes is None:
-        if label is not None:
-            raise ValueError(f"these data have no classes, got --label {label}: leave it out.")
-        return None
-    if label is None:
-        return torch.arange(number) % units.classes
-    if not 0 <= label < units.classes:
-        raise ValueError(f"--label must be from 0 to {units.classes - 1}, got {label}.")
-    return torch.full((number,), label)

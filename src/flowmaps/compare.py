@@ -25,17 +25,17 @@ from rich.console import Console
 
 from . import checkpoint, figures, initial, memory, plans, tables
 from . import evaluate as measuring
-from .commands import bar, console
 from .data import Board, Source, open_data
-from .devices import can_compile, pick_device
+from .devices import can_compile, compiled, pick_device
 from .files import write_atomically
 from .folders import describe
 from .maps import FlowMap, Frozen
 from .measure import Reference, Sampled, reference
 from .objectives import Objective
 from .recipes import Recipe
-from .runs import compiled
-from .train import Step, begin, generator, train
+from .state import begin
+from .terminal import bar, console
+from .train import Step, generator, train
 
 Row = dict[str, Any]
 RESULT = "compare.json"
@@ -161,13 +161,13 @@ def run_stage(
     """
     device = pick_device(recipe.device)
     torch.compiler.reset()  # a function is compiled for a few objectives only, for others it would run as it is
-    state = begin(objective, plans.optimiser(recipe, stage))
-    evaluate = compiled(state, console.print) if recipe.compile else None
-    seed = int(generator(recipe.seed, number).initial_seed())
-    run = partial(train, state, source, plans.optimiser(recipe, stage), seed=seed, device=device, evaluate=evaluate)
+    evaluate = compiled(objective.evaluate, console.print) if recipe.compile else None
+    state = begin(objective, plans.optimiser(recipe, stage), evaluate=evaluate)
+    seed = generator(recipe.seed, number).initial_seed()
+    run = partial(train, state, source, plans.optimiser(recipe, stage), seed=seed, device=device)
     for _ in islice(run(steps=ENDLESS), WARM):
         pass
-    state.optimiser.zero_grad(set_to_none=True)  # gradients count
+    state.zero_grad()  # gradients count
     step = run(steps=ENDLESS)
     peak = memory.peak(lambda: next(step), device)
     with bar() as progress:
@@ -179,7 +179,7 @@ def run_stage(
     spent: Row = {"ms_per_step": round(1e3 * typical(times or [budget]), 3)}
     if peak is not None:
         spent["mb_per_step"] = round(peak / 1e6, 3)
-    if not finite or not all(bool(value.isfinite().all()) for value in state.parameters):
+    if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         spent["diverged"] = True
     return spent
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,6 +13,14 @@ import torch
 def can_compile() -> bool:
     """Whether there is the C++ compiler that torch.compile needs."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def compiled(fn: Callable[..., Any], say: Callable[[str], None]) -> Callable[..., Any] | None:
+    """A function of tensors of one shape compiled, or `None` with a word where there is no compiler."""
+    if not can_compile():
+        say("no C++ compiler found: training without torch.compile, at about half the speed.")
+        return None
+    return torch.compile(fn, dynamic=False)
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,3 +40,15 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
                          + (", cuda." if torch.cuda.is_available() else " only.")) from None  # fmt: skip
     return device
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seed the generators that have no name, those of dropout: of the CPU and of a device.
+
+    torch.manual_seed would keep a traceback at each call, for devices that are not in use yet.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)

@@ -23,7 +23,8 @@ from .files import write_atomically
 from .image_figures import tiles
 from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row
 
-LOGGED_BESIDE = ("stage", "step", "loss", "rate", "seconds")  # all else in a line of log.jsonl is a residual
+LOGGED_BESIDE = ("stage", "step", "loss", "norm", "rate", "skipped", "spikes", "seconds")
+"""What a line of log.jsonl has beside residuals."""
 SCATTER_BELOW = 20_000  # points of the smallest panel: fewer are drawn one by one, more as a histogram
 
 

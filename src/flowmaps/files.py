@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +19,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         The path.
 
     Raises:
-        OSError: the folder is missing or cannot be written; the old file is untouched and nothing is left beside it.
+        OSError: the folder is missing or cannot be written; the old file is untouched and nothing is left beside it
+            (or, where the folder alone could not be synced, the new one is there).
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -30,10 +32,29 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
+        sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Have the names in a folder on the disk, so that a rename outlives a loss of power.
+
+    Raises:
+        OSError: the folder is missing, or the disk fails.
+    """
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems of a network that know no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

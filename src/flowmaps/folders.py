@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, plans, recipes
-from .data import Images, Source, Units, fingerprint, open_data
+from . import cards, checkpoint, plans, recipes
+from .data import Images, Source, Units, fingerprint, open_data, resolve
 from .devices import pick_device
 from .maps import FlowMap
 from .progress import Watch
 from .recipes import ImageRecipe, Recipe
 
 LOG = "log.jsonl"
-FREE = ("device", "compile", "log_every", "checkpoint_every", "evaluation")  # what may differ on resuming
+WIDEST = 64  # names in a line of the log, and letters in a name
+FREE = ("device", "compile", "shard", "log_every", "checkpoint_every", "keep", "keep_every", "snapshot_every",
+        "show_every", "track", "patience", "checkpointing", "evaluation", "optimiser.accumulate")  # fmt: skip
+"""What may differ on resuming."""
 
 
 def source_of(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:
@@ -32,6 +34,12 @@ def source_of(recipe: Recipe, split: str = "train", watch: Watch | None = None) 
     if isinstance(source, Images):  # latents have no mirror
         source.flips = recipe.flips
     return source
+
+
+def anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with its paths absolute, to be found again from wherever the run is resumed, measured or sampled."""
+    teacher = str(Path(recipe.teacher).resolve()) if recipe.teacher else ""
+    return dataclasses.replace(recipe, data=resolve(recipe.data), teacher=teacher)
 
 
 def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def check_resumable(folder: Path, recipe: Recipe, described: dict[str, Any]) -> 
         raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
     old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
     for name, value in new.items():
-        if name.split(".")[0] not in FREE and old.get(name) != value:
+        if not {name, name.split(".")[0]} & set(FREE) and old.get(name) != value:
             option = name.replace("_", "-")
             raise ValueError(
                 f"{folder} was begun with --{option} {old.get(name)}, got {value}: resume with the options it began "
@@ -100,15 +108,41 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line cut short by a crash is left out."""
+    """The lines of log.jsonl, up to one that is damaged, such as a last line cut short by a crash.
+
+    Raises:
+        OSError: the file is there, and cannot be read.
+    """
     lines = []
-    if (folder / LOG).exists():
-        for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
+    if (folder / LOG).is_file():
+        for text in (folder / LOG).read_bytes().splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                line = cards.parse(text.decode())
+            except ValueError:
                 break
+            if not _is_logged(line):
+                break
+            lines.append(line)
     return lines
+
+
+def _is_logged(line: Any) -> bool:
+    """Whether this is a line of the log, all of which can be drawn: a stage, a step, and numbers or none by name."""
+    if not isinstance(line, dict) or len(line) > WIDEST or not all(_is_name(name) for name in line):
+        return False
+    rest = {name: value for name, value in line.items() if name != "stage"}
+    pairs = rest.pop("spikes", [])
+    numbers = [*rest.values(), *(number for pair in pairs for number in pair)] if _are_pairs(pairs) else [pairs]
+    good = all(value is None or cards.is_number(value) for value in numbers)
+    return good and _is_name(line.get("stage", "map")) and type(line.get("step")) is int
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and len(value) <= WIDEST
+
+
+def _are_pairs(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, list) and len(value) == 2 for value in values)
 
 
 def load_run(

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .maps import AverageVelocity, FlowMap
 from .maps import Trigonometric as TrigonometricMap
@@ -27,6 +28,8 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> Flow
         hint = "pass --labels, or " if isinstance(recipe, ImageRecipe) and not recipe.labels else ""
         raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")
     net = _new_network(recipe, shape, {"classes": classes, "guidance": len(recipe.guidance) == 2})
+    if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
+        net.checkpointing = recipe.checkpointing
     return TrigonometricMap(net) if recipe.method in ROTATING else AverageVelocity(net)
 
 
@@ -55,7 +58,7 @@ def adopt(flow_map: FlowMap, teacher: FlowMap) -> None:
         ValueError: their networks differ.
     """
     own, its = network_of(flow_map), network_of(teacher)
-    free = ("dropout", "guidance") if isinstance(its, Network) and not its.arguments["guidance"] else ("dropout",)
+    free = ("dropout",) if its.arguments["guidance"] else ("dropout", "guidance")
     differ = [name for name in its.arguments if name not in free and own.arguments.get(name) != its.arguments[name]]
     if type(own) is not type(its) or type(flow_map) is not type(teacher):
         differ = [f"{type(teacher).__name__} of {type(its).__name__}"]
@@ -64,7 +67,11 @@ def adopt(flow_map: FlowMap, teacher: FlowMap) -> None:
             f"the teacher's network is not that of the recipe ({', '.join(differ)}): give the options that the teacher "
             "was trained with, such as --labels, --backbone or --unet.width."
         )
-    flow_map.load_state_dict(teacher.state_dict(), strict=False)  # a guidance weight's own start at zero
+    state, fresh = teacher.state_dict(), flow_map.state_dict()
+    for name, weights in state.items():  # a guidance weight's own start at zero; those of an MLP are its last columns
+        if weights.shape != fresh[name].shape:
+            state[name] = F.pad(weights, (0, fresh[name].shape[1] - weights.shape[1]))
+    flow_map.load_state_dict(state, strict=False)
     own.hold_velocity()
 
 

@@ -70,13 +70,14 @@ class Stage:
     build: Build
 
 
-def check(recipe: Recipe) -> None:
-    """Refuse a recipe that cannot run, before anything heavy starts.
+def check(recipe: Recipe, processes: int = 1) -> None:
+    """Refuse a recipe that cannot run, before anything heavy starts; `processes` share the rows of its steps.
 
     Raises:
-        ValueError: a field out of range, a method that is not there, or a teacher for a method without one.
+        ValueError: a field out of range, fields that contradict each other, a method that is not there, or a teacher
+            for a method without one.
     """
-    validate(recipe)
+    validate(recipe, processes)
     stages(recipe)
 
 

@@ -1,171 +1,251 @@
 """A run and its folder: train the stages of a recipe, checkpoint, log, go on after an interruption.
 
-config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: state.safetensors
-teacher/ (or strip/): the map as an earlier stage left it
+config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
+teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
-import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock
 
-from . import checkpoint, initial, plans
-from .data import Source, resolve
-from .devices import can_compile, pick_device
+from . import averages, checkpoint, initial, journal, plans, snapshots
+from .data import Source
+from .devices import compiled
+from .engine import Engine, local, start
 from .files import write_atomically
-from .folders import LOG, check_resumable, describe, given_teacher, read_log, source_of
+from .folders import LOG, anywhere, check_resumable, describe, given_teacher, source_of
+from .guards import LOCK, Request, lock
 from .maps import FlowMap, Frozen
+from .preflight import check_folder, check_steps
+from .processes import all_of, in_turn, is_lost, on_first, rank, ranks, together
+from .progress import Watch, quiet
 from .recipes import ImageRecipe, Recipe
 from .shapes import Field
-from .train import State, Step, begin, generator, train
+from .state import State, begin
+from .train import Step, generator, train
 
-STATE = "state.safetensors"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass
 class Run:
-    """A run in progress; `train` is a generator of its logged steps."""
+    """A run in progress; `train` is a generator of its steps.
+
+    Attributes:
+        recipe: with its paths absolute.
+        folder: of the run.
+        source: the data, on the device.
+        flow_map: the map, with the weights that the last finished stage left.
+        described: what the card says of the recipe and its data.
+        engine: where it computes.
+        resume_from: name of the checkpoint to go on from; the last one unless given.
+        teacher: the velocity that the map learns from, once there is one.
+        seconds: of training so far, without those spent in `averaged`.
+        stopped: whether training ended because it was asked to, to be resumed.
+        at: the stage at hand and the steps taken of it.
+        logged: the last line of the log.
+        say: where words go.
+    """
 
     recipe: Recipe
     folder: Path
     source: Source
     flow_map: FlowMap
     described: dict[str, Any]
+    engine: Engine
+    resume_from: str | None = None
     teacher: Field | None = None
     seconds: float = 0.0
+    stopped: bool = False
+    at: tuple[str, int] = ("", 0)
+    logged: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = field(default=print)
+    _lock: BaseFileLock | None = None
+    _state: State | None = None
+    _away: float = 0.0
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, say: Callable[[str], None] = print,
-             watch: Callable[[str, float], None] | None = None) -> Run:  # fmt: skip
+    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
+             say: Callable[[str], None] = print, watch: Watch = quiet) -> Run:  # fmt: skip
         """Check everything and make the folder.
 
         Raises:
-            ValueError: the recipe cannot run, the folder exists already, or there is nothing to resume.
+            ValueError: the recipe cannot run, the folder exists already or another run holds it, or there is nothing
+                to resume.
         """
         plans.check(recipe)
-        device = pick_device(recipe.device)
-        if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
-        recipe = _from_anywhere(recipe)
-        source, described = source_of(recipe, watch=watch).to(device), describe(recipe, watch)
+        engine = start(recipe.device, shard=recipe.shard)
+        plans.check(recipe, processes=ranks())
+        resume = resume or resume_from is not None
+        if not resume:
+            check_folder(folder)
+        recipe = anywhere(recipe)
+        source = in_turn(lambda: source_of(recipe, watch=watch)).to(engine.device)
+        described = on_first(lambda: describe(recipe, watch))
         if resume:
             check_resumable(folder, recipe, described)
-        flow_map, teacher = initial.new_map(recipe, source.shape, source.classes).to(device), None
+            resume_from = snapshots.find(folder / CHECKPOINTS, resume_from)
+        fresh = initial.new_map(recipe, source.shape, source.classes).to(engine.device)
+        run = cls(recipe, folder, source, fresh, described, engine, resume_from, say=say)
+        teacher = None
         if recipe.teacher and not resume:
             teacher = given_teacher(recipe, source, described)
-            initial.adopt(flow_map, teacher)
-        folder.mkdir(parents=True, exist_ok=True)
-        if teacher is not None:
-            kept, path = {"teacher_of": recipe.teacher}, plans.interpolant(recipe)
-            checkpoint.save(teacher, folder / "teacher", interpolant=path, extra=kept, overwrite=True)
-        if not resume:
-            card = {"format": checkpoint.FORMAT, **described}
-            write_atomically(folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
-        return cls(recipe, folder, source, flow_map, described, say=say)
+            initial.adopt(run.flow_map, teacher)
+        check_steps(recipe, run.flow_map)
+        all_of(lambda: None)  # all have looked at the folder before it is made
+        on_first(lambda: run._make(teacher, resume))
+        return run
 
-    def train(self) -> Generator[tuple[plans.Stage, Step], None, None]:
-        """Train all stages, saving as it goes; each step that is taken is yielded with its stage."""
+    def _make(self, teacher: FlowMap | None, resume: bool) -> None:
+        """Make the folder and hold it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.folder)
+        if teacher is not None:
+            options: dict[str, Any] = {"extra": {"teacher_of": self.recipe.teacher}, "overwrite": True}
+            checkpoint.save(teacher, self.folder / "teacher", interpolant=plans.interpolant(self.recipe), **options)
+        if not resume:
+            card = {"format": checkpoint.FORMAT, **self.described}
+            write_atomically(self.folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> Generator[tuple[plans.Stage, Step], None, None]:
+        """Train all stages, saving as it goes; each step that is taken is yielded with its stage.
+
+        Args:
+            stop: asked after each step; if it is true in any process, the run saves a checkpoint and ends there.
+
+        Raises:
+            ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
+        """
+        try:
+            yield from self._stages(stop)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise ValueError(
+                f"{self.folder} cannot be written: {error.strerror or error}{where}. {self._intact()}"
+            ) from None
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise ValueError(f"another process of the run has ended or cannot be reached. {self._intact()}") from None
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _stages(self, stop: Callable[[], bool]) -> Generator[tuple[plans.Stage, Step], None, None]:
         stages = plans.stages(self.recipe)
-        tensors, about = self._interrupted()
+        at = self._first_stage([stage.name for stage in stages])
         if self.recipe.teacher:
             self._take_teacher()
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
-            if number < about["stage"]:
+            if number < at:
                 self._adopt(checkpoint.load(self.folder / stage.name), stage)
                 continue
-            state = self._begin(stage)
-            if tensors is not None and number == about["stage"]:
-                state.restore(tensors, about["step"])
+            self._state = state = self._begin(stage)
+            if self.resume_from and number == at:
+                self._go_on(self.resume_from, state)
             elif number:
-                self._checkpoint(number, state)
-            yield from self._steps(number, stage, state)
-            state.use_averages()
-            where = self.folder if last else self.folder / stage.name
-            self._save(where)
+                self._checkpoint(number, stage, state)
+            yield from self._steps(number, stage, state, stop)
+            if self.stopped:
+                return
+            self._finish(stage, state, self.folder if last else self.folder / stage.name)
             if not last:
                 self._adopt(self.flow_map, stage)
-        (self.folder / STATE).unlink(missing_ok=True)
+        on_first(self._clear)
 
     def _begin(self, stage: plans.Stage) -> State:
-        torch.manual_seed(self.recipe.seed)
-        objective = stage.build(self.flow_map, self.teacher).to(pick_device(self.recipe.device))
-        return begin(objective, plans.optimiser(self.recipe, stage.name))
-
-    def _steps(self, number: int, stage: plans.Stage, state: State) -> Iterator[tuple[plans.Stage, Step]]:
         recipe = self.recipe
-        device = pick_device(recipe.device)
+        torch.manual_seed(recipe.seed)
+        flow_map = copy.deepcopy(self.flow_map) if self.engine.shard else self.flow_map  # weights become shares
+        objective = stage.build(flow_map, self.teacher).to(self.engine.device)
         # on a CPU it takes minutes to compile a network of images, which is no faster afterwards
-        fast = recipe.compile and not (device.type == "cpu" and isinstance(recipe, ImageRecipe))
-        evaluate = compiled(state, self.say) if fast else None
-        seed = int(generator(recipe.seed, number).initial_seed())
-        before, begun = self.seconds, time.monotonic()
-        settings = {"steps": stage.steps, "seed": seed, "device": device, "evaluate": evaluate}
-        settings["precision"] = getattr(torch, recipe.precision)
+        fast = recipe.compile and not (self.engine.device.type == "cpu" and isinstance(recipe, ImageRecipe))
+        settings, precision = plans.optimiser(recipe, stage.name), getattr(torch, recipe.precision)
+        evaluate = compiled(objective.evaluate, self.say) if fast else None
+        return begin(objective, settings, engine=self.engine, evaluate=evaluate, precision=precision)
+
+    def _steps(
+        self, number: int, stage: plans.Stage, state: State, stop: Callable[[], bool]
+    ) -> Iterator[tuple[plans.Stage, Step]]:
+        recipe, request = self.recipe, Request()
+        before, begun = self.seconds + self._away, time.monotonic()
+        settings: dict[str, Any] = {"steps": stage.steps, "device": self.engine.device}
+        settings |= {
+            "seed": generator(recipe.seed, number).initial_seed(),
+            "precision": getattr(torch, recipe.precision),
+        }
         try:
             for step in train(state, self.source, plans.optimiser(recipe, stage.name), **settings):
-                self.seconds = before + time.monotonic() - begun
-                if step.number % recipe.log_every == 0 or step.number == stage.steps:
-                    self._log(stage, step)
+                self.seconds, self.at = time.monotonic() - begun + before - self._away, (stage.name, step.number)
+                logs = step.number % recipe.log_every == 0 or step.number == stage.steps
+                if state.waits or logs:
+                    state.guard.settle()
+                    journal.check_patience(recipe.patience, stage.name, step, state, self._intact)
+                if logs:
+                    self.logged = journal.log(self.folder, stage.name, step, state, self.seconds)
                 yield stage, step
-                if step.number % recipe.checkpoint_every == 0:
-                    self._checkpoint(number, state)
+                self.stopped = request(stop())
+                if self.stopped or step.number % recipe.checkpoint_every == 0:
+                    self._checkpoint(number, stage, state)
+                if recipe.optimiser.widths and step.number % recipe.snapshot_every == 0:
+                    averages.snapshot(self.folder, stage.name, step.number, list(state.parameters), state.averages)
+                if self.stopped:
+                    return
         except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
-            if state.whole:
-                self._checkpoint(number, state)
+            if state.whole and not together():
+                self._checkpoint(number, stage, state)
             raise
 
-    def _log(self, stage: plans.Stage, step: Step) -> None:
-        parts = {name: part.mean().item() for name, part in step.loss.parts.items()}
-        loss = step.loss.value.item()
-        bad = [name for name, value in parts.items() if not math.isfinite(value)]
-        if bad or not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is not finite at step {step.number} of stage {stage.name} ({', '.join(bad) or 'weight'}): "
-                f"lower --optimiser.rate or --optimiser.clip; the last checkpoint in {self.folder} is untouched."
-            )
-        line = {"stage": stage.name, "step": step.number, "loss": loss, **parts, "rate": step.rate}
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | {"seconds": round(self.seconds, 2)}) + "\n")
-
-    def _checkpoint(self, number: int, state: State) -> None:
+    def _checkpoint(self, number: int, stage: plans.Stage, state: State) -> None:
         """Save the training state, unless it has gone bad: then the last good one stays."""
-        about, tensors = {"stage": number, "step": state.step, "seconds": self.seconds}, state.tensors()
-        if bad := _not_finite(tensors):
+        tensors = state.tensors()
+        if bad := [name for names in all_of(lambda: _not_finite(tensors)) for name in names]:
             raise ValueError(
-                f"the training state is not finite at step {state.step} ({bad[0]}): lower --optimiser.rate or "
-                f"--optimiser.clip; the last checkpoint in {self.folder} is untouched."
+                f"the training state is not finite at step {state.step} of stage {stage.name} ({bad[0]}): lower "
+                f"--optimiser.rate or --optimiser.clip. {self._intact()}"
             )
-        checkpoint.save_tensors(self.folder / STATE, tensors, about)
+        about = {"stage": number, "seconds": self.seconds, **state.about(), **journal.versions(), "processes": ranks()}
+        kept = {"keep": self.recipe.keep, "keep_every": self.recipe.keep_every}
+        snapshots.save(self.folder / CHECKPOINTS, f"{stage.name}-{state.step:08}", tensors, about, **kept)
 
-    def _interrupted(self) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any]]:
-        """The training state to go on from, and the log cut back to it."""
-        fresh = {"stage": 0, "step": 0, "seconds": 0.0}
-        if not (self.folder / STATE).exists():
-            (self.folder / LOG).unlink(missing_ok=True)
-            return None, fresh
-        tensors, about = checkpoint.load_tensors(self.folder / STATE)
-        self.seconds = about["seconds"]
-        names = [stage.name for stage in plans.stages(self.recipe)]
-        lines = [
-            line for line in read_log(self.folder)
-            if (names.index(line["stage"]), line["step"]) <= (about["stage"], about["step"])
-        ]  # fmt: skip
-        write_atomically(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
-        return tensors, about
+    def _first_stage(self, names: list[str]) -> int:
+        """The number of the stage to begin with or to go on in; a run that begins has no log yet."""
+        if self.resume_from is None:
+            on_first(lambda: (self.folder / LOG).unlink(missing_ok=True))
+            return 0
+        name = self.resume_from.rpartition("-")[0]
+        if name not in names:
+            raise ValueError(f"{self.resume_from} is no checkpoint of this run, whose stages are {', '.join(names)}.")
+        return names.index(name)
+
+    def _go_on(self, name: str, state: State) -> None:
+        """Take over a checkpoint, and cut the log back to it."""
+        tensors, about = snapshots.read(self.folder / CHECKPOINTS, name, state.template)
+        state.restore(tensors, about)
+        self.seconds = float(about.get("seconds", 0.0))
+        stages = [stage.name for stage in plans.stages(self.recipe)]
+        on_first(lambda: journal.cut_back(self.folder, stages, name.rpartition("-")[0], state.step))
+
+    def _clear(self) -> None:
+        """Remove what only a run in training needs."""
+        snapshots.clear(self.folder / CHECKPOINTS, self.recipe.keep_every)
+        (self.folder / LOCK).unlink(missing_ok=True)
 
     def _take_teacher(self) -> None:
         """Start from the teacher that was given, of which the folder has a copy."""
-        teacher = checkpoint.load(self.folder / "teacher").to(pick_device(self.recipe.device))
+        teacher = checkpoint.load(self.folder / "teacher").to(self.engine.device)
         initial.adopt(self.flow_map, teacher)
         self.teacher = Frozen(teacher).velocity
 
@@ -175,30 +255,45 @@ class Run:
         if stage.name == "teacher":
             self.teacher = Frozen(self.flow_map).velocity
 
-    def _save(self, where: Path) -> None:
+    def _finish(self, stage: plans.Stage, state: State, where: Path) -> None:
+        """Write the map that a stage has learned, and its other averages."""
+        state.use_averages()
+        self.flow_map.load_state_dict(state.weights())
         if bad := _not_finite(self.flow_map.state_dict()):
             raise ValueError(
-                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip."
+                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip. "
+                f"{self._intact()}"
             )
-        extra: dict[str, Any] = {**self.described, "seconds": round(self.seconds, 1)}
-        extra["units"] = dataclasses.asdict(self.source.units)
-        path = plans.interpolant(self.recipe)
-        checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True)
+        averages.finish(self.folder, stage.name, list(state.parameters), state.averages)
+        units, path = dataclasses.asdict(self.source.units), plans.interpolant(self.recipe)
+        extra = {**self.described, "seconds": round(self.seconds, 1), "units": units}
+        on_first(lambda: checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True) and None)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[FlowMap]:
+        """The map with its averages for weights, in evaluation mode, between two steps; each process calls this."""
+        assert self._state is not None
+        flow_map, begun = self._state.objective.flow_map, time.monotonic()
+        mode = flow_map.training
+        try:
+            with self._state.averaged():
+                yield flow_map.eval()
+        finally:
+            flow_map.train(mode)
+            self._away += time.monotonic() - begun
+
+    def _intact(self) -> str:
+        """What is left after a failure, and how to go on."""
+        try:
+            every = snapshots.names(self.folder / CHECKPOINTS) if rank() == 0 else []
+            name = every[-1] if every else None  # by itself: the others may be gone
+        except (OSError, ValueError):
+            name = None
+        left = f"The last checkpoint, {name}, is intact: go on with the same command and --resume."
+        return left if name else "No checkpoint was saved before it."
 
 
-def _from_anywhere(recipe: Recipe) -> Recipe:
-    """The recipe with its paths absolute, to be found again from wherever the run is resumed, measured or sampled."""
-    teacher = str(Path(recipe.teacher).resolve()) if recipe.teacher else ""
-    return dataclasses.replace(recipe, data=resolve(recipe.data), teacher=teacher)
-
-
-def compiled(state: State, say: Callable[[str], None]) -> Callable[..., Any] | None:
-    """The compiled objective, or `None` with a word where there is no compiler."""
-    if not can_compile():
-        say("no C++ compiler found: training without torch.compile, at about half the speed.")
-        return None
-    return torch.compile(state.objective.evaluate, dynamic=False)
-
-
-def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of tensors that are not finite, where this process can see it."""
+    here = zip(tensors, local(tensors.values()), strict=True)
+    return [name for name, value in here if not bool(value.isfinite().all())]

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
+from .bounds import DEPTH, SIDE, SIZE, TOKENS, flags, whole, within
 from .embeddings import Embedding
 from .magnitude import unit_pixels
-from .network import Network, at_least, exactly, zeroed
+from .network import Network, exactly, zeroed
 
 _EPS = 1e-6
 
@@ -99,8 +100,8 @@ class DiT(Network):
     ) -> None:
         super().__init__()
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.shape, self.patch, self.side = (channels, resolution, resolution), patch, resolution // max(patch, 1)
         _check_sizes(self.arguments)
+        self.shape, self.patch, self.side = (channels, resolution, resolution), patch, resolution // patch
         self.embedding = Embedding(width, frequencies=frequencies, classes=classes, guidance=guidance)
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
         _spread(self.first)
@@ -136,6 +137,8 @@ def sines(side: int, width: int) -> Tensor:
     A quarter of the width each, of frequencies from 1 down to 1 / 10,000 a token (Vaswani et al., 2017, arXiv
     1706.03762).
     """
+    if torch.get_default_device().type == "meta":  # there are no numbers, and torch would import its compiler for them
+        return torch.empty(side * side, 4 * (width // 4))
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     phase = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     along = torch.cat([phase.sin(), phase.cos()], 1)
@@ -151,12 +154,21 @@ def _spread(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def _check_sizes(sizes: dict) -> None:
-    names = ("channels", "resolution", "patch", "width", "depth", "heads")
-    at_least("DiT", **{name: (sizes[name], 1) for name in names}, dropout=(sizes["dropout"], 0))
+    whole("DiT", 1, SIZE, **{name: sizes[name] for name in ("channels", "width", "heads")})
+    whole("DiT", 1, SIDE, **{name: sizes[name] for name in ("resolution", "patch")})
+    whole("DiT", 1, DEPTH, depth=sizes["depth"])
+    within("DiT", 0, 1, dropout=sizes["dropout"])
+    within("DiT", 0, SIZE, ratio=sizes["ratio"])
+    flags("DiT", qk_norm=sizes["qk_norm"])
     if sizes["resolution"] % sizes["patch"]:
         raise ValueError(
             f"DiT needs a resolution divisible by patch, got {sizes['resolution']} and {sizes['patch']}: take another "
             "patch, or pad the images."
+        )
+    if sizes["resolution"] // sizes["patch"] > TOKENS:
+        raise ValueError(
+            f"DiT takes images of up to {TOKENS} x {TOKENS} patches, got {sizes['resolution']} pixels in patches of "
+            f"{sizes['patch']}: take a larger patch."
         )
     if sizes["width"] % sizes["heads"] or sizes["width"] % 4:
         raise ValueError(f"DiT needs width divisible by heads and by 4, got {sizes['width']} and {sizes['heads']}.")

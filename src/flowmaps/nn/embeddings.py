@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Guide, Time, label_of
+from .bounds import FREQUENCIES, SIZE, flags, whole
 
 
 class Fourier(nn.Module):
@@ -27,8 +28,7 @@ class Fourier(nn.Module):
 
     def __init__(self, number: int = 4) -> None:
         super().__init__()
-        if number < 0:
-            raise ValueError(f"Fourier needs number >= 0, got {number}.")
+        whole("Fourier", 0, FREQUENCIES, number=number)
         self.width = 1 + 2 * number
         # integers: no .to() rounds them
         self.register_buffer("frequencies", torch.arange(1, number + 1), persistent=False)
@@ -74,6 +74,8 @@ class Embedding(nn.Module):
         super().__init__()
         if classes is not None and classes < 1:
             raise ValueError(f"a network needs classes >= 1, or None for no classes, got {classes}.")
+        whole("a network", 0, SIZE, classes=classes or 0)
+        flags("a network", guidance=guidance)
         self.classes, self.guidance = classes, guidance
         self.time = Fourier(frequencies)
         self.first = linear(self.time.width, width)

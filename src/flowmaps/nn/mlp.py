@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Guide, Time, label_of
+from .bounds import DEPTH, FREQUENCIES, SIZE, flags, whole
 from .embeddings import Fourier, label_rows, weight_features
 
 
@@ -46,13 +47,6 @@ class MLP(nn.Module):
         guidance: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"dim": dim, "width": width, "depth": depth, "classes": classes}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"MLP needs {name} >= 1, got {value}.")
-        own = {"time_frequencies": time_frequencies, "space_frequencies": space_frequencies, "modulation": modulation}
-        for name, value in own.items():
-            if value < 0:
-                raise ValueError(f"MLP needs {name} >= 0, got {value}.")
         self.dim, self.classes, self.residual = dim, classes, residual
         self.arguments = {
             "dim": dim,
@@ -65,6 +59,7 @@ class MLP(nn.Module):
             "modulation": modulation,
             "guidance": guidance,
         }
+        _check_sizes(self.arguments)
         self.guidance = guidance
         self.space_frequencies = space_frequencies
         self.time = Fourier(time_frequencies)
@@ -136,3 +131,13 @@ class MLP(nn.Module):
             columns = layer.weight[:, end - width : end]
             layer.bias += columns @ here
             columns.zero_()
+
+
+def _check_sizes(sizes: dict) -> None:
+    waves = ("time_frequencies", "space_frequencies")
+    whole("MLP", 1, SIZE, **{name: sizes[name] for name in ("dim", "width")})
+    whole("MLP", 1, DEPTH, depth=sizes["depth"])
+    whole("MLP", 1, SIZE, **({} if sizes["classes"] is None else {"classes": sizes["classes"]}))
+    whole("MLP", 0, FREQUENCIES, **{name: sizes[name] for name in waves})
+    whole("MLP", 0, SIZE, modulation=sizes["modulation"])
+    flags("MLP", **{name: sizes[name] for name in ("residual", "guidance")})

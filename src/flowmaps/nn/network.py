@@ -70,8 +70,11 @@ class Network(nn.Module):
             raise ValueError(f"this {type(self).__name__} takes x of shape (B, {wanted}), got {tuple(x.shape)}.")
 
     def block(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Run a block, checkpointed where that is asked for."""
-        if self.checkpointing and torch.is_grad_enabled():
+        """Run a block, checkpointed where that is asked for.
+
+        Not where the weights are held fixed: those of a call by `functional_call` are gone by the backward pass.
+        """
+        if self.checkpointing and torch.is_grad_enabled() and next(self.parameters()).requires_grad:
             return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[return-value]
         return layer(*inputs)
 
@@ -80,13 +83,6 @@ def exactly(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer without autocast: for the few numbers that modulate all others, whose rounding would not average out."""
     with torch.autocast(x.device.type, enabled=False):
         return layer(x)
-
-
-def at_least(name: str, **values: tuple[float, float]) -> None:
-    """Refuse arguments of `name` that are below their least value, each given as (value, least)."""
-    for argument, (value, least) in values.items():
-        if value < least:
-            raise ValueError(f"{name} needs {argument} >= {least:g}, got {value}.")
 
 
 def zeroed(layer: nn.Module) -> Any:

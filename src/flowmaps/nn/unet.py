@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
+from .bounds import BLOCKS, SIDE, SIZE, whole, within
 from .embeddings import Embedding
 from .magnitude import SILU, Conv, Linear, joined, shares, unit_pixels
-from .network import Network, at_least
+from .network import Network
 
 RESIDUAL = shares(0.3)  # of the skip and of the branch, as in EDM2
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         self.resample, self.normalise, self.heads = resample, normalise, heads
         self.skip = Conv(inner, outer, 1) if inner != outer else None
         self.first = Conv(outer if normalise else inner, outer, 3)
-        self.modulation, self.strength = Linear(embedding, outer), nn.Parameter(torch.zeros(()))
+        self.modulation, self.strength = Linear(embedding, outer), nn.Parameter(torch.zeros(1))
         self.dropout = nn.Dropout(dropout)
         self.second = Conv(outer, outer, 3)
         if heads:
@@ -121,7 +122,7 @@ class UNet(Network):
         self.first = Conv(channels * patch**2 + 1, width, 3)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self._build([width * multiplier for multiplier in multipliers], resolution // patch)
-        self.last, self.strength = Conv(width * multipliers[0], channels * patch**2, 3), nn.Parameter(torch.zeros(()))
+        self.last, self.strength = Conv(width * multipliers[0], channels * patch**2, 3), nn.Parameter(torch.zeros(1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _build(self, widths: list[int], resolution: int) -> None:
@@ -176,11 +177,18 @@ class UNet(Network):
 
 
 def _check_sizes(sizes: dict) -> None:
-    names = ("channels", "resolution", "width", "blocks", "head", "patch")
-    at_least("UNet", **{name: (sizes[name], 1) for name in names}, dropout=(sizes["dropout"], 0))
     multipliers, resolution = sizes["multipliers"], sizes["resolution"]
+    whole("UNet", 1, SIZE, **{name: sizes[name] for name in ("channels", "width", "head")})
+    whole("UNet", 1, SIDE, **{name: sizes[name] for name in ("resolution", "patch")})
+    whole("UNet", 1, BLOCKS, blocks=sizes["blocks"])
+    within("UNet", 0, 1, dropout=sizes["dropout"])
+    for value in multipliers:
+        whole("UNet", 0, SIZE, multiplier=value)
+    for value in sizes["attention"]:
+        whole("UNet", 0, SIDE, attention=value)
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"UNet needs one or more multipliers >= 1, got {multipliers}.")
+    whole("UNet", 1, SIDE.bit_length(), levels=len(multipliers))
     divisor = sizes["patch"] * 2 ** (len(multipliers) - 1)
     if resolution % divisor:
         raise ValueError(

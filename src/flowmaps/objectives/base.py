@@ -121,6 +121,18 @@ class Objective(nn.Module, ABC):
         s, t = self.times.draw(len(x1), generator, progress, x1)
         return s, t, torch.rand(s.shape, dtype=s.dtype, device=s.device, generator=generator), torch.ones_like(s)
 
+    def shares(self, rows: int, number: int) -> Tensor:
+        """Which of the rows of a batch make up each of `number` equal parts of it, `(number, rows // number)`.
+
+        Evaluated one after the other, their losses have the mean of the whole batch's.
+
+        Raises:
+            ValueError: the batch has no such parts.
+        """
+        if rows % number:
+            raise ValueError(f"a batch of {rows} rows has no {number} equal parts: take a multiple of {number}.")
+        return torch.arange(rows).reshape(-1, number).T
+
     def follow(self, before: float, now: float) -> None:
         """Let the targets that follow the map do so, after a step that took progress from `before` to `now`."""
         for target in self.followers():

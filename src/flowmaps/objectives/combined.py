@@ -39,6 +39,15 @@ class Split(Objective):
             raise ValueError(f"a batch that is split between two objectives needs at least 2 rows, got {rows}.")
         return min(max(round(self.share * rows), 1), rows - 1)
 
+    def shares(self, rows: int, number: int) -> Tensor:
+        cut = self.cut(rows)
+        if rows % number or cut != number * self.cut(rows // number):
+            raise ValueError(
+                f"a batch of {rows} rows, {cut} of them for the first objective, has no {number} equal parts with the "
+                f"same share: take a multiple of {number} times 1 / {self.share:g}."
+            )
+        return torch.cat([self.first.shares(cut, number), cut + self.second.shares(rows - cut, number)], 1)
+
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
         cut = self.cut(len(x1))
         first = self.first.draw_times(x1[:cut], generator, progress)
@@ -73,6 +82,11 @@ class Sum(Objective):
                 raise ValueError("a Sum draws by the laws of its first term: put one with a split or warm-up first.")
         super().__init__(terms[0].flow_map, terms[0].interpolant, times=terms[0].times, **terms[0].shared())
         self.terms, self.scales = nn.ModuleList(terms), scales
+
+    def shares(self, rows: int, number: int) -> Tensor:
+        arranged = [term.shares(rows, number) for term in self.terms if isinstance(term, (Split, Sum))]
+        # they agree: each takes every so-manieth row
+        return arranged[0] if arranged else super().shares(rows, number)
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
         first: Objective = self.terms[0]  # type: ignore[assignment]

@@ -7,5 +7,6 @@ the same noise, between two noises, and taken to noise and back. Latents have no
 from .images import grid, interpolations, strip
 from .inversion import Inversion, invert
 from .run import Pictures, draw
+from .training import show
 
-__all__ = ["Inversion", "Pictures", "draw", "grid", "interpolations", "invert", "strip"]
+__all__ = ["Inversion", "Pictures", "draw", "grid", "interpolations", "invert", "show", "strip"]

@@ -1,120 +1,170 @@
-"""Recipes from JSON, and the refusal of those that cannot run."""
+"""Recipes from JSON, and the refusal of those that cannot run: of wrong types, out of range, in contradiction."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .fields import Evaluation, Network, Optimiser, Recipe
-from .images import DiTNetwork, ImageEvaluation, ImageRecipe, UNetNetwork
-
-Rule = tuple[str, Any, bool, str]
-"""An option, its value, whether it is good, and what is allowed."""
+from .fields import Optimiser, Recipe
+from .images import ImageRecipe
+from .ranges import ROWS, RULES, SCALING, digits
 
 
-def validate(recipe: Recipe) -> None:
+def validate(recipe: Recipe, processes: int = 1) -> None:
     """Refuse a recipe that cannot run, before anything heavy starts.
 
+    Args:
+        recipe: to be checked.
+        processes: that share the rows of a step.
+
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field of the wrong type or out of range, or fields that contradict each other.
     """
-    rules = [*_general(recipe), *_optimiser(recipe.optimiser), *_evaluation(recipe.evaluation)]
-    rules += _images(recipe) if isinstance(recipe, ImageRecipe) else _perceptron(recipe.network)
-    for name, value, good, allowed in rules:
-        if not good:
-            raise ValueError(f"--{name} must be {allowed}, got {value}.")
+    found = list(options(recipe))
+    for rule in (_wrong_type, _out_of_range):  # a range is asked of the right type only
+        for name, value, hint in found:
+            if (allowed := rule(name, value, hint)) is not None:
+                raise ValueError(f"--{name} must be {allowed}, got {_shown(value)}.")
+    for contradiction in (*_rows(recipe, processes), *_averages(recipe.optimiser), *_others(recipe)):
+        raise ValueError(contradiction)
 
 
-def _general(recipe: Recipe) -> list[Rule]:
-    return [
-        ("steps", recipe.steps, recipe.steps >= 1, "at least 1"),
-        ("teacher-steps", recipe.teacher_steps, recipe.teacher_steps >= 1, "at least 1"),
-        ("checkpoint-every", recipe.checkpoint_every, recipe.checkpoint_every >= 1, "at least 1"),
-        ("log-every", recipe.log_every, recipe.log_every >= 1, "at least 1"),
-        ("adaptive", recipe.adaptive, 0 <= recipe.adaptive <= 1, "from 0 to 1"),
-        ("from-base", recipe.from_base, 0 <= recipe.from_base <= 1, "from 0 to 1"),
-        ("guidance", recipe.guidance, _are_weights(recipe.guidance), "none, one or two positive weights, rising"),
-        ("label-dropout", recipe.label_dropout, 0 <= recipe.label_dropout < 1, "at least 0 and below 1"),
-        ("careful", recipe.careful, 0 < recipe.careful <= 1, "positive and at most 1"),
-        ("map-rate", recipe.map_rate, 0 < recipe.map_rate <= 1, "positive and at most 1"),
-        ("late", recipe.late, 1 <= recipe.late <= 10, "from 1 to 10"),
-        ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
-    ]
+def options(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each field of a recipe as an option, `optimiser.rate` and the like, with its value and its annotation."""
+    hints = _hints(type(group))
+    for field in fields(group):
+        value, hint, name = getattr(group, field.name), hints[field.name], prefix + field.name.replace("_", "-")
+        if is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
+            yield from options(value, f"{name}.")
+        else:
+            yield name, value, hint
 
 
-def _perceptron(n: Network) -> list[Rule]:
-    return [
-        ("network.width", n.width, n.width >= 1, "at least 1"),
-        ("network.depth", n.depth, n.depth >= 1, "at least 1"),
-        ("network.modulation", n.modulation, n.modulation >= 0, "at least 0"),
-        ("network.time-frequencies", n.time_frequencies, n.time_frequencies >= 0, "at least 0"),
-        ("network.space-frequencies", n.space_frequencies, n.space_frequencies >= 0, "at least 0"),
-    ]
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
-def _optimiser(o: Optimiser) -> list[Rule]:
-    return [
-        ("optimiser.batch", o.batch, o.batch >= 2, "at least 2"),
-        ("optimiser.rate", o.rate, math.isfinite(o.rate) and o.rate > 0, "positive"),
-        ("optimiser.warmup", o.warmup, o.warmup >= 0, "at least 0"),
-        ("optimiser.floor", o.floor, 0 <= o.floor <= 1, "from 0 to 1"),
-        ("optimiser.clip", o.clip, o.clip > 0, "positive"),
-        ("optimiser.ema", o.ema, 0 <= o.ema < 1, "at least 0 and below 1"),
-        ("optimiser.beta2", o.beta2, 0 <= o.beta2 < 1, "at least 0 and below 1"),
-    ]
+# types ---------------------------------------------------------------------------------------------------------------
+
+PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def _evaluation(e: Evaluation) -> list[Rule]:
-    return [
-        ("evaluation.steps", e.steps, len(e.steps) > 0 and min(e.steps, default=0) >= 1, "one or more numbers >= 1"),
-        ("evaluation.samples", e.samples, e.samples >= 100, "at least 100"),
-        ("evaluation.points", e.points, e.points >= 10, "at least 10"),
-        ("evaluation.chunk", e.chunk, e.chunk >= 1, "at least 1"),
-        ("evaluation.tolerance", e.tolerance, 0 < e.tolerance < 1, "between 0 and 1"),
-        ("evaluation.euler", e.euler, e.euler >= 1, "at least 1"),
-    ]
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of an annotation of a recipe: a truth value is no number, a whole number is one."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(is_of(entry, get_args(hint)[0]) for entry in value)
+    kinds = (int, float) if hint is float else (hint,)
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
-def _images(recipe: ImageRecipe) -> list[Rule]:
-    """The sizes of the networks: the rest they check themselves, when they are built."""
-    u, d = recipe.unet, recipe.dit
-    sizes = {"unet.width": u.width, "unet.blocks": u.blocks, "unet.head": u.head, "unet.patch": u.patch}
-    sizes |= {"dit.patch": d.patch, "dit.width": d.width, "dit.depth": d.depth, "dit.heads": d.heads}
-    shares = {"unet.dropout": u.dropout, "dit.dropout": d.dropout}
-    return [
-        ("resolution", recipe.resolution, recipe.resolution >= 0, "at least 0"),
-        ("evaluation.reference", recipe.evaluation.reference, recipe.evaluation.reference >= 0, "at least 0"),
-        ("unet.multipliers", u.multipliers, min(u.multipliers, default=0) >= 1, "one or more numbers >= 1"),
-        *((name, size, size >= 1, "at least 1") for name, size in sizes.items()),
-        *((name, share, 0 <= share < 1, "at least 0 and below 1") for name, share in shares.items()),
-    ]
+def in_words(hint: Any) -> str:
+    """An annotation of a recipe, in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        return f"a list, each entry of it {in_words(get_args(hint)[0])}"
+    return PLAIN.get(hint) or f"the options of a {hint.__name__}"
 
 
-def _are_weights(weights: tuple[float, ...]) -> bool:
-    return len(weights) <= 2 and all(0 < weight < math.inf for weight in weights) and list(weights) == sorted(weights)
+def _wrong_type(_: str, value: Any, hint: Any) -> str | None:
+    return None if is_of(value, hint) else in_words(hint)
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _out_of_range(name: str, value: Any, hint: Any) -> str | None:
+    free = hint is bool or get_origin(hint) is Literal
+    return None if free and name not in RULES else RULES[name](value)
+
+
+# combinations --------------------------------------------------------------------------------------------------------
+
+
+def _rows(recipe: Recipe, processes: int) -> Iterator[str]:
+    o = recipe.optimiser
+    parts = processes * o.accumulate
+    shares = f"{processes} process{'es' * (processes > 1)} with --optimiser.accumulate {o.accumulate}"
+    if o.batch % parts:
+        yield f"--optimiser.batch must be a multiple of {parts:,}, to be shared by {shares}, got {o.batch}."
+    if o.batch < ROWS * parts:
+        yield f"--optimiser.batch must be at least {ROWS * parts:,}, {ROWS} rows a part of {shares}, got {o.batch}."
+
+
+def _averages(o: Optimiser) -> Iterator[str]:
+    if o.weight_decay and o.kind == "adam":
+        yield (
+            f"--optimiser.kind adam decays no weights, got --optimiser.weight-decay {o.weight_decay:g}: take "
+            "--optimiser.kind adamw, or leave it out."
+        )
+    if o.weight_decay * o.rate >= 1:
+        yield (
+            f"--optimiser.weight-decay times --optimiser.rate must be below 1, got {o.weight_decay:g} x {o.rate:g}: "
+            "weights would change their sign."
+        )
+    if digits(float(o.ema)) in {digits(float(decay)) for decay in o.emas}:
+        yield f"--optimiser.emas must be other decays than --optimiser.ema, got {o.ema:g} in both: leave it out."
+
+
+def _others(recipe: Recipe) -> Iterator[str]:
+    if recipe.keep_every % recipe.checkpoint_every:
+        yield (
+            f"--keep-every must be a multiple of --checkpoint-every, or no checkpoint would be kept for it, got "
+            f"{recipe.keep_every} and {recipe.checkpoint_every}."
+        )
+    if recipe.precision == "float16" and recipe.patience < SCALING:
+        yield (
+            f"--patience must be at least {SCALING} with --precision float16, whose first steps may be skipped to find "
+            f"the scale of the loss, got {recipe.patience}."
+        )
+    if recipe.guidance not in ((), (1,)) and not recipe.label_dropout:
+        yield (
+            "--label-dropout must be positive with --guidance, which leads away from what is learned without labels, "
+            "got 0."
+        )
+
+
+# JSON ----------------------------------------------------------------------------------------------------------------
 
 
 def from_dict(fields: object) -> Recipe:
-    """A recipe from the JSON of a run's config.
+    """A recipe from the JSON of a run's config; options that are younger than the run have their defaults.
 
     Raises:
-        ValueError: a field is missing, unknown or of the wrong type.
+        ValueError: a field is missing, unknown, of the wrong type or out of range.
     """
     try:
-        values: dict[str, Any] = dict(fields)  # type: ignore[call-overload]
-        kind, evaluation = (ImageRecipe, ImageEvaluation) if "backbone" in values else (Recipe, Evaluation)
-        values["network"] = Network(**values["network"])
-        values["optimiser"] = Optimiser(**values["optimiser"])
-        values["evaluation"] = evaluation(**_tuples(values["evaluation"]))
-        if kind is ImageRecipe:
-            values["unet"], values["dit"] = UNetNetwork(**_tuples(values["unet"])), DiTNetwork(**values["dit"])
-        recipe = kind(**_tuples(values))
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"it must hold names and values, got {_shown(fields)}.")
+        recipe = _read(ImageRecipe if "backbone" in fields else Recipe, fields, "")
         validate(recipe)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the run's config.json has no recipe that this version reads ({error}).") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the run's config.json has no recipe that this version reads: {error}") from None
     return recipe
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples they were."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _read(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    """One of a recipe's dataclasses, JSON's lists as the tuples they were; a group of options must not be missing."""
+    hints, known, given = _hints(kind), {field.name: field for field in fields(kind)}, dict[str, Any]()
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"it has {_shown(prefix + str(unknown[0]))}, which is no option.")
+    for name, field in known.items():
+        group = is_dataclass(hints[name])
+        if name not in values:
+            if group or (field.default is MISSING and field.default_factory is MISSING):
+                raise ValueError(f"it has no {prefix}{name}.")
+            continue
+        value = values[name]
+        if group:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"--{prefix}{name} must be {in_words(hints[name])}, got {_shown(value)}.")
+            value = _read(hints[name], value, f"{prefix}{name}.")
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)

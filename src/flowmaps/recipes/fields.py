@@ -26,20 +26,33 @@ class Network:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Adam with warm-up, cosine decay, clipping and an exponential moving average of the weights."""
+    """How a step is taken: the optimiser, warm-up and decay of its rate, clipping, moving averages of the weights."""
 
+    kind: Literal["adam", "adamw", "radam", "muon"] = "adam"
+    """The optimiser. Muon is for the matrices between hidden layers, AdamW beside it for all other weights."""
     batch: int = 1024
-    """Rows of a batch."""
+    """Rows of a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process takes its rows, one after the other: less memory, the same step."""
     rate: float = 8e-3
     """Highest learning rate."""
     warmup: int = 200
     """Steps over which the rate rises."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls to its floor; `constant` leaves it where it is."""
     floor: float = 0.01
     """Last learning rate, as a share of the highest."""
     clip: float = 10.0
     """Largest norm of the gradient."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of adamw, radam and muon, a share of the rate."""
     ema: float = 0.999
-    """Decay of the moving average of the weights."""
+    """Decay of the moving average of the weights that becomes the map."""
+    emas: tuple[float, ...] = ()
+    """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
+    widths: tuple[float, ...] = ()
+    """Relative widths of power-function averages, such as 0.05 0.1, of whose snapshots `flowmaps average` makes one of
+    any other width."""
     beta2: float = 0.999
     """Adam's decay of the mean square of the gradient."""
 
@@ -105,8 +118,9 @@ class Recipe:
     stop: Literal["velocity", "target"] = "velocity"
     """Where gradients of lmd and emd stop: at the teacher's velocity, or at the whole right-hand side of the equation,
     which halves the cost of a step."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
+    float16 the loss is scaled."""
     seed: int = 0
     """Seed of weights, batches, times and samples."""
     device: str = "auto"
@@ -114,10 +128,25 @@ class Recipe:
     compile: bool = True
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
     for images on a CPU."""
+    shard: bool = False
+    """With several processes, share out weights, moments and averages among them (FSDP2) where each would have a copy
+    (DDP)."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept, the last ones."""
+    keep_every: int = 0
+    """Keep each checkpoint whose step is a multiple of this too; 0 for none."""
+    snapshot_every: int = 1_000
+    """Steps between snapshots of the power-function averages, with --optimiser.widths."""
+    show_every: int = 2_000
+    """Steps between pictures of samples while training; 0 for none."""
     log_every: int = 50
     """Steps between lines of log.jsonl."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that are told what log.jsonl is told, and shown the pictures."""
+    patience: int = 20
+    """Steps in a row without a finite gradient, which are skipped, after which the run stops."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -89,6 +89,8 @@ class ImageRecipe(Recipe):
     """Mirror images at random while training, latents never."""
     labels: bool = False
     """Learn the classes of the data; without them the map is unconditional."""
+    checkpointing: bool = False
+    """Forget the activations of blocks and compute them again in the backward pass: less memory, more time."""
     unet: UNetNetwork = field(default_factory=UNetNetwork)
     dit: DiTNetwork = field(default_factory=DiTNetwork)
     network: Unused[Network] = field(default_factory=Network)
@@ -107,6 +109,7 @@ def cifar10(method: str, *, steps: int = 200_000) -> ImageRecipe:
         map_rate=0.2,
         precision="bfloat16",
         checkpoint_every=5_000,
+        show_every=5_000,
         log_every=200,
         optimiser=Optimiser(batch=512, rate=5e-3, warmup=2_000, clip=1.0, ema=0.9999, beta2=0.99),
     )
@@ -125,6 +128,7 @@ def cifar10_tiny() -> ImageRecipe:
         compile=False,
         stop="target",
         checkpoint_every=500,
+        show_every=500,
         log_every=25,
         unet=UNetNetwork(width=64, multipliers=(1, 2), blocks=2, attention=(), dropout=0.0, patch=2),
         optimiser=Optimiser(batch=64, rate=2e-2, warmup=100, clip=1.0, ema=0.997, beta2=0.99),

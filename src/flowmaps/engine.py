@@ -1,0 +1,119 @@
+"""Where training computes: on one device, or on one for each of several processes that share a module.
+
+What is shared is the module whose forward is the whole loss, so that whatever derivative is in it, gradients come out
+averaged over the processes. DDP gives each process a copy; FSDP2 shares out weights, gradients and moments, gathered
+once a step: the group is the whole, because a derivative of a network runs its blocks more than once.
+
+Processes are those of `accelerate launch` or `torchrun`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from .devices import pick_device
+from .processes import ranks, together
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The device of this process, and how it shares a module with the others.
+
+    Attributes:
+        device: of this process.
+        shard: share out the weights (FSDP2) where each process would have a copy (DDP).
+        accelerator: of Hugging Face accelerate; `None` where a single process needs none.
+    """
+
+    device: torch.device
+    shard: bool = False
+    accelerator: Accelerator | None = None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module shared among the processes; parameters of a sharded one are `DTensor` from now on."""
+        if not together():
+            return module
+        if self.shard:
+            mesh = init_device_mesh(self.device.type, (ranks(),))
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+            return fully_shard(module, mesh=mesh, reshard_after_forward=False)  # type: ignore[return-value]
+        if self.accelerator is None:
+            return DistributedDataParallel(module, find_unused_parameters=True)
+        return self.accelerator.prepare_model(module, device_placement=False)
+
+
+def start(device: str, *, shard: bool = False) -> Engine:
+    """Join the processes of a launcher, if there is one, and take this one's device.
+
+    Args:
+        device: as in a recipe; with several processes `cuda` is the GPU of this one.
+        shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    wanted = pick_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Engine(wanted)
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
+    # networks compute in the recipe's precision, times stay in float32: autocast is the loop's
+    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
+    shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return Engine(torch.device(accelerator.device.type, accelerator.device.index), shard, accelerator)
+
+
+def finish() -> None:
+    """Leave the other processes: what this one does from now on it does alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """While a part of a step is computed: gradients meet in the last one alone, the others add up where they are."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        module.set_reshard_after_backward(last)
+    elif isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module):
+    """While this lasts each process has all the weights, and may use the networks within by themselves."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def full(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be shared out; each process calls this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process has of each tensor."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]

@@ -1,0 +1,102 @@
+"""The log of a run, a line of JSON a logged step; and the end of a run that has no finite gradient any more."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .engine import gathered
+from .files import write_atomically
+from .folders import LOG, read_log
+from .guards import blame, refuse_link, worst
+from .processes import all_of, mean, on_first
+from .state import State
+from .train import Step
+
+Line = dict[str, Any]
+
+
+def log(folder: Path, stage: str, step: Step, state: State, seconds: float) -> Line:
+    """Add a line to the log; losses are means over all processes, and `None` where they are not finite.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
+    names = ["loss", *step.loss.parts]
+    values = torch.stack([step.loss.value.float(), *(part.float().mean() for part in step.loss.parts.values())])
+    found = {name: _finite(value) for name, value in zip(names, mean(values).tolist(), strict=True)}
+    guard = state.guard
+    line = {"stage": stage, "step": step.number, **found, "norm": _finite(guard.norm), "rate": step.rate}
+    line |= {"skipped": guard.skipped} if guard.skipped else {}
+    line |= {"spikes": spikes} if (spikes := guard.take_spikes()) else {}
+    line["seconds"] = round(seconds, 2)
+    on_first(lambda: _append(folder / LOG, line))
+    return line
+
+
+def cut_back(folder: Path, stages: Sequence[str], stage: str, step: int) -> None:
+    """Forget the lines after a step of a stage, from which a run goes on."""
+    order = {name: number for number, name in enumerate(stages)}
+    lines = [
+        line for line in read_log(folder)
+        if (order.get(line.get("stage", ""), len(order)), line["step"]) <= (order[stage], step)
+    ]  # fmt: skip
+    write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _append(path: Path, line: Line) -> None:
+    refuse_link(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_patience(patience: int, stage: str, step: Step, state: State, left: Callable[[], str]) -> None:
+    """Stop a run after `patience` steps in a row without a finite gradient.
+
+    Args:
+        patience: of the recipe.
+        stage: its name.
+        step: the last step.
+        state: after it.
+        left: what is said of the last checkpoint.
+
+    Raises:
+        ValueError: it has come to that; names the term of the loss and the region of (s, t).
+    """
+    if state.guard.row < patience:
+        return
+    with gathered(state.module):
+        clause = blame(state.objective.evaluate, step.draw)
+    raise ValueError(
+        f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
+        f"{step.number} of stage {stage}: {worst(all_of(lambda: clause))}. Lower --optimiser.rate or "
+        f"--optimiser.clip, or look at the data. {left()}"
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a checkpoint was written by: versions of the program and its libraries, and its commit where it has one."""
+    found = {name: metadata.version(name) for name in ("flowmaps", "torch", "accelerate", "safetensors")}
+    found["python"] = platform.python_version()
+    own = Path(__file__)
+    git = functools.partial(subprocess.run, cwd=own.parent, capture_output=True, text=True, timeout=5, check=True)
+    try:
+        git(["git", "ls-files", "--error-unmatch", own.name])  # not the repository of somebody's environment
+        found["commit"] = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # installed without its repository
+        pass
+    return found

@@ -1,0 +1,221 @@
+"""The state of training: what it carries from step to step, and all that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .averages import Averages
+from .engine import Engine, full, gathered, local, synchronised
+from .guards import Guard, Scale
+from .objectives import Loss, Objective
+from .optimisers import build, moments, remember, skips
+from .recipes import Optimiser
+from .velocities import Draw
+
+
+class Whole(nn.Module):
+    """A module whose forward is the whole loss of a draw: what several processes share.
+
+    Args:
+        objective: the objective.
+        evaluate: its `evaluate`, compiled perhaps.
+    """
+
+    def __init__(self, objective: Objective, evaluate: Callable[[Draw], Loss]) -> None:
+        super().__init__()
+        self.objective, self.evaluate = objective, evaluate
+
+    def forward(self, draw: Draw) -> Loss:
+        """The loss of a draw."""
+        return self.evaluate(draw)
+
+
+@dataclass
+class State:
+    """What training carries from step to step, and all that a checkpoint needs.
+
+    Attributes:
+        objective: the objective, its map within.
+        module: the whole loss as one module, shared among the processes.
+        optimisers: of torch, one for most kinds.
+        averages: moving averages of the trained parameters.
+        parameters: the trained parameters by name; `DTensor` where they are sharded.
+        scale: of the loss, in float16.
+        step: steps taken.
+        begun: the step at which the optimisers began; the rate warms up from there.
+        whole: false while a step is half taken, when the rest does not belong together.
+        follows: whether the objective has targets that follow the map.
+        waits: whether the host knows a gradient to be finite before the weights move; if not, the optimiser does.
+    """
+
+    objective: Objective
+    module: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+    averages: Averages
+    parameters: dict[str, Tensor]
+    scale: Scale | None = None
+    guard: Guard = field(default_factory=Guard)
+    step: int = 0
+    begun: int = 0
+    whole: bool = True
+    follows: bool = False
+    waits: bool = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as named tensors."""
+        names = {id(value): name for name, value in self.parameters.items()}
+        named = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
+        for label, values in self.averages.values.items():
+            named |= {f"average.{label}/{name}": a for name, a in zip(self.parameters, values, strict=True)}
+        named |= {f"target.{k}": value for k, value in enumerate(self._targets())}
+        kept = self.objective.state_dict().keys()  # not the buffers that are constants of a network
+        named |= {f"buffer.{name}": value for name, value in self.objective.named_buffers() if name in kept}
+        named |= {f"optimiser.{name}": value for name, value in moments(self.optimisers, names).items()}
+        if self.scale is not None:
+            named |= {"scale.factor": self.scale.factor, "scale.good": self.scale.good}
+        return named
+
+    def about(self) -> dict[str, Any]:
+        """What else a checkpoint keeps, as JSON."""
+        return {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
+
+    def template(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """An empty tensor for one of a checkpoint: laid out, and shared out, as its parameter is."""
+        kind, _, rest = name.partition(".")
+        if kind in ("parameter", "average", "optimiser"):
+            own = self.parameters.get(rest.partition("/")[2] if kind == "average" else rest)
+            own = self.parameters.get(rest.rpartition(".")[0]) if kind == "optimiser" else own
+            if own is not None and own.shape == shape:
+                return torch.empty_like(own, dtype=dtype, requires_grad=False)
+        like = self._targets()[int(rest)] if kind == "target" and int(rest) < len(self._targets()) else None
+        return torch.empty(shape, dtype=dtype) if like is None else torch.empty_like(like, requires_grad=False)
+
+    def _targets(self) -> list[Tensor]:
+        """The weights of the objective's targets that follow the map."""
+        return [value for target in self.objective.followers() for value in target.state_dict().values()]
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Take over what `tensors` and `about` gave; without the optimisers' moments they start anew, and the rate.
+
+        Raises:
+            ValueError: they belong to another network.
+        """
+        try:
+            for name, value in self.tensors().items():
+                if not name.startswith(("optimiser.", "scale.")) or name in tensors:
+                    value.copy_(tensors[name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint is of another network ({error}): resume with the recipe it began with."
+            ) from None
+        kept = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("optimiser.")}
+        try:
+            remember(self.optimisers, self.parameters, kept)
+            self.step = int(about["step"])
+            self.begun = int(about.get("begun", 0)) if kept else self.step
+            if "guard" in about:
+                self.guard.restore(about["guard"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the checkpoint has no state that this version reads ({error!r}).") from None
+
+    @torch.no_grad()
+    def use_averages(self) -> None:
+        """Put the moving averages into the map."""
+        torch._foreach_copy_(local(self.parameters.values()), local(self.averages.main))  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While this lasts the map has its averages for weights, all of them here; each process calls this."""
+        own = list(self.parameters.values())
+        with torch.no_grad():
+            kept = [value.detach().clone() for value in own]
+            self.use_averages()
+        try:
+            with gathered(self.module):
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(local(own), local(kept))  # pyright: ignore[reportPrivateImportUsage]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the map, whole; each process calls this."""
+        return {name: full(value) for name, value in self.objective.flow_map.state_dict().items()}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for value in self.parameters.values():
+            value.grad = None
+
+    def descend(self, draw: Draw, shares: Tensor | None, autocast: AbstractContextManager[Any]) -> Loss:
+        """The loss of a draw, and its gradient: in one go, or in parts whose gradients add up."""
+        draws = [draw] if shares is None else [draw.map(lambda value, rows=rows: value[rows]) for rows in shares]
+        losses: list[Loss] = []
+        for part in draws:
+            last = len(losses) == len(draws) - 1
+            with synchronised(self.module, last):
+                with autocast:
+                    loss: Loss = self.module(part)
+                # a loss that is not finite makes a gradient that is not, which all processes come to know
+                value = loss.value * torch.where(loss.value.detach().isfinite(), 1 / len(draws), torch.nan)
+                (value if self.scale is None else value * self.scale.factor).backward()
+            losses.append(Loss(loss.value.detach(), loss.parts))
+        if len(losses) == 1:
+            return losses[0]
+        parts = {name: torch.cat([loss.parts[name] for loss in losses]) for name in losses[0].parts}
+        return Loss(torch.stack([loss.value for loss in losses]).mean(), parts)
+
+    def update(self, rate: float, clip: float) -> Tensor:
+        """Move the weights by their gradient, unless it is not finite: its norm before it was clipped."""
+        own = list(self.parameters.values())
+        if self.scale is not None:
+            grads = local([value.grad for value in own if value.grad is not None])
+            torch._foreach_mul_(grads, 1 / self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
+        norm = full(nn.utils.clip_grad_norm_(own, clip))
+        if self.scale is not None:
+            self.scale.update(norm)
+        finite = norm.isfinite()
+        if self.waits and not bool(finite):
+            return norm
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            if not self.waits:
+                optimiser.found_inf, optimiser.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
+            optimiser.step()
+        return norm
+
+
+def begin(
+    objective: Objective,
+    settings: Optimiser,
+    *,
+    engine: Engine | None = None,
+    evaluate: Callable[[Draw], Loss] | None = None,
+    precision: torch.dtype = torch.float32,
+) -> State:
+    """A fresh state.
+
+    Args:
+        objective: on its device.
+        settings: of the optimiser.
+        engine: how processes share the module; this one alone unless given.
+        evaluate: the objective's `evaluate`, compiled.
+        precision: type in which networks compute.
+    """
+    module: nn.Module = Whole(objective, objective.evaluate if evaluate is None else evaluate)
+    module = module if engine is None else engine.wrap(module)
+    parameters: dict[str, Tensor] = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    device = next(iter(parameters.values())).device
+    optimisers = build(parameters, settings)
+    averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
+    scale = Scale(device) if precision == torch.float16 else None
+    waits = device.type == "cpu" or not skips(optimisers)
+    follows = bool(objective.followers())
+    return State(objective, module, optimisers, averages, parameters, scale, follows=follows, waits=waits)

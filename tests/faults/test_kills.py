@@ -1,0 +1,116 @@
+"""A run that is killed at random moments, also inside a save, ends as if nothing had happened: to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowmaps import checkpoint
+from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs import CHECKPOINTS, Run
+
+KILLS = 30
+LONGEST = 0.25  # seconds that a run is left alone
+RECIPE = Recipe(
+    name="killed",
+    data="checkerboard",
+    method="lmd",
+    steps=260,
+    teacher_steps=60,
+    compile=False,
+    device="cpu",
+    checkpoint_every=2,
+    keep_every=50,
+    snapshot_every=40,
+    log_every=3,
+    network=Network(width=16, depth=2),
+    optimiser=Optimiser(batch=16, rate=5e-3, warmup=5, ema=0.9, emas=(0.99,), widths=(0.1,)),
+    evaluation=Evaluation(samples=100, points=10),
+)
+
+
+def run(folder: Path, told: Connection | None) -> None:
+    """Begin the run or go on with it; says when the first step is taken."""
+    torch.set_num_threads(1)
+    opened = Run.open(RECIPE, folder, resume=(folder / checkpoint.CARD).exists(), say=lambda _: None)
+    for _ in opened.train():
+        if told is not None:
+            told.send(None)
+            told.close()
+            told = None
+
+
+def live(folder: Path, after: float | None) -> bool:
+    """A process that runs until it is killed, `after` seconds of training or of its whole life; whether it was."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flowmaps.runs"])
+    hears, tells = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(folder, tells))
+    process.start()
+    tells.close()
+    if after is None:
+        process.join(120)
+        assert process.exitcode == 0
+        return False
+    with contextlib.suppress(EOFError):  # it ended before a step
+        hears.recv()
+    time.sleep(after)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    return process.exitcode == -signal.SIGKILL
+
+
+def content(folder: Path) -> dict[str, bytes | list[dict]]:
+    """What a run leaves, but for the time that it took."""
+    found: dict[str, bytes | list[dict]] = {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
+    }
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return found | {"log": [{k: v for k, v in line.items() if k != "seconds"} for line in lines]}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | list[dict]]:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    live(folder, None)
+    return content(folder)
+
+
+@pytest.mark.slow
+def test_a_run_killed_thirty_times_ends_as_an_unbroken_one(unbroken: dict, tmp_path: Path):
+    chance, kills, inside, runs = random.Random(0), 0, 0, 0
+    while kills < KILLS:
+        runs, folder = runs + 1, tmp_path / f"run-{runs}"
+        alive = True
+        while alive and kills < KILLS:
+            alive = live(folder, chance.uniform(0, LONGEST))
+            kills += alive
+            inside += any((folder / CHECKPOINTS).glob(".*.part"))
+        if alive:
+            live(folder, None)
+        assert content(folder) == unbroken
+    assert inside > 0  # some of them in the middle of a save
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_step_is_begun_again(unbroken: dict, tmp_path: Path):
+    """A folder that has a card and no checkpoint yet."""
+    folder = tmp_path / "run"
+    opened = Run.open(RECIPE, folder, say=lambda _: None)
+    steps = opened.train()
+    next(steps)
+    assert opened._lock is not None
+    opened._lock.release()  # as the end of a process does
+    assert not (folder / CHECKPOINTS).exists()
+    live(folder, None)
+    assert content(folder) == unbroken
