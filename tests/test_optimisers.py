@@ -11,9 +11,13 @@ from run_cases import SETTINGS, equal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flowmaps import methods
+from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP, DiT, UNet
+from flowmaps.objectives import Objective, Split
 from flowmaps.optimisers import build, moments, remember, schedule, skips
 from flowmaps.recipes import Optimiser
+from flowmaps.weights import Learned
 
 KINDS = ("adam", "adamw", "radam", "muon")
 DECAYING = KINDS[1:]
@@ -148,6 +152,16 @@ def test_muon_is_refused_where_there_are_no_such_matrices():
     unet = UNet(2, 4, width=4, multipliers=(1,), blocks=1, attention=(), head=4)
     with pytest.raises(ValueError, match=r"--optimiser.kind muon is for matrices .* none \(a U-Net .*: take adamw, or"):
         build(named(unet), of("muon"))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_muon_leaves_a_learned_weight_of_the_loss_alone(split: bool):
+    """It is no hidden layer of the map, and does not make one of a U-Net."""
+    own = AverageVelocity(UNet(2, 4, width=4, multipliers=(1,), blocks=1, attention=(), head=4))
+    loss: Objective = methods.flow_matching(own, weight=Learned())
+    loss = Split(loss, methods.flow_matching(own, weight=Learned())) if split else loss
+    with pytest.raises(ValueError, match="muon is for matrices between hidden layers"):
+        build(named(loss), of("muon"))
 
 
 def test_a_step_can_be_left_out_on_its_device_by_fused_kinds_alone():

@@ -122,7 +122,7 @@ def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
         ({"device": "abacus"}, "--device abacus is not there"),
         (
             {"method": "lsd", "batch": 12, "accumulate": 6},
-            "--optimiser.batch 12 with --optimiser.accumulate 6: a batch",
+            "--optimiser.batch 12 in 1 x 6 parts (processes x --optimiser.accumulate): a batch",
         ),
         ({"kind": "muon", "network": Network(depth=1, modulation=0)}, "--optimiser.kind muon is for matrices between"),
         ({"teacher": "nowhere"}, "there is no folder nowhere"),

@@ -74,13 +74,11 @@ def test_a_batch_without_such_parts_is_refused():
     with pytest.raises(ValueError, match="has no 4 equal parts"):
         made("sum").shares(10, 4)
     said = (
-        r"a batch of 12 rows, 9 of them for the first objective, has no 2 equal parts with the same share: take a "
-        r"multiple of 2 times 1 / 0\.75"
+        "a batch of 12 rows, 9 of them for the first objective, has no 2 equal parts with the same share: take 14 rows"
     )
     for name, rows in (("split", 12), ("sum-of-split", 12)):
-        share = "0.75" if name == "split" else "0.25"
         first = 9 if name == "split" else 3
-        with pytest.raises(ValueError, match=said.replace(r"0\.75", share).replace("9 of", f"{first} of")):
+        with pytest.raises(ValueError, match=said.replace("9 of", f"{first} of")):
             made(name).shares(rows, 2)
 
 

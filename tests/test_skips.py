@@ -98,6 +98,19 @@ def test_other_kinds_leave_them_out_too(kind: str):
     assert state.guard.skipped == 1
 
 
+def test_a_state_that_has_no_moments_yet_goes_on_in_its_warm_up():
+    """All steps so far were left out, as the first ones in float16 may be: the rate is that of an unbroken run."""
+    whole, source, rates = begin(objective(), SETTINGS), Spoiled((1, 2)), []
+    for step in train(whole, source, SETTINGS, steps=6):
+        rates.append(step.rate)
+        if step.number == 2:
+            kept, about = everything(whole), whole.about()
+    late = begin(objective(seed=1), SETTINGS)
+    late.restore(kept, about)
+    assert [step.rate for step in train(late, Board(), SETTINGS, steps=6)] == rates[2:]
+    assert all(torch.equal(value, late.tensors()[name]) for name, value in whole.tensors().items())
+
+
 def test_a_step_is_left_out_whole_where_one_of_its_parts_is_bad():
     settings = dataclasses.replace(SETTINGS, batch=16, accumulate=4)
     before, after = trained(settings, (3,))[1][1:3]

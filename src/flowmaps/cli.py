@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from .plans import METHODS
+from .processes import Lost
 from .recipes import RECIPES, ImageRecipe, Recipe
 from .recipes.images import Unused
 from .terminal import FIRST
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError) as error:
-        if FIRST:
+        if FIRST or isinstance(error, Lost):
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -38,11 +38,14 @@ class Engine:
         device: of this process.
         shard: share out the weights (FSDP2) where each process would have a copy (DDP).
         accelerator: of Hugging Face accelerate; `None` where a single process needs none.
+        unused: whether there are weights that get no gradient, which DDP has to look for in each step; the networks and
+            methods of flowmaps have none.
     """
 
     device: torch.device
     shard: bool = False
     accelerator: Accelerator | None = None
+    unused: bool = False
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module shared among the processes; parameters of a sharded one are `DTensor` from now on."""
@@ -53,16 +56,17 @@ class Engine:
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
             return fully_shard(module, mesh=mesh, reshard_after_forward=False)  # type: ignore[return-value]
         if self.accelerator is None:
-            return DistributedDataParallel(module, find_unused_parameters=True)
+            return DistributedDataParallel(module, find_unused_parameters=self.unused)
         return self.accelerator.prepare_model(module, device_placement=False)
 
 
-def start(device: str, *, shard: bool = False) -> Engine:
+def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
     """Join the processes of a launcher, if there is one, and take this one's device.
 
     Args:
         device: as in a recipe; with several processes `cuda` is the GPU of this one.
         shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
+        unused: as in `Engine`.
 
     Raises:
         ValueError: there is no such device.
@@ -72,11 +76,11 @@ def start(device: str, *, shard: bool = False) -> Engine:
         return Engine(wanted)
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
     # networks compute in the recipe's precision, times stay in float32: autocast is the loop's
-    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
+    copies = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no", kwargs_handlers=[copies])
     shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Engine(torch.device(accelerator.device.type, accelerator.device.index), shard, accelerator)
+    return Engine(torch.device(accelerator.device.type, accelerator.device.index), shard, accelerator, unused)
 
 
 def finish() -> None:

@@ -151,11 +151,14 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
     for number in numbers:
         signal.signal(number, ask)
+    failed = True
     try:
         yield lambda: asked[0] if asked else None
+        failed = False
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not (failed and together()):  # a launcher that ends the others too must not cut off what they have to say
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def lock(folder: Path) -> FileLock:

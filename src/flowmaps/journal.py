@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -90,13 +91,13 @@ def check_patience(patience: int, stage: str, step: Step, state: State, left: Ca
 @functools.cache
 def versions() -> dict[str, str]:
     """What a checkpoint was written by: versions of the program and its libraries, and its commit where it has one."""
-    found = {name: metadata.version(name) for name in ("flowmaps", "torch", "accelerate", "safetensors")}
-    found["python"] = platform.python_version()
+    found = {"python": platform.python_version()}
+    for name in ("flowmaps", "torch", "accelerate", "safetensors"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
+            found[name] = metadata.version(name)
     own = Path(__file__)
     git = functools.partial(subprocess.run, cwd=own.parent, capture_output=True, text=True, timeout=5, check=True)
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # installed without its repository
         git(["git", "ls-files", "--error-unmatch", own.name])  # not the repository of somebody's environment
         found["commit"] = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # installed without its repository
-        pass
     return found

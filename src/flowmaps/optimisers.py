@@ -53,6 +53,8 @@ def build(parameters: Mapping[str, Tensor], settings: Optimiser) -> list[Optimiz
 
 def _is_hidden(name: str, value: Tensor) -> bool:
     words = name.replace("_", ".").split(".")
+    if "weight" in words[:-1]:  # the network of a learned weight of the loss
+        return False
     return value.ndim == 2 and min(value.shape) > 1 and not any(word in OUTER for word in words)
 
 

@@ -166,7 +166,7 @@ def check_steps(recipe: Recipe, flow_map: FlowMap) -> None:
     Raises:
         ValueError: as in `check_step`.
     """
-    if recipe.optimiser.accumulate == 1 and recipe.optimiser.kind != "muon":
+    if ranks() * recipe.optimiser.accumulate == 1 and recipe.optimiser.kind != "muon":
         return
     for stage in plans.stages(recipe):
         objective = stage.build(copy.deepcopy(flow_map), Frozen(flow_map).velocity)
@@ -185,10 +185,11 @@ def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     build(trained, settings)
     try:
-        objective.shares(settings.batch // ranks(), settings.accumulate)
+        objective.shares(settings.batch, ranks() * settings.accumulate)
     except ValueError as error:
         raise ValueError(
-            f"--optimiser.batch {settings.batch} with --optimiser.accumulate {settings.accumulate}: {error}"
+            f"--optimiser.batch {settings.batch} in {ranks()} x {settings.accumulate} parts (processes x "
+            f"--optimiser.accumulate): {error}"
         ) from None
     return trained
 

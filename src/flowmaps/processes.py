@@ -11,6 +11,10 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+class Lost(ValueError):
+    """Another process has ended: there may be no first one to tell of it."""
+
+
 def together() -> bool:
     """Whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -28,7 +28,7 @@ from .folders import LOG, anywhere, check_resumable, describe, given_teacher, so
 from .guards import LOCK, Request, lock
 from .maps import FlowMap, Frozen
 from .preflight import check_folder, check_steps
-from .processes import all_of, in_turn, is_lost, on_first, rank, ranks, together
+from .processes import Lost, all_of, in_turn, is_lost, on_first, ranks, together
 from .progress import Watch, quiet
 from .recipes import ImageRecipe, Recipe
 from .shapes import Field
@@ -137,7 +137,7 @@ class Run:
         except RuntimeError as error:
             if not is_lost(error):
                 raise
-            raise ValueError(f"another process of the run has ended or cannot be reached. {self._intact()}") from None
+            raise Lost(f"another process of the run has ended or cannot be reached. {self._intact()}") from None
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -285,7 +285,7 @@ class Run:
     def _intact(self) -> str:
         """What is left after a failure, and how to go on."""
         try:
-            every = snapshots.names(self.folder / CHECKPOINTS) if rank() == 0 else []
+            every = snapshots.names(self.folder / CHECKPOINTS)
             name = every[-1] if every else None  # by itself: the others may be gone
         except (OSError, ValueError):
             name = None

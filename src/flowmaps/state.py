@@ -102,7 +102,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take over what `tensors` and `about` gave; without the optimisers' moments they start anew, and the rate.
+        """Take over what `tensors` and `about` gave; without moments optimisers start anew, without `begun` the rate.
 
         Raises:
             ValueError: they belong to another network.
@@ -119,7 +119,7 @@ class State:
         try:
             remember(self.optimisers, self.parameters, kept)
             self.step = int(about["step"])
-            self.begun = int(about.get("begun", 0)) if kept else self.step
+            self.begun = int(about.get("begun", self.step))
             if "guard" in about:
                 self.guard.restore(about["guard"])
         except (KeyError, TypeError, ValueError) as error:

@@ -39,12 +39,16 @@ class Split(Objective):
             raise ValueError(f"a batch that is split between two objectives needs at least 2 rows, got {rows}.")
         return min(max(round(self.share * rows), 1), rows - 1)
 
+    def _divides(self, rows: int, number: int) -> bool:
+        return rows % number == 0 and rows >= 2 * number and self.cut(rows) == number * self.cut(rows // number)
+
     def shares(self, rows: int, number: int) -> Tensor:
         cut = self.cut(rows)
-        if rows % number or cut != number * self.cut(rows // number):
+        if not self._divides(rows, number):
+            more = next(k for k in range(rows + 1, 1_000 * (rows + number)) if self._divides(k, number))
             raise ValueError(
                 f"a batch of {rows} rows, {cut} of them for the first objective, has no {number} equal parts with the "
-                f"same share: take a multiple of {number} times 1 / {self.share:g}."
+                f"same share: take {more} rows."
             )
         return torch.cat([self.first.shares(cut, number), cut + self.second.shares(rows - cut, number)], 1)
 

@@ -1,0 +1,38 @@
+"""What a process does in the tests of gradients: its part of a draw, through a shared module, and all of it alone."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, stages
+
+from flowmaps import processes
+from flowmaps.engine import Engine, full, start
+from flowmaps.state import Whole
+
+Row = dict[str, float]
+"""Of a case: the errors under each way of sharing, how far the gradient of one part is from that of the whole, how many
+weights have no gradient, and seconds of the processor."""
+
+
+def table() -> dict[str, Row]:
+    """All cases, by NET:OBJECTIVE."""
+    kinds, idle = ({"ddp": start("cpu", unused=some), "fsdp": start("cpu", shard=True)} for some in (False, True))
+    each = {net: idle if net == "mlp-idle" else kinds for net in NETS}
+    return {f"{net}:{name}": _row(net, name, each[net]) for net in NETS for name in stages(net)}
+
+
+def _row(net: str, name: str, kinds: dict[str, Engine]) -> Row:
+    begun, made = time.process_time(), objective(net, name)
+    whole = draw(made, net)
+    rows = made.shares(ROWS, processes.ranks())[processes.rank()]
+    mine = whole.map(lambda value: value[rows])
+    expected, local = alone(made, whole), alone(made, mine)
+    row = {"apart": gap(local, expected), "missing": float(sum(value is None for value in expected.values()))}
+    for kind, engine in kinds.items():
+        shared = copy.deepcopy(made)
+        module = engine.wrap(Whole(shared, shared.evaluate))
+        module(mine).value.backward()
+        row[kind] = gap({key: None if g is None else full(g) for key, g in gradients(shared).items()}, expected)
+    return row | {"seconds": time.process_time() - begun}

@@ -1,0 +1,42 @@
+"""What a process does in the tests of rows: the draws of some steps, unbroken and resumed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+from shared_cases import NETS, SETTINGS, objective
+
+from flowmaps.engine import start
+from flowmaps.state import State, begin
+from flowmaps.train import train
+from flowmaps.velocities import Draw
+
+STEPS, BREAK = 6, 2
+Drawn = dict[str, np.ndarray]
+
+
+def drawn(batch: int, name: str = "lsd", shard: bool = False) -> tuple[list[Drawn], list[Drawn], int]:
+    """Draws of all steps; of the steps after `BREAK` in a training that goes on from there; rows of the first part."""
+    engine, settings = start("cpu", shard=shard), replace(SETTINGS, batch=batch)
+    source, made = NETS["mlp"].source(), objective("mlp", name)
+
+    def fresh() -> State:
+        return begin(copy.deepcopy(made), settings, engine=engine)
+
+    state, kept, whole = fresh(), None, []
+    for step in train(state, source, settings, steps=STEPS, seed=5):
+        whole.append(_arrays(step.draw))
+        if step.number == BREAK:
+            kept = {key: value.detach().clone() for key, value in state.tensors().items()}, state.about()
+    state = fresh()
+    assert kept is not None
+    tensors, about = kept
+    state.restore(tensors, about)
+    resumed = [_arrays(step.draw) for step in train(state, source, settings, steps=STEPS, seed=5)]
+    return whole, resumed, made.cut(len(whole[0]["s"])) if hasattr(made, "cut") else 0
+
+
+def _arrays(draw: Draw) -> Drawn:
+    return {name: getattr(draw, name).numpy() for name in ("x0", "x1", "s", "t", "split")}
