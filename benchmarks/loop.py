@@ -1,8 +1,8 @@
 """What the training loop costs beyond the bare loss, backward pass and optimiser step of the same objective.
 
 Both sides run in one process and take turns, a block of steps each. The loop is the whole of `flowmaps train`: draws
-from streams of their own, clipping, the guard, moving averages of three kinds, the log, the progress bar. The bare
-side draws its data and times from one generator, evaluates the same compiled objective, and steps the same Adam.
+from streams of their own, clipping, the guard, the moving average, the log, the progress bar. The bare side draws its
+data and times from one generator, evaluates the same objective, compiled alike, and steps the same Adam.
 
     python benchmarks/loop.py
     python benchmarks/loop.py --only cifar10-tiny --blocks 10
@@ -100,11 +100,11 @@ class Turns:
         return len(self.loop) >= self.blocks
 
 
-def measure(name: str, blocks: int, device: str) -> str:
+def measure(name: str, blocks: int, device: str, more: bool = False) -> str:
     """A line of the table."""
     build, block = CASES[name]
     recipe = build()
-    averaged = dataclasses.replace(recipe.optimiser, emas=(0.9999,), widths=(0.1,))
+    averaged = dataclasses.replace(recipe.optimiser, emas=(0.9999,), widths=(0.1,)) if more else recipe.optimiser
     rare = {"checkpoint_every": 10**6, "snapshot_every": 10**6, "show_every": 0, "device": device}
     recipe = dataclasses.replace(recipe, optimiser=averaged, **rare)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases")
     parser.add_argument("--blocks", type=int, default=30, help="blocks of each side that are counted")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--averages", action="store_true", help="three moving averages in the place of one")
     given = parser.parse_args()
     hidden = Console(file=io.StringIO(), force_terminal=True, width=120)  # a bar is drawn, and nobody is disturbed
     terminal.console = commands.console = hidden
@@ -135,7 +136,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device.type}, {what}: milliseconds a step, medians of blocks that take turns")
     print(f"{'':18} {'loop':>9} {'bare':>9} {'ratio':>9}   quartiles    blocks x steps")
     for name in given.only:
-        print(measure(name, given.blocks, given.device), flush=True)
+        print(measure(name, given.blocks, given.device, given.averages), flush=True)
 
 
 if __name__ == "__main__":

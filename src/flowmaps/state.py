@@ -162,10 +162,11 @@ class State:
             with synchronised(self.module, last):
                 with autocast:
                     loss: Loss = self.module(part)
-                # a loss that is not finite makes a gradient that is not, which all processes come to know
-                value = loss.value * torch.where(loss.value.detach().isfinite(), 1 / len(draws), torch.nan)
-                (value if self.scale is None else value * self.scale.factor).backward()
-            losses.append(Loss(loss.value.detach(), loss.parts))
+                value = loss.value.detach()
+                # NaN where the loss is not finite: so is the gradient then, which all processes come to know
+                share = value * 0 + 1 / len(draws)
+                loss.value.backward(share if self.scale is None else share * self.scale.factor)
+            losses.append(Loss(value, loss.parts))
         if len(losses) == 1:
             return losses[0]
         parts = {name: torch.cat([loss.parts[name] for loss in losses]) for name in losses[0].parts}
@@ -174,15 +175,18 @@ class State:
     def update(self, rate: float, clip: float) -> Tensor:
         """Move the weights by their gradient, unless it is not finite: its norm before it was clipped."""
         own = list(self.parameters.values())
+        grads = [value.grad for value in own if value.grad is not None]
         if self.scale is not None:
-            grads = local([value.grad for value in own if value.grad is not None])
-            torch._foreach_mul_(grads, 1 / self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
-        norm = full(nn.utils.clip_grad_norm_(own, clip))
+            torch._foreach_mul_(local(grads), 1 / self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
+        norm = full(total)
         if self.scale is not None:
             self.scale.update(norm)
         finite = norm.isfinite()
         if self.waits and not bool(finite):
             return norm
+        if not self.waits or float(norm) > 0.999 * clip:  # below it the factor is 1
+            nn.utils.clip_grads_with_norm_(own, clip, total)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate

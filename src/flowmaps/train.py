@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ def train(
     device, rows = torch.device(device), settings.batch // ranks()
     own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
     shares = state.objective.shares(rows, settings.accumulate).to(device) if settings.accumulate > 1 else None
-    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    autocast = nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
     begun, before = time.monotonic(), state.step / steps
     while state.step < steps:
         progress = state.step / steps
