@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from flowmaps import snapshots
+from flowmaps import ledger, snapshots
 
 ONE = "map-00000100"
 """The checkpoint that `sharded_by` leaves."""
@@ -158,4 +159,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def card(folder: Path) -> dict[str, Any]:
     """The card of a checkpoint."""
-    return json.loads((folder / snapshots.CARD).read_text())
+    return json.loads((folder / ledger.CARD).read_text())
+
+
+def sign(folder: Path, **changes: Any) -> None:
+    """Make the card of a checkpoint one of the files that are there now, with some of its entries changed."""
+    there = {path.name: path for path in folder.glob("*.safetensors") if path.is_file() and not path.is_symlink()}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()}
+    kept = {name: value for name, value in card(folder).items() if name != "own"}
+    (folder / ledger.CARD).write_bytes(ledger.render({**kept, "sha256": digests, **changes}))

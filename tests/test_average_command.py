@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,54 @@ def test_averages_of_another_network(board: Path, tmp_path: Path, capsys: pytest
         error = refused(capsys, "average", tmp_path / "mixed", option, "--out", tmp_path / "new")
         assert "the averages are of another network than the map" in error
     assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_taken_along_but_the_files_of_a_run(board: Path, tmp_path: Path):
+    """What was made is published: whatever else lies in the folder, or is linked to, may be private."""
+    shutil.copytree(board, tmp_path / "run")
+    (tmp_path / "secret").write_text("mine")
+    for name in ("", "teacher"):
+        (tmp_path / "run" / name / "notes").write_text("mine")
+        (tmp_path / "run" / name / "key").symlink_to(tmp_path / "secret")
+        (tmp_path / "run" / name / "loop").symlink_to(".")
+    (tmp_path / "linked").symlink_to("run")
+    for source in ("run", "linked"):  # the folder that is named may be a link: it was named
+        run("average", tmp_path / source, "--decay", "0.7", "--out", tmp_path / f"{source}-new")
+        parts = ("config.json", "weights.safetensors")
+        expected = {*parts, "log.jsonl", *(f"teacher/{name}" for name in parts)}
+        assert contents(tmp_path / f"{source}-new").keys() == expected
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher/config.json", "log.jsonl", "weights.safetensors", "strip"])
+def test_what_is_a_link_is_not_copied(board: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    shutil.copytree(board, tmp_path / "run")
+    path = tmp_path / "run" / name
+    if path.exists():
+        path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    error = refused(capsys, "average", tmp_path / "run", "--decay", "0.7", "--out", tmp_path / "new")
+    assert f"{path} is a link or a pipe, which is not copied: put what belongs there in its place." in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_made_is_on_the_disk(board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What outlives a loss of power: each file before the folder has its name, the folder above after it."""
+    synced: set[int] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def syncing(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def renaming(old: Path, new: Path) -> Path:
+        assert {path.stat().st_ino for path in (old, *old.rglob("*"))} <= synced
+        synced.clear()
+        return rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    run("average", board, "--decay", "0.7", "--out", tmp_path / "new")
+    assert synced == {tmp_path.stat().st_ino}
 
 
 def test_a_failure_leaves_nothing(board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

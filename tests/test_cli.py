@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 import flowmaps as fm
-from flowmaps import cli, commands, data, folders, sampling, snapshots, terminal
+from flowmaps import cli, commands, data, folders, runs, sampling, snapshots, terminal
 from flowmaps.train import generator
 
 OPTIONS = """--steps 5 --teacher-steps 4 --no-compile --device cpu --network.width 8 --network.depth 2 --log-every 2
@@ -269,6 +269,35 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (trained[0] / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--seed 3",
+        "--seed 3 --resume --resume-from map-00000004 --minutes 2",
+        "--resume_from=map-00000004 --seed 3 --minutes=2.5 --no-resume",
+        "--resume_from map-00000004 --no_resume --seed 3 --resume-from previous",
+    ],
+)
+def test_the_words_that_go_on_leave_out_from_where(words: str):
+    """However they are written: the parser takes `_` for `-`."""
+    begun = ["checkerboard", "--out", "a_run", *words.split()]
+    assert cli._again(begun) == "flowmaps train checkerboard --out a_run --seed 3 --resume"
+    if "--no-resume" in words:
+        parsed = cli._parse(cli.Train, begun[1:], "train", cli.Train(recipe=cli.RECIPES["checkerboard"]()))
+        assert (parsed.resume, parsed.resume_from, parsed.minutes) == (False, "map-00000004", 2.5)
+
+
+def test_under_a_launcher_the_words_that_go_on_need_it_too(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(commands, "ranks", lambda: 3)
+    out = io.StringIO()
+    monkeypatch.setattr(commands, "console", Console(file=out))
+    options = {"minutes": 1e-9, "again": "flowmaps train x --resume"}
+    commands.train(folders.read_recipe(board), tmp_path / "run", **options)
+    assert "at step 1 of teacher; go on with, under the same launcher:\n  flowmaps train x --resume\n" in out.getvalue()
+
+
 # sample --------------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +324,30 @@ def test_progress_is_shown_on_a_terminal(board: Path, tmp_path: Path, monkeypatc
     words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     assert re.search(r"sample .* 200/200 3 steps", words)
     assert re.search(r"measure .* 3/3 2 steps, 100%", words)
+
+
+def test_a_bar_is_there_before_the_first_step_of_a_stage(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A minute of compilation, or of reading a checkpoint, may go before it."""
+    shown, before = io.StringIO(), list[tuple[str, str, str]]()
+    for module in (commands, terminal):
+        monkeypatch.setattr(module, "console", Console(file=shown, force_terminal=True, width=100))
+    training = runs.train
+
+    def watched(*given: object, **options: object):
+        words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+        before.append(re.findall(r"(teacher|map) +[^ \w]+ +(\d/\d) (starting|reading checkpoint)", words)[-1])
+        yield from training(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "train", watched)
+    recipe = folders.read_recipe(trained[0])
+    for resume in (False, True):
+        run = runs.Run.open(recipe, tmp_path / "run", resume=resume, say=lambda text: None)
+        left = iter(range(4 + 3 - 1))
+        commands.follow(run, lambda left=left: next(left, None) is None)
+    starting, reading = "starting", "reading checkpoint"
+    assert before == [("teacher", "0/4", starting), ("map", "0/5", starting), ("map", "3/5", reading)]
 
 
 def test_classes_in_turn_or_one_of_them(classes: Path, tmp_path: Path):
@@ -399,6 +452,11 @@ def test_commands_that_are_refused(
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--steps 1.5", "--steps: invalid literal for int() with base 10: '1.5'"),
         ("--number 0", "--number must be at least 1, got 0"),
+        (
+            "--number 10000000000000",
+            "--number must be at most 1,073,741,824 here, got 10,000,000,000,000: take several",
+        ),
+        ("--steps 100001", "--steps must be at most 100,000, got 100,001"),
         ("--label 3", "have no classes, got --label 3: leave it out"),
         ("--out x.txt", "--out must end in .npz, .npy or (for images) .png, got x.txt"),
         ("--out there.npz", "there.npz already exists: choose another --out, or remove it"),
@@ -548,6 +606,56 @@ def test_data_that_changed_since_training_are_refused(capsys: pytest.CaptureFixt
     with np.load(tmp_path / "x.npz") as x, np.load(tmp_path / "y.npz") as y:
         assert np.array_equal(x["x"], y["x"])
         assert x["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: Exception, *, first: bool, together: bool) -> None:
+    """Let a command raise an error, in this process of one or several."""
+
+    def raises(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", raises)
+    monkeypatch.setattr(cli, "FIRST", first)
+    monkeypatch.setattr(cli, "together", lambda: together)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("told", [True, False])
+def test_of_several_processes_one_says_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, first: bool, together: bool, told: bool
+):
+    """The first one, or that which alone has it: never none, and not all where all have it."""
+    error = OSError("no\nspace")
+    if told:
+        error.told = True  # type: ignore[attr-defined]  # as when it has gone to all
+    raising(monkeypatch, error, first=first, together=together)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 2
+    speaks = first or (together and not told)
+    assert capsys.readouterr().err == ("flowmaps: no space\n" if speaks else "")
+
+
+def test_a_process_that_is_lost_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    error = torch.distributed.DistNetworkError("Connection reset by peer\nstack: ...")
+    raising(monkeypatch, error, first=False, together=True)
+    line = "flowmaps: another process of the run has ended or cannot be reached (Connection reset by peer).\n"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert (stopped.value.code, capsys.readouterr().err) == (2, line)
+    raising(monkeypatch, RuntimeError("size mismatch"), first=True, together=True)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # a fault of the program keeps its traceback
+        cli.main([])
+
+
+@pytest.mark.parametrize("rank, first", [("0", True), ("1", False), ("first", True), ("", True), ("-1", True)])
+def test_the_first_process_talks(rank: str, first: bool):
+    """Whatever the environment has for a number."""
+    code = "from flowmaps.terminal import FIRST; print(FIRST)"
+    environment = os.environ | {"RANK": rank}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{first}\n", done.stderr
 
 
 def test_a_fresh_process_says_one_line_too(tmp_path: Path):

@@ -17,8 +17,9 @@ import pytest
 import torch
 from image_cases import DIT, SMALL, UNET, refused, run
 
-from flowmaps import folders, initial, plans, preflight, trackers
+from flowmaps import folders, initial, objectives, plans, preflight, trackers
 from flowmaps.data import Board
+from flowmaps.engine import Engine
 from flowmaps.maps import FlowMap
 from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
@@ -51,7 +52,7 @@ def said(recipe: Recipe, folder: Path | None = None) -> dict[str, str]:
     """The lines of a preflight by their first words, that of the end left out; it has written nothing."""
     before = sorted(Path().rglob("*"))
     *lines, end = preflight.preflight(recipe, folder)
-    assert end == "this recipe can run."
+    assert end.startswith("nothing stands against this recipe: ")
     assert sorted(Path().rglob("*")) == before
     return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
 
@@ -167,6 +168,59 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path):
         preflight.preflight(POINTS, here / "locked" / "run")
 
 
+def test_memory_is_that_of_the_machine_or_of_its_container(monkeypatch: pytest.MonkeyPatch, here: Path):
+    cpu, limit = torch.device("cpu"), here / "memory.max"
+    monkeypatch.setattr(preflight, "LIMIT", limit)
+    physical = preflight._memory(cpu)
+    for text in ("max\n", f"{2**62}\n"):
+        limit.write_text(text)
+        assert preflight._memory(cpu) == physical
+    limit.write_text("123456\n")
+    assert preflight._memory(cpu) == 123_456
+    with pytest.raises(ValueError, match=r"moments and averages take .*, cpu has 123 kB: take a smaller network"):
+        preflight.preflight(changed(POINTS, network=Network(width=128, depth=4)))
+
+
+def test_what_a_launcher_is_set_to_counts_as_shard(monkeypatch: pytest.MonkeyPatch):
+    """The engine knows: `accelerate launch --use_fsdp` shards without the option."""
+    for shard in (False, True):
+        engine = Engine(torch.device("cpu"), shard)
+        monkeypatch.setattr(preflight, "start", lambda *_, engine=engine, **__: engine)
+        assert ("warning:" in said(changed(POINTS, shard=not shard))) is shard
+
+
+def test_a_gradient_is_tried_and_dropped(monkeypatch: pytest.MonkeyPatch):
+    """A loss that is finite where its gradient is not, as a square root at 0; of weights that stay without one."""
+    tried: list[Any] = []
+    evaluate = objectives.VelocityMatching.evaluate
+
+    def rooted(self: Any, draw: Any) -> Any:
+        loss = evaluate(self, draw)
+        tried.append((self, len(draw.s)))
+        return loss._replace(value=loss.value + (0 * loss.value).sqrt())
+
+    said(POINTS)
+    monkeypatch.setattr(objectives.VelocityMatching, "evaluate", rooted)
+    with pytest.raises(ValueError, match="the gradient of stage teacher is nan before any step, in float32"):
+        preflight.preflight(POINTS)
+    said(changed(POINTS, precision="float16"))  # there the scale of a run makes room
+    assert [rows for _, rows in tried] == [4, 4]
+    assert all(p.grad is None for own, _ in tried for p in own.parameters())
+
+
+def test_memory_that_is_too_small_for_a_few_rows(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GB.\nSee the manual.")
+
+    monkeypatch.setattr(objectives.VelocityMatching, "evaluate", full)
+    with pytest.raises(ValueError) as refusal:
+        preflight.preflight(POINTS)
+    assert str(refusal.value) == (
+        "4 rows of stage teacher do not fit the memory of cpu (CUDA out of memory. Tried to allocate 9 GB.): take a "
+        "smaller network, or --checkpointing for images."
+    )
+
+
 def test_a_loss_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Board, "sample", lambda self, number, generator: (torch.full((number, 2), torch.inf), None))
     with pytest.raises(ValueError, match=r"the loss of stage teacher is (nan|inf) before any step, in float32"):
@@ -219,7 +273,10 @@ def test_the_command_says_the_plan_and_writes_nothing(here: Path):
     for out in ([], ["--out", "run"]):
         printed = run("train", "points", "--check", *TINY, *out)
         assert "stages     4,000 steps of teacher, then 4,000 steps of map\n" in printed
-        assert printed.endswith("this recipe can run.\n")
+        assert printed.endswith(
+            "nothing stands against this recipe: 4 rows of each stage were tried, forwards and backwards; what was not "
+            "is a whole batch, and compilation.\n"
+        )
     assert sorted(here.rglob("*")) == before
 
 

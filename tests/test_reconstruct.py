@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import torch as safetensors
 from torch import Tensor
 
@@ -154,11 +157,66 @@ def reshape(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "about",
+    [
+        '{"step": Infinity, "width": 0.05}',
+        '{"step": 1e400, "width": 0.05}',
+        f'{{"step": {10**400}, "width": 0.05}}',
+        f'{{"step": {2**60}, "width": 0.05}}',
+        '{"step": 10.5, "width": 0.05}',
+        '{"step": true, "width": 0.05}',
+        '{"step": 10, "width": 1e-200}',
+        '{"step": 10, "width": NaN}',
+        '{"step": 10, "width": "0.05"}',
+        '{"step": 10, "width": 1e400}',
+        f'{{"step": 10, "width": 0.05, "more": "{"x" * 10_000}"}}',
+        "[" * 100_000,
+        "9" * 5_000,
+        "[]",
+    ],
+)
+def test_what_a_file_says_of_itself(about: str, tmp_path: Path) -> None:
+    path = small_run(tmp_path)
+    safetensors.save_file({"weight": torch.ones(3), "bias": torch.ones(2)}, path, metadata={"flowmaps": about})
+    with pytest.raises(
+        ValueError, match=r"no snapshot of an average, or is damaged .*: restore it, or move it"
+    ) as said:
+        reconstruct.snapshots(tmp_path, "map")
+    assert len(str(said.value)) < 700
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_file_of_what_are_no_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    path = small_run(tmp_path)
+    save_tensors(path, {"weight": torch.ones(3).to(kind), "bias": torch.ones(2)}, {"step": 10, "width": 0.05})
+    with pytest.raises(ValueError, match=r"00000010.safetensors holds something else than weights: rest"):
+        reconstruct.reconstruct(tmp_path, "map", 0.07)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = small_run(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"is no snapshot of an average, or is damaged \(it is no file\)"):
+        reconstruct.reconstruct(tmp_path, "map", 0.07)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**53), st.floats(1e-6, averages.WIDEST)), min_size=2, max_size=9))
+@settings(max_examples=100, deadline=None)
+def test_a_fit_to_any_profiles_is_of_numbers_that_add_up(drawn: list[tuple[int, float]]) -> None:
+    target, *profiles = [Profile(*each) for each in drawn]
+    coefficients, error = fit(profiles, target)
+    assert coefficients.isfinite().all()
+    assert math.isfinite(error)
+    assert coefficients.sum().item() == pytest.approx(1, abs=1e-6 * (1 + coefficients.abs().sum().item()))
+
+
+@pytest.mark.parametrize(
     "spoil, words",
     [
         (truncate, "map-width-0.05-00000010.safetensors is no snapshot of an average, or is damaged ("),
         (lengthen, "map-width-0.05-00000010.safetensors is no snapshot of an average, or is damaged ("),
-        (make_plain, "is no snapshot of an average, or is damaged (TypeError("),
+        (make_plain, "is no snapshot of an average, or is damaged (TypeError: "),
         (make_early, "an average is over one step at least, got step 0: count steps from 1"),
         (
             rename,
@@ -179,6 +237,7 @@ def test_files_that_are_spoilt(spoil: Callable[[Path], None], words: str, tmp_pa
         ("teacher", 0.07, None, "has no snapshots of the stage 'teacher': train with --optimiser.widths 0.05 0.1"),
         ("map", 0.3, None, "a relative width is more than 0 and at most 0.288675 (the mean of all steps), got 0.3"),
         ("map", 0.07, 21, "averages is of step 20, got step 21: ask for one up to 20."),
+        ("map", 1e-200, None, "a relative width is at least 1e-06, a millionth of the training, got 1e-200: try 0.05."),
         ("map", 0.07, 0, "an average is over one step at least, got step 0"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_loss_in_float16_that_overflows_halves_its_scale_and_is_left_out():
     assert state.scale is not None
     state.scale.factor.fill_(2.0**40)  # far too large for gradients of half precision
     before = float(state.scale.factor)
-    steps = list(train(state, Board(), SETTINGS, steps=30, precision=torch.float16))
+    steps = list(train(state, Board(), SETTINGS, steps=30))
     lost = [not bool(step.norm.isfinite()) for step in steps]
     assert lost[0]
     assert sum(lost[-5:]) < 3  # it fits, most of the time
@@ -242,8 +242,8 @@ def test_a_run_ends_when_its_patience_does(tmp_path: Path):
     words = str(ended.value)
     assert re.match(
         r"the gradient was not finite for 3 steps in a row, which were skipped, up to step 7 of stage map: "
-        r"diagonal, 1 of 17 rows, s [\d.]+-[\d.]+, t [\d.]+-[\d.]+\. Lower --optimiser.rate or --optimiser.clip, "
-        r"or look at the data. The last checkpoint, map-\d+, is intact: go on with the same command and --resume.$",
+        r"diagonal, 1 of 17 rows, s [\d.]+-[\d.]+, t [\d.]+-[\d.]+\. Look at the data, lower --optimiser.rate or "
+        r"--optimiser.clip. The last checkpoint, map-\d+, is intact: go on with the same command and --resume.$",
         words,
     )
     assert not (tmp_path / "run" / "weights.safetensors").exists()

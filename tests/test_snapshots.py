@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from snapshot_cases import ONE, bits, card, files, in_processes, plain, sharded_by_three, sharded_by_two, state
+from snapshot_cases import ONE, bits, files, in_processes, plain, sharded_by_three, sharded_by_two, state
 
 from flowmaps import snapshots
 
@@ -112,24 +112,6 @@ def test_the_last_are_kept_and_every_so_many(steps: list[int], keep: int, every:
             left = [old for old in left if old in left[-keep:] or (every and old and old % every == 0)]
             assert snapshots.names(Path(folder)) == [f"map-{old:08d}" for old in left]
             assert len(list(Path(folder).iterdir())) == len(left)
-
-
-def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path):
-    (tmp_path / "map-00000001").mkdir()
-    (tmp_path / "map-00000001" / "notes").write_text("mine")
-    _saved(tmp_path, "map-00000100", "map-00000200", keep=1)
-    assert (tmp_path / "map-00000001" / "notes").read_text() == "mine"
-    assert snapshots.names(tmp_path) == ["map-00000200"]
-
-
-def test_another_version_is_refused_by_its_number(tmp_path: Path):
-    _saved(tmp_path, "map-00000100")
-    path = tmp_path / "map-00000100" / "state.json"
-    other = {**card(path.parent), "format": 2}
-    del other["own"]
-    path.write_bytes(snapshots._render(other))
-    with pytest.raises(ValueError, match=r"state.json is of format 2, this version reads 1: there is no other"):
-        snapshots.read(tmp_path, "map-00000100", plain)
 
 
 def test_any_number_of_processes_reads_what_any_number_wrote(tmp_path: Path):

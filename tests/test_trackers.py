@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowmaps import commands, recipes, trackers
+from flowmaps import commands, recipes, snapshots, trackers
 from flowmaps.recipes import Recipe
 from flowmaps.runs import Run
 
@@ -90,6 +91,40 @@ def test_tensorboard_has_the_log_and_the_pictures(tmp_path: Path):
         assert (shown[0].height, shown[0].width) == picture.shape[:2]
     (text,) = {event.tensor_proto.string_val[0].decode() for event in found.Tensors("recipe/text_summary")}
     assert json.loads(text.strip("`\n"))["method"] == "lmd"
+
+
+def test_a_run_that_ended_before_a_checkpoint_leaves_nothing_to_tensorboard(tmp_path: Path):
+    """It begins anew, and so does what is shown of it."""
+    folder, recipe = tmp_path / "run", tracked("tensorboard", checkpoint_every=100)
+    run = Run.open(recipe, folder, say=lambda text: None)
+    left = iter(range(3))
+
+    def killed() -> bool:
+        if next(left, None) is None:
+            shutil.copytree(folder, tmp_path / "left")
+            return True
+        return False
+
+    commands.follow(run, killed)
+    shutil.rmtree(folder)
+    (tmp_path / "left").rename(folder)
+    assert not (folder / "checkpoints").exists()
+    assert list(scalars(folder)["teacher/loss"]) == [2, 4]
+    follow(folder, dataclasses.replace(recipe, log_every=3), resume=True)
+    assert scalars(folder) == expected(folder, {"teacher": 0, "map": 4})
+    assert list(scalars(folder)["teacher/loss"]) == [3, 4]
+
+
+def test_a_save_that_was_killed_between_its_names_is_gone_on_from(tmp_path: Path):
+    """What stood under a name that is saved again is found under another, with the same steps before it."""
+    folder, recipe = tmp_path / "run", tracked("tensorboard")
+    follow(folder, recipe, steps=4 + 5)
+    last = folder / "checkpoints" / snapshots.names(folder / "checkpoints")[-1]
+    last.rename(last.with_name(f"{last.name}{snapshots.BEFORE}"))
+    assert snapshots.find(folder / "checkpoints") == "map-00000005.before"
+    follow(folder, recipe, resume=True)
+    assert scalars(folder) == expected(folder, {"teacher": 0, "map": 4})
+    assert list(scalars(folder)["map/loss"]) == [4 + 2, 4 + 4, 4 + 6, 4 + 8]
 
 
 def test_nothing_is_left_without_trackers(tmp_path: Path):
@@ -204,6 +239,21 @@ def test_a_tracker_that_cannot_begin(tmp_path: Path, module: Any, monkeypatch: p
     with pytest.raises(ValueError, match=rf"^--track {module.__name__} cannot begin \(no API key configured\): .*, or"):
         trackers.open_trackers(["tensorboard", module.__name__], tmp_path, {})
     assert ended == [True]  # what had begun
+
+
+def test_whatever_fails_those_that_have_begun_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, ended = trackers._begin, list[bool]()
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda self: ended.append(True))
+
+    def begin(name: str, *rest: Any) -> Any:
+        if name == "wandb":
+            raise PermissionError("tracked may not be made")
+        return begun(name, *rest)
+
+    monkeypatch.setattr(trackers, "_begin", begin)
+    with pytest.raises(PermissionError):
+        trackers.open_trackers(["tensorboard", "wandb"], tmp_path, {})
+    assert ended == [True]
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -242,7 +242,7 @@ def test_float16_agrees_with_float32_to_its_precision():
     runs = {}
     for precision in (torch.float32, torch.float16):
         state = begin(objective(), settings, precision=precision)
-        runs[precision] = list(train(state, Board(), settings, steps=5, precision=precision)), state
+        runs[precision] = list(train(state, Board(), settings, steps=5)), state
     (whole, full), (half, scaled) = runs.values()
     assert full.scale is None
     assert scaled.scale is not None

@@ -189,11 +189,45 @@ def test_points_of_more_dimensions_are_not_shown(tmp_path: Path):
     assert not (tmp_path / "run" / "shown").exists()
 
 
-def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path):
+def ends_nothing(folder: Path) -> str:
+    """What is said, once, of a run that shows two pictures which both fail."""
     said: list[str] = []
-    run = Run.open(recipe(method="lsd", show_every=4), tmp_path / "run", say=said.append)
-    (tmp_path / "run" / "shown").touch()
+    run = Run.open(recipe(method="lsd", show_every=4), folder, say=said.append)
+    (folder / "shown").touch()
     commands.follow(run)
-    assert (tmp_path / "run" / "weights.safetensors").exists()
-    assert len(said) == 2
-    assert all("the training goes on without it" in text for text in said)
+    assert (folder / "weights.safetensors").exists()
+    (words,) = said
+    assert words.startswith(f"{folder / 'shown' / 'map-00000004.png'} cannot be made (")
+    return words.partition("(")[2]
+
+
+def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path):
+    assert ends_nothing(tmp_path / "run") == "File exists): the training goes on without such pictures."
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of\nmemory"), ValueError("out of"), KeyError()])
+def test_no_failure_of_drawing_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def during(*_: object) -> None:
+        raise error
+
+    followed(tmp_path / "plain", recipe(method="lsd", show_every=0))
+    monkeypatch.setattr(training, "during", during)
+    words = ends_nothing(tmp_path / "run")
+    assert words.startswith("KeyError): " if isinstance(error, KeyError) else "out of): ")
+    name = "weights.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_images_are_drawn_no_more_at_a_time_than_are_trained(monkeypatch: pytest.MonkeyPatch):
+    """A step of so many rows, with its gradients, fits the memory."""
+    rows: list[int] = []
+
+    class Counted(Shifted):
+        def average_velocity(self, x, s, t, cond=None):
+            rows.append(len(x))
+            return super().average_velocity(x, s, t, cond)
+
+    settings = recipes.fields.Optimiser(batch=20, accumulate=4)
+    training.during(recipe(optimiser=settings), "map", Counted(1.0), images(side=8))
+    assert max(rows) == 5
+    assert sum(rows) == 64 * (1 + 4)

@@ -32,6 +32,8 @@ from .processes import on_first, rank
 FOLDER = "averages"
 WIDEST = 1 / math.sqrt(12)
 """The relative width of gamma = 0, the plain mean of all steps."""
+NARROWEST = 1e-6
+"""Of fewer steps than one in a million, and where float64 still tells gamma."""
 
 
 class Averages:
@@ -41,7 +43,7 @@ class Averages:
         parameters: the trained parameters; if they are sharded, the averages are too.
         decays: in [0, 1), the first of them that of the main average. All warm up: at step t a decay is at most
             t / (t + 9).
-        widths: relative widths, in (0, 12^{-1/2}].
+        widths: relative widths, in [1e-6, 12^{-1/2}].
 
     Attributes:
         decays: as given.
@@ -97,7 +99,7 @@ def exponent(width: float) -> float:
     real up to the widest, and the largest of them is the gamma that is not negative.
 
     Args:
-        width: in (0, 12^{-1/2}].
+        width: in [1e-6, 12^{-1/2}].
 
     Raises:
         ValueError: it is out of range.
@@ -106,6 +108,10 @@ def exponent(width: float) -> float:
         raise ValueError(
             f"a relative width is more than 0 and at most {math.floor(WIDEST * 1e6) / 1e6} (the mean of all steps), "
             f"got {width:g}: try 0.05, a twentieth of the training."
+        )
+    if width < NARROWEST:
+        raise ValueError(
+            f"a relative width is at least {NARROWEST:g}, a millionth of the training, got {width:g}: try 0.05."
         )
     # g = y - 4 / 3 takes the square away, y^3 + p y + q = 0: the trigonometric form of the largest root
     linear = 5 - width**-2

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from .plans import METHODS
-from .processes import Lost
+from .processes import LOST, Lost, first_line, is_lost, together
 from .recipes import RECIPES, ImageRecipe, Recipe
 from .recipes.images import Unused
 from .terminal import FIRST
@@ -29,7 +29,7 @@ HELP = f"""usage: {PROGRAM} COMMAND ...
 
 Learn a flow map, sample it in a few steps, measure it.
 
-  train RECIPE --check               what training a recipe would take, and whether it can run; nothing is written
+  train RECIPE --check               what training a recipe would take, and what stands against it; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
@@ -65,8 +65,7 @@ class Sample:
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path
-    """File to write, .npz (arrays `x`, and `labels` where there are classes), .npy or, of images, .png; it must not
-    exist."""
+    """File to write, .npz (arrays `x`, and `labels` of classes), .npy or, of images, .png; it must not exist."""
     steps: int = 4
     """Jumps from noise to data."""
     number: int = 10_000
@@ -154,8 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
-        if FIRST or isinstance(error, Lost):
+    except (ValueError, OSError, RuntimeError) as error:
+        if is_lost(error):
+            error = Lost(f"{LOST} ({first_line(error)}).")
+        elif isinstance(error, RuntimeError):
+            raise
+        if FIRST or isinstance(error, Lost) or (together() and not getattr(error, "told", False)):  # nobody else will
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -163,9 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
-        "sample": _sample,
+        "sample": lambda words: _make(Sample, words),
         "evaluate": _evaluate,
-        "average": _average,
+        "average": lambda words: _make(Average, words),
         "compare": _compare,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -247,25 +250,27 @@ def _train(words: list[str]) -> None:
 
     if given.check or given.out is None:
         return commands.check(given.recipe, given.out)
-    options = {"resume": given.resume, "resume_from": given.resume_from, "minutes": given.minutes}
+    options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     commands.train(given.recipe, given.out, **options, again=_again(words))
 
 
 def _again(words: list[str]) -> str:
     """The command that goes on with a run which these words began."""
-    kept = [word for word in words if word != "--resume"]
-    for option in ("--resume-from", "--minutes"):
-        if option in kept:
-            at = kept.index(option)
-            del kept[at : at + 2]
-        kept = [word for word in kept if not word.startswith(f"{option}=")]
+    kept, left = list[str](), iter(words)
+    for word in left:
+        option, _, value = word.replace("_", "-").partition("=")
+        if option in ("--resume-from", "--minutes"):
+            _ = value or next(left, None)
+        elif option not in ("--resume", "--no-resume"):
+            kept.append(word)
     return shlex.join([PROGRAM, "train", *kept, "--resume"])
 
 
-def _sample(words: list[str]) -> None:
+def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
     from . import sampling
 
-    sampling.sample(**vars(_parse(Sample, words, "sample")))
+    make = sampling.sample if kind is Sample else sampling.average
+    make(**vars(_parse(kind, words, kind.__name__.lower())))
 
 
 def _evaluate(words: list[str]) -> None:
@@ -274,12 +279,6 @@ def _evaluate(words: list[str]) -> None:
 
     changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
     commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
-
-
-def _average(words: list[str]) -> None:
-    from . import sampling
-
-    sampling.average(**vars(_parse(Average, words, "average")))
 
 
 def _compare(words: list[str]) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, engine, pictures, plans, report, runs, trackers
+from rich.progress import Progress, TaskID
+
+from . import checkpoint, pictures, plans, report, runs, snapshots, trackers
 from . import evaluate as measuring
 from .data import Source, Units
 from .devices import can_compile
@@ -21,8 +23,8 @@ from .folders import load_run
 from .guards import signals
 from .maps import FlowMap
 from .measure import Row, Sampled, open_features
-from .preflight import preflight
-from .processes import ranks
+from .preflight import compiles, preflight
+from .processes import leave, ranks
 from .recipes import ImageRecipe, Recipe
 from .terminal import FIRST, bar, console, watching
 from .train import Step
@@ -34,7 +36,7 @@ def check(recipe: Recipe, folder: Path | None) -> None:
     """Try all of a recipe but its training, and say what it would take; nothing is written."""
     with watching("check") as watch:
         lines = preflight(recipe, folder, watch)
-    engine.finish()
+    leave()
     for line in lines:
         console.print(line, soft_wrap=True)
 
@@ -73,9 +75,10 @@ def train(
             own = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
             why = asked() or own
             stage, step = run.at
-            console.print(f"stopped after {why}, at step {step:,} of {stage}; go on with:\n  {again}", soft_wrap=True)
+            how = "go on with, under the same launcher:" if ranks() > 1 else "go on with:"
+            console.print(f"stopped after {why}, at step {step:,} of {stage}; {how}\n  {again}", soft_wrap=True)
             return
-    engine.finish()
+    leave()
     if FIRST:  # it measures alone
         evaluate(folder, {}, None, run.source)
 
@@ -104,33 +107,67 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
     Raises:
         ValueError: a tracker cannot begin; or as in `Run.train`.
     """
-    task, current, begun, first = None, None, 0.0, 0
-    every, shows, before = run.recipe.log_every, run.recipe.show_every, _before(run.recipe)
-    with bar() as progress, contextlib.closing(_trackers(run)) as told, contextlib.closing(run.train(stop)) as steps:
-        for stage, step in steps:
-            if stage is not current:
-                current, begun, first = stage, run.seconds, step.number
-                task = progress.add_task(stage.name, total=stage.steps, note="compiling")
-            logs, at = not step.number % every or step.number == stage.steps, before[stage.name] + step.number
-            if logs:
-                told.log(trackers.values_of(run.logged), at)
-            if shows and step.number % shows == 0:
-                progress.update(task, completed=step.number, note="drawing")  # type: ignore[arg-type]
-                _show(run, stage.name, step.number, told, at)
-            if not logs:
-                continue
-            pace = (step.number - first) / max(run.seconds - begun, 1e-9)
-            note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
-            progress.update(task, completed=step.number, note=note)  # type: ignore[arg-type]
-            if not console.is_terminal and (step.number % (20 * every) == 0 or step.number == stage.steps):
-                console.print(f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s", soft_wrap=True)
+    current, begun, first = None, 0.0, 0
+    every, shows, before, say = run.recipe.log_every, run.recipe.show_every, _before(run.recipe), _once(run.say)
+    with bar() as progress:
+        shown = _Bars(run, progress)
+        with contextlib.closing(_trackers(run)) as told, contextlib.closing(run.train(stop)) as steps:
+            for stage, step in steps:
+                if stage is not current:
+                    current, begun, first = stage, run.seconds, step.number
+                last, at = step.number == stage.steps, before[stage.name] + step.number
+                logs = last or not step.number % every
+                if logs:
+                    told.log(trackers.values_of(run.logged), at)
+                if shows and step.number % shows == 0:
+                    shown.update(stage.name, step.number, "drawing")
+                    _show(run, stage.name, step.number, told, at, say)
+                if not logs:
+                    continue
+                pace = (step.number - first) / max(run.seconds - begun, 1e-9)
+                note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
+                shown.update(stage.name, step.number, note)
+                if not console.is_terminal and (last or step.number % (20 * every) == 0):
+                    words = f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s"
+                    console.print(words, soft_wrap=True)
+
+
+class _Bars:
+    """A bar for each stage of a run; it is there before the first step is, which may take a minute."""
+
+    def __init__(self, run: runs.Run, progress: Progress) -> None:
+        self._progress, self._tasks = progress, dict[str, TaskID]()
+        self._steps = {stage.name: stage.steps for stage in plans.stages(run.recipe)}
+        self._first = "compiling" if compiles(run.recipe, run.engine.device) else "starting"
+        stage, step = _place(run)
+        self._add(stage, step, "reading checkpoint" if run.resume_from else self._first)
+
+    def _add(self, stage: str, step: int, note: str) -> None:
+        self._tasks[stage] = self._progress.add_task(stage, total=self._steps[stage], completed=step, note=note)
+
+    def update(self, stage: str, step: int, note: str) -> None:
+        """A stage's steps by now, and what is said of them; after its last one the next stage has a bar."""
+        if stage not in self._tasks:  # that of the checkpoint had ended
+            self._add(stage, step, note)
+        self._progress.update(self._tasks[stage], completed=step, note=note)
+        names = list(self._steps)
+        following = names[names.index(stage) + 1 :][:1] if step == self._steps[stage] else []
+        for name in following:
+            if name not in self._tasks:
+                self._add(name, 0, self._first)
+
+
+def _place(run: runs.Run) -> tuple[str, int]:
+    """The stage of a run and the steps taken of it, from which it goes on."""
+    stages = [stage.name for stage in plans.stages(run.recipe)]
+    stage, _, step = (run.resume_from or "").removesuffix(snapshots.BEFORE).rpartition("-")
+    return (stage, int(step)) if stage in stages and step.isdecimal() else (stages[0], 0)
 
 
 def _trackers(run: runs.Run) -> trackers.Trackers:
     """The trackers of a run, at the step from which it goes on."""
-    stage, _, step = (run.resume_from or "").rpartition("-")
-    first = _before(run.recipe).get(stage, 0) + int(step) if stage else 0
-    config = dataclasses.asdict(run.recipe)
+    stage, step = _place(run)
+    config, first = dataclasses.asdict(run.recipe), _before(run.recipe)[stage] + step
     return trackers.open_trackers(run.recipe.track, run.folder, config, first=first, say=console.print)
 
 
@@ -140,9 +177,15 @@ def _before(recipe: Recipe) -> dict[str, int]:
     return {stage.name: sum(before.steps for before in stages[:k]) for k, stage in enumerate(stages)}
 
 
-def _show(run: runs.Run, stage: str, step: int, told: trackers.Trackers, at: int) -> None:
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Words that are said a single time."""
+    left = [say]
+    return lambda text: left.pop()(text) if left else None
+
+
+def _show(run: runs.Run, stage: str, step: int, told: trackers.Trackers, at: int, say: Callable[[str], None]) -> None:
     """Draw samples of a run that is being trained; of the first picture it is said where it is."""
-    path = pictures.show(run, stage, step)
+    path = pictures.show(run, stage, step, say)
     if path is None:
         return
     told.show(f"{stage}/samples", path, at)

@@ -10,11 +10,12 @@ Processes are those of `accelerate launch` or `torchrun`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .devices import pick_device
-from .processes import ranks, together
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .processes import launched, ranks, together
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,12 @@ class Engine:
     Attributes:
         device: of this process.
         shard: share out the weights (FSDP2) where each process would have a copy (DDP).
-        accelerator: of Hugging Face accelerate; `None` where a single process needs none.
         unused: whether there are weights that get no gradient, which DDP has to look for in each step; the networks and
             methods of flowmaps have none.
     """
 
     device: torch.device
     shard: bool = False
-    accelerator: Accelerator | None = None
     unused: bool = False
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -55,9 +51,16 @@ class Engine:
             mesh = init_device_mesh(self.device.type, (ranks(),))
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
             return fully_shard(module, mesh=mesh, reshard_after_forward=False)  # type: ignore[return-value]
-        if self.accelerator is None:
-            return DistributedDataParallel(module, find_unused_parameters=self.unused)
-        return self.accelerator.prepare_model(module, device_placement=False)
+        where = [self.device] if self.device.type == "cuda" else None
+        # buffers are constants here: nothing but gradients travels; the option has changed its name in torch 2.13
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {
+            buffers: False,
+            "gradient_as_bucket_view": True,
+            "find_unused_parameters": self.unused,
+        }
+        return DistributedDataParallel(module, where, **options)
 
 
 def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
@@ -69,24 +72,23 @@ def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
         unused: as in `Engine`.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device, or the launcher is set to another way of training.
     """
+    if not launched():
+        return Engine(pick_device(device), shard, unused)
+    if torch.cuda.is_available() and "cuda:" not in device:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     wanted = pick_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Engine(wanted)
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    if "cuda:" in device:
+        raise ValueError(f"--device {device} with several processes: each takes its own, give --device cuda.")
+    for way in ("DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise ValueError(f"accelerate is set to {way}, which is not for flowmaps: choose DDP, or FSDP2 (--shard).")
+    from accelerate import PartialState
 
-    # networks compute in the recipe's precision, times stay in float32: autocast is the loop's
-    copies = DistributedDataParallelKwargs(find_unused_parameters=unused)
-    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no", kwargs_handlers=[copies])
+    own = PartialState(cpu=wanted.type == "cpu").device or wanted
     shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Engine(torch.device(accelerator.device.type, accelerator.device.index), shard, accelerator, unused)
-
-
-def finish() -> None:
-    """Leave the other processes: what this one does from now on it does alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return Engine(torch.device(own.type, own.index), shard, unused)
 
 
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,11 +19,13 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .processes import ranks, together
+from .processes import group, together
 
 SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
 MOST = 256  # norms that wait to be read
+INSISTS = 1.0  # seconds after which a second Ctrl-C is one
+NAMED = "rows,"  # in what is said of rows that are to blame
 LOCK = ".lock"
 
 
@@ -81,12 +84,13 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         self.settle()
-        return {"skipped": self.skipped, "row": self.row, "seen": self.seen, "level": self.level}
+        kept = {"skipped": self.skipped, "row": self.row, "seen": self.seen, "level": self.level}
+        return kept | {"spikes": list(self.spikes)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         self.skipped, self.row, self.seen = (int(state[key]) for key in ("skipped", "row", "seen"))
-        self.level = float(state["level"])
+        self.level, self.spikes = float(state["level"]), [(int(step), float(norm)) for step, norm in state["spikes"]]
 
 
 class Scale:
@@ -117,7 +121,7 @@ class Request:
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if together() else None
+        self._group = group() if together() else None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
 
@@ -137,7 +141,7 @@ class Request:
 @contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
     """While this lasts SIGINT and SIGTERM ask to stop; the function gives the first's name, a second interrupts."""
-    asked: list[str] = []
+    asked: list[tuple[str, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -145,15 +149,17 @@ def signals() -> Iterator[Callable[[], str | None]]:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+        now = time.monotonic()
+        # launchers send what they get, and what is sent to all, once more: only somebody at the keyboard insists
+        if asked and number == signal.SIGINT and now - asked[0][1] > INSISTS:
             raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
+        asked.append((signal.Signals(number).name, now))
 
     for number in numbers:
         signal.signal(number, ask)
     failed = True
     try:
-        yield lambda: asked[0] if asked else None
+        yield lambda: asked[0][0] if asked else None
         failed = False
     finally:
         if not (failed and together()):  # a launcher that ends the others too must not cut off what they have to say
@@ -228,9 +234,6 @@ def _region(rows: Tensor, draw: Any) -> str:
     return f"{int(rows.sum())} of {len(rows)} rows, {span}"
 
 
-def worst(clauses: list[str | None]) -> str:
-    """The clause that says most, of those of all processes."""
-    said = [clause for clause in clauses if clause]
-    named = [clause for clause in said if "rows," in clause]
-    where = f" (process {clauses.index(named[0])} of {ranks()})" if named and ranks() > 1 else ""
-    return (named or said or ["unknown"])[0] + where
+def worst(clauses: Sequence[str]) -> str:
+    """The clause that says most."""
+    return next((clause for clause in clauses if NAMED in clause), clauses[0])

@@ -18,10 +18,12 @@ import torch
 from .engine import gathered
 from .files import write_atomically
 from .folders import LOG, read_log
-from .guards import blame, refuse_link, worst
-from .processes import all_of, mean, on_first
+from .guards import NAMED, blame, refuse_link, worst
+from .objectives import Loss
+from .processes import all_of, first_line, mean, on_first, ranks
 from .state import State
 from .train import Step
+from .velocities import Draw
 
 Line = dict[str, Any]
 
@@ -80,12 +82,31 @@ def check_patience(patience: int, stage: str, step: Step, state: State, left: Ca
     if state.guard.row < patience:
         return
     with gathered(state.module):
-        clause = blame(state.objective.evaluate, step.draw)
+        clauses = all_of(lambda: _blamed(state, step))
+    clause = worst(clauses)
+    where = f" (process {clauses.index(clause)} of {ranks()})" if ranks() > 1 and NAMED in clause else ""
+    rather = "" if state.precision == torch.float32 else "take --precision float32, "
     raise ValueError(
         f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
-        f"{step.number} of stage {stage}: {worst(all_of(lambda: clause))}. Lower --optimiser.rate or "
-        f"--optimiser.clip, or look at the data. {left()}"
+        f"{step.number} of stage {stage}: {clause}{where}. Look at the data, {rather}lower --optimiser.rate or "
+        f"--optimiser.clip. {left()}"
     )
+
+
+def _blamed(state: State, step: Step) -> str:
+    """Where the last step was lost, looked for as it was taken: in its precision, part by part."""
+    device, clauses = step.draw.s.device, list[str]()
+
+    def evaluate(draw: Draw) -> Loss:
+        with state.autocast(device):
+            return state.objective.evaluate(draw)
+
+    for part in state.parts(step.draw):
+        try:
+            clauses.append(blame(evaluate, part))
+        except RuntimeError as error:  # such as no memory left for it
+            clauses.append(f"where, could not be found out ({first_line(error)})")
+    return worst(clauses)
 
 
 @functools.cache

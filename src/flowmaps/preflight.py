@@ -18,20 +18,23 @@ import torch
 from . import initial, plans, trackers
 from .data import Source
 from .devices import can_compile
-from .engine import start
+from .engine import Engine, start
 from .folders import describe, given_teacher, source_of
 from .maps import FlowMap, Frozen
 from .measure import open_features
 from .objectives import Objective
 from .optimisers import build
-from .processes import ranks
+from .processes import first_line, in_turn, ranks
 from .progress import Watch, quiet
 from .recipes import ImageRecipe, Optimiser, Recipe
 from .recipes.ranges import ROWS
 from .shapes import Field
+from .velocities import Draw
 
 BYTES = 4
 """Of a number of weights, moments and averages, in float32."""
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""What a container may take of the memory of its machine: bytes, or `max`."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,17 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
         ValueError: it cannot run.
     """
     plans.check(recipe)
-    device = start(recipe.device, shard=recipe.shard).device
-    plans.check(recipe, ranks())
+    engine = start(recipe.device, shard=recipe.shard)
+    on_first(lambda: plans.check(recipe, ranks()))
     trackers.check(recipe.track)
     if folder is not None:
         check_folder(folder)
     if isinstance(recipe, ImageRecipe):
         open_features(recipe.evaluation.features)
-    source = source_of(recipe, watch=watch)
-    _check_size(recipe, source, device)
-    sizes = _stages(recipe, source.to(device), device, watch)
-    return [*_plan(recipe, source, device, sizes), *_warnings(recipe, folder, device, sizes), "this recipe can run."]
+    source = in_turn(lambda: source_of(recipe, watch=watch))
+    _check_size(recipe, source, engine)
+    sizes = _stages(recipe, source.to(engine.device), engine.device, watch)
+    return [*_plan(recipe, source, engine.device, sizes), *_warnings(recipe, folder, engine, sizes), _end(recipe)]
 
 
 def check_folder(folder: Path) -> None:
@@ -99,15 +102,15 @@ def averages(recipe: Recipe) -> int:
     return 1 + len(recipe.optimiser.emas) + len(recipe.optimiser.widths)
 
 
-def _check_size(recipe: Recipe, source: Source, device: torch.device) -> None:
+def _check_size(recipe: Recipe, source: Source, engine: Engine) -> None:
     """Refuse a network whose training does not fit the memory; it is counted before any of it is there."""
     with torch.device("meta"):
         weights = _count(initial.new_map(recipe, source.shape, source.classes).parameters())
-    need, have = BYTES * weights * (4 + averages(recipe)), _memory(device)
-    if have is not None and need > have and not recipe.shard:
+    need, have = BYTES * weights * (4 + averages(recipe)), _memory(engine.device)
+    if have is not None and need > have and not engine.shard:
         raise ValueError(
             f"the network has {weights:,} weights, which with gradients, moments and averages take {_bytes(need)}, "
-            f"{device} has {_bytes(have)}: take a smaller network, or several processes with --shard."
+            f"{engine.device} has {_bytes(have)}: take a smaller network, or several processes with --shard."
         )
 
 
@@ -115,9 +118,13 @@ def _memory(device: torch.device) -> int | None:
     """Bytes that a device has, where that can be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return None
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit
+        return physical
 
 
 def _stages(recipe: Recipe, source: Source, device: torch.device, watch: Watch) -> list[Size]:
@@ -140,24 +147,40 @@ def _stages(recipe: Recipe, source: Source, device: torch.device, watch: Watch) 
 
 
 def _try(recipe: Recipe, stage: plans.Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
-    """The numbers of a stage, whose optimiser can be built, and whose loss at a few rows is finite."""
+    """The numbers of a stage, whose optimiser can be built, and whose loss and gradient at a few rows are finite."""
     o = plans.optimiser(recipe, stage.name)
     trained = check_step(o, objective)
     device = next(iter(trained.values())).device
-    rows = min(o.batch // (ranks() * o.accumulate), 2 * ROWS)
-    precision = getattr(torch, recipe.precision)
-    x1, cond = source.sample(rows, torch.Generator(device).manual_seed(recipe.seed))
+    x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
     draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed))
-    with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        loss = objective.evaluate(draw).value
-    if not math.isfinite(loss.item()):
+    try:
+        found = _tried(objective, draw, getattr(torch, recipe.precision), list(trained.values()))
+    except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"the loss of stage {stage.name} is {loss.item()} before any step, in {recipe.precision}: look at the "
-            "data, or take --precision float32."
+            f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
+            "a smaller network, or --checkpointing for images."
+        ) from None
+    if bad := [f"the {what} of stage {stage.name} is {x}" for what, x in found.items() if not math.isfinite(x)]:
+        raise ValueError(
+            f"{bad[0]} before any step, in {recipe.precision}: look at the data, or take --precision float32."
         )
     targets = [value for target in objective.followers() for value in target.state_dict().values()]
     beside = _count(targets) + _count(objective.buffers())
     return Size(stage, _count(flow_map.parameters()), _count(trained.values()), beside)
+
+
+def _rows(recipe: Recipe) -> int:
+    """How many are tried: of those that a process takes at a time a few."""
+    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * ROWS)
+
+
+def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: list[torch.Tensor]) -> dict[str, float]:
+    """A loss and the norm of its gradient, which is not kept; in float16, whose scale makes room for it, 0."""
+    with torch.autocast(draw.s.device.type, precision, enabled=precision != torch.float32):
+        loss = objective.evaluate(draw).value
+    grads = [grad for grad in torch.autograd.grad(loss, trained, allow_unused=True) if grad is not None]
+    norm = 0.0 if precision == torch.float16 else torch.stack([grad.float().norm() for grad in grads]).norm().item()
+    return {"loss": loss.item(), "gradient": norm}
 
 
 def check_steps(recipe: Recipe, flow_map: FlowMap) -> None:
@@ -217,7 +240,7 @@ def _plan(recipe: Recipe, source: Source, device: torch.device, sizes: list[Size
         "step": f"{o.kind}, {_parts(recipe)}",
         "averages": f"decay {kept}{widths}",
         "checkpoint": f"{_bytes(size)}, every {recipe.checkpoint_every:,} steps; the last {recipe.keep} kept{often}",
-        "device": f"{name}, {recipe.precision}, {'compiled' if _compiles(recipe, device) else 'not compiled'}",
+        "device": f"{name}, {recipe.precision}, {'compiled' if compiles(recipe, device) else 'not compiled'}",
     }
     return [f"{about:<11}{said}" for about, said in lines.items()]
 
@@ -229,15 +252,23 @@ def _parts(recipe: Recipe) -> str:
     return f"{batch:,} rows{each}{taken}"
 
 
-def _compiles(recipe: Recipe, device: torch.device) -> bool:
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a run is compiled: there is a compiler, and something is gained by it."""
     return recipe.compile and can_compile() and not (device.type == "cpu" and isinstance(recipe, ImageRecipe))
 
 
-def _warnings(recipe: Recipe, folder: Path | None, device: torch.device, sizes: list[Size]) -> list[str]:
+def _end(recipe: Recipe) -> str:
+    return (
+        f"nothing stands against this recipe: {_rows(recipe)} rows of each stage were tried, forwards and backwards; "
+        "what was not is a whole batch, and compilation."
+    )
+
+
+def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[Size]) -> list[str]:
     lines = []
     if recipe.compile and not can_compile():
         lines.append("warning: no C++ compiler found, so that nothing is compiled: half the speed.")
-    if recipe.shard and ranks() == 1:
+    if engine.shard and ranks() == 1:
         lines.append("warning: --shard shares out among processes, of which there is one here: see accelerate launch.")
     need, free = _disk(recipe, sizes), shutil.disk_usage(_above(folder or Path())).free
     if need > free:

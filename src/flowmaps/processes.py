@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)
+"""How long a process waits for another that works: one fetches data for all. That one has ended is known at once."""
+BROKEN = ("connection closed", "connection reset", "socket closed", "broken pipe", "connection refused",
+          "timed out waiting", "nccl communicator was aborted")  # fmt: skip
+"""What is said of a connection that broke, where the error has no class of its own."""
+
+
+LOST = "another process of the run has ended or cannot be reached"
 
 
 class Lost(ValueError):
     """Another process has ended: there may be no first one to tell of it."""
+
+
+class _Told(NamedTuple):
+    """What a call gave in a process: a value, or an error."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+_talk: list[Any] = []  # the group of the processes, and one by gloo beside it for words
+
+
+def launched() -> bool:
+    """Whether a launcher has begun several processes, joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def together() -> bool:
@@ -30,47 +56,71 @@ def ranks() -> int:
     return dist.get_world_size() if together() else 1
 
 
+def group() -> Any:
+    """The group for words, between CPUs, whatever the devices use; all processes call this first together."""
+    if not _talk or _talk[0] is not dist.group.WORLD:
+        _talk[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE)]
+    return _talk[1]
+
+
+def leave() -> None:
+    """Leave the other processes."""
+    _talk.clear()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def on_first(fn: Callable[[], T]) -> T:
     """Call `fn` in the first process alone; all processes get its value, or raise its error: nobody is left waiting."""
     if not together():
         return fn()
-    told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            told[0] = fn()
-        except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+    told: list[Any] = [_try(fn) if rank() == 0 else None]
+    dist.broadcast_object_list(told, src=0, group=group())
+    _raise(told)
+    return told[0].value
 
 
 def all_of(fn: Callable[[], T]) -> list[T]:
     """Call `fn` in each process: the values of all, in the order of their numbers, or the first error of any."""
     if not together():
         return [fn()]
-    told: tuple[Any, Any] = (None, None)
-    try:
-        told = fn(), None
-    except Exception as error:
-        told = None, error
     every: list[Any] = [None] * ranks()
-    dist.all_gather_object(every, told)
-    for _, error in every:
-        if error is not None:
-            raise error
-    return [value for value, _ in every]
+    dist.all_gather_object(every, _try(fn), group=group())
+    _raise(every)
+    return [told.value for told in every]
+
+
+def each(fn: Callable[[], T]) -> T:
+    """Call `fn` in each process, which keeps its value to itself; all raise the first error of any."""
+    kept: list[T] = []
+    all_of(lambda: kept.append(fn()))
+    return kept[0]
 
 
 def in_turn(fn: Callable[[], T]) -> T:
     """Call `fn` in the first process, which may fetch what the others find then, and after it in all others."""
-    if not together():
-        return fn()
-    made: list[T] = []
-    on_first(lambda: made.append(fn()))
-    all_of(lambda: None if made else made.append(fn()))
-    return made[0]
+    kept: list[T] = []
+    on_first(lambda: kept.append(fn()))
+    all_of(lambda: None if kept else kept.append(fn()))
+    return kept[0]
+
+
+def _try(fn: Callable[[], Any]) -> _Told:
+    try:
+        return _Told(fn())
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))  # of this process's own making
+        except Exception:  # it cannot travel: what it says can
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return _Told(error=error)
+
+
+def _raise(every: list[_Told]) -> None:
+    for told in every:
+        if told.error is not None:
+            told.error.told = True  # type: ignore[attr-defined]  # to all, so that one speaks for all
+            raise told.error
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
@@ -82,8 +132,13 @@ def mean(values: torch.Tensor) -> torch.Tensor:
     return total / ranks()
 
 
-def is_lost(error: RuntimeError) -> bool:
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def is_lost(error: BaseException) -> bool:
     """Whether an error is that of a process which cannot reach another."""
     said = str(error).lower()
-    words = ("gloo", "nccl", "connection", "peer")
-    return together() and (isinstance(error, dist.DistError) or any(word in said for word in words))
+    network = isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
+    return launched() and isinstance(error, RuntimeError) and (network or any(words in said for words in BROKEN))

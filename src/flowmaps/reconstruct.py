@@ -18,7 +18,6 @@ without the condition).
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import cards
 from .averages import FOLDER, exponent
 from .checkpoint import load_tensors
+
+MOST = 10_000  # letters of what a snapshot says of itself
+LAST = 2**53
+"""The largest step."""
 
 
 @dataclass(frozen=True, order=True)
@@ -45,6 +49,8 @@ class Profile:
     def __post_init__(self) -> None:
         if self.step < 1:
             raise ValueError(f"an average is over one step at least, got step {self.step}: count steps from 1.")
+        if self.step > LAST:
+            raise ValueError(f"an average is over at most {LAST} steps, got step {self.step}: count steps from 1.")
         exponent(self.width)
 
 
@@ -108,7 +114,7 @@ def reconstruct(folder: Path, stage: str, width: float, step: int | None = None)
     Args:
         folder: of the run.
         stage: name of the stage, such as `map` or `teacher`.
-        width: relative width, in (0, 12^{-1/2}].
+        width: relative width, in [1e-6, 12^{-1/2}].
         step: the average is over the steps up to this one; those up to the last snapshot unless given.
 
     Returns:
@@ -126,6 +132,8 @@ def reconstruct(folder: Path, stage: str, width: float, step: int | None = None)
         if not total:
             total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tensors.items()}
             types = {name: value.dtype for name, value in tensors.items()}
+        if not all(value.dtype in cards.TYPES for value in tensors.values()):
+            raise ValueError(f"{path} holds something else than weights: restore it, or move it away and do without.")
         if {name: v.shape for name, v in tensors.items()} != {name: v.shape for name, v in total.items()}:
             raise ValueError(
                 f"{path} and {first.name} are of different networks: keep the snapshots of one run in {path.parent}, "
@@ -153,13 +161,20 @@ def _profile_of(path: Path) -> Profile:
         ValueError: the file is damaged, or something else.
     """
     try:
+        if not path.is_file():  # nor a pipe, which has no end
+            raise ValueError("it is no file")
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["flowmaps"])
-        return Profile(int(about["step"]), float(about["width"]))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            said = file.metadata()["flowmaps"]
+        if len(said) > MOST:
+            raise ValueError(f"it says {len(said):,} letters of itself")
+        about = cards.parse(said)
+        if type(about["step"]) is not int or not cards.is_number(about["width"]):
+            raise ValueError("its step or its width is no number")
+        return Profile(about["step"], float(about["width"]))
+    except (SafetensorError, ValueError, *cards.SENSELESS) as error:
         raise ValueError(
-            f"{path} is no snapshot of an average, or is damaged ({error!r}): restore it, or move it away and do "
-            "without."
+            f"{path} is no snapshot of an average, or is damaged ({cards.reason(error)}): restore it, or move it away "
+            "and do without."
         ) from None
 
 

@@ -28,7 +28,7 @@ from .folders import LOG, anywhere, check_resumable, describe, given_teacher, so
 from .guards import LOCK, Request, lock
 from .maps import FlowMap, Frozen
 from .preflight import check_folder, check_steps
-from .processes import Lost, all_of, in_turn, is_lost, on_first, ranks, together
+from .processes import LOST, Lost, all_of, each, first_line, in_turn, is_lost, on_first, ranks, together
 from .progress import Watch, quiet
 from .recipes import ImageRecipe, Recipe
 from .shapes import Field
@@ -86,26 +86,28 @@ class Run:
         """
         plans.check(recipe)
         engine = start(recipe.device, shard=recipe.shard)
-        plans.check(recipe, processes=ranks())
+        on_first(lambda: plans.check(recipe, processes=ranks()))
         resume = resume or resume_from is not None
         if not resume:
-            check_folder(folder)
+            on_first(lambda: check_folder(folder))
         recipe = anywhere(recipe)
         source = in_turn(lambda: source_of(recipe, watch=watch)).to(engine.device)
         described = on_first(lambda: describe(recipe, watch))
         if resume:
-            check_resumable(folder, recipe, described)
+            on_first(lambda: check_resumable(folder, recipe, described))
             resume_from = snapshots.find(folder / CHECKPOINTS, resume_from)
-        fresh = initial.new_map(recipe, source.shape, source.classes).to(engine.device)
+        fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
         run = cls(recipe, folder, source, fresh, described, engine, resume_from, say=say)
-        teacher = None
-        if recipe.teacher and not resume:
-            teacher = given_teacher(recipe, source, described)
-            initial.adopt(run.flow_map, teacher)
-        check_steps(recipe, run.flow_map)
-        all_of(lambda: None)  # all have looked at the folder before it is made
+        teacher = each(run._given_teacher) if recipe.teacher and not resume else None
+        each(lambda: check_steps(recipe, run.flow_map))
         on_first(lambda: run._make(teacher, resume))
         return run
+
+    def _given_teacher(self) -> FlowMap:
+        """The teacher that the recipe names, whose weights the map begins with."""
+        teacher = given_teacher(self.recipe, self.source, self.described)
+        initial.adopt(self.flow_map, teacher)
+        return teacher
 
     def _make(self, teacher: FlowMap | None, resume: bool) -> None:
         """Make the folder and hold it."""
@@ -137,7 +139,7 @@ class Run:
         except RuntimeError as error:
             if not is_lost(error):
                 raise
-            raise Lost(f"another process of the run has ended or cannot be reached. {self._intact()}") from None
+            raise Lost(f"{LOST} ({first_line(error)}). {self._intact()}") from None
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -181,13 +183,11 @@ class Run:
     ) -> Iterator[tuple[plans.Stage, Step]]:
         recipe, request = self.recipe, Request()
         before, begun = self.seconds + self._away, time.monotonic()
-        settings: dict[str, Any] = {"steps": stage.steps, "device": self.engine.device}
-        settings |= {
-            "seed": generator(recipe.seed, number).initial_seed(),
-            "precision": getattr(torch, recipe.precision),
-        }
+        settings: dict[str, Any] = {"steps": stage.steps, "seed": generator(recipe.seed, number).initial_seed()}
         try:
-            for step in train(state, self.source, plans.optimiser(recipe, stage.name), **settings):
+            for step in train(
+                state, self.source, plans.optimiser(recipe, stage.name), **settings, device=self.engine.device
+            ):
                 self.seconds, self.at = time.monotonic() - begun + before - self._away, (stage.name, step.number)
                 logs = step.number % recipe.log_every == 0 or step.number == stage.steps
                 if state.waits or logs:
@@ -234,7 +234,7 @@ class Run:
         """Take over a checkpoint, and cut the log back to it."""
         tensors, about = snapshots.read(self.folder / CHECKPOINTS, name, state.template)
         state.restore(tensors, about)
-        self.seconds = float(about.get("seconds", 0.0))
+        self.seconds = about["seconds"]
         stages = [stage.name for stage in plans.stages(self.recipe)]
         on_first(lambda: journal.cut_back(self.folder, stages, name.rpartition("-")[0], state.step))
 

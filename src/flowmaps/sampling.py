@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import shutil
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import evaluate as measuring
 from .data import Units
 from .devices import pick_device
 from .figures import save
-from .files import write_atomically
+from .files import sync_folder, write_atomically
 from .folders import LOG, read_recipe
 from .image_figures import tiles
 from .maps import FlowMap
@@ -29,43 +29,82 @@ from .shapes import Guide
 from .terminal import bar, console
 from .train import generator
 
+MOST, STEPS = 2**31, 100_000
+"""Numbers of all samples together, 8 GB of them; and jumps."""
 LOOSE = 0.05
 """Relative error of a fit of profiles that is worth a word."""
 
 
 def sample(
-    folder: Path, out: Path, steps: int, number: int, label: int | None, seed: int, guidance: float | None = None
+    folder: Path,
+    out: Path,
+    *,
+    steps: int = 4,
+    number: int = 10_000,
+    label: int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
 ) -> None:
-    """Draw samples from a run's map into a file."""
+    """Draw samples from a run's map into a file.
+
+    Args:
+        folder: of a finished run.
+        out: the file, which must not exist.
+        steps: jumps from noise to data.
+        number: how many samples.
+        label: their class; all in turn unless given.
+        seed: of the noise.
+        guidance: weight, for a map that takes one; 1 unless given.
+
+    Raises:
+        ValueError: the options are not for this map, or out of range; or `out` exists.
+        OSError: it cannot be written.
+    """
+    _check_sampling(out, steps, number)
+    card, device = checkpoint.read_card(folder), pick_device("auto")
+    recipe, flow_map = read_recipe(folder), checkpoint.load(folder).to(device)
+    plans.check_steps(recipe, [steps])
+    flow_map, _, _ = plans.measured(recipe, flow_map, None)
+    units, again = Units.from_dict(card.get("units")), measuring.restarts(recipe)
+    if out.suffix == ".png" and not units.pixels:
+        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")
+    most = MOST // (math.prod(units.shape) * (1 if again is None else 2 * steps))  # restarts take noise for each step
+    if number > most:
+        raise ValueError(
+            f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
+        )
+    labels = _labels(units, number, label)
+    x0 = torch.randn(number, *units.shape, generator=generator(seed, SAMPLES))
+    whole = measuring.Start(x0, labels if guidance is None else _guide(recipe, labels, guidance))
+    walk, whole, _ = measuring.stepping(flow_map, steps, whole, again, seed)
+    x = _walked(walk, whole, recipe.evaluation.chunk, device, f"{steps} steps")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, units, x, labels)
+    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+
+
+def _check_sampling(out: Path, steps: int, number: int) -> None:
+    """Refuse what no map can do."""
     if out.suffix not in (".npz", ".npy", ".png"):
         raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
-    if number < 1:
-        raise ValueError(f"--number must be at least 1, got {number}.")
-    if steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}.")
-    card = checkpoint.read_card(folder)
-    device = pick_device("auto")
-    recipe, flow_map = read_recipe(folder), checkpoint.load(folder).to(device)
-    plans.check_steps(recipe, [steps])
-    flow_map, _, _ = plans.measured(recipe, flow_map, None)
-    units = Units.from_dict(card.get("units"))
-    if out.suffix == ".png" and not units.pixels:
-        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")
-    labels = _labels(units, number, label)
-    x0 = torch.randn(number, *units.shape, generator=generator(seed, SAMPLES))
-    chunk, points = recipe.evaluation.chunk, []
-    whole = measuring.Start(x0, labels if guidance is None else _guide(recipe, labels, guidance))
-    walk, whole, _ = measuring.stepping(flow_map, steps, whole, measuring.restarts(recipe), seed)
+    for name, value in {"number": number, "steps": steps}.items():
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    if steps > STEPS:
+        raise ValueError(f"--steps must be at most {STEPS:,}, got {steps:,}.")
+
+
+def _walked(walk: measuring.Walk, start: measuring.Start, chunk: int, device: torch.device, note: str) -> Tensor:
+    """The samples that a sampler makes of its starts, `chunk` rows at a time, under a bar."""
+    number, points = len(start.x), []
     with bar() as progress:
-        task = progress.add_task("sample", total=number, note=f"{steps} steps")
-        for start in range(0, number, chunk):
-            points.append(walk(whole.rows(slice(start, start + chunk), device))[0].cpu())
-            progress.update(task, completed=min(start + chunk, number))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, units, torch.cat(points), labels)
-    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+        task = progress.add_task("sample", total=number, note=note)
+        for first in range(0, number, chunk):
+            points.append(walk(start.rows(slice(first, first + chunk), device))[0].cpu())
+            progress.update(task, completed=min(first + chunk, number))
+    return torch.cat(points)
 
 
 def _write(out: Path, units: Units, x: Tensor, labels: Tensor | None) -> None:
@@ -172,7 +211,7 @@ def _kept(folder: Path, recipe: Recipe, stage: str, decay: float) -> dict[str, T
     path = folder / averages.FOLDER / f"{stage}-decay-{decay:g}.safetensors"
     if not path.is_file():
         found = sorted(p.stem.rpartition("-")[2] for p in path.parent.glob(f"{stage}-decay-*.safetensors"))
-        there = f"of the decays {', '.join(found)}" if found else "of no decay"
+        there = f"of the decays {', '.join(found)[:200]}" if found else "of no decay"
         raise ValueError(
             f"{path.parent} has averages {there} of the stage {stage}, got {decay:g}: train with --optimiser.emas "
             f"{decay:g}."
@@ -185,25 +224,44 @@ def _adopt(flow_map: FlowMap, values: Mapping[str, Tensor]) -> None:
     """Put an average of an objective's parameters into its map, which is one of its parts."""
     prefix, own = "flow_map.", dict(flow_map.named_parameters())
     values = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    if not values or any(name not in own or own[name].shape != value.shape for name, value in values.items()):
+    fits = all(n in own and (own[n].shape, own[n].dtype) == (v.shape, v.dtype) for n, v in values.items())
+    if not values or not fits:
         raise ValueError("the averages are of another network than the map: restore them, or train again.")
     for name, value in values.items():
         own[name].copy_(value)
 
 
 def _write_run(folder: Path, out: Path, within: str, flow_map: FlowMap, about: dict[str, Any]) -> None:
-    """A copy of a run, complete or not there at all, with another map in it or in a folder `within` it."""
+    """A copy of a run, complete or not there at all, with another map in it or in a folder `within` it.
+
+    It is likely to be published: nothing is taken along but the files of a run, and nothing through a link.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
         new = Path(made) / "run"
         new.mkdir()
-        for name in (checkpoint.CARD, checkpoint.WEIGHTS, LOG):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, new / name)
+        _copy(folder, new, (checkpoint.CARD, checkpoint.WEIGHTS, LOG))
         for name in ("teacher", "strip"):
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, new / name)
+            if os.path.lexists(folder / name):
+                _refuse_other(folder / name, Path.is_dir)
+                (new / name).mkdir()
+                _copy(folder / name, new / name, (checkpoint.CARD, checkpoint.WEIGHTS))
         where = new / within
         path, extra = checkpoint.load_interpolant(where), checkpoint.read_card(where) | {"average": about}
         checkpoint.save(flow_map, where, interpolant=path, extra=extra, overwrite=True)
+        sync_folder(new)
         new.rename(out)
+        sync_folder(out.parent)
+
+
+def _copy(folder: Path, new: Path, names: tuple[str, ...]) -> None:
+    """Copy those files of a folder that are there."""
+    for name in names:
+        if os.path.lexists(folder / name):
+            _refuse_other(folder / name, Path.is_file)
+            write_atomically(new / name, (folder / name).read_bytes())
+
+
+def _refuse_other(path: Path, kind: Callable[[Path], bool]) -> None:
+    if path.is_symlink() or not kind(path):
+        raise ValueError(f"{path} is a link or a pipe, which is not copied: put what belongs there in its place.")

@@ -1,6 +1,10 @@
 """The tensors of a checkpoint as safetensors files: one of plain tensors, or one of each process for sharded ones.
 
 state.safetensors, or shard-00001.safetensors and so on. Either is read by any number of processes.
+
+A file may come from anybody, signed as it should be. So each header is read first, without a tensor: its tensors are
+those that lie behind it, and the rows of one that several files share lie side by side. Whoever makes room for what is
+kept then never makes more than the files take.
 """
 
 from __future__ import annotations
@@ -8,16 +12,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from . import cards
 from .processes import all_of, on_first, rank
 
 SUFFIX = ".safetensors"
@@ -35,7 +42,36 @@ KINDS = {
     torch.bool: "BOOL",
 }
 """The names of types in a safetensors file."""
+TYPES = {name: kind for kind, name in KINDS.items()}
+SHARING = "DCP_SHARDING_INFO"
+"""Where the metadata of a file says which rows it holds, as torch does."""
+OFFSETS = "saved_offsets"
+LONGEST = 1_000  # letters in the name of a tensor
 Template = Callable[[str, torch.Size, torch.dtype], Tensor]
+
+
+class Broken(ValueError):
+    """Files hold something else than tensors that were saved.
+
+    Args:
+        file: the name of the file; empty for that of all of them.
+        words: what is wrong.
+    """
+
+    def __init__(self, file: str, words: str) -> None:
+        super().__init__(file, words)
+        self.file, self.words = file, words
+
+    def __str__(self) -> str:
+        return self.words
+
+
+class Piece(NamedTuple):
+    """What a file holds of a tensor: the type, the shape, and where in the whole tensor it begins."""
+
+    kind: torch.dtype
+    shape: list[int]
+    offset: list[int]
 
 
 def write(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -87,10 +123,10 @@ def _write_shard(part: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
         def write_data(self, plan: Any, planner: Any) -> torch.futures.Future[list[Any]]:
             mine = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
-            offsets = {item.index.fqn: {"saved_offsets": list(item.tensor_data.chunk.offsets)} for item in plan.items}
+            offsets = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in plan.items}
             if mine:
                 file = f"shard-{rank() + 1:05d}{SUFFIX}"
-                written[file] = _write_file(part / file, mine, {"DCP_SHARDING_INFO": json.dumps(offsets)})
+                written[file] = _write_file(part / file, mine, {SHARING: json.dumps(offsets)})
             done: torch.futures.Future[list[Any]] = torch.futures.Future()
             done.set_result([])  # which its base needs for an index that is not written here
             return done
@@ -114,30 +150,94 @@ def fill(path: Path, template: Template) -> dict[str, Tensor]:
         The tensors, filled; of a sharded one each process reads its own part.
 
     Raises:
+        Broken: the files hold something else than tensors that were saved.
         ValueError: a tensor has another shape or type than the template.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader, tensors = HuggingFaceStorageReader(str(path)), {}
-    kept: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    for name in sorted(kept):  # files are not listed in the same order everywhere
-        had = kept[name].size, kept[name].properties.dtype
-        tensors[name] = value = template(name, *had)
-        if had != (value.shape, value.dtype):
-            has = _words(value.shape, value.dtype)
-            raise ValueError(
-                f"{path} is of another network: its {name} is {_words(*had)}, here it is {has}: go on with the options "
-                "that it was trained with."
-            )
-    with warnings.catch_warnings():  # each process reads what it needs: that they do not talk is no mistake
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        try:
+    sizes, tensors = _sizes(path), {}
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        reader.read_metadata()  # which refuses what is not a safetensors file
+        for name, had in sorted(sizes.items()):  # files are not listed in the same order everywhere
+            tensors[name] = _room(path, name, had, template)
+        with warnings.catch_warnings():  # each process reads what it needs: that they do not talk is no mistake
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
             load(tensors, storage_reader=reader, no_dist=True)
-        except CheckpointException as error:
-            raise _cause(error) from None
+    except CheckpointException as error:
+        cause = _cause(error)
+        if isinstance(cause, OSError) or not isinstance(cause, Exception):
+            raise cause from None
+        raise Broken("", f"cannot be used ({cards.reason(cause)})") from None
+    except (SafetensorError, *cards.SENSELESS, AssertionError) as error:
+        raise Broken("", f"cannot be used ({cards.reason(error)})") from None
     return tensors
+
+
+def _room(path: Path, name: str, had: tuple[torch.Size, torch.dtype], template: Template) -> Tensor:
+    """The tensor to be filled, which is like the one that was kept."""
+    value = template(name, *had)
+    if had != (value.shape, value.dtype):
+        has = _words(value.shape, value.dtype)
+        raise ValueError(
+            f"{path} is of another network: its {name:.100} is {_words(*had)}, here it is {has}: go on with the "
+            "options that it was trained with."
+        )
+    return value
+
+
+def _sizes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """The shape and type of each tensor of a checkpoint, from the headers of its files; all of each is there."""
+    pieces: dict[str, list[tuple[str, Piece]]] = {}
+    for file in sorted(path.glob(f"*{SUFFIX}")):
+        try:
+            for name, piece in _pieces(file):
+                pieces.setdefault(name, []).append((file.name, piece))
+        except (ValueError, *cards.SENSELESS) as error:
+            raise Broken(file.name, f"is no file of training states ({cards.reason(error)})") from None
+    return {name: _whole(name, held) for name, held in pieces.items()}
+
+
+def _pieces(file: Path) -> Iterator[tuple[str, Piece]]:
+    """What a header says that its file holds, if that much is in it."""
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if length > min(size - 8, cards.MOST):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = cards.parse(content.read(length).decode())
+    notes = header.pop("__metadata__", {}).get(SHARING)
+    rows = cards.parse(notes) if notes else None
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        shape = [*entry["shape"]]
+        piece = Piece(TYPES[entry["dtype"]], shape, [0] * len(shape) if rows is None else [*rows[name][OFFSETS]])
+        if not name.isprintable() or len(name) > LONGEST:
+            raise ValueError(f"a tensor of the name {name!r:.100}")
+        if len(shape) != len(piece.offset) or any(
+            type(number) is not int or not 0 <= number < 2**60 for number in (begin, end, *shape, *piece.offset)
+        ):
+            raise ValueError(f"{name:.100} is of shape {shape!r:.100} from {piece.offset!r:.100}")
+        if math.prod(shape) * piece.kind.itemsize != end - begin or end > size - 8 - length:
+            raise ValueError(f"{name:.100} is of shape {shape!r:.100} in {end - begin} bytes")
+        yield name, piece
+
+
+def _whole(name: str, held: list[tuple[str, Piece]]) -> tuple[torch.Size, torch.dtype]:
+    """The shape and type of a tensor of which files hold some rows each, or one holds it all."""
+    held = sorted(held, key=lambda entry: (entry[1].offset, entry[1].shape))
+    file, (kind, shape, offset) = held[-1]
+    whole, end = [first + count for first, count in zip(offset, shape, strict=True)], 0
+    for file, piece in held:
+        fits = (piece.kind, piece.shape[1:]) == (kind, whole[1:])
+        if not fits or any(piece.offset[1:]) or (piece.offset and math.prod(piece.shape) and piece.offset[0] != end):
+            raise Broken(file, f"has rows of {name:.100} that do not lie beside those in the other files")
+        end += piece.shape[0] if piece.shape else 0
+    if whole and end != whole[0]:
+        raise Broken(file, f"has rows of {name:.100} that do not lie beside those in the other files")
+    return torch.Size(whole), kind
 
 
 def _cause(error: Any) -> BaseException:

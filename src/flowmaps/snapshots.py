@@ -4,7 +4,8 @@ checkpoints/map-00001000/         state.json, and state.safetensors or, of a sha
 checkpoints/map-00001000.before/  what stood there until it was saved again: left only where that save was killed
 checkpoints/.map-00001000.part/   being written or deleted: nobody reads it, the next save removes it
 
-state.json keeps the SHA-256 of each file and its own, the place in the order of saving, what the run says of itself.
+Whatever has another name, and each link, is its user's: it is left alone. state.json keeps the SHA-256 of each file and
+its own, the place in the order of saving, what the run says of itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -23,12 +23,11 @@ from typing import Any
 from torch import Tensor
 
 from .files import sync_folder, write_atomically
+from .ledger import CARD, CHANGED, FORMAT, LAST, NAME, NO_FILE, is_card, is_own, listed, open_card, render
 from .processes import all_of, on_first, rank, ranks
-from .shards import SUFFIX, Template, fill, write
+from .shards import SUFFIX, Broken, Template, fill, write
 
-FORMAT = 1
-CARD, PREVIOUS, BEFORE = "state.json", "previous", ".before"
-CHANGED = "is damaged: it is not what was written"
+PREVIOUS, BEFORE, PART = "previous", ".before", ".part"
 
 
 def save(
@@ -41,6 +40,8 @@ def save(
     keep_every: int = 0,
 ) -> Path:
     """Save a checkpoint, then delete those that are no longer kept; all processes call it.
+
+    What cannot be deleted then is no failure, since training can go on: the next save tries again.
 
     Args:
         folder: of the checkpoints; made if it is missing, in a folder that exists.
@@ -58,7 +59,7 @@ def save(
         ValueError: it cannot be written: the disk is full, the folder is gone or read-only. The last one is intact.
     """
     assert keep > 0
-    part = folder / f".{name}.part"
+    part = folder / f".{name}{PART}"
     try:
         order = on_first(lambda: _begin(folder, part))
         card = {"format": FORMAT, "order": order, "sha256": write(part, tensors), "about": dict(about)}
@@ -73,12 +74,12 @@ def save(
 def names(folder: Path) -> list[str]:
     """The checkpoints of a run, in the order of saving.
 
-    One whose state.json is damaged stands last: to go on without it is the user's choice.
+    One whose state.json is damaged stands last: to go on without it is its user's choice.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    return [name for _, name, _ in _listed(folder)]
+    return [entry.name for entry in listed(folder)]
 
 
 def find(folder: Path, name: str | None = None) -> str | None:
@@ -92,7 +93,7 @@ def find(folder: Path, name: str | None = None) -> str | None:
         Its name; `None` if the last is asked for and there is none.
 
     Raises:
-        ValueError: there is no such checkpoint, or the folder cannot be read.
+        ValueError: there is no such checkpoint, or the folder is a link or cannot be read.
     """
     try:
         return on_first(lambda: _find(folder, name))
@@ -110,7 +111,7 @@ def read(folder: Path, name: str, template: Template) -> tuple[dict[str, Tensor]
             called in the same order in all processes.
 
     Returns:
-        The tensors, filled, and what was kept beside them.
+        The tensors, filled, and what was kept beside them; `seconds` is in it.
 
     Raises:
         ValueError: a file is missing or is not what was written, or a tensor has another shape or type.
@@ -119,35 +120,41 @@ def read(folder: Path, name: str, template: Template) -> tuple[dict[str, Tensor]
     try:
         card = on_first(lambda: _checked_card(folder, name))
         all_of(lambda: _check(folder, name, dict(sorted(card["sha256"].items())[rank() :: ranks()])))
-        all_of(lambda: tensors.update(fill(folder / name, template)))
+        all_of(lambda: tensors.update(_fill(folder, name, template)))
     except OSError as error:
         raise _unreadable(folder / name, error) from None
-    return tensors, card["about"]
+    return tensors, {"seconds": 0.0, **card["about"]}
 
 
 def clear(folder: Path, keep_every: int = 0) -> None:
-    """Remove the checkpoints of a run that has ended, but those whose step is a multiple of `keep_every`."""
-    for _, name, card in _listed(folder):
-        if not (card and keep_every and card["about"]["step"] and card["about"]["step"] % keep_every == 0):
-            _discard(folder / name)
-    with contextlib.suppress(OSError):  # not empty, or not there
-        folder.rmdir()
+    """Remove the checkpoints of a run that has ended, but those whose step is a multiple of `keep_every`.
+
+    What cannot be removed stays: the run has ended well.
+    """
+    with contextlib.suppress(OSError):
+        _sweep(folder)
+        for entry in listed(folder):
+            if not entry.stays and not (entry.card and _is_multiple(entry.card, keep_every)):
+                _try_to_discard(folder / entry.name)
+        folder.rmdir()  # unless something is left in it
 
 
 def _begin(folder: Path, part: Path) -> int:
     """Make the folder to write into, where a killed run left nothing; the place of the checkpoint in the order."""
+    _refuse_link(folder)
     folder.mkdir(exist_ok=True)
-    for left in folder.glob(".*.part"):
-        shutil.rmtree(left)
+    _sweep(folder)
     part.mkdir()
     sync_folder(folder.parent)
-    return 1 + max((card["order"] for _, _, card in _listed(folder, strictly=True) if card), default=0)
+    orders = [int(entry.order) for entry in listed(folder, strictly=True) if entry.order < math.inf]
+    return min(1 + max(orders, default=0), LAST)
 
 
 def _publish(folder: Path, name: str, part: Path, card: dict[str, Any]) -> None:
     """Give the part its name; the checkpoint that had it keeps another under which it is found, until then."""
-    write_atomically(part / CARD, _render(card))  # which syncs the folder, with all that is in it
-    if (folder / name).exists():
+    assert is_card(card)
+    write_atomically(part / CARD, render(card))  # which syncs the folder, with all that is in it
+    if os.path.lexists(folder / name):
         _discard(folder / f"{name}{BEFORE}")
         os.rename(folder / name, folder / f"{name}{BEFORE}")
     os.rename(part, folder / name)
@@ -156,29 +163,61 @@ def _publish(folder: Path, name: str, part: Path, card: dict[str, Any]) -> None:
 
 def _rotate(folder: Path, name: str, keep: int, keep_every: int) -> None:
     """Delete what stood in place of this checkpoint and those that are not kept, the damaged ones among them."""
-    _discard(folder / f"{name}{BEFORE}")
-    every = _listed(folder, strictly=True)
-    good = [(old, card["about"]["step"]) for _, old, card in every if card]
-    kept = {old for old, _ in good[-keep:]}
-    kept |= {old for old, step in good if keep_every and step and step % keep_every == 0}
-    for _, old, _ in every:
-        if old not in kept:
-            _discard(folder / old)
+    _try_to_discard(folder / f"{name}{BEFORE}")
+    with contextlib.suppress(OSError):
+        every = listed(folder)
+        good = [entry for entry in every if entry.card]
+        kept = {entry.name for entry in good[-keep:]} | {name}
+        kept |= {entry.name for entry in good if entry.card and _is_multiple(entry.card, keep_every)}
+        for entry in every:
+            if not entry.stays and entry.name not in kept:
+                _try_to_discard(folder / entry.name)
+
+
+def _is_multiple(card: dict[str, Any], keep_every: int) -> bool:
+    """Whether a checkpoint is of a step that is kept for good."""
+    step = card["about"]["step"]
+    return bool(keep_every and step and step % keep_every == 0)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what saves and deletions left that were killed; what cannot be removed now is left for the next time."""
+    for left in folder.glob(f".*{PART}"):
+        if NAME.fullmatch(left.name[1 : -len(PART)]):
+            with contextlib.suppress(OSError):
+                _remove(left)
+
+
+def _try_to_discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _discard(path)
 
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint if it is there, out of sight: half of one never has a good name."""
-    if path.exists():
-        part = path.with_name(f".{path.name}.part")
+    if os.path.lexists(path):
+        part = path.with_name(f".{path.name}{PART}")
         os.rename(path, part)
-        shutil.rmtree(part)
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or a link and not what it leads to."""
+    path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise ValueError(
+            f"{folder} is a link, through which no checkpoint is written or deleted: put the folder in its place."
+        )
 
 
 def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     """What is said of a checkpoint that could not be saved, its part deleted; `size` in bytes."""
-    shutil.rmtree(folder / f".{name}.part", ignore_errors=True)
+    shutil.rmtree(folder / f".{name}{PART}", ignore_errors=True)
     try:
-        last = [old for _, old, card in _listed(folder) if card][-1:]
+        last = [entry.name for entry in listed(folder) if entry.card][-1:]
         left = f"the last one, {last[0]}, is intact" if last else "there is no earlier one"
     except OSError:
         left = "the earlier ones cannot be read"
@@ -189,26 +228,8 @@ def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     return f"checkpoint {name} cannot be saved in {where}; {left}: {remedy} and go on with --resume."
 
 
-def _listed(folder: Path, *, strictly: bool = False) -> list[tuple[float, str, dict[str, Any] | None]]:
-    """Order, name and card of each checkpoint, sorted; one that is damaged is last and has no card.
-
-    Raises:
-        OSError: the folder cannot be read; or strictly, and a card cannot: what is hidden now may not be damaged.
-    """
-    found: list[tuple[float, str, dict[str, Any] | None]] = []
-    for path in folder.iterdir() if folder.exists() else ():
-        if not path.name.startswith(".") and (path / CARD).exists():
-            try:
-                card = _open_card(path / CARD)
-                found.append((card["order"], path.name, card))
-            except (ValueError, OSError) as error:
-                if strictly and isinstance(error, OSError):
-                    raise
-                found.append((math.inf, path.name, None))
-    return sorted(found, key=lambda entry: entry[:2])
-
-
 def _find(folder: Path, name: str | None) -> str | None:
+    _refuse_link(folder)
     every = names(folder)
     if name is None:
         return every[-1] if every else None
@@ -220,42 +241,10 @@ def _find(folder: Path, name: str | None) -> str | None:
     raise ValueError(f"{folder} has no checkpoint {name}: {there}.")
 
 
-def _render(card: dict[str, Any]) -> bytes:
-    """The text of a card, the digest of its content included."""
-    own = hashlib.sha256(json.dumps(card).encode()).hexdigest()
-    return (json.dumps({**card, "own": own}, indent=2) + "\n").encode()
-
-
-def _open_card(path: Path) -> dict[str, Any]:
-    """A card, if each byte of it is what was written: its content is rendered again, and compared."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
-    text = path.read_bytes()
-    try:
-        card = json.loads(text)
-        del card["own"]
-        same = _render(card) == text
-    except (ValueError, KeyError, TypeError, RecursionError):
-        same = False
-    if not same:
-        raise ValueError(CHANGED)
-    if card.get("format") != FORMAT or not _is_card(card):
-        raise ValueError(f"is of format {card.get('format')!r}, this version reads {FORMAT}")
-    return card
-
-
-def _is_card(card: dict[str, Any]) -> bool:
-    """Whether what a card says is of the kind that is read from it: anybody may have written it."""
-    about, digests = card.get("about"), card.get("sha256")
-    if not isinstance(about, dict) or not isinstance(digests, dict) or type(card.get("order")) is not int:
-        return False
-    return type(about.get("step")) is int and all(Path(file).name == file for file in digests)
-
-
 def _checked_card(folder: Path, name: str) -> dict[str, Any]:
     """The card of a checkpoint that has the files it was written with, no shard missing and none too many."""
     try:
-        card = _open_card(folder / name / CARD)
+        card = open_card(folder / name / CARD)
         there = {path.name for path in (folder / name).glob(f"*{SUFFIX}")}
     except (ValueError, OSError) as error:
         raise _damaged(folder, name, CARD, error) from None
@@ -267,6 +256,8 @@ def _checked_card(folder: Path, name: str) -> dict[str, Any]:
 def _check(folder: Path, name: str, digests: dict[str, str]) -> None:
     """Refuse files that have another SHA-256."""
     for file, digest in digests.items():
+        if not is_own(folder / name / file):
+            raise _damaged(folder, name, file, NO_FILE)
         try:
             with (folder / name / file).open("rb") as content:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -276,12 +267,21 @@ def _check(folder: Path, name: str, digests: dict[str, str]) -> None:
             raise _damaged(folder, name, file, CHANGED)
 
 
+def _fill(folder: Path, name: str, template: Template) -> dict[str, Tensor]:
+    """The tensors of files that are what was written, by whomever."""
+    try:
+        return fill(folder / name, template)
+    except Broken as error:
+        raise _damaged(folder, name, error.file, error) from None
+
+
 def _damaged(folder: Path, name: str, file: str, why: str | Exception) -> ValueError:
     """A file is refused: the error, with the checkpoint to go on from instead."""
     if isinstance(why, FileNotFoundError):
         why = "is missing"
     elif isinstance(why, OSError):
         why = f"cannot be read ({why.strerror or why})"
+    file = file if file.isprintable() else ascii(file)
     every = names(folder)
     earlier = every[: every.index(name)] if name in every else every
     instead = earlier[-1:] or [other for other in every if other != name][-1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from .engine import Engine, full, gathered, local, synchronised
 from .guards import Guard, Scale
 from .objectives import Loss, Objective
 from .optimisers import build, moments, remember, skips
+from .processes import ranks
 from .recipes import Optimiser
 from .velocities import Draw
 
@@ -46,6 +47,8 @@ class State:
         optimisers: of torch, one for most kinds.
         averages: moving averages of the trained parameters.
         parameters: the trained parameters by name; `DTensor` where they are sharded.
+        precision: type in which networks compute, by autocast.
+        shares: which rows of a batch make up each of the parts that it is taken in; `None` for all at once.
         scale: of the loss, in float16.
         step: steps taken.
         begun: the step at which the optimisers began; the rate warms up from there.
@@ -59,6 +62,8 @@ class State:
     optimisers: list[torch.optim.Optimizer]
     averages: Averages
     parameters: dict[str, Tensor]
+    precision: torch.dtype = torch.float32
+    shares: Tensor | None = None
     scale: Scale | None = None
     guard: Guard = field(default_factory=Guard)
     step: int = 0
@@ -86,15 +91,25 @@ class State:
         return {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
 
     def template(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """An empty tensor for one of a checkpoint: laid out, and shared out, as its parameter is."""
+        """An empty tensor for one of a checkpoint: laid out, and shared out, as its own is, whose shape it has.
+
+        Args:
+            name: of the tensor.
+            shape, dtype: as it was kept; its own may be others, if the checkpoint is of another network.
+        """
         kind, _, rest = name.partition(".")
-        if kind in ("parameter", "average", "optimiser"):
-            own = self.parameters.get(rest.partition("/")[2] if kind == "average" else rest)
-            own = self.parameters.get(rest.rpartition(".")[0]) if kind == "optimiser" else own
-            if own is not None and own.shape == shape:
-                return torch.empty_like(own, dtype=dtype, requires_grad=False)
-        like = self._targets()[int(rest)] if kind == "target" and int(rest) < len(self._targets()) else None
-        return torch.empty(shape, dtype=dtype) if like is None else torch.empty_like(like, requires_grad=False)
+        targets = self._targets() if kind == "target" else []
+        if kind == "parameter":
+            own = self.parameters.get(rest)
+        elif kind == "average":
+            own = self.parameters.get(rest.partition("/")[2])
+        elif kind == "optimiser":  # moments are like the parameter, their count is not
+            own = self.parameters.get(rest.rpartition(".")[0]) if shape else None
+        elif kind == "buffer":
+            own = dict(self.objective.named_buffers()).get(rest)
+        else:
+            own = targets[int(rest)] if rest.isdecimal() and int(rest) < len(targets) else None
+        return torch.empty(shape, dtype=dtype) if own is None else torch.empty_like(own, requires_grad=False)
 
     def _targets(self) -> list[Tensor]:
         """The weights of the objective's targets that follow the map."""
@@ -122,7 +137,7 @@ class State:
             self.begun = int(about.get("begun", self.step))
             if "guard" in about:
                 self.guard.restore(about["guard"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"the checkpoint has no state that this version reads ({error!r}).") from None
 
     @torch.no_grad()
@@ -153,23 +168,32 @@ class State:
         for value in self.parameters.values():
             value.grad = None
 
-    def descend(self, draw: Draw, shares: Tensor | None, autocast: AbstractContextManager[Any]) -> Loss:
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """While networks compute."""
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(device.type, self.precision)
+
+    def parts(self, draw: Draw) -> list[Draw]:
+        """The parts that a draw is taken in."""
+        if self.shares is None:
+            return [draw]
+        return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
+
+    def descend(self, draw: Draw) -> Loss:
         """The loss of a draw, and its gradient: in one go, or in parts whose gradients add up."""
-        draws = [draw] if shares is None else [draw.map(lambda value, rows=rows: value[rows]) for rows in shares]
-        losses: list[Loss] = []
+        draws, losses = self.parts(draw), list[Loss]()
         for part in draws:
-            last = len(losses) == len(draws) - 1
-            with synchronised(self.module, last):
-                with autocast:
+            with synchronised(self.module, len(losses) == len(draws) - 1):
+                with self.autocast(part.s.device):
                     loss: Loss = self.module(part)
                 value = loss.value.detach()
                 # NaN where the loss is not finite: so is the gradient then, which all processes come to know
                 share = value * 0 + 1 / len(draws)
                 loss.value.backward(share if self.scale is None else share * self.scale.factor)
             losses.append(Loss(value, loss.parts))
-        if len(losses) == 1:
+        if self.shares is None:
             return losses[0]
-        parts = {name: torch.cat([loss.parts[name] for loss in losses]) for name in losses[0].parts}
+        order = self.shares.flatten().argsort()  # rows where they were drawn
+        parts = {name: torch.cat([loss.parts[name] for loss in losses])[order] for name in losses[0].parts}
         return Loss(torch.stack([loss.value for loss in losses]).mean(), parts)
 
     def update(self, rate: float, clip: float) -> Tensor:
@@ -220,6 +244,9 @@ def begin(
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
     scale = Scale(device) if precision == torch.float16 else None
-    waits = device.type == "cpu" or not skips(optimisers)
+    waits = device.type != "cuda" or not skips(optimisers)
     follows = bool(objective.followers())
-    return State(objective, module, optimisers, averages, parameters, scale, follows=follows, waits=waits)
+    shares = objective.shares(settings.batch // ranks(), settings.accumulate).to(device)
+    shares = shares if len(shares) > 1 else None
+    every = (objective, module, optimisers, averages, parameters, precision, shares, scale)
+    return State(*every, follows=follows, waits=waits)

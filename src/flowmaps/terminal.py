@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from .progress import Watch
 
-FIRST = int(os.environ.get("RANK", "0")) == 0
+RANK = os.environ.get("RANK", "0")
+FIRST = not RANK.isdecimal() or int(RANK) == 0
 """Whether this is the first process of a launcher, or the only one."""
 console = Console(highlight=False, quiet=not FIRST)
 

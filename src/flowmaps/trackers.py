@@ -91,7 +91,7 @@ def open_trackers(
         try:
             for name in names:
                 begun[name] = _begin(name, folder, json.loads(json.dumps(config)), first)
-        except ValueError:
+        except Exception:
             Trackers(begun, say).close()
             raise
 
@@ -137,7 +137,8 @@ def _begin(name: str, folder: Path, config: dict[str, Any], first: int) -> Any:
     try:
         PartialState()  # accelerate's own words go through it; there is one already if there are several processes
         if name == "tensorboard":
-            tracker: Any = tracking.TensorBoardTracker(name, where, purge_step=first + 1 if first else None)
+            past = first + 1 if first else 0  # also the words of a run that ended before its first checkpoint
+            tracker: Any = tracking.TensorBoardTracker(name, where, purge_step=past)
         elif name == "wandb":
             project, quiet = os.environ.get("WANDB_PROJECT", PROJECT), {"console": "off"}
             options: dict[str, Any] = {"id": key, "resume": "allow", "config": config, "settings": quiet}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -66,7 +65,6 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     budget: float | None = None,
-    precision: torch.dtype = torch.float32,
 ) -> Iterator[Step]:
     """Train, one `Step` at a time, until `steps` are taken or `budget` seconds have passed.
 
@@ -78,12 +76,9 @@ def train(
         seed: of all draws; step k draws the same whether or not training was interrupted before.
         device: where the objective is.
         budget: wall-clock limit in seconds, of one process; progress is then the greater of the two shares.
-        precision: type in which networks compute, by autocast.
     """
     device, rows = torch.device(device), settings.batch // ranks()
     own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
-    shares = state.objective.shares(rows, settings.accumulate).to(device) if settings.accumulate > 1 else None
-    autocast = nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
     begun, before = time.monotonic(), state.step / steps
     while state.step < steps:
         progress = state.step / steps
@@ -96,7 +91,7 @@ def train(
         x1, cond = source.sample(rows, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
         state.zero_grad()
-        loss = state.descend(draw, shares, autocast)
+        loss = state.descend(draw)
         rate = schedule(settings, state.step - state.begun, progress)
         state.whole = False
         norm = state.update(rate, settings.clip)

@@ -109,7 +109,7 @@ def trained(case: Case, shard: bool) -> Left:
         state.module.register_comm_hook(None, _hook(left))
     before = _weights(state)
     with Scatters(left):
-        for step in train(state, Spoilt(case), case.settings, steps=STEPS, precision=case.precision):
+        for step in train(state, Spoilt(case), case.settings, steps=STEPS):
             left.norms.append(float(step.norm))
             left.losses.append(float(step.loss.value))
             now = _weights(state)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,19 +70,6 @@ def goes_on(folder: Path, expected: list[torch.Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(folder), expected, strict=True))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of half a megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    made = subprocess.run(mount, capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def fill(folder: Path) -> None:
     """Use up the disk to the last byte."""
     with (folder.parent / "filler").open("wb", buffering=0) as file:
@@ -93,18 +80,44 @@ def fill(folder: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("at", [19, 24])  # a checkpoint is the next to be written, or a line of the log
-def test_a_full_disk(small_disk: Path, expected: list[torch.Tensor], at: int):
-    folder = small_disk / "run"
-    said = unlucky(folder, at, fill)
-    name = "map-00000010" if at == 19 else "map-00000020"
-    assert "No space left on device" in said
-    assert name in said
-    assert "intact" in said
-    assert "--resume" in said
-    assert snapshots.find(folder / CHECKPOINTS) == name
-    (small_disk / "filler").unlink()
-    goes_on(folder, expected)
+FULL = """
+import shutil, sys
+from pathlib import Path
+from test_bad_luck import CHECKPOINTS, RECIPE, Run, fill, snapshots, unlucky
+
+disk, left = Path(sys.argv[1]), Path(sys.argv[2])
+for at in map(int, sys.argv[3:]):
+    folder = disk / "run"
+    print(unlucky(folder, at, fill))
+    print(snapshots.find(folder / CHECKPOINTS))
+    (disk / "filler").unlink()
+    for _ in Run.open(RECIPE, folder, resume=True).train():
+        pass
+    shutil.copytree(folder, left / str(at))
+    shutil.rmtree(folder)
+"""
+
+
+def test_a_full_disk(tmp_path: Path, expected: list[torch.Tensor]):
+    """One of half a megabyte, mounted for a process alone; a checkpoint is the next to be written, or a line of the
+    log."""
+    disk, cases = tmp_path / "disk", {19: "map-00000010", 24: "map-00000020"}
+    disk.mkdir()
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=512k none {disk}"
+    if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here: unshare is missing, or not allowed")
+    words = shlex.join([sys.executable, "-c", FULL, str(disk), str(tmp_path), *map(str, cases)])
+    there = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([*alone, f"{mount} && {words}"], capture_output=True, text=True, env=there, timeout=300)
+    assert not done.returncode, done.stderr
+    lines = iter(done.stdout.splitlines())
+    for (at, name), said, found in zip(cases.items(), lines, lines, strict=True):
+        assert "No space left on device" in said
+        assert f"{name}, is intact" in said
+        assert "--resume" in said
+        assert found == name
+        assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / str(at)), expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -140,19 +153,21 @@ def forbid(folder: Path) -> None:
 
 @pytest.mark.parametrize("at", [12, 19])  # before a line of the log, before a checkpoint
 def test_a_folder_that_may_not_be_written(tmp_path: Path, expected: list[torch.Tensor], at: int):
-    folder = tmp_path / "run"
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    was = os.geteuid()
+    folder, was = tmp_path / "run", os.geteuid()
+    modes = {parent: parent.stat().st_mode for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent)}
     try:
+        for parent in modes:
+            parent.chmod(0o755)  # a user without rights must get there
         said = unlucky(folder, at, forbid)
     finally:
         os.seteuid(was)
+        for parent, mode in modes.items():
+            parent.chmod(mode)
+        for path in (folder, folder / CHECKPOINTS):
+            path.chmod(0o755)
+        (folder / "log.jsonl").chmod(0o644)
     assert "Permission denied" in said
     assert "map-00000010, is intact" in said
-    for path in (folder, folder / CHECKPOINTS):
-        path.chmod(0o755)
-    (folder / "log.jsonl").chmod(0o644)
     goes_on(folder, expected)
 
 
@@ -184,18 +199,30 @@ WORDS = ["--steps", "3000", "--teacher-steps", "20", "--no-compile", "--optimise
          "--evaluation.steps", "1", "--evaluation.tolerance", "0.1", "--device", "cpu"]  # fmt: skip
 
 
+def signalled(command: list[str], log: Path, number: signal.Signals) -> tuple[str, str, int]:
+    """What a command prints that gets a signal once it has a log, and its exit code; it is not left alive."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            pytest.fail(f"it ended before it was told to: {process.communicate()}")
+        assert log.exists(), "no step within a minute"
+        process.send_signal(number)
+        return *process.communicate(timeout=60), process.returncode
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_gives_the_command_to_go_on(tmp_path: Path, number: signal.Signals):
     folder = tmp_path / "a run"  # a name that the command must quote
     command = [sys.executable, "-m", "flowmaps", "train", "checkerboard", "--out", str(folder), *WORDS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (folder / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    out, errors, code = signalled(command, folder / "log.jsonl", number)
+    assert code == 0, errors
     assert errors == ""
     assert f"stopped after {number.name}" in out
     stage, step = snapshots.find(folder / CHECKPOINTS).split("-")  # type: ignore[union-attr]

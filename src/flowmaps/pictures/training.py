@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from ..evaluate import Start, restarts, stepping
 from ..image_figures import tiles
 from ..maps import FlowMap, Near
 from ..measure import Sampled
-from ..processes import on_first
+from ..processes import first_line, on_first, ranks
 from ..recipes import Recipe
 from ..runs import Run
 from ..train import generator
@@ -27,16 +28,17 @@ POINTS, DIGITS, SIDE, DATA = 2_000, 20, 8, 4  # numbers of samples; rows of imag
 STEPS, EULER = (1, 4), 8  # of a map, and of a velocity
 
 
-def show(run: Run, stage: str, step: int) -> Path | None:
+def show(run: Run, stage: str, step: int, say: Callable[[str], None] | None = None) -> Path | None:
     """Draw samples of a run that is being trained, with its averages for weights; every process calls this.
 
-    Nothing that the training draws, and none of its weights, is changed by it. A picture that cannot be written is told
-    of, and left out.
+    Nothing that the training draws, and none of its weights, is changed by it. A picture that cannot be drawn or
+    written, for whatever reason, is told of and left out.
 
     Args:
         run: between two of its steps.
         stage: name of the stage.
         step: steps taken in it.
+        say: where words go; the run's unless given.
 
     Returns:
         The file, shown/STAGE-STEP.png in the folder of the run; `None` where there is nothing to see.
@@ -46,12 +48,13 @@ def show(run: Run, stage: str, step: int) -> Path | None:
     path = run.folder / FOLDER / f"{stage}-{step:08d}.png"
 
     def draw() -> Path | None:
-        figure = during(run.recipe, stage, flow_map, run.source)
         try:
+            figure = during(run.recipe, stage, flow_map, run.source)
             path.parent.mkdir(exist_ok=True)
             return figures.save(figure, path, dpi=96 if run.source.shape == (2,) else 144)
-        except OSError as error:
-            run.say(f"{path} cannot be written ({error.strerror or error}): the training goes on without it.")
+        except Exception as error:  # of whatever kind: memory, a disk, a version
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            (say or run.say)(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
             return None
 
     with run.averaged() as flow_map:
@@ -76,11 +79,11 @@ def during(recipe: Recipe, stage: str, flow_map: FlowMap, source: Source) -> Fig
     number = SIDE**2 if units.pixels else DIGITS if recipe.data == "digits" else POINTS
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE))
     start = Start(x0, None if units.classes is None else torch.arange(number) % units.classes)
-    drawn: dict[str, Sampled] = {}
+    chunk, drawn = _chunk(recipe, units.pixels), dict[str, Sampled]()
     for title, sampler, steps in samplers(recipe, stage, flow_map):
         again = restarts(recipe) if stage == "map" else None
         walk, begun, _ = stepping(sampler, steps, start, again, recipe.seed)
-        x = walked(walk, begun, recipe.evaluation.chunk, device, lambda share: None)
+        x = walked(walk, begun, chunk, device, lambda share: None)
         drawn[title] = Sampled(x.nan_to_num(), start.cond, steps, 0.0)
     if recipe.data == "digits":
         return digits(drawn)
@@ -91,6 +94,12 @@ def during(recipe: Recipe, stage: str, flow_map: FlowMap, source: Source) -> Fig
     rows = [pixels(units, x).unflatten(0, (SIDE, -1)) for x in (*(s.x for s in drawn.values()), data)]
     blocks = dict.fromkeys(drawn, SIDE) | {"data": DATA}
     return tiles(torch.cat(rows, 1).flatten(0, 1), SIDE, blocks=blocks)
+
+
+def _chunk(recipe: Recipe, images: bool) -> int:
+    """Rows at a time: of images no more than a process takes with gradients, for which there is memory."""
+    rows = recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
+    return min(recipe.evaluation.chunk, rows if images else POINTS)
 
 
 def samplers(recipe: Recipe, stage: str, flow_map: FlowMap) -> list[tuple[str, FlowMap, int]]:
