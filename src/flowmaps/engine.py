@@ -55,12 +55,8 @@ class Engine:
         # buffers are constants here: nothing but gradients travels; the option has changed its name in torch 2.13
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: dict[str, Any] = {
-            buffers: False,
-            "gradient_as_bucket_view": True,
-            "find_unused_parameters": self.unused,
-        }
-        return DistributedDataParallel(module, where, **options)
+        options: dict[str, Any] = {buffers: False, "find_unused_parameters": self.unused}
+        return DistributedDataParallel(module, where, gradient_as_bucket_view=True, **options)
 
 
 def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:

@@ -24,7 +24,7 @@ from .maps import FlowMap, Frozen
 from .measure import open_features
 from .objectives import Objective
 from .optimisers import build
-from .processes import first_line, in_turn, ranks
+from .processes import first_line, in_turn, on_first, ranks
 from .progress import Watch, quiet
 from .recipes import ImageRecipe, Optimiser, Recipe
 from .recipes.ranges import ROWS
