@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from snapshot_cases import sign
+
+from flowmaps.ledger import CARD, render
+
 DEEP = "@deep@"  # stands for what json.dumps cannot write: a hundred thousand lists, one in the other
 VALUES: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3.5, 1e308, -1e-308, float("nan"), float("inf"), 10**9, 10**10, 2**63, 10**30),
@@ -31,13 +35,16 @@ def _files(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def _chosen(rng: random.Random, paths: list[Path]) -> Path:
-    """One of the files; those of the map itself more often than each other one."""
-    names = ("config.json", "weights.safetensors")
+    """One of the files; those of the map itself, and of training states, more often than each other one."""
+    names = ("config.json", "weights.safetensors", "state.json", "state.safetensors")
     return rng.choices(paths, [4 if path.name in names else 1 for path in paths])[0]
 
 
 def _sign(rng: random.Random, path: Path) -> str:
     """In half of the cases the checksum in the card is put right, so that the weights are read."""
+    if (path.parent / CARD).is_file() and path.suffix == ".safetensors" and rng.random() < 0.5:
+        sign(path.parent)
+        return ", signed"
     card = path.parent / "config.json"
     if path.suffix != ".safetensors" or not card.is_file() or rng.random() < 0.5:
         return ""
@@ -118,6 +125,9 @@ def of_json(rng: random.Random, folder: Path) -> str:
     if rng.random() < 0.2 and value:
         said.append(_change(rng, value, VALUES))
     _write_json(path, value)
+    if path.name == CARD and rng.random() < 0.5 and json.dumps(DEEP) not in json.dumps(value):
+        path.write_bytes(render({key: entry for key, entry in value.items() if key != "own"}))
+        said.append("signed")
     return f"{path.relative_to(folder)}: {'; '.join(said)}"
 
 
@@ -164,9 +174,7 @@ def of_tensors(rng: random.Random, folder: Path) -> str:
 def of_files(rng: random.Random, folder: Path) -> str:
     """Files that are swapped, missing, empty, folders, pipes, links in a circle or to what has no end."""
     path, other = (_chosen(rng, _files(folder, ".json", ".jsonl", ".safetensors")) for _ in range(2))
-    kind = rng.choice(
-        ("swap", "missing", "empty", "folder", "pipe", "circle", "endless", "outside", "unreadable", "no folder")
-    )
+    kind = rng.choice(("swap", "missing", "empty", "folder", "pipe", "circle", "endless", "outside", "no folder"))
     if kind == "swap":
         one, two = path.read_bytes(), other.read_bytes()
         path.write_bytes(two)
@@ -178,14 +186,12 @@ def of_files(rng: random.Random, folder: Path) -> str:
         if rng.random() < 0.5:
             parent.write_text("a file")
         return f"no {parent.name}"
-    if kind == "unreadable":
-        path.chmod(0)
-        return f"unreadable {path.name}"
     if kind == "outside":  # of what is written none goes there
         elsewhere = folder.parents[1] / "elsewhere" / path.name
         elsewhere.parent.mkdir(exist_ok=True)
         shutil.move(path, elsewhere)
         path.symlink_to(elsewhere)
+        (path.parent / ".lock").unlink(missing_ok=True)
         (path.parent / ".lock").symlink_to(elsewhere)
         return f"outside {path.name}"
     path.unlink()
@@ -201,9 +207,9 @@ def of_files(rng: random.Random, folder: Path) -> str:
 
 
 MUTATORS: dict[str, tuple[Mutator, int]] = {
-    "json": (of_json, 150),
-    "bytes": (of_bytes, 75),
-    "tensors": (of_tensors, 75),
-    "files": (of_files, 34),
+    "json": (of_json, 90),
+    "bytes": (of_bytes, 45),
+    "tensors": (of_tensors, 45),
+    "files": (of_files, 21),
 }
-"""Mutators, and how many folders each is to damage of each kind of folder: a thousand in all, of three kinds."""
+"""Mutators, and how many folders each is to damage of each kind of folder: a thousand in all, of five kinds."""

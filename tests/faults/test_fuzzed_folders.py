@@ -10,8 +10,7 @@ import pickle
 import random
 import resource
 import shutil
-import sys
-import sysconfig
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ import numpy as np
 import pytest
 import torch
 from mutations import MUTATORS
+from run_cases import kill
+from watching import GUARD
 
 import flowmaps as fm
-from flowmaps import commands, folders, initial, plans, report, sampling
+from flowmaps import commands, folders, plans, report, sampling
 from flowmaps.data import Source
 from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import Endpoint
@@ -34,62 +35,9 @@ from flowmaps.runs import Run
 FEW = {"samples": 100, "points": 10, "chunk": 50, "steps": (1,), "euler": 1, "tolerance": 0.1}
 SECONDS = {"evaluate": 10.0}
 """Of this process, that a use may take; others 2."""
+FOREVER = 30.0
+"""Seconds by the clock: what takes longer waits for something."""
 MEMORY = 2**31  # bytes beyond what this process has at the start
-
-# what may not happen --------------------------------------------------------------------------------------------------
-
-FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn", "subprocess.Popen"}
-FORBIDDEN |= {"pickle.find_class", "ctypes.dlopen", "code.__new__", "function.__new__"}
-FORBIDDEN |= {"socket.connect", "socket.getaddrinfo", "urllib.Request", "ftplib.connect", "http.client.connect"}
-CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.symlink", "os.link", "os.truncate"}
-LIBRARIES = tuple(
-    os.path.realpath(path)
-    for path in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), os.path.dirname(fm.__file__))
-)
-"""Modules may be imported late; what else is executed is not from a file, or from another."""
-
-
-class Guard:
-    """Watches what Python does while it is on: hooks cannot be removed."""
-
-    def __init__(self) -> None:
-        self.inside, self.seen, self.hooked = "", list[str](), False
-
-    def __call__(self, event: str, given: tuple[Any, ...]) -> None:
-        if not self.inside:
-            return
-        if event == "exec":
-            if not os.path.realpath(given[0].co_filename).startswith(LIBRARIES):
-                self.seen.append(f"{event} of {given[0].co_filename}")
-        elif event in FORBIDDEN:
-            self.seen.append(f"{event} {given!r:.200}")
-        elif (event == "open" and _writes(*given)) or event in CHANGES:
-            paths = given[: 1 + (event in ("os.rename", "os.symlink", "os.link"))]
-            outside = [path for path in paths if isinstance(path, (str, bytes, os.PathLike)) and not self._own(path)]
-            self.seen += [f"{event} {path!r}" for path in outside]
-
-    def _own(self, path: str | bytes | os.PathLike) -> bool:
-        path = os.path.realpath(os.fsdecode(path))
-        return path.startswith(self.inside + os.sep) or path in (os.devnull, "/dev/tty")
-
-    @contextlib.contextmanager
-    def on(self, inside: Path) -> Iterator[list[str]]:
-        """What was seen that is forbidden, writing outside a folder among it."""
-        if not self.hooked:
-            sys.addaudithook(self)
-            self.hooked = True
-        self.inside, self.seen = os.path.realpath(inside), []
-        try:
-            yield self.seen
-        finally:
-            self.inside = ""
-
-
-def _writes(path: Any, mode: Any, flags: Any) -> bool:
-    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
-
-
-GUARD = Guard()
 
 
 @pytest.fixture
@@ -102,16 +50,18 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-# three folders --------------------------------------------------------------------------------------------------------
+# five folders ---------------------------------------------------------------------------------------------------------
 
-TINY: dict[str, Any] = {"steps": 2, "teacher_steps": 2, "compile": False, "device": "cpu", "log_every": 1}
+TINY: dict[str, Any] = {"steps": 4, "teacher_steps": 2, "compile": False, "device": "cpu", "log_every": 1}
+TINY |= {"checkpoint_every": 1, "keep": 2, "snapshot_every": 1, "show_every": 0}
+OPTIMISER = Optimiser(batch=8, emas=(0.5,), widths=(0.1,))
 POINTS = Recipe(
-    "tiny", data="checkerboard", network=Network(width=8, depth=2), optimiser=Optimiser(batch=8), **TINY,
+    "tiny", data="checkerboard", network=Network(width=8, depth=2), optimiser=OPTIMISER, **TINY,
     evaluation=Evaluation(**FEW),
 )  # fmt: skip
 UNET = UNetNetwork(width=8, multipliers=(1,), blocks=1, attention=(), head=8, patch=2, dropout=0.0)
 IMAGES = ImageRecipe(
-    "tiny-images", method="flow_matching", unet=UNET, optimiser=Optimiser(batch=8), **TINY,
+    "tiny-images", method="flow_matching", unet=UNET, optimiser=OPTIMISER, **TINY,
     evaluation=ImageEvaluation(**FEW, features="efficientnet-lite0:32"),
 )  # fmt: skip
 
@@ -126,24 +76,19 @@ class Base:
     described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def finished(recipe: Recipe, folder: Path) -> Base:
-    """A run as it is when it has been trained and measured."""
-    source, described = folders.source_of(recipe), folders.describe(recipe)
-    flow_map, path = initial.new_map(recipe, source.shape, source.classes), plans.interpolant(recipe)
-    extra = {**described, "seconds": 1.5, "units": dataclasses.asdict(source.units)}
-    fm.save(flow_map, folder, interpolant=path, extra=extra)
-    if recipe.method in plans.DISTILLED:
-        fm.save(flow_map, folder / "teacher", interpolant=path, extra=extra)
-    line = '{"stage": "map", "step": %d, "loss": 1.5, "diagonal": 1.0, "norm": null, "rate": 0.01, "seconds": 0.1}\n'
-    (folder / "log.jsonl").write_text(line % 1 + line % 2)
+def trained(recipe: Recipe, folder: Path) -> dict[str, Base]:
+    """A run that was killed with two checkpoints, and the same when it has been trained and measured."""
+    name, steps = folder.name, sum(stage.steps for stage in plans.stages(recipe))
+    halted = folder.with_name(f"halted {name}")
+    kill(Run.open(recipe, halted, say=str), steps - 1)
+    shutil.copytree(halted, folder)
+    for _ in Run.open(recipe, folder, resume=True, say=str).train():
+        pass
     (folder / "metrics.json").write_text('{"recipe": "tiny", "rows": [{"sampler": "map", "steps": 1, "nfe": 1}]}\n')
-    return Base(folder, recipe, source, described)
-
-
-def unfinish(folder: Path) -> None:
-    """Make of a finished run one that was interrupted."""
-    for name in ("weights.safetensors", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
+    made = Base(folder, recipe, folders.source_of(recipe), folders.describe(recipe))
+    assert len(list((halted / "checkpoints").iterdir())) == 2
+    assert len(list((folder / "averages").iterdir())) > 3
+    return {name: made, halted.name: dataclasses.replace(made, folder=halted)}
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +100,16 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     torch.manual_seed(0)
     path = WithNoise(Linear(), 0.3)
     saved = fm.save(Endpoint(MLP(3, width=8, classes=4)), root / "saved", interpolant=path, extra={"note": ["a", 1]})
-    made = {"points": finished(POINTS, root / "points"), "images": finished(images, root / "images")}
+    made = trained(POINTS, root / "points") | trained(images, root / "images")
     for name, base in made.items():  # annotations are executed too, once
-        shutil.copytree(base.folder, root / "first" / name)
-        (root / "first" / "out").mkdir(exist_ok=True)
-        for late in (False, True):
-            if late:
-                unfinish(root / "first" / name)
-            for use in uses(base, root / "first" / name, whole=not late).values():
-                complaint(use)
+        shutil.copytree(base.folder, root / "first" / name / "run")
+        (root / "first" / name / "out").mkdir()
+        for use in uses(base, root / "first" / name / "run", whole=True).values():
+            complaint(use)
     return made | {"saved": Base(saved)}
 
+
+NAMES = ["points", "images", "halted points", "halted images", "saved"]
 
 # what is done with each -----------------------------------------------------------------------------------------------
 
@@ -181,6 +125,10 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         out = folder.parent / "out"
         report.write(out, recipe.name, dataclasses.asdict(recipe), rows, {}, commands.notes(recipe, folder))
 
+    def resume() -> None:
+        with contextlib.closing(Run.open(recipe, folder, resume=True, say=str).train()) as steps:
+            next(steps)
+
     recipe, described = base.recipe or POINTS, base.described
     found: dict[str, Use] = {
         "load": lambda: fm.load(folder),
@@ -189,18 +137,43 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         "read_log": lambda: folders.read_log(folder),
         "load_run": lambda: folders.load_run(folder),
         "check_resumable": lambda: folders.check_resumable(folder, recipe, described),
-        "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", 4, 3, None, 0),
+        "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),
         "report": shown,
-        "resume": lambda: Run.open(recipe, folder, resume=True, say=str)._lock.release(),  # type: ignore[union-attr]
+        "average": lambda: sampling.average(folder, folder.parent / "out" / "width", width=0.08),
+        "resume": resume,
     }
-    return found | ({"evaluate": lambda: commands.evaluate(folder, FEW, None)} if whole else {})
+    more: dict[str, Use] = {
+        "average of a decay": lambda: sampling.average(folder, folder.parent / "out" / "decay", decay=0.5),
+        "evaluate": lambda: commands.evaluate(folder, FEW, None),
+    }
+    return found | (more if whole else {})
+
+
+class Late(BaseException):
+    """A use waits for something that does not come, so that this process takes no time at all."""
+
+
+@contextlib.contextmanager
+def alarm() -> Iterator[None]:
+    """End what waits."""
+
+    def ring(*_: object) -> None:
+        raise Late(f"{FOREVER} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, FOREVER)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def complaint(use: Use, seconds: float = 60.0) -> str | None:
     """What is wrong with how a folder is used: not refused in one line, or not in time."""
     begun = time.process_time()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with alarm(), contextlib.redirect_stdout(io.StringIO()):
             use()
     except (ValueError, OSError) as error:
         words = str(error)
@@ -222,27 +195,40 @@ def complaint(use: Use, seconds: float = 60.0) -> str | None:
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that need no network of their own."""
+    """Features that need no network of their own, and a disk that nobody waits for."""
     import image_cases
 
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
     for module in ("commands", "measure"):
         monkeypatch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
 
 
-@pytest.mark.parametrize("name", ["points", "images", "saved"])
+@pytest.mark.parametrize("name", NAMES)
 def test_whole_folders_are_used(bases: dict[str, Base], name: str, tmp_path: Path):
     """What is refused below is refused for its damage."""
     base = bases[name]
     shutil.copytree(base.folder, tmp_path / "run")
     (tmp_path / "out").mkdir()
+    allowed = {
+        "saved": {"load", "load_interpolant", "read_log"},
+        "halted": {"read_recipe", "read_log", "check_resumable", "resume", "report"},
+    }.get(name.split()[0])
     for use, call in uses(base, tmp_path / "run", whole=True).items():
-        refused = use in ("check_resumable", "resume") or (name == "saved" and not use.startswith(("load", "read_log")))
         with contextlib.redirect_stdout(io.StringIO()):
-            if refused or (name == "saved" and use == "load_run"):
-                with pytest.raises(ValueError, match=r"has finished training|no recipe"):
-                    call()
-            else:
+            if use in allowed if allowed else use not in ("check_resumable", "resume"):
                 call()
+            else:
+                with pytest.raises(
+                    ValueError, match=r"has finished training|no recipe|did not finish|has no interpolant"
+                ):
+                    call()
+
+
+def test_a_use_that_waits_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though it takes no time of this process."""
+    monkeypatch.setattr("test_fuzzed_folders.FOREVER", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    assert (complaint((tmp_path / "pipe").read_bytes) or "").startswith("Late: 0.2 s")
 
 
 def test_the_guard_sees_what_is_forbidden(tmp_path: Path):
@@ -259,7 +245,7 @@ def test_the_guard_sees_what_is_forbidden(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", MUTATORS)
-@pytest.mark.parametrize("name", ["points", "images", "saved"])
+@pytest.mark.parametrize("name", NAMES)
 def test_damaged_folders_are_used_or_refused_in_one_line(
     bases: dict[str, Base], name: str, kind: str, tmp_path: Path, little_memory: None
 ):
@@ -269,8 +255,6 @@ def test_damaged_folders_are_used_or_refused_in_one_line(
         shutil.copytree(base.folder, place / "run")
         (place / "out").mkdir()
         rng = random.Random(f"{name} {kind} {seed}")
-        if base.recipe is not None and kind != "tensors" and rng.random() < 0.2:
-            unfinish(place / "run")
         said = mutate(rng, place / "run")
         with GUARD.on(place) as seen:
             for use, call in uses(base, place / "run", whole=seed % 25 == 0).items():

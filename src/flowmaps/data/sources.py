@@ -94,7 +94,7 @@ class Units:
             fields |= {name: tuple(fields[name]) for name in ("shape", "shift", "scale", "names") if name in fields}
             return cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"the run's config.json does not say what its data are like ({error!r}).") from None
+            raise ValueError(f"the run's config.json does not say what its data are like ({error!r:.300}).") from None
 
 
 class Source(ABC):

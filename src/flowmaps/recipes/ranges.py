@@ -112,7 +112,7 @@ RULES: dict[str, Rule] = {
     "optimiser.ema": BELOW_ONE,
     "optimiser.emas": _each(BELOW_ONE, "decays of averages", twice=False),
     "optimiser.widths": _each(
-        _in(0, NARROW, f"above 0 and below {NARROW:.4f}, that of the plain mean", ends="()"),
+        _in(0.001, NARROW, f"from 0.001 to below {NARROW:.4f}, that of the plain mean", ends="[)"),
         "relative widths of averages",
         twice=False,
     ),
