@@ -253,7 +253,7 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
         ({"optimiser.widths": (0.1, 0.1000000001)}, "--optimiser.widths must be relative widths of averages, none"),
         (
             {"optimiser.widths": (0.3,)},
-            "--optimiser.widths must be relative widths of averages, each above 0 and below",
+            "--optimiser.widths must be relative widths of averages, each from 0.001 to below",
         ),
         ({"optimiser.kind": "sgd"}, "--optimiser.kind must be one of adam, adamw, radam, muon, got sgd"),
         ({"keep-every": 1_500}, "--keep-every must be a multiple of --checkpoint-every"),
