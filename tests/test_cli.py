@@ -640,6 +640,7 @@ def test_of_several_processes_one_says_an_error(
 def test_a_process_that_is_lost_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     error = torch.distributed.DistNetworkError("Connection reset by peer\nstack: ...")
     raising(monkeypatch, error, first=False, together=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     line = "flowmaps: another process of the run has ended or cannot be reached (Connection reset by peer).\n"
     with pytest.raises(SystemExit) as stopped:
         cli.main([])

@@ -280,9 +280,9 @@ def test_processes_share_the_rows_of_a_step_evenly() -> None:
     recipe = dataclasses.replace(PLAIN, optimiser=Optimiser(batch=24, accumulate=2))
     for processes in (1, 2, 3, 6):
         plans.check(recipe, processes)
-    with pytest.raises(ValueError, match=r"must be a multiple of 10, to be shared by 5 processes .* 2, got 24"):
+    with pytest.raises(ValueError, match=r"multiple of 10 for 5 processes with --optimiser.accumulate 2, got 24"):
         plans.check(recipe, 5)
-    with pytest.raises(ValueError, match="must be at least 48, 2 rows a part of 12 processes"):
+    with pytest.raises(ValueError, match="must be at least 48, 2 rows a part for 12 processes"):
         plans.check(recipe, 12)
 
 

@@ -51,7 +51,8 @@ class Train:
     resume: bool = False
     """Go on with an interrupted run, with the options it began with."""
     resume_from: str | None = None
-    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`."""
+    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`; --resume
+    need not be given too."""
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(words)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; a run that has a checkpoint goes on with --resume.", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, RuntimeError) as error:
         if is_lost(error):

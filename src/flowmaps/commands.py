@@ -67,6 +67,8 @@ def train(
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
+        if run.resume_from:
+            console.print(f"going on from {run.resume_from} of {folder}", soft_wrap=True)
         plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
         console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}{_on(run)}", soft_wrap=True)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -125,6 +127,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
                 if not logs:
                     continue
                 pace = (step.number - first) / max(run.seconds - begun, 1e-9)
+                begun, first = run.seconds, step.number  # the pace of late: compiling is long over
                 note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
                 shown.update(stage.name, step.number, note)
                 if not console.is_terminal and (last or step.number % (20 * every) == 0):
@@ -259,7 +262,7 @@ def _few(recipe: Recipe, units: Units) -> str | None:
     """What is to be said of the number of samples."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
-        return "KL by so few samples is mostly its floor: quote figures of --samples 1000000."
+        return "KL of so few samples lies high above its floor: quote figures of 1,000,000 (--evaluation.samples)."
     if not units.pixels or number >= 10_000:
         return None
     singular = ", and below some 1,300 means nothing" if number < 1_300 else ""

@@ -33,6 +33,8 @@ MOST, STEPS = 2**31, 100_000
 """Numbers of all samples together, 8 GB of them; and jumps."""
 LOOSE = 0.05
 """Relative error of a fit of profiles that is worth a word."""
+WRONG = 0.5
+"""One that is no longer that average."""
 
 
 def sample(
@@ -181,7 +183,8 @@ def average(
     flow_map, (values, about) = checkpoint.load(folder / within), _average(folder, recipe, stage, width, decay, step)
     _adopt(flow_map, values)
     _write_run(folder, out, within, flow_map, {"of": str(folder.resolve()), "stage": stage} | about)
-    console.print(f"{folder} with this average for the weights of its {stage}: {out}", soft_wrap=True)
+    said = f"{out} is the run {folder} with this average for the weights of its {stage}"
+    console.print(f"{said}; flowmaps evaluate {out} measures it.", soft_wrap=True)
 
 
 def _average(
@@ -192,6 +195,11 @@ def _average(
         assert decay is not None
         return _kept(folder, recipe, stage, decay), {"decay": decay}
     error = reconstruct.relative_error(folder, stage, width, step)
+    if error > WRONG:
+        raise ValueError(
+            f"the snapshots do not give this average (relative error {error:.2g}): take another --width, or for --step "
+            "one at which there is a snapshot; or train with more --optimiser.widths or a smaller --snapshot-every."
+        )
     if error > LOOSE:
         console.print(
             f"the snapshots give this average with a relative error of {error:.2g}, which is large: take another "

@@ -91,11 +91,13 @@ def _out_of_range(name: str, value: Any, hint: Any) -> str | None:
 def _rows(recipe: Recipe, processes: int) -> Iterator[str]:
     o = recipe.optimiser
     parts = processes * o.accumulate
-    shares = f"{processes} process{'es' * (processes > 1)} with --optimiser.accumulate {o.accumulate}"
+    ways = [f"{processes} processes"] * (processes > 1)
+    ways += [f"--optimiser.accumulate {o.accumulate}"] * (o.accumulate > 1)
+    whose = f" for {' with '.join(ways)}" if ways else ""
     if o.batch % parts:
-        yield f"--optimiser.batch must be a multiple of {parts:,}, to be shared by {shares}, got {o.batch}."
+        yield f"--optimiser.batch must be a multiple of {parts:,}{whose}, got {o.batch}."
     if o.batch < ROWS * parts:
-        yield f"--optimiser.batch must be at least {ROWS * parts:,}, {ROWS} rows a part of {shares}, got {o.batch}."
+        yield f"--optimiser.batch must be at least {ROWS * parts:,}, {ROWS} rows a part{whose}, got {o.batch}."
 
 
 def _averages(o: Optimiser) -> Iterator[str]:
