@@ -64,10 +64,14 @@ class Bare:
         learns = [value for value in self.objective.parameters() if value.requires_grad]
         self.adam = torch.optim.Adam(learns, lr=recipe.optimiser.rate, betas=betas, fused=True)
         self.generator = torch.Generator(device).manual_seed(0)
+        precision = getattr(torch, recipe.precision)
+        self.autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
     def step(self) -> None:
         x1, cond = self.source.sample(self.batch, self.generator)
-        loss = self.evaluate(self.objective.draw(x1, cond=cond, generator=self.generator, progress=0.0))
+        draw = self.objective.draw(x1, cond=cond, generator=self.generator, progress=0.0)
+        with self.autocast:
+            loss = self.evaluate(draw)
         self.adam.zero_grad(set_to_none=True)
         loss.value.backward()
         self.adam.step()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from run_cases import SETTINGS, TINY, contents, interrupt, kill, log, open_run, saved, weights
 
-from flowmaps import checkpoint, folders, journal
+from flowmaps import checkpoint, folders, journal, snapshots
 from flowmaps.plans import stages
 from flowmaps.recipes import Evaluation, Network, Recipe
 from flowmaps.runs import CHECKPOINTS, Run
@@ -219,3 +221,22 @@ def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
     assert all(torch.equal(own[name], value) for name, value in run.flow_map.state_dict().items())
     assert any(not torch.equal(own[name], seen[name]) for name in own)
     steps.close()
+
+
+def test_the_snapshot_of_an_average_is_there_before_the_checkpoint_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that is killed between the two goes on from the checkpoint, and takes no step before it again."""
+    settings = replace(TINY.optimiser, widths=(0.1,))
+    recipe = replace(TINY, method="lsd", optimiser=settings, checkpoint_every=3, snapshot_every=3)
+    seen, save = [], snapshots.save
+
+    def saved_after(folder: Path, name: str, *given: Any, **kept: Any) -> Path:
+        step = int(name.split("-")[1])
+        seen.append((step, (folder.parent / "averages" / f"map-width-0.1-{step:08}.safetensors").exists()))
+        return save(folder, name, *given, **kept)
+
+    monkeypatch.setattr(snapshots, "save", saved_after)
+    for _ in open_run(recipe, tmp_path / "run").train():
+        pass
+    assert seen == [(3, True), (6, True), (9, True)]

@@ -196,11 +196,12 @@ class Run:
                 if logs:
                     self.logged = journal.log(self.folder, stage.name, step, state, self.seconds)
                 yield stage, step
+                # before the checkpoint, from which a run that is killed in between goes on
+                if recipe.optimiser.widths and step.number % recipe.snapshot_every == 0:
+                    averages.snapshot(self.folder, stage.name, step.number, list(state.parameters), state.averages)
                 self.stopped = request(stop())
                 if self.stopped or step.number % recipe.checkpoint_every == 0:
                     self._checkpoint(number, stage, state)
-                if recipe.optimiser.widths and step.number % recipe.snapshot_every == 0:
-                    averages.snapshot(self.folder, stage.name, step.number, list(state.parameters), state.averages)
                 if self.stopped:
                     return
         except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
