@@ -240,3 +240,16 @@ def test_the_snapshot_of_an_average_is_there_before_the_checkpoint_of_its_step(
     for _ in open_run(recipe, tmp_path / "run").train():
         pass
     assert seen == [(3, True), (6, True), (9, True)]
+
+
+def test_a_run_killed_at_its_very_end_is_cleared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(snapshots, "clear", lambda *_: None)  # as one killed between its card and that
+    for _ in open_run(TINY, folder).train():
+        pass
+    assert (folder / CHECKPOINTS).exists()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has finished training"):
+        open_run(TINY, folder, resume=True)
+    assert not (folder / CHECKPOINTS).exists()
+    assert (folder / "weights.safetensors").exists()

@@ -32,6 +32,7 @@ from .folders import describe
 from .maps import FlowMap, Frozen
 from .measure import Reference, Sampled, reference
 from .objectives import Objective
+from .preflight import check_folder
 from .recipes import Recipe
 from .state import begin
 from .terminal import bar, console
@@ -68,8 +69,8 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
         plans.check(dataclasses.replace(recipe, method=method))
     about = _about(recipe, budget)
     table: list[Row] = reopen(folder, about) if resume else []
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
+    if not resume:
+        check_folder(folder)
     source = open_data(recipe.data, recipe.optimiser.batch).to(pick_device(recipe.device))
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, about, table)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -119,3 +119,9 @@ def full(value: Tensor) -> Tensor:
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this process has of each tensor."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that are not finite, where this process can see it."""
+    here = zip(tensors, local(tensors.values()), strict=True)
+    return [name for name, value in here if not bool(value.isfinite().all())]

@@ -64,6 +64,11 @@ def check_data(card: dict[str, Any], described: dict[str, Any]) -> None:
         )
 
 
+def finished(folder: Path, card: dict[str, Any]) -> bool:
+    """Whether a run has been trained to its end: its card is the last to be written."""
+    return (folder / checkpoint.WEIGHTS).exists() and "map" in card
+
+
 def check_resumable(folder: Path, recipe: Recipe, described: dict[str, Any]) -> None:
     """Refuse to go on with another recipe than the run began with; `described` from `describe`.
 
@@ -71,7 +76,7 @@ def check_resumable(folder: Path, recipe: Recipe, described: dict[str, Any]) -> 
         ValueError: there is no run, it has finished, or its recipe differs.
     """
     card = checkpoint.read_card(folder)
-    if (folder / checkpoint.WEIGHTS).exists() and "map" in card:  # the card is the last to be written
+    if finished(folder, card):
         raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
     old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
     for name, value in new.items():

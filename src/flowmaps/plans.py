@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from . import methods
 from .equations import Stop
 from .guidance import AtWeight, Guidance, GuidedMap
@@ -130,6 +132,11 @@ def optimiser(recipe: Recipe, stage: str) -> Optimiser:
         share *= recipe.careful if recipe.method in CAREFUL else 1.0
         share *= recipe.map_rate if recipe.method in DISTILLED else 1.0
     return replace(recipe.optimiser, rate=share * recipe.optimiser.rate)
+
+
+def gains(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a run is to be compiled: a network of images takes minutes on a CPU, and is no faster afterwards."""
+    return recipe.compile and not (device.type == "cpu" and isinstance(recipe, ImageRecipe))
 
 
 def measured(recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None, Recipe]:

@@ -253,8 +253,8 @@ def _parts(recipe: Recipe) -> str:
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a run is compiled: there is a compiler, and something is gained by it."""
-    return recipe.compile and can_compile() and not (device.type == "cpu" and isinstance(recipe, ImageRecipe))
+    """Whether a run is compiled: something is gained by it, and there is a compiler."""
+    return plans.gains(recipe, device) and can_compile()
 
 
 def _end(recipe: Recipe) -> str:

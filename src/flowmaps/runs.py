@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from filelock import BaseFileLock
 from . import averages, checkpoint, initial, journal, plans, snapshots
 from .data import Source
 from .devices import compiled
-from .engine import Engine, local, start
+from .engine import Engine, not_finite, start
 from .files import write_atomically
-from .folders import LOG, anywhere, check_resumable, describe, given_teacher, source_of
+from .folders import LOG, anywhere, check_resumable, describe, finished, given_teacher, source_of
 from .guards import LOCK, Request, lock
 from .maps import FlowMap, Frozen
 from .preflight import check_folder, check_steps
 from .processes import LOST, Lost, all_of, each, first_line, in_turn, is_lost, on_first, ranks, together
 from .progress import Watch, quiet
-from .recipes import ImageRecipe, Recipe
+from .recipes import Recipe
 from .shapes import Field
 from .state import State, begin
 from .train import Step, generator, train
@@ -94,7 +94,7 @@ class Run:
         source = in_turn(lambda: source_of(recipe, watch=watch)).to(engine.device)
         described = on_first(lambda: describe(recipe, watch))
         if resume:
-            on_first(lambda: check_resumable(folder, recipe, described))
+            on_first(lambda: _resumable(recipe, folder, described))
             resume_from = snapshots.find(folder / CHECKPOINTS, resume_from)
         fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
         run = cls(recipe, folder, source, fresh, described, engine, resume_from, say=say)
@@ -146,7 +146,8 @@ class Run:
 
     def _stages(self, stop: Callable[[], bool]) -> Generator[tuple[plans.Stage, Step], None, None]:
         stages = plans.stages(self.recipe)
-        at = self._first_stage([stage.name for stage in stages])
+        names = [stage.name for stage in stages]
+        at = self._first_stage(names)
         if self.recipe.teacher:
             self._take_teacher()
         for number, stage in enumerate(stages):
@@ -156,7 +157,7 @@ class Run:
                 continue
             self._state = state = self._begin(stage)
             if self.resume_from and number == at:
-                self._go_on(self.resume_from, state)
+                self._go_on(self.resume_from, names, stage.name, state)
             elif number:
                 self._checkpoint(number, stage, state)
             yield from self._steps(number, stage, state, stop)
@@ -165,17 +166,15 @@ class Run:
             self._finish(stage, state, self.folder if last else self.folder / stage.name)
             if not last:
                 self._adopt(self.flow_map, stage)
-        on_first(self._clear)
+        on_first(lambda: _clear(self.folder, self.recipe.keep_every))
 
     def _begin(self, stage: plans.Stage) -> State:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         flow_map = copy.deepcopy(self.flow_map) if self.engine.shard else self.flow_map  # weights become shares
         objective = stage.build(flow_map, self.teacher).to(self.engine.device)
-        # on a CPU it takes minutes to compile a network of images, which is no faster afterwards
-        fast = recipe.compile and not (self.engine.device.type == "cpu" and isinstance(recipe, ImageRecipe))
         settings, precision = plans.optimiser(recipe, stage.name), getattr(torch, recipe.precision)
-        evaluate = compiled(objective.evaluate, self.say) if fast else None
+        evaluate = compiled(objective.evaluate, self.say) if plans.gains(recipe, self.engine.device) else None
         return begin(objective, settings, engine=self.engine, evaluate=evaluate, precision=precision)
 
     def _steps(
@@ -212,7 +211,7 @@ class Run:
     def _checkpoint(self, number: int, stage: plans.Stage, state: State) -> None:
         """Save the training state, unless it has gone bad: then the last good one stays."""
         tensors = state.tensors()
-        if bad := [name for names in all_of(lambda: _not_finite(tensors)) for name in names]:
+        if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
             raise ValueError(
                 f"the training state is not finite at step {state.step} of stage {stage.name} ({bad[0]}): lower "
                 f"--optimiser.rate or --optimiser.clip. {self._intact()}"
@@ -231,18 +230,12 @@ class Run:
             raise ValueError(f"{self.resume_from} is no checkpoint of this run, whose stages are {', '.join(names)}.")
         return names.index(name)
 
-    def _go_on(self, name: str, state: State) -> None:
-        """Take over a checkpoint, and cut the log back to it."""
+    def _go_on(self, name: str, stages: list[str], stage: str, state: State) -> None:
+        """Take over a checkpoint of a stage, and cut the log back to it."""
         tensors, about = snapshots.read(self.folder / CHECKPOINTS, name, state.template)
         state.restore(tensors, about)
         self.seconds = about["seconds"]
-        stages = [stage.name for stage in plans.stages(self.recipe)]
-        on_first(lambda: journal.cut_back(self.folder, stages, name.rpartition("-")[0], state.step))
-
-    def _clear(self) -> None:
-        """Remove what only a run in training needs."""
-        snapshots.clear(self.folder / CHECKPOINTS, self.recipe.keep_every)
-        (self.folder / LOCK).unlink(missing_ok=True)
+        on_first(lambda: journal.cut_back(self.folder, stages, stage, state.step))
 
     def _take_teacher(self) -> None:
         """Start from the teacher that was given, of which the folder has a copy."""
@@ -260,7 +253,7 @@ class Run:
         """Write the map that a stage has learned, and its other averages."""
         state.use_averages()
         self.flow_map.load_state_dict(state.weights())
-        if bad := _not_finite(self.flow_map.state_dict()):
+        if bad := not_finite(self.flow_map.state_dict()):
             raise ValueError(
                 f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip. "
                 f"{self._intact()}"
@@ -294,7 +287,14 @@ class Run:
         return left if name else "No checkpoint was saved before it."
 
 
-def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of tensors that are not finite, where this process can see it."""
-    here = zip(tensors, local(tensors.values()), strict=True)
-    return [name for name, value in here if not bool(value.isfinite().all())]
+def _clear(folder: Path, keep_every: int) -> None:
+    """Remove what only a run in training needs."""
+    snapshots.clear(folder / CHECKPOINTS, keep_every)
+    (folder / LOCK).unlink(missing_ok=True)
+
+
+def _resumable(recipe: Recipe, folder: Path, described: dict[str, Any]) -> None:
+    """Refuse a run that cannot go on; one that was killed at its very end is cleared as it would have been."""
+    if folder.is_dir() and finished(folder, checkpoint.read_card(folder)):
+        _clear(folder, recipe.keep_every)
+    check_resumable(folder, recipe, described)
