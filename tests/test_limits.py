@@ -34,7 +34,7 @@ from cases import (
 from papers import teacher
 from torch import Tensor
 
-from flowmaps import exact, methods, steps, weights
+from flowmaps import exact, methods, times, weights
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
 from flowmaps.maps import FlowMap, Frozen
@@ -432,7 +432,7 @@ SHORT = {
         m, cells=round(1 / d), interpolant=path, weight=UNIT
     ),
     "easy_consistency_tuning": lambda m, path, d: methods.easy_consistency_tuning(
-        m, split=steps.Shrink(path, q=1 / d, stages=1), interpolant=path, weight=UNIT
+        m, split=times.ShrinkingLeg(path, q=1 / d, stages=1), interpolant=path, weight=UNIT
     ),
     "alphaflow": lambda m, path, d: off_diagonal(methods.alphaflow(m, alpha=d, interpolant=path, weight=UNIT)),
 }

@@ -18,7 +18,7 @@ from test_literal import LITERAL
 from torch import Tensor
 from torch.func import jvp
 
-from flowmaps import methods, steps, weights
+from flowmaps import methods, times, weights
 from flowmaps.couplings import Independent, Normal
 from flowmaps.interpolants import Interpolant, Linear, VarianceExploding, WithNoise
 from flowmaps.maps import Frozen
@@ -489,7 +489,7 @@ def test_consistency_training_in_sigma(name: str, cells: int):
     """
     path, net, rng = VarianceExploding(), Network(DIM, 1), generator(5)
     improved = name != "consistency_training"
-    law: dict[str, Any] = {"times": steps.Snapped(ToData(), cells)} if improved else {}
+    law: dict[str, Any] = {"times": times.Snapped(ToData(), cells)} if improved else {}
     if improved:  # in units of the data: the base has deviation 80
         distance = weights.OnJump(weights.PseudoHuber(0.02))
         law["weight"] = weights.PerNoise(distance, path, scale=80.0)

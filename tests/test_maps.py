@@ -24,8 +24,8 @@ from flowmaps.maps import (
     Trigonometric,
 )
 from flowmaps.samplers import Jump
+from flowmaps.schedules import Halving
 from flowmaps.solvers import SolverFlow
-from flowmaps.steps import Halving
 
 BATCH = 7
 EXACT = Gaussian([1.0, -2.0, 0.5], [[0.5, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 1.5]])

@@ -12,7 +12,7 @@ import torch
 from cases import generator
 from torch import Tensor, nn
 
-from flowmaps import methods, steps
+from flowmaps import methods, schedules, times
 from flowmaps.couplings import Independent, Normal
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.guidance import Guidance
@@ -303,7 +303,7 @@ def test_the_split_and_the_warm_up_are_drawn_for_a_progress():
     flow_map = a_map()
     x1, labels = batch()
     led = Semigroup(Stop.TARGET, led=True)
-    finite = MapMatching(flow_map, Linear(), led, times=ToData(), split=steps.Share(steps.Sigmoid()))
+    finite = MapMatching(flow_map, Linear(), led, times=ToData(), split=times.FixedLeg(schedules.Sigmoid()))
     for progress, share in [(0.0, 1.0), (0.5, 0.5), (1.0, 5e-3)]:
         drawn = finite.draw(x1, cond=labels, progress=progress).split
         torch.testing.assert_close(drawn, torch.full_like(drawn, share))
@@ -338,7 +338,7 @@ def test_a_weight_of_the_first_leg_sees_its_share():
 def test_at_data_compares_where_the_frozen_map_carries_both_sides():
     """CTM: |X-_{t,1}(X_{s,t}(I_s)) - X-_{t,1}(X-_{w,t}(solver(I_s)))|^2, gradient through the inner jump alone."""
     flow_map, target = a_map(), Frozen(AverageVelocity(Net(11)))
-    teacher, split = FromTeacher(lambda x, t, cond=None: torch.cos(x) + t[:, None]), steps.Uniform()
+    teacher, split = FromTeacher(lambda x, t, cond=None: torch.cos(x) + t[:, None]), times.UniformLeg()
     equation = Semigroup(Stop.TARGET, led=True)
     options: dict[str, Any] = {"times": Triangle(), "split": split, "target": target, "at_data": True}
     objective = MapMatching(flow_map, Linear(), equation, teacher, **options)
@@ -406,7 +406,7 @@ def test_only_what_follows_is_followed():
 
 def test_progressive_distillation_takes_a_new_teacher_after_each_round():
     flow_map = a_map()
-    objective = methods.progressive_distillation(flow_map, cells=steps.Halving(4))
+    objective = methods.progressive_distillation(flow_map, cells=schedules.Halving(4))
     (frozen,) = objective.followers()
     seen = []
     for k in range(30):

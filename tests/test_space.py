@@ -11,7 +11,7 @@ import torch
 from cases import METHODS
 
 import flowmaps as fm
-from flowmaps import methods, space, steps, times, weights
+from flowmaps import methods, space, times, weights
 from flowmaps.couplings import MinibatchOT, Paired
 from flowmaps.equations import Eulerian, Semigroup, Stop
 from flowmaps.guidance import Guidance
@@ -319,4 +319,4 @@ def test_no_string_chooses_mathematics() -> None:
 
 
 def test_a_law_of_time_is_named() -> None:
-    assert space.point(build("lmd", times=steps.Snapped(times.Square(), 4))).pairs == "square, grid"
+    assert space.point(build("lmd", times=times.Snapped(times.Square(), 4))).pairs == "square, grid"

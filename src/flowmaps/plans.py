@@ -22,8 +22,9 @@ from .interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
 from .maps import FlowMap, Near
 from .objectives import Objective
 from .recipes import ImageRecipe, Optimiser, Recipe, validate
+from .schedules import Anneal
 from .shapes import Field
-from .times import Anneal, Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
+from .times import Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
 from .weights import Adaptive, Constant, Learned, SplitPower, Weight
 
 Build = Callable[[FlowMap, Field | None], Objective]

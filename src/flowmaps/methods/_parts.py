@@ -14,8 +14,7 @@ from ..objectives import Common, MapMatching, Objective, VelocityMatching
 from ..objectives import Split as RowSplit
 from ..shapes import Field
 from ..solvers import SolverFlow
-from ..steps import Split
-from ..times import Times, Triangle
+from ..times import LegLaw, Times, Triangle
 from ..velocities import FromMap, FromTeacher, Guidance, Guided, Velocity
 
 
@@ -98,7 +97,7 @@ def self_distilled(
     options: Options,
     *,
     velocity: Velocity | None = None,
-    split: Split | None = None,
+    split: LegLaw | None = None,
 ) -> Objective:
     """`share` of the rows match a velocity, the rest obey the equation with the map's own, on s <= t."""
     path, rest = settle(options, times=Triangle())

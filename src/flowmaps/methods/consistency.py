@@ -12,14 +12,15 @@ import math
 from collections.abc import Callable
 from typing import Unpack
 
-from .. import steps
+from .. import schedules, times
 from ..dual import Engine
 from ..equations import Eulerian, Semigroup, Stop
 from ..interpolants import Trigonometric
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
+from ..schedules import Anneal
 from ..shapes import Field
-from ..times import Anneal, LogNormal, ToData
+from ..times import LogNormal, ToData
 from ..velocities import Velocity
 from ..weights import Learned, OnJump, PerNoise, Power, PseudoHuber
 from ._parts import Options, deviation, settle, solved, taught
@@ -32,7 +33,7 @@ _WARMUP = Anneal(0.0, 1.0, 0.1)
 def consistency_training(
     flow_map: FlowMap,
     *,
-    cells: int | Callable[[float], int] = steps.SquareRoot(),  # noqa: B008  (frozen)
+    cells: int | Callable[[float], int] = schedules.SquareRoot(),  # noqa: B008  (frozen)
     target: FlowMap | None = None,
     **options: Unpack[Options],
 ) -> Objective:
@@ -60,14 +61,14 @@ def consistency_training(
         target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
             `Frozen(flow_map, decay=0.95)`.
     """
-    path, rest = settle(options, times=steps.Snapped(ToData(), cells), weight=Power(2))
-    return MapMatching(flow_map, path, _EQUATION, split=steps.Step(cells), target=target, **rest)
+    path, rest = settle(options, times=times.Snapped(ToData(), cells), weight=Power(2))
+    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, **rest)
 
 
 def improved_consistency_training(
     flow_map: FlowMap,
     *,
-    cells: int | Callable[[float], int] = steps.Doubling(),  # noqa: B008  (frozen)
+    cells: int | Callable[[float], int] = schedules.Doubling(),  # noqa: B008  (frozen)
     huber: float = 0.00054,
     **options: Unpack[Options],
 ) -> Objective:
@@ -94,13 +95,13 @@ def improved_consistency_training(
         huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
     """
     (path, rest), scale = settle(options), deviation(options)
-    law = steps.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
+    law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
     defaults = {"times": law, "weight": PerNoise(OnJump(PseudoHuber(huber)), path, scale)}
-    return MapMatching(flow_map, path, _EQUATION, split=steps.Step(cells), **defaults | rest)
+    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), **defaults | rest)
 
 
 def easy_consistency_tuning(
-    flow_map: FlowMap, *, split: steps.Split | None = None, **options: Unpack[Options]
+    flow_map: FlowMap, *, split: times.LegLaw | None = None, **options: Unpack[Options]
 ) -> Objective:
     """Easy consistency tuning (ECT): a step that starts as long as the way to the data and shrinks by halves.
 
@@ -125,7 +126,7 @@ def easy_consistency_tuning(
     (path, rest), scale = settle(options), deviation(options)
     distance = OnJump(PseudoHuber(1e-4))  # the norm, without its kink
     defaults = {"times": LogNormal(ToData(), path, -1.1, 2.0, scale), "weight": PerNoise(distance, path, scale)}
-    split = steps.Shrink(path, scale=scale) if split is None else split
+    split = times.ShrinkingLeg(path, scale=scale) if split is None else split
     return MapMatching(flow_map, path, _EQUATION, split=split, **defaults | rest)
 
 
@@ -162,8 +163,8 @@ def consistency_distillation(
             `Frozen(flow_map, decay=0.95)`.
     """
     flow = solved(taught(teacher, flow_map, "consistency_distillation", options), solver, 1)
-    path, rest = settle(options, times=steps.Snapped(ToData(), cells), weight=Power(2))
-    return MapMatching(flow_map, path, _EQUATION, flow, split=steps.Step(cells), target=target, **rest)
+    path, rest = settle(options, times=times.Snapped(ToData(), cells), weight=Power(2))
+    return MapMatching(flow_map, path, _EQUATION, flow, split=times.CellLeg(cells), target=target, **rest)
 
 
 def _continuous(

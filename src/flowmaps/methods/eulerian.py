@@ -12,8 +12,9 @@ from ..dual import Engine
 from ..equations import Eulerian, Stop
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
+from ..schedules import Anneal
 from ..shapes import Field
-from ..times import Anneal, Diagonal, Interval, LogitNormal, Square, Times, Triangle
+from ..times import Diagonal, Interval, LogitNormal, Square, Times, Triangle
 from ..velocities import Velocity
 from ..weights import Adaptive
 from ._parts import Options, beside, distilled, self_distilled, settle, taught

@@ -12,8 +12,9 @@ from ..dual import Engine
 from ..equations import Lagrangian, Stop
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective, RoundTrip
+from ..schedules import Anneal
 from ..shapes import Field
-from ..times import Anneal, FromBase, Interval, Square, Times
+from ..times import FromBase, Interval, Square, Times
 from ..velocities import Velocity
 from ..weights import Adaptive
 from ._parts import Options, distilled, self_distilled, settle, taught

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
-from .. import steps
+from .. import schedules, times
 from ..equations import Semigroup, Stop
 from ..maps import FlowMap, Near, frozen
 from ..objectives import MapMatching, Objective
@@ -48,7 +48,7 @@ def psd(
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
     """
-    split = None if midpoint else steps.Uniform()
+    split = None if midpoint else times.UniformLeg()
     return self_distilled(flow_map, Semigroup(stop), share, diagonal, options, split=split)
 
 
@@ -87,7 +87,7 @@ def shortcut(
         target: sg, the map of the legs: the map itself unless given; the paper's is `Frozen(flow_map, decay=0.999)`.
         diagonal: law of t there; uniform unless given.
     """
-    path, rest = settle(options, times=steps.Dyadic(levels))
+    path, rest = settle(options, times=times.Dyadic(levels))
     legs = FromMap(Near(flow_map if target is None else frozen(target), 2.0**-levels))
     own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), legs, **rest)
     return beside(diagonal, own, share, **rest)
@@ -98,7 +98,7 @@ def split_meanflow(
     *,
     teacher: Velocity | Field | None = None,
     share: float = 0.5,
-    split: steps.Split = steps.Uniform(),  # noqa: B008  (frozen)
+    split: times.LegLaw = times.UniformLeg(),  # noqa: B008  (frozen)
     diagonal: Times | None = None,
     **options: Unpack[Options],
 ) -> Objective:
@@ -132,7 +132,7 @@ def split_meanflow(
 def alphaflow(
     flow_map: FlowMap,
     *,
-    alpha: float | Callable[[float], float] = steps.Sigmoid(),  # noqa: B008  (frozen)
+    alpha: float | Callable[[float], float] = schedules.Sigmoid(),  # noqa: B008  (frozen)
     own: bool = False,
     share: float = 0.25,
     diagonal: Times | None = None,
@@ -169,5 +169,5 @@ def alphaflow(
     path, rest = settle(options, times=LogitNormal(Triangle()))
     weight = {} if "weight" in rest else {"weight": SplitPower(1.0, Adaptive())}
     equation, velocity = Semigroup(Stop.TARGET, led=not own), FromMap(flow_map) if own else None
-    matching = MapMatching(flow_map, path, equation, velocity, split=steps.Share(alpha), **weight, **rest)
+    matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
     return beside(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})

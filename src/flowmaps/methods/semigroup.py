@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
-from .. import steps
+from .. import schedules, times
 from ..equations import Semigroup, Stop
 from ..maps import FlowMap, Frozen
 from ..maps import frozen as copied
@@ -54,7 +54,7 @@ def progressive_distillation(
     flow_map: FlowMap,
     *,
     frozen: FlowMap | None = None,
-    cells: int | Callable[[float], int] = steps.Halving(32),  # noqa: B008  (frozen)
+    cells: int | Callable[[float], int] = schedules.Halving(32),  # noqa: B008  (frozen)
     **options: Unpack[Options],
 ) -> Objective:
     """Progressive distillation: on a grid whose cells double in length from round to round, one jump learns two.
@@ -86,10 +86,10 @@ def progressive_distillation(
     With guidance the map, and so its copies, must have learned the guided velocity before: it is not guided anew.
     """
     if frozen is None:
-        if callable(cells) and not isinstance(cells, steps.Halving):
+        if callable(cells) and not isinstance(cells, schedules.Halving):
             raise ValueError(f"progressive_distillation takes rounds from Halving, got {cells}: pass frozen= too.")
         frozen = Frozen(flow_map, rounds=None if isinstance(cells, int) else cells.rounds)
-    path, rest = settle(options, times=steps.Cell(cells))
+    path, rest = settle(options, times=times.Cell(cells))
     rest.setdefault("weight", TruncatedSNR(path, deviation(options)))
     return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(copied(frozen)), **rest)
 
@@ -163,6 +163,6 @@ def ctm(
     velocity = taught(teacher, flow_map, "ctm", options)
     path, rest = settle(options, times=Triangle())
     equation, flow = Semigroup(Stop.TARGET, led=True), solved(velocity, solver, solver_steps)
-    jumps = MapMatching(flow_map, path, equation, flow, split=steps.Uniform(), target=target, at_data=True, **rest)
+    jumps = MapMatching(flow_map, path, equation, flow, split=times.UniformLeg(), target=target, at_data=True, **rest)
     diagonal = velocity if options.get("guidance") else None  # of a guided teacher the guided velocity
     return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **rest | {"weight": None})], [1.0, matching])

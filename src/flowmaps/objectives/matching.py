@@ -8,12 +8,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from .. import steps
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
 from ..maps import Detached, FlowMap, frozen
 from ..shapes import Batch, like
-from ..times import Diagonal, Square, Times
+from ..times import Diagonal, LegLaw, Square, Times
 from ..velocities import Draw, FromMap, Velocity
 from ..weights import Learned, squared
 from .base import Common, Drawn, Loss, Objective
@@ -78,7 +77,7 @@ class MapMatching(Objective):
         velocity: Velocity | None = None,
         *,
         times: Times,
-        split: steps.Split | None = None,
+        split: LegLaw | None = None,
         warmup: Callable[[float], float] | None = None,
         target: FlowMap | None = None,
         at_data: bool = False,

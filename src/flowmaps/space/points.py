@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .. import steps
+from .. import times
 from ..equations import Equation, Eulerian, Lagrangian, Semigroup, Stop
 from ..maps import AverageVelocity
 from ..objectives import MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
@@ -123,15 +123,15 @@ def _split(main: Main) -> str:
             return "all the way"
         case Semigroup(legs=legs), None:
             return f"1/{legs}"
-        case Semigroup(), steps.Uniform():
+        case Semigroup(), times.UniformLeg():
             return "uniform"
-        case Semigroup(), steps.Share(value=float(value)):
+        case Semigroup(), times.FixedLeg(value=float(value)):
             return f"{value:g}"
-        case Semigroup(), steps.Share(value=schedule) if callable(schedule):
+        case Semigroup(), times.FixedLeg(value=schedule) if callable(schedule):
             return f"{schedule(0.0):g} to {schedule(1.0):g}"
-        case Semigroup(), steps.Step():
+        case Semigroup(), times.CellLeg():
             return "one cell"
-        case Semigroup(), steps.Shrink():
+        case Semigroup(), times.ShrinkingLeg():
             return "shrinks"
     return NONE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import steps, times
+from .. import times
 from ..couplings import Carried, Coupling, Independent, MinibatchOT, NoData, Paired
 from ..maps import FlowMap, Frozen, Near
 from ..solvers import SolverFlow
@@ -77,11 +77,11 @@ def pairs(law: times.Times) -> str:
             return "s = 0"
         case times.Interval():
             return "s <= t, length first"
-        case steps.Dyadic():
+        case times.Dyadic():
             return "dyadic"
-        case steps.Cell():
+        case times.Cell():
             return "cells of a grid"
-        case steps.Snapped():
+        case times.Snapped():
             return pairs(law.law) + ", grid"
         case times.Late():
             return pairs(law.law) + ", late"
