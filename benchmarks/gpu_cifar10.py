@@ -24,13 +24,14 @@ from gpu_fit import samples_that_fit
 from gpu_plan import LENGTHS, MAPS, SAMPLES, SECOND, TEACHER, Plan, about, due, measured, say
 from gpu_weights import pack, unpack
 
-from flowmaps import commands, plans
+from flowmaps.cli import commands
+from flowmaps.cli.terminal import watching
 from flowmaps.data import Source, resolve
-from flowmaps.devices import pick_device
-from flowmaps.folders import load_run, read_log
-from flowmaps.measure import open_features
-from flowmaps.runs import Run
-from flowmaps.terminal import watching
+from flowmaps.evaluation.measure import open_features
+from flowmaps.runs import plan as plans
+from flowmaps.runs.folder import load_run, read_log
+from flowmaps.runs.run import Run
+from flowmaps.system.devices import pick_device
 
 MARK = "packed.json"  # in a run folder that was made from packed weights: their card
 

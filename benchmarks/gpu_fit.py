@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from flowmaps.checkpoint import device_of
-from flowmaps.evaluate import Start, generate, solving
+from flowmaps.evaluation.measure import open_features
+from flowmaps.evaluation.rows import Start, generate, solving
 from flowmaps.maps import FlowMap
-from flowmaps.measure import open_features
 from flowmaps.metrics.features import extract
-from flowmaps.recipes import ImageEvaluation
-from flowmaps.train import generator
+from flowmaps.runs.recipes import ImageEvaluation
+from flowmaps.storage.models import device_of
+from flowmaps.training.loop import generator
 
 NUMBERS = (50_000, 40_000, 30_000, 20_000, 10_000, 5_000, 2_000, 1_000)
 REFERENCE = 50_000  # real images, whose features are computed too

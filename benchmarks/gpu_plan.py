@@ -16,8 +16,8 @@ import torch
 import tyro
 from gpu_weights import Card
 
-from flowmaps.recipes import RECIPES, ImageRecipe, UNetNetwork
-from flowmaps.terminal import console
+from flowmaps.cli.terminal import console
+from flowmaps.runs.recipes import RECIPES, ImageRecipe, UNetNetwork
 
 TEACHER, MAPS = "teacher", ("lmd", "lsd", "meanflow")
 SECOND, SAMPLES = "lsd", 50_000

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmaps.files import write_atomically
+from flowmaps.system.files import write_atomically
 
 Found = dict[str, Any]
 METRICS, PAGE = "metrics.json", "README.md"

@@ -19,12 +19,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowmaps import checkpoint, initial, memory, plans
 from flowmaps.data import Source
 from flowmaps.maps import Frozen
 from flowmaps.objectives import Objective
-from flowmaps.recipes import Recipe
-from flowmaps.train import generator
+from flowmaps.runs import initial
+from flowmaps.runs import plan as plans
+from flowmaps.runs.recipes import Recipe
+from flowmaps.storage import models as checkpoint
+from flowmaps.system import memory
+from flowmaps.training.loop import generator
 
 ROWS = 16  # of the batch whose operations are counted: those of any other are in proportion
 LEAST = 0.2  # seconds that an interval of the log must have to be timed: it is written to 0.01

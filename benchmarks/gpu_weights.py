@@ -18,10 +18,12 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from flowmaps import checkpoint, plans, snapshots
-from flowmaps.files import write_atomically
-from flowmaps.folders import FREE, LOG, read_log
-from flowmaps.runs import CHECKPOINTS, Run
+from flowmaps.runs import plan as plans
+from flowmaps.runs.folder import FREE, LOG, read_log
+from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import models as checkpoint
+from flowmaps.system.files import write_atomically
 
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together

@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from flowmaps import commands, initial, plans, recipes, terminal
+from flowmaps.cli import commands, terminal
 from flowmaps.data import Source
-from flowmaps.devices import compiled, pick_device
-from flowmaps.recipes import Recipe
-from flowmaps.runs import Run
+from flowmaps.runs import plan as plans
+from flowmaps.runs.recipes import Recipe
+from flowmaps.runs.run import Run, initial, recipes
+from flowmaps.system.devices import compiled, pick_device
 
 WARM = 2  # blocks of each side that are not counted
 

@@ -20,14 +20,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import space
 from method import AXES, NAMES, cost, differing, example, function, neighbours, point, snippet, text
 
 import flowmaps as fm
-from flowmaps import space
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTION = (
-    "Two minutes on the checkerboard, at the settings of the recipe (`flowmaps.plans`), which are not all the method's "
+    "Two minutes on the checkerboard, at the settings of the recipe, which are not all the method's "
     "defaults: [side by side](../choosing.md#side-by-side)."
 )
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import space
 import torch
 
 import flowmaps as fm
-from flowmaps import space
 
 NAMES = [name for name, value in vars(fm.methods).items() if inspect.isfunction(value) and name in fm.methods.__all__]
 AXES = {

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from space import NONE, Cost, Point
 
-from flowmaps.figures import save as save_figure
-from flowmaps.space import NONE, Cost, Point
-from flowmaps.style import FAINT, INK, RULE
+from flowmaps.reports.figures import save as save_figure
+from flowmaps.reports.style import FAINT, INK, RULE
 
 Methods = Mapping[str, Mapping[str, tuple[Point, Cost]]]
 

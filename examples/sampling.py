@@ -17,8 +17,8 @@ from rich.table import Table
 
 from flowmaps import grids, metrics
 from flowmaps.exact import Checkerboard
-from flowmaps.folders import load_run
 from flowmaps.interpolants import Linear
+from flowmaps.runs.folder import load_run
 from flowmaps.samplers import Gamma, Jump, Restart
 
 NUMBER, STEPS = 250_000, (2, 3, 4)

@@ -17,16 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowmaps import equations, exact, maps, methods, solvers, weights
+from flowmaps import equations, exact, maps, methods, solvers
+from flowmaps import losses as weights
 from flowmaps.equations import Stop
-from flowmaps.interpolants import (
-    Interpolant,
-    Linear,
-    Trigonometric,
-    VarianceExploding,
-    VariancePreserving,
-    WithNoise,
-)
+from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import FlowMap
 from flowmaps.objectives import Objective
 from flowmaps.shapes import like

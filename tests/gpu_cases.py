@@ -9,16 +9,16 @@ from pathlib import Path
 
 import image_cases
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # it is no package: its files import each other as scripts do
 
-import gpu_cifar10  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_fit  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_needs  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_report  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_speed  # noqa: E402  # pyright: ignore[reportMissingImports]
-import gpu_weights  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gpu_cifar10  # pyright: ignore[reportMissingImports]
+import gpu_fit  # pyright: ignore[reportMissingImports]
+import gpu_needs  # pyright: ignore[reportMissingImports]
+import gpu_report  # pyright: ignore[reportMissingImports]
+import gpu_speed  # pyright: ignore[reportMissingImports]
+import gpu_weights  # pyright: ignore[reportMissingImports]
 
 __all__ = ["gpu_cifar10", "gpu_fit", "gpu_needs", "gpu_report", "gpu_speed", "gpu_weights"]
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from flowmaps import cli, folders
+from flowmaps.cli.main import main as cli
 from flowmaps.data import Images
-from flowmaps.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
-from flowmaps.runs import Run
+from flowmaps.runs import folder as folders
+from flowmaps.runs.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
+from flowmaps.runs.run import Run
 
 OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
     --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2
@@ -61,7 +62,7 @@ def write_data(folder: Path) -> Path:
 
 def quick_features(patch: pytest.MonkeyPatch, *modules: str) -> None:
     """`Means` wherever the program, and the modules given, would open a network of features."""
-    for module in ("flowmaps.commands", "flowmaps.measure", "flowmaps.preflight", *modules):
+    for module in ("flowmaps.cli.commands", "flowmaps.evaluation.measure", "flowmaps.runs.preflight", *modules):
         patch.setattr(f"{module}.open_features", lambda spec: Means())
 
 

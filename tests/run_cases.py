@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmaps import methods, snapshots
+from flowmaps import methods
 from flowmaps.data import Source
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
-from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs import CHECKPOINTS, Run
-from flowmaps.state import State
+from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.training.state import State
 
 SETTINGS = Optimiser(batch=17, rate=1e-2, warmup=3, ema=0.9)
 TINY = Recipe(

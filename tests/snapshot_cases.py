@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from flowmaps import ledger, snapshots
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import ledger
 
 ONE = "map-00000100"
 """The checkpoint that `sharded_by` leaves."""

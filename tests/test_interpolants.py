@@ -9,14 +9,7 @@ import torch
 from cases import INTERPOLANTS
 
 from flowmaps.exact import Gaussian
-from flowmaps.interpolants import (
-    Interpolant,
-    Linear,
-    Trigonometric,
-    VarianceExploding,
-    VariancePreserving,
-    WithNoise,
-)
+from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 
 QUIET = [Linear(), Trigonometric(), VariancePreserving(), VarianceExploding(sigma_max=3.0, rho=3.0)]
 PATHS = QUIET + [WithNoise(path, scale=0.3) for path in QUIET[:3]]

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmaps.exact import Gaussian
-from flowmaps.interpolants import (
-    Interpolant,
-    Linear,
-    Trigonometric,
-    VarianceExploding,
-    VariancePreserving,
-    WithNoise,
-)
+from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.samplers import Gamma, Jump, Restart, encode

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowmaps import initial, plans
 from flowmaps.data import Source, Units
 from flowmaps.maps import FlowMap, Frozen
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
-from flowmaps.recipes import DiTNetwork, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
+from flowmaps.runs import initial
+from flowmaps.runs import plan as plans
+from flowmaps.runs.recipes import DiTNetwork, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
 from flowmaps.velocities import Draw
 
 CLASSES, ROWS = 3, 16

@@ -7,9 +7,9 @@ import time
 
 from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, stages
 
-from flowmaps import processes
-from flowmaps.engine import Engine, full, start
-from flowmaps.state import Whole
+from flowmaps.system import processes
+from flowmaps.training.distributed import Engine, full, start
+from flowmaps.training.state import Whole
 
 Row = dict[str, float]
 """Of a case: the errors under each way of sharing, how far the gradient of one part is from that of the whole, how many

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from shared_cases import NETS, SETTINGS, objective
 
-from flowmaps.engine import start
-from flowmaps.state import State, begin
-from flowmaps.train import train
+from flowmaps.training.distributed import start
+from flowmaps.training.loop import train
+from flowmaps.training.state import State, begin
 from flowmaps.velocities import Draw
 
 STEPS, BREAK = 6, 2

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from shared_cases import IMAGES, PLANE, Noise
 
-from flowmaps import processes, snapshots
-from flowmaps.engine import full
-from flowmaps.recipes import Evaluation, Optimiser, Recipe
-from flowmaps.runs import Run
-from flowmaps.state import State
+from flowmaps.runs.recipes import Evaluation, Optimiser, Recipe
+from flowmaps.runs.run import Run
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.system import processes
+from flowmaps.training.distributed import full
+from flowmaps.training.state import State
 
 RUN: Recipe = replace(
     PLANE,
@@ -153,7 +154,7 @@ def command(words: list[str], out: Path) -> int:
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(failed),
     ):
-        from flowmaps import cli  # which asks for the number of its process when it is imported
+        from flowmaps.cli.main import main as cli  # which asks for the number of its process when it is imported
 
         try:
             cli.main(words)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowmaps import processes
 from flowmaps.data import Source
-from flowmaps.engine import full, start
-from flowmaps.recipes import Optimiser
-from flowmaps.state import State, begin
-from flowmaps.train import train
+from flowmaps.runs.recipes import Optimiser
+from flowmaps.system import processes
+from flowmaps.training.distributed import full, start
+from flowmaps.training.loop import train
+from flowmaps.training.state import State, begin
 
 STEPS = 5
 

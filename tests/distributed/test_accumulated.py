@@ -9,8 +9,8 @@ import pytest
 import torch
 from shared_cases import NETS, ROWS, SETTINGS, draw, gap, gradients, objective, stages
 
-from flowmaps.state import begin
-from flowmaps.train import train
+from flowmaps.training.loop import train
+from flowmaps.training.state import begin
 
 PARTS = 4
 CASES = [("mlp", name) for name in stages("mlp")] + [("mlp-guided", "lsd"), ("unet", "lsd"), ("dit", "lmd")]

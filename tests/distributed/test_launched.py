@@ -14,7 +14,7 @@ import pytest
 from shared_runs import checkpoints, command
 from together import Failed, Group, free_port
 
-from flowmaps import folders
+from flowmaps.runs import folder as folders
 
 TINY = [
     *("--no-compile", "--device", "cpu", "--network.width", "8", "--network.depth", "2"),

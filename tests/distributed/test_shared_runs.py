@@ -13,7 +13,8 @@ import pytest
 from shared_runs import PICTURES, RUN, Told, checkpoints, run
 from together import together
 
-from flowmaps import checkpoint, folders
+from flowmaps.runs import folder as folders
+from flowmaps.storage import models as checkpoint
 
 STOP = 40
 """The step of the map after which runs are stopped, between two checkpoints."""

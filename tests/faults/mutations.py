@@ -14,7 +14,7 @@ from typing import Any
 
 from snapshot_cases import sign
 
-from flowmaps.ledger import CARD, render
+from flowmaps.storage.ledger import CARD, render
 
 DEEP = "@deep@"  # stands for what json.dumps cannot write: a hundred thousand lists, one in the other
 VALUES: list[Any] = [

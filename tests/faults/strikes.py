@@ -14,7 +14,7 @@ import torch.distributed as dist
 from snapshot_cases import bits, plain, shard, state
 from torch import Tensor
 
-from flowmaps import snapshots
+from flowmaps.storage import checkpoints as snapshots
 
 CALLS = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
 OLD, NEW = "map-00000100", "map-00000200"

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowmaps import checkpoint, snapshots
-from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs import CHECKPOINTS, Run
+from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import models as checkpoint
 
 RECIPE = Recipe(
     name="unlucky",

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from snapshot_cases import files, plain, shard, state
 from strikes import NEW, OLD, States, Struck, finishes_unless_killed, states, to_the_bit, whole
 
-from flowmaps import snapshots
+from flowmaps.storage import checkpoints as snapshots
 
 
 @pytest.fixture(params=["plain", "sharded"])

@@ -11,7 +11,7 @@ import pytest
 from snapshot_cases import files, plain, state
 from strikes import NEW, OLD, States, states, to_the_bit, whole
 
-from flowmaps import snapshots
+from flowmaps.storage import checkpoints as snapshots
 
 
 @pytest.fixture(params=["plain", "sharded"])

@@ -24,13 +24,16 @@ from run_cases import kill
 from watching import GUARD
 
 import flowmaps as fm
-from flowmaps import commands, folders, plans, report, sampling
+from flowmaps.cli import commands, sampling
 from flowmaps.data import Source
 from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import Endpoint
 from flowmaps.nn import MLP
-from flowmaps.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
-from flowmaps.runs import Run
+from flowmaps.reports import report
+from flowmaps.runs import folder as folders
+from flowmaps.runs import plan as plans
+from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
+from flowmaps.runs.run import Run
 
 FEW = {"samples": 100, "points": 10, "chunk": 50, "steps": (1,), "euler": 1, "tolerance": 0.1}
 SECONDS = {"evaluate": 10.0}

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from snapshot_cases import card, plain, shard, sign, state
 from strikes import NEW, OLD, to_the_bit, whole
 
-from flowmaps import ledger, snapshots
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import ledger
 
 STATE = "state.safetensors"
 Header = dict[str, Any]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowmaps import checkpoint
-from flowmaps.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs import CHECKPOINTS, Run
+from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.storage import models as checkpoint
 
 KILLS = 30
 LONGEST = 0.25  # seconds that a run is left alone
@@ -52,7 +52,7 @@ def run(folder: Path, told: Connection | None) -> None:
 def live(folder: Path, after: float | None) -> bool:
     """A process that runs until it is killed, `after` seconds of training or of its whole life; whether it was."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flowmaps.runs"])
+    context.set_forkserver_preload(["flowmaps.runs.run"])
     hears, tells = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(folder, tells), daemon=True)
     process.start()

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..progress import Watch as Watch
-from ..progress import quiet as quiet
+from ..system.progress import Watch as Watch
+from ..system.progress import quiet as quiet
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -20,14 +20,7 @@ from .consistency import (
     sct,
 )
 from .diagonal import flow_matching, reflow
-from .eulerian import (
-    ayf_emd,
-    emd,
-    esd,
-    eulerian_estimation,
-    improved_meanflow,
-    meanflow,
-)
+from .eulerian import ayf_emd, emd, esd, eulerian_estimation, improved_meanflow, meanflow
 from .lagrangian import ayf_lmd, fmm, freeflow, lmd, lsd
 from .self_distilled import alphaflow, psd, shortcut, split_meanflow
 from .semigroup import ctm, neural_operator, pfmm, progressive_distillation

@@ -16,13 +16,13 @@ from .. import schedules, times
 from ..dual import Engine
 from ..equations import Eulerian, Semigroup, Stop
 from ..interpolants import Trigonometric
+from ..losses import Learned, OnJump, PerNoise, Power, PseudoHuber
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import LogNormal, ToData
 from ..velocities import Velocity
-from ..weights import Learned, OnJump, PerNoise, Power, PseudoHuber
 from ._parts import Options, deviation, settle, solved, taught
 
 _EQUATION = Semigroup(Stop.TARGET, led=True)

@@ -10,13 +10,13 @@ from typing import Unpack
 
 from ..dual import Engine
 from ..equations import Eulerian, Stop
+from ..losses import Adaptive
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import Diagonal, Interval, LogitNormal, Square, Times, Triangle
 from ..velocities import Velocity
-from ..weights import Adaptive
 from ._parts import Options, beside, distilled, self_distilled, settle, taught
 
 

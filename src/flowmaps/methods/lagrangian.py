@@ -10,13 +10,13 @@ import torch
 from ..couplings import NoData
 from ..dual import Engine
 from ..equations import Lagrangian, Stop
+from ..losses import Adaptive
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective, RoundTrip
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import FromBase, Interval, Square, Times
 from ..velocities import Velocity
-from ..weights import Adaptive
 from ._parts import Options, distilled, self_distilled, settle, taught
 
 

@@ -10,12 +10,12 @@ from typing import Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
+from ..losses import Adaptive, SplitPower
 from ..maps import FlowMap, Near, frozen
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
-from ..weights import Adaptive, SplitPower
 from ._parts import Options, beside, self_distilled, settle, taught
 
 

@@ -10,13 +10,13 @@ from typing import Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
+from ..losses import Power, TruncatedSNR
 from ..maps import FlowMap, Frozen
 from ..maps import frozen as copied
 from ..objectives import MapMatching, Objective, Sum, VelocityMatching
 from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
-from ..weights import Power, TruncatedSNR
 from ._parts import Options, deviation, settle, solved, taught
 
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..progress import Watch as Watch
+from ..system.progress import Watch as Watch
 from .efficientnet import EfficientNetLite0
 from .inception import Inception
 

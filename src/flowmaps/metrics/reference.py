@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_atomically
+from ..system.files import write_atomically
 from .features import Features, Fixed, Watch, check_pixels, extract
 from .images import Statistics
 

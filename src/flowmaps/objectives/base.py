@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..couplings import Coupling, Independent
 from ..interpolants import Interpolant
+from ..losses import Constant, Weight, squared
 from ..maps import FlowMap, Frozen
 from ..shapes import Batch, Condition
 from ..times import Times
 from ..velocities import Draw, FromInterpolant, Guidance, SelfGuided, Velocity
-from ..weights import Constant, Weight, squared
 
 
 class Loss(NamedTuple):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
+from ..losses import Learned, squared
 from ..maps import Detached, FlowMap, frozen
 from ..shapes import Batch, like
 from ..times import Diagonal, LegLaw, Square, Times
 from ..velocities import Draw, FromMap, Velocity
-from ..weights import Learned, squared
 from .base import Common, Drawn, Loss, Objective
 
 

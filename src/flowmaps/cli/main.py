@@ -1,0 +1,299 @@
+"""The command line: `flowmaps train | sample | evaluate | average | compare`.
+
+Every error that a user can cause ends in one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from ..runs.plan import METHODS
+from ..runs.recipes import RECIPES, ImageRecipe, Recipe
+from ..runs.recipes.images import Unused
+from ..system.processes import LOST, Lost, first_line, is_lost, together
+from .terminal import FIRST
+
+T = TypeVar("T")
+PROGRAM = "flowmaps"
+HELP = f"""usage: {PROGRAM} COMMAND ...
+
+Learn a flow map, sample it in a few steps, measure it.
+
+  train RECIPE --check               what training a recipe would take, and what stands against it; nothing is written
+  train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
+  sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
+  evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
+  compare RECIPE --methods lmd fmm   several methods on one budget: one table, one figure
+
+{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
+those of a recipe.
+"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, then measure it: a table, metrics.json, figures and report.html in the folder --out."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; it must not exist, unless --resume is given. Only --check does without."""
+    resume: bool = False
+    """Go on with an interrupted run, with the options it began with."""
+    resume_from: str | None = None
+    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`; --resume
+    need not be given too."""
+    minutes: float | None = None
+    """Stop after so many minutes of training, to go on with --resume."""
+    check: bool = False
+    """Try all but the training, say what the run would take, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a trained map and write them to a file."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    out: Path
+    """File to write, .npz (arrays `x`, and `labels` of classes), .npy or, of images, .png; it must not exist."""
+    steps: int = 4
+    """Jumps from noise to data."""
+    number: int = 10_000
+    """How many samples."""
+    label: int | None = None
+    """Class to sample, where the data have classes; all of them in turn unless given."""
+    guidance: float | None = None
+    """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained map again: print the table, write metrics.json, figures and report.html into its folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    steps: tuple[int, ...] | None = None
+    """Numbers of jumps; the recipe's unless given."""
+    samples: int | None = None
+    """Samples of each row; the recipe's unless given."""
+    features: str | None = None
+    """Network whose features of images are compared, `efficientnet-lite0:SIZE`, `inception`, or `inception:WEIGHTS`;
+    the recipe's unless given."""
+    seed: int | None = None
+    """Seed of noise and data; the recipe's unless given."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Make a run like one that is there, with another moving average for weights, to be sampled and measured."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    out: Path
+    """Folder of the new one; it must not exist."""
+    width: float | None = None
+    """Relative width of a power-function average, for a run trained with --optimiser.widths."""
+    decay: float | None = None
+    """Decay of one of the averages that the run was trained with, --optimiser.emas."""
+    step: int | None = None
+    """With --width: average the steps up to this one; all of them unless given."""
+    stage: str = "map"
+    """Stage whose map gets it."""
+
+
+@dataclass(frozen=True)
+class Compared(Recipe):
+    """A recipe without the options that a comparison does not use."""
+
+    name: Unused[str]
+    method: Unused[str] = Recipe.method
+    shard: Unused[bool] = Recipe.shard
+    checkpoint_every: Unused[int] = Recipe.checkpoint_every
+    keep: Unused[int] = Recipe.keep
+    keep_every: Unused[int] = Recipe.keep_every
+    snapshot_every: Unused[int] = Recipe.snapshot_every
+    show_every: Unused[int] = Recipe.show_every
+    log_every: Unused[int] = Recipe.log_every
+    track: Unused[tuple[Literal["tensorboard", "wandb", "trackio"], ...]] = Recipe.track
+    patience: Unused[int] = Recipe.patience
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
+
+    recipe: Annotated[Compared, tyro.conf.arg(name="")]
+    out: Path = field(default=Path("runs/compare"))
+    """Folder to write; it must not exist, unless --resume is given."""
+    methods: tuple[str, ...] = ("all",)
+    """Methods to compare, or `all`."""
+    budget: float = 120.0
+    """Seconds of training for each method, its teacher included."""
+    resume: bool = False
+    """Go on in the folder of an interrupted comparison, or with more methods."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; exits with code 2 after a user's error, 130 after an interruption."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(words)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; a run that has a checkpoint goes on with --resume.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        if is_lost(error):
+            error = Lost(f"{LOST} ({first_line(error)}).")
+        elif isinstance(error, RuntimeError):
+            raise
+        if FIRST or isinstance(error, Lost) or (together() and not getattr(error, "told", False)):  # nobody else will
+            print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _dispatch(words: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "sample": lambda words: _make(Sample, words),
+        "evaluate": _evaluate,
+        "average": lambda words: _make(Average, words),
+        "compare": _compare,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        if not words:
+            raise ValueError(f"no command given: choose one of {', '.join(commands)}.")
+    elif words[0] == "--version":
+        from .. import __version__
+
+        print(f"{PROGRAM} {__version__}")
+    else:
+        _choose("command", words[0], commands)(words[1:])
+
+
+def _choose(what: str, name: str, among: dict[str, T]) -> T:
+    """The entry of that name, or an error that names the nearest."""
+    if name in among:
+        return among[name]
+    near = difflib.get_close_matches(name, among, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(among)}.")
+
+
+def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
+    """Parse options with tyro, its box of an error folded into one line."""
+    caught = io.StringIO()
+    options = {"prog": f"{PROGRAM} {program}", "args": words}
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise ValueError(f"{_fold(caught.getvalue())} (see {PROGRAM} {program} --help)") from None
+
+
+def _fold(box: str) -> str:
+    """One line from the box of an error of tyro's: its first section, and the options that the others name.
+
+    A box has a title, then sections between rules; where the terminal is not of Unicode it is drawn without borders.
+    """
+    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()]
+    sections: list[list[str]] = [[]]
+    for line in [line for line in lines if line][1:]:
+        if line.strip("─-"):
+            sections[-1].append(line)
+        else:
+            sections.append([])
+    first, *others = [section for section in sections if section] or [lines]
+    text = " ".join(first)
+    for section in others:
+        named = [line for line in section if line.startswith("--")]
+        if named and section[0].startswith("Argument helptext"):
+            text += f"; it takes {named[0]}"
+        elif named:
+            text += f"; did you mean {' or '.join(line.split()[0] for line in named)}?"
+    return text
+
+
+def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:
+    if not words or words[0].startswith("-"):
+        if words[:1] in (["-h"], ["--help"]):
+            print(f"usage: {PROGRAM} {command} RECIPE [options]\n\nrecipes:")
+            for name, recipe in RECIPES.items():
+                print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
+            raise SystemExit(0)
+        raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
+    return _choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
+
+
+def _train(words: list[str]) -> None:
+    recipe, rest, program = _with_recipe("train", words)
+    given = _parse(Train, rest, program, Train(recipe=recipe))
+    if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
+        raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
+    if given.out is None and not given.check:
+        raise ValueError("train needs --out DIR, the folder of the run.")
+    from . import commands
+
+    if given.check or given.out is None:
+        return commands.check(given.recipe, given.out)
+    options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
+    commands.train(given.recipe, given.out, **options, again=_again(words))
+
+
+def _again(words: list[str]) -> str:
+    """The command that goes on with a run which these words began."""
+    kept, left = list[str](), iter(words)
+    for word in left:
+        option, _, value = word.replace("_", "-").partition("=")
+        if option in ("--resume-from", "--minutes"):
+            _ = value or next(left, None)
+        elif option not in ("--resume", "--no-resume"):
+            kept.append(word)
+    return shlex.join([PROGRAM, "train", *kept, "--resume"])
+
+
+def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
+    from . import sampling
+
+    make = sampling.sample if kind is Sample else sampling.average
+    make(**vars(_parse(kind, words, kind.__name__.lower())))
+
+
+def _evaluate(words: list[str]) -> None:
+    given = _parse(Evaluate, words, "evaluate")
+    from . import commands
+
+    changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
+    commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
+
+
+def _compare(words: list[str]) -> None:
+    recipe, rest, program = _with_recipe("compare", words)
+    if isinstance(recipe, ImageRecipe):
+        raise ValueError(f"compare takes recipes of points, got {recipe.name}: train each method, then evaluate it.")
+    given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
+    if given.recipe.optimiser.emas or given.recipe.optimiser.widths:
+        raise ValueError("compare keeps one average of the weights: leave out --optimiser.emas and --optimiser.widths.")
+    from . import compare
+
+    methods = METHODS if given.methods == ("all",) else given.methods
+    if "all" in methods:
+        raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
+    for method in methods:
+        _choose("method", method, dict.fromkeys(METHODS))
+    compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)

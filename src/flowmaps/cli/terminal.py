@@ -1,0 +1,38 @@
+"""What is shown on a terminal: words, and bars of what takes more than two seconds. Only the first process talks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from ..system.progress import Watch
+
+RANK = os.environ.get("RANK", "0")
+FIRST = not RANK.isdecimal() or int(RANK) == 0
+"""Whether this is the first process of a launcher, or the only one."""
+console = Console(highlight=False, quiet=not FIRST)
+
+
+def bar() -> Progress:
+    """A progress bar with room for numbers; nothing where the output is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def watching(what: str) -> Iterator[Watch]:
+    """A progress bar that is told a title and a share from 0 to 1."""
+    with bar() as progress:
+        task = progress.add_task(what, total=1, note="")
+        yield lambda title, share: progress.update(task, completed=share, note=title)

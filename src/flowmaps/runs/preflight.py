@@ -1,0 +1,299 @@
+"""All of a run but its training: what can go wrong is found before it begins, and what it will take is said.
+
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data import Source
+from ..evaluation.measure import open_features
+from ..maps import FlowMap, Frozen
+from ..objectives import Objective
+from ..shapes import Field
+from ..system.devices import can_compile
+from ..system.processes import first_line, in_turn, on_first, ranks
+from ..system.progress import Watch, quiet
+from ..training.distributed import Engine, start
+from ..training.optimisers import build
+from ..velocities import Draw
+from . import initial, trackers
+from . import plan as plans
+from .folder import describe, given_teacher, source_of
+from .recipes import ImageRecipe, Optimiser, Recipe
+from .recipes.ranges import ROWS
+
+BYTES = 4
+"""Of a number of weights, moments and averages, in float32."""
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""What a container may take of the memory of its machine: bytes, or `max`."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of a stage: `weights` of the map, `trained` of the objective; `beside` them in targets and buffers."""
+
+    stage: plans.Stage
+    weights: int
+    trained: int
+    beside: int
+
+    def checkpoint(self, recipe: Recipe) -> int:
+        """Bytes of a checkpoint, at most: weights, two moments, averages, targets."""
+        return BYTES * (self.trained * (3 + averages(recipe)) + self.beside)
+
+
+def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) -> list[str]:
+    """Check all that a run needs, and try a few rows of each of its stages.
+
+    Args:
+        recipe: of the run.
+        folder: its --out; not looked at if it is `None`.
+        watch: told what is being checked.
+
+    Returns:
+        The plan of the run, line by line.
+
+    Raises:
+        ValueError: it cannot run.
+    """
+    plans.check(recipe)
+    engine = start(recipe.device, shard=recipe.shard)
+    on_first(lambda: plans.check(recipe, ranks()))
+    trackers.check(recipe.track)
+    if folder is not None:
+        check_folder(folder)
+    if isinstance(recipe, ImageRecipe):
+        open_features(recipe.evaluation.features)
+    source = in_turn(lambda: source_of(recipe, watch=watch))
+    _check_size(recipe, source, engine)
+    sizes = _stages(recipe, source.to(engine.device), engine.device, watch)
+    return [*_plan(recipe, source, engine.device, sizes), *_warnings(recipe, folder, engine, sizes), _end(recipe)]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for a new run that is in use, or cannot be written.
+
+    Raises:
+        ValueError: it is.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
+    above = _above(folder)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be made in {above}, which cannot be written: choose another --out.")
+
+
+def _above(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def averages(recipe: Recipe) -> int:
+    """How many moving averages a run keeps of its weights."""
+    return 1 + len(recipe.optimiser.emas) + len(recipe.optimiser.widths)
+
+
+def _check_size(recipe: Recipe, source: Source, engine: Engine) -> None:
+    """Refuse a network whose training does not fit the memory; it is counted before any of it is there."""
+    with torch.device("meta"):
+        weights = _count(initial.new_map(recipe, source.shape, source.classes).parameters())
+    need, have = BYTES * weights * (4 + averages(recipe)), _memory(engine.device)
+    if have is not None and need > have and not engine.shard:
+        raise ValueError(
+            f"the network has {weights:,} weights, which with gradients, moments and averages take {_bytes(need)}, "
+            f"{engine.device} has {_bytes(have)}: take a smaller network, or several processes with --shard."
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes that a device has, where that can be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return None
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit
+        return physical
+
+
+def _stages(recipe: Recipe, source: Source, device: torch.device, watch: Watch) -> list[Size]:
+    """Build the objective of each stage from the map that the stage before leaves, and try it."""
+    flow_map = initial.new_map(recipe, source.shape, source.classes)
+    teacher: Field | None = None
+    if recipe.teacher:
+        given = given_teacher(recipe, source, describe(recipe, watch))
+        initial.adopt(flow_map, given)
+        teacher = Frozen(given.to(device)).velocity
+    flow_map, stages, sizes = flow_map.to(device), plans.stages(recipe), list[Size]()
+    for number, stage in enumerate(stages):
+        watch(f"stage {stage.name}", number / len(stages))
+        objective = stage.build(flow_map, teacher).to(device)
+        sizes.append(_try(recipe, stage, objective, source, flow_map))
+        if stage.name == "teacher":
+            teacher = Frozen(flow_map).velocity
+    watch("done", 1.0)
+    return sizes
+
+
+def _try(recipe: Recipe, stage: plans.Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
+    """The numbers of a stage, whose optimiser can be built, and whose loss and gradient at a few rows are finite."""
+    o = plans.optimiser(recipe, stage.name)
+    trained = check_step(o, objective)
+    device = next(iter(trained.values())).device
+    x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
+    draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed))
+    try:
+        found = _tried(objective, draw, getattr(torch, recipe.precision), list(trained.values()))
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
+            "a smaller network, or --checkpointing for images."
+        ) from None
+    if bad := [f"the {what} of stage {stage.name} is {x}" for what, x in found.items() if not math.isfinite(x)]:
+        raise ValueError(
+            f"{bad[0]} before any step, in {recipe.precision}: look at the data, or take --precision float32."
+        )
+    targets = [value for target in objective.followers() for value in target.state_dict().values()]
+    beside = _count(targets) + _count(objective.buffers())
+    return Size(stage, _count(flow_map.parameters()), _count(trained.values()), beside)
+
+
+def _rows(recipe: Recipe) -> int:
+    """How many are tried: of those that a process takes at a time a few."""
+    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * ROWS)
+
+
+def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: list[torch.Tensor]) -> dict[str, float]:
+    """A loss and the norm of its gradient, which is not kept; in float16, whose scale makes room for it, 0."""
+    with torch.autocast(draw.s.device.type, precision, enabled=precision != torch.float32):
+        loss = objective.evaluate(draw).value
+    grads = [grad for grad in torch.autograd.grad(loss, trained, allow_unused=True) if grad is not None]
+    norm = 0.0 if precision == torch.float16 else torch.stack([grad.float().norm() for grad in grads]).norm().item()
+    return {"loss": loss.item(), "gradient": norm}
+
+
+def check_steps(recipe: Recipe, flow_map: FlowMap) -> None:
+    """Refuse steps that cannot be taken; the map stays as it is.
+
+    Raises:
+        ValueError: as in `check_step`.
+    """
+    if ranks() * recipe.optimiser.accumulate == 1 and recipe.optimiser.kind != "muon":
+        return
+    for stage in plans.stages(recipe):
+        objective = stage.build(copy.deepcopy(flow_map), Frozen(flow_map).velocity)
+        check_step(plans.optimiser(recipe, stage.name), objective)
+
+
+def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.Tensor]:
+    """Refuse a step that cannot be taken: weights that the optimiser is not for, a batch without equal parts.
+
+    Returns:
+        What is trained, by name.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    build(trained, settings)
+    try:
+        objective.shares(settings.batch, ranks() * settings.accumulate)
+    except ValueError as error:
+        raise ValueError(
+            f"--optimiser.batch {settings.batch} in {ranks()} x {settings.accumulate} parts (processes x "
+            f"--optimiser.accumulate): {error}"
+        ) from None
+    return trained
+
+
+def _count(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+# words ---------------------------------------------------------------------------------------------------------------
+
+
+def _plan(recipe: Recipe, source: Source, device: torch.device, sizes: list[Size]) -> list[str]:
+    o = recipe.optimiser
+    classes = "no classes" if source.classes is None else f"{source.classes} classes"
+    kept = ", ".join(f"{decay:g}" for decay in (o.ema, *o.emas))
+    widths = f", and power functions of width {', '.join(f'{width:g}' for width in o.widths)}" if o.widths else ""
+    often = f", and each at a multiple of {recipe.keep_every:,} steps" if recipe.keep_every else ""
+    size = max(size.checkpoint(recipe) for size in sizes)
+    name = "cpu" if device.type == "cpu" else str(device)
+    lines = {
+        "recipe": f"{recipe.name}, {recipe.method}",
+        "data": f"{recipe.data}, {' x '.join(map(str, source.shape))} numbers a row, {classes}",
+        "stages": ", then ".join(f"{size.stage.steps:,} steps of {size.stage.name}" for size in sizes),
+        "weights": f"{sizes[-1].weights:,}",
+        "step": f"{o.kind}, {_parts(recipe)}",
+        "averages": f"decay {kept}{widths}",
+        "checkpoint": f"{_bytes(size)}, every {recipe.checkpoint_every:,} steps; the last {recipe.keep} kept{often}",
+        "device": f"{name}, {recipe.precision}, {'compiled' if compiles(recipe, device) else 'not compiled'}",
+    }
+    return [f"{about:<11}{said}" for about, said in lines.items()]
+
+
+def _parts(recipe: Recipe) -> str:
+    batch, parts = recipe.optimiser.batch, recipe.optimiser.accumulate
+    each = f", {batch // ranks():,} for each of {ranks()} processes" if ranks() > 1 else ""
+    taken = f", taken in {parts:,} parts of {batch // ranks() // parts:,}" if parts > 1 else ""
+    return f"{batch:,} rows{each}{taken}"
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a run is compiled: something is gained by it, and there is a compiler."""
+    return plans.gains(recipe, device) and can_compile()
+
+
+def _end(recipe: Recipe) -> str:
+    return (
+        f"nothing stands against this recipe: {_rows(recipe)} rows of each stage were tried, forwards and backwards; "
+        "what was not is a whole batch, and compilation."
+    )
+
+
+def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[Size]) -> list[str]:
+    lines = []
+    if recipe.compile and not can_compile():
+        lines.append("warning: no C++ compiler found, so that nothing is compiled: half the speed.")
+    if engine.shard and ranks() == 1:
+        lines.append("warning: --shard shares out among processes, of which there is one here: see accelerate launch.")
+    need, free = _disk(recipe, sizes), shutil.disk_usage(_above(folder or Path())).free
+    if need > free:
+        lines.append(
+            f"warning: checkpoints and averages take up to {_bytes(need)}, and {_bytes(free)} are free there: lower "
+            "--keep, raise --keep-every or --snapshot-every, or choose another --out."
+        )
+    return lines
+
+
+def _disk(recipe: Recipe, sizes: list[Size]) -> int:
+    """Bytes that a run may take: the checkpoints that are kept and one in writing, averages, maps of stages."""
+    widest = max(size.checkpoint(recipe) for size in sizes)
+    total = (recipe.keep + 1) * widest
+    for size in sizes:
+        total += size.checkpoint(recipe) * (size.stage.steps // recipe.keep_every if recipe.keep_every else 0)
+        snapshots = (size.stage.steps // recipe.snapshot_every + 1) * len(recipe.optimiser.widths)
+        total += BYTES * (size.trained * (snapshots + len(recipe.optimiser.emas)) + size.weights)
+    return total
+
+
+def _bytes(number: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1_000:
+            return f"{number:.3g} {unit}"
+        number /= 1_000  # type: ignore[assignment]
+    return f"{number:,.3g} TB"

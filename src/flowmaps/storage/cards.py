@@ -1,0 +1,254 @@
+"""The card of a saved map, `config.json`: which map, of which network, on which path, and what else its writer kept.
+
+A card may come from a stranger. It names classes of the lists below alone, and nothing is built from it but by their
+constructors, first without memory, to be compared with the weights that are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .. import interpolants, maps
+from ..data import Units
+from ..nn import MLP, DiT, UNet
+
+FORMAT = 1
+CARD = "config.json"
+MOST = 2**24  # bytes of a card: those of runs have thousands
+DEEPEST = 100  # lists and objects of JSON, one in the other
+MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
+NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
+PATHS = {
+    kind.__name__: kind
+    for kind in (
+        interpolants.Linear,
+        interpolants.Trigonometric,
+        interpolants.VariancePreserving,
+        interpolants.VarianceExploding,
+        interpolants.WithNoise,
+    )
+}
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of weights that networks compute in."""
+SENSELESS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError)
+"""What comes of building from a card that makes no sense."""
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line of reasonable length, for a message."""
+    words = " ".join(str(error).split())
+    name = "" if type(error) is ValueError and words else f"{type(error).__name__}: "
+    return (name + words)[:300].removesuffix(": ")
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text, refused where it is nested so deeply, or holds such text, that it cannot be used.
+
+    Raises:
+        ValueError: it is no JSON, or none that can be used.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"lists or objects more than {DEEPEST} deep") from None
+    level, depth = [value], 0
+    while level := [inner for entry in level if isinstance(entry, (dict, list)) for inner in _inside(entry)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"lists or objects more than {DEEPEST} deep")
+    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written or printed
+    return value
+
+
+def _inside(entry: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(entry.values()) if isinstance(entry, dict) else entry
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The card of a folder, its version checked.
+
+    Raises:
+        ValueError: the folder or the card is missing, damaged, or of another version.
+        OSError: it cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give the folder of a run, the --out of `flowmaps train`.")
+    path = folder / CARD
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CARD}: it is no run folder, or the run did not finish (use --resume).")
+    if path.stat().st_size > MOST:
+        raise ValueError(f"{path} is damaged (of more than {MOST:,} bytes): restore it, or train again.")
+    try:
+        card = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({reason(error)}): restore it, or train again.") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        got = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise ValueError(
+            f"{path} is of format {got!r:.100}, this version reads format {FORMAT}: use the flowmaps that wrote it."
+        )
+    if "recipe" in card and not is_number(card.get("seconds", 0.0)):  # of a run, which is shown
+        raise ValueError(f"{path} has seconds of {card['seconds']!r:.40}, no finite number: the file was changed.")
+    return card
+
+
+def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
+    """A map as an entry of a card.
+
+    Raises:
+        ValueError: it is of a kind that is not saved.
+    """
+    kind = type(flow_map).__name__
+    if MAPS.get(kind) is not type(flow_map):
+        raise ValueError(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
+    net: nn.Module = flow_map.net  # type: ignore[assignment]
+    arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
+    name = type(net).__name__
+    if NETWORKS.get(name) is type(net):
+        described = {"class": name, "arguments": net.arguments}
+    else:  # its user's own: with its module, so that one called MLP is not taken for ours
+        described = {"class": f"{type(net).__module__}.{name}", "arguments": {}}
+    return {"class": kind, "arguments": arguments, "net": described}
+
+
+def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], net: nn.Module | None) -> maps.FlowMap:
+    """The map that a card describes, with its weights.
+
+    Args:
+        folder: of the card.
+        card: from `read`.
+        weights: of the map.
+        net: the network, where it is not one of flowmaps' own.
+
+    Raises:
+        ValueError: the card is not one of a map, or describes another than that of the weights.
+    """
+    if net is None:
+        with torch.device("meta"), _Undrawn():  # without memory
+            _fill(folder, _new(folder, card, None), weights, assign=True)
+    flow_map = _new(folder, card, net)
+    _check_run(folder, card, flow_map)
+    allowed = TYPES[:1] if "recipe" in card else TYPES  # runs keep theirs in float32, whatever they compute in
+    for value in weights.values():
+        if value.is_floating_point() and value.dtype not in allowed:
+            raise ValueError(f"the weights in {folder} are of {value.dtype}: save them as torch.float32.")
+    for value in weights.values():
+        if value.is_floating_point():
+            flow_map.to(value.dtype)  # the type that was saved
+            break
+    _fill(folder, flow_map, weights)
+    return flow_map
+
+
+class _Undrawn(TorchFunctionMode):
+    """Where tensors without memory get their shape alone: to fill these, torch imports its compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if func is torch.arange:
+            return torch.empty(len(range(*args)), dtype=kwargs.get("dtype", torch.int64))
+        return func(*args, **kwargs)
+
+
+def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None) -> maps.FlowMap:
+    """The map of a card, with fresh weights unless a network is given."""
+    path = folder / CARD
+    try:
+        described = card["map"]
+        kind, arguments, network = described["class"], described["arguments"], described["net"]
+        if kind in MAPS and (net is not None or network["class"] in NETWORKS):
+            net = NETWORKS[network["class"]](**network["arguments"]) if net is None else net
+            return MAPS[kind](net, **arguments)
+    except (ValueError, *SENSELESS) as error:
+        raise ValueError(
+            f"{path} is not a card of a flow map ({reason(error)}): the file was changed or damaged."
+        ) from None
+    if kind not in MAPS:
+        raise ValueError(f"{path} names the map {kind!r:.100}, this version knows {', '.join(MAPS)}.")
+    raise ValueError(f"{folder} has a network {network['class']!r:.100} of its user's own: pass load(folder, net=...).")
+
+
+def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    name = type(flow_map.net).__name__
+    for key, value in flow_map.state_dict().items():
+        other = weights.get(key, value)
+        if (value.is_floating_point(), value.is_complex()) != (other.is_floating_point(), other.is_complex()):
+            raise ValueError(
+                f"the weights in {folder} do not fit {name}: {key} is of {value.dtype}, got {other.dtype}."
+            )
+    try:
+        flow_map.load_state_dict(weights, assign=assign)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit {name}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) -> None:
+    """Refuse the card of a run whose samples are not those of its network."""
+    net = flow_map.net
+    if "recipe" not in card or "units" not in card or not isinstance(net, tuple(NETWORKS.values())):
+        return
+    units = Units.from_dict(card["units"])
+    shape, classes = (net.dim,) if isinstance(net, MLP) else net.shape, net.arguments["classes"]
+    if (units.shape, units.classes) != (shape, classes):
+        raise ValueError(
+            f"{folder / CARD} has samples of shape {units.shape} and {units.classes} classes, its network those of "
+            f"{shape} and {classes}: the file was changed or damaged."
+        )
+    wrong = [f"units of {value!r:.40}" for value in (*units.shift, *units.scale) if not is_number(value)]
+    if wrong:
+        raise ValueError(f"{folder / CARD} has {wrong[0]}, no finite number: the file was changed or damaged.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number of ordinary size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def encode(value: Any) -> Any:
+    """An interpolant as `{"class": ..., field: ...}`, each field a number or another interpolant.
+
+    Raises:
+        ValueError: it is not one of flowmaps' own.
+    """
+    if not isinstance(value, interpolants.Interpolant):
+        return value
+    name = type(value).__name__
+    if PATHS.get(name) is not type(value):
+        raise ValueError(f"{name} is not an interpolant of flowmaps' own ({', '.join(PATHS)}): only these are saved.")
+    return {"class": name, **{f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
+
+
+def interpolant(folder: Path, card: Mapping[str, Any]) -> interpolants.Interpolant:
+    """The interpolant that a card describes.
+
+    Raises:
+        ValueError: there is none, or none that this version knows.
+    """
+    try:
+        path = _decode(card["interpolant"])
+        if not isinstance(path, interpolants.Interpolant):
+            raise TypeError(f"got a {type(path).__name__}")
+        return path
+    except SENSELESS as error:
+        raise ValueError(f"{folder / CARD} has no interpolant that this version knows ({reason(error)}).") from None
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        arguments = {name: _decode(entry) for name, entry in value.items() if name != "class"}
+        return PATHS[value["class"]](**arguments)
+    if not is_number(value):
+        raise TypeError(f"a {type(value).__name__} is no finite number")
+    return value

@@ -1,0 +1,211 @@
+"""Flow maps on disk: `weights.safetensors` and a JSON card, `config.json`. Nothing is ever unpickled.
+
+The card keeps the class of the map, the constructor arguments of its network, the interpolant and the checksum of the
+weights; what else a writer wants to keep (a recipe, a scaling) stands under names of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from .. import interpolants, maps
+from ..system.files import write_atomically
+from . import cards
+from .cards import CARD, FORMAT
+
+WEIGHTS = "weights.safetensors"
+
+
+def save(
+    flow_map: maps.FlowMap,
+    folder: str | Path,
+    *,
+    interpolant: interpolants.Interpolant | None = None,
+    extra: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a flow map to a folder, which is made if it is missing.
+
+    Args:
+        flow_map: an `AverageVelocity`, `Endpoint` or `Trigonometric` map of any network.
+        folder: where to.
+        interpolant: the path that it was trained on; `Linear()` unless given.
+        extra: more entries for the card, such as a recipe.
+        overwrite: replace a map that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder has a map (or another card) already, or something is of a kind that is not saved;
+            nothing is written then.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder: choose another name.")
+    for name in (WEIGHTS, CARD):
+        if (folder / name).exists() and not overwrite:
+            raise ValueError(
+                f"{folder} already holds a flow map ({name}): choose another folder, or pass overwrite=True."
+            )
+    described = cards.describe(flow_map)  # refuses a map that is not saved before its weights are copied
+    # cloned: weights that layers share are written for each of them
+    content = safetensors.save({k: v.detach().cpu().contiguous().clone() for k, v in flow_map.state_dict().items()})
+    card = {
+        **(extra or {}),
+        "format": FORMAT,
+        "map": described,
+        "interpolant": cards.encode(interpolants.Linear() if interpolant is None else interpolant),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    try:
+        text = json.dumps(card, indent=2) + "\n"
+    except TypeError as error:
+        raise ValueError(
+            f"the card cannot be written as JSON ({error}): give extra entries of numbers, text and lists."
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / CARD, text)
+    return folder
+
+
+def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
+    """Read a flow map, in evaluation mode.
+
+    Args:
+        folder: where `save` wrote it.
+        net: the network, where it is not one of flowmaps' own; its weights are replaced.
+
+    Raises:
+        ValueError: the folder or a file is missing, damaged, of another version, or does not fit the network.
+    """
+    folder = Path(folder)
+    card = cards.read(folder)
+    if "map" not in card and not (folder / WEIGHTS).exists():  # what `flowmaps train` writes before it trains
+        raise ValueError(f"{folder} has no {WEIGHTS}: the run did not finish (use --resume), or the file was moved.")
+    weights = read_weights(folder / WEIGHTS, card.get("sha256"))
+    return cards.build(folder, card, weights, net).eval()
+
+
+def load_interpolant(folder: str | Path) -> interpolants.Interpolant:
+    """The interpolant that a saved map was trained on.
+
+    Raises:
+        ValueError: as in `load`.
+    """
+    folder = Path(folder)
+    return cards.interpolant(folder, cards.read(folder))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a folder, its version checked.
+
+    Raises:
+        ValueError: the folder or the card is missing, damaged, or of another version.
+        OSError: it cannot be read.
+    """
+    return cards.read(folder)
+
+
+def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
+    """Tensors from a safetensors file, compared with a checksum where there is one.
+
+    Raises:
+        ValueError: the file is missing, truncated or changed.
+    """
+    if not path.is_file():  # nor a pipe, which has no end
+        raise ValueError(
+            f"{path.parent} has no {path.name}: the run did not finish (use --resume), or the file was moved."
+        )
+    content = path.read_bytes()
+    if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
+        raise ValueError(
+            f"{path} is truncated or was changed ({len(content)} bytes, checksum differs): restore it, or train again."
+        )
+    try:
+        return safetensors.load(content)
+    except (SafetensorError, ValueError, *cards.SENSELESS) as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or is truncated ({cards.reason(error)}): restore it, or train again."
+        ) from None
+
+
+def save_pretrained(flow_map: maps.FlowMap, folder: str | Path, **options: Any) -> Path:
+    """`save` under the name that Hugging Face users know, replacing what is there."""
+    return save(flow_map, folder, overwrite=True, **options)
+
+
+def push_to_hub(flow_map: maps.FlowMap, repository: str, *, private: bool = False, **options: Any) -> str:
+    """Upload a flow map to the Hugging Face Hub.
+
+    Args:
+        flow_map: the map.
+        repository: `user/name`, made if it is missing.
+        private: make it a private one.
+        options: as in `save`.
+
+    Returns:
+        The address of the commit.
+    """
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(flow_map, folder, **options)
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=repository, folder_path=folder).commit_url
+
+
+def from_pretrained(name: str | Path, net: nn.Module | None = None, **options: Any) -> maps.FlowMap:
+    """Load a flow map from a folder or from the Hugging Face Hub (`user/name`).
+
+    Args:
+        name: a folder, or a repository.
+        net: as in `load`.
+        options: for `huggingface_hub.snapshot_download`, such as `revision`.
+    """
+    if Path(name).is_dir():
+        return load(name, net)
+    from huggingface_hub import snapshot_download
+
+    return load(snapshot_download(str(name), allow_patterns=[WEIGHTS, CARD], **options), net)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """One file with tensors and a JSON header, written in one stroke: a training state."""
+    content = safetensors.save(dict(tensors), metadata={"flowmaps": json.dumps(about)})
+    write_atomically(path, content)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    tensors = read_weights(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = cards.parse(file.metadata()["flowmaps"])
+        if not isinstance(about, dict):
+            raise TypeError(f"got a {type(about).__name__}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no training state of flowmaps ({cards.reason(error)}): restore it.") from None
+    return tensors, about
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter; the CPU if it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

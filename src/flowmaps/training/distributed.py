@@ -1,0 +1,127 @@
+"""Where training computes: on one device, or on one for each of several processes that share a module.
+
+What is shared is the module whose forward is the whole loss, so that whatever derivative is in it, gradients come out
+averaged over the processes. DDP gives each process a copy; FSDP2 shares out weights, gradients and moments, gathered
+once a step: the group is the whole, because a derivative of a network runs its blocks more than once.
+
+Processes are those of `accelerate launch` or `torchrun`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..system.devices import pick_device
+from ..system.processes import launched, ranks, together
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The device of this process, and how it shares a module with the others.
+
+    Attributes:
+        device: of this process.
+        shard: share out the weights (FSDP2) where each process would have a copy (DDP).
+        unused: whether there are weights that get no gradient, which DDP has to look for in each step; the networks and
+            methods of flowmaps have none.
+    """
+
+    device: torch.device
+    shard: bool = False
+    unused: bool = False
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module shared among the processes; parameters of a sharded one are `DTensor` from now on."""
+        if not together():
+            return module
+        if self.shard:
+            mesh = init_device_mesh(self.device.type, (ranks(),))
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+            return fully_shard(module, mesh=mesh, reshard_after_forward=False)  # type: ignore[return-value]
+        where = [self.device] if self.device.type == "cuda" else None
+        # buffers are constants here: nothing but gradients travels; the option has changed its name in torch 2.13
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {buffers: False, "find_unused_parameters": self.unused}
+        return DistributedDataParallel(module, where, gradient_as_bucket_view=True, **options)
+
+
+def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
+    """Join the processes of a launcher, if there is one, and take this one's device.
+
+    Args:
+        device: as in a recipe; with several processes `cuda` is the GPU of this one.
+        shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
+        unused: as in `Engine`.
+
+    Raises:
+        ValueError: there is no such device, or the launcher is set to another way of training.
+    """
+    if not launched():
+        return Engine(pick_device(device), shard, unused)
+    if torch.cuda.is_available() and "cuda:" not in device:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    wanted = pick_device(device)
+    if "cuda:" in device:
+        raise ValueError(f"--device {device} with several processes: each takes its own, give --device cuda.")
+    for way in ("DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise ValueError(f"accelerate is set to {way}, which is not for flowmaps: choose DDP, or FSDP2 (--shard).")
+    from accelerate import PartialState
+
+    own = PartialState(cpu=wanted.type == "cpu").device or wanted
+    shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return Engine(torch.device(own.type, own.index), shard, unused)
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """While a part of a step is computed: gradients meet in the last one alone, the others add up where they are."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        module.set_reshard_after_backward(last)
+    elif isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module):
+    """While this lasts each process has all the weights, and may use the networks within by themselves."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def full(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be shared out; each process calls this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process has of each tensor."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that are not finite, where this process can see it."""
+    here = zip(tensors, local(tensors.values()), strict=True)
+    return [name for name, value in here if not bool(value.isfinite().all())]

@@ -1,0 +1,239 @@
+"""What guards a run: steps without a finite gradient, spikes, signals that ask it to stop, two runs into one folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ..system.processes import group, together
+
+SPIKE = 10.0  # times the usual norm
+MEMORY = 100  # steps over which the usual norm is averaged
+MOST = 256  # norms that wait to be read
+INSISTS = 1.0  # seconds after which a second Ctrl-C is one
+NAMED = "rows,"  # in what is said of rows that are to blame
+LOCK = ".lock"
+
+
+class Guard:
+    """Watches the norms of gradients, which stay on their device until `settle` reads them all at once.
+
+    A norm that is not finite is a step that was skipped; one of `SPIKE` times the usual is a spike. The usual norm is
+    the geometric mean over some `MEMORY` steps.
+
+    Attributes:
+        skipped: steps without a finite gradient, of all that were taken.
+        row: how many of them are the last ones, in a row.
+        spikes: steps and norms of the spikes since they were last taken.
+        norm: the last norm that was read.
+    """
+
+    def __init__(self) -> None:
+        self.skipped, self.row, self.seen, self.level = 0, 0, 0, 0.0
+        self.spikes: list[tuple[int, float]] = []
+        self.norm = math.nan
+        self._waiting: list[tuple[int, Tensor]] = []
+
+    def see(self, step: int, norm: Tensor) -> None:
+        """The norm of the gradient of a step, before it was clipped."""
+        self._waiting.append((step, norm))
+        if len(self._waiting) >= MOST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the norms that were seen, which waits for the device."""
+        if not self._waiting:
+            return
+        norms = [norm for _, norm in self._waiting]
+        norms = torch.stack(norms).tolist() if len(norms) > 1 else [norms[0].item()]
+        for (step, _), norm in zip(self._waiting, norms, strict=True):
+            self._count(step, norm)
+        self._waiting.clear()
+
+    def _count(self, step: int, norm: float) -> None:
+        self.norm = norm
+        if not math.isfinite(norm):
+            self.skipped, self.row = self.skipped + 1, self.row + 1
+            return
+        self.row = 0
+        height = math.log(max(norm, 1e-30))
+        if self.seen >= MEMORY and height > self.level + math.log(SPIKE):
+            self.spikes.append((step, norm))
+        self.seen += 1
+        self.level += (height - self.level) / min(self.seen, MEMORY)
+
+    def take_spikes(self) -> list[tuple[int, float]]:
+        """The spikes since the last call."""
+        taken, self.spikes = self.spikes, []
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        self.settle()
+        kept = {"skipped": self.skipped, "row": self.row, "seen": self.seen, "level": self.level}
+        return kept | {"spikes": list(self.spikes)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.skipped, self.row, self.seen = (int(state[key]) for key in ("skipped", "row", "seen"))
+        self.level, self.spikes = float(state["level"]), [(int(step), float(norm)) for step, norm in state["spikes"]]
+
+
+class Scale:
+    """The factor of a loss in float16, whose gradients would vanish without: halved when they overflow, doubled again.
+
+    It goes by the norm over all processes, so that sharded ones never disagree.
+
+    Args:
+        device: of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.factor = torch.tensor(2.0**14, device=device)
+        self.good = torch.zeros((), device=device)
+
+    def update(self, norm: Tensor, patience: int = 2_000) -> None:
+        """After a step whose gradient had this norm; doubled after `patience` finite ones."""
+        finite = norm.isfinite()
+        self.good.copy_((self.good + 1) * finite)
+        self.factor.mul_(torch.where(finite, torch.where(self.good >= patience, 2.0, 1.0), 0.5))
+        self.good.mul_(self.good < patience)
+
+
+class Request:
+    """Whether to stop, which all processes come to know after the same step.
+
+    Call it once a step with what this process wishes: one step later all have the same answer, for which nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self._group = group() if together() else None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: Any = None
+
+    def __call__(self, wish: bool) -> bool:
+        """Whether to stop now."""
+        if self._group is None:
+            return wish
+        asked = False
+        if self._work is not None:
+            self._work.wait()
+            asked = bool(self._flag.item())
+        self._flag = torch.tensor([int(wish)], dtype=torch.int32)
+        self._work = None if asked else dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        return asked
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], str | None]]:
+    """While this lasts SIGINT and SIGTERM ask to stop; the function gives the first's name, a second interrupts."""
+    asked: list[tuple[str, float]] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # launchers send what they get, and what is sent to all, once more: only somebody at the keyboard insists
+        if asked and number == signal.SIGINT and now - asked[0][1] > INSISTS:
+            raise KeyboardInterrupt
+        asked.append((signal.Signals(number).name, now))
+
+    for number in numbers:
+        signal.signal(number, ask)
+    failed = True
+    try:
+        yield lambda: asked[0][0] if asked else None
+        failed = False
+    finally:
+        if not (failed and together()):  # a launcher that ends the others too must not cut off what they have to say
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def lock(folder: Path) -> FileLock:
+    """Hold a folder for this process, until it releases the lock or ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it, or the lock leads elsewhere.
+    """
+    held, path = FileLock(folder / LOCK), folder / LOCK
+    refuse_link(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run is writing into {folder} ({_holder(path)}): wait for it to end, or choose another --out."
+        ) from None
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    return held
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse to write through a link, which in a folder from elsewhere may lead anywhere.
+
+    Raises:
+        ValueError: the path is one.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, through which nothing is written: remove it.")
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()[:200] or "unknown"
+    except (OSError, UnicodeDecodeError):
+        return "unknown"
+
+
+def blame(evaluate: Callable[[Any], Any], draw: Any) -> str:
+    """Where a loss or its gradient is not finite: the term, and the region of (s, t) of its rows.
+
+    Args:
+        evaluate: the objective's, of weights that are all here.
+        draw: a `Draw`, as of the last step.
+
+    Returns:
+        A clause such as "lagrangian, 3 of 64 rows, s 0.12-0.30, t 0.91-0.99".
+    """
+    leaves = draw._replace(x0=draw.x0.detach().requires_grad_(), x1=draw.x1.detach().requires_grad_())
+    with torch.enable_grad():
+        loss = evaluate(leaves)
+        slopes = torch.autograd.grad(loss.value, (leaves.x0, leaves.x1), allow_unused=True)
+    bad = {name: ~part.isfinite() for name, part in loss.parts.items()}
+    found = [f"{name}, {_region(rows, draw)}" for name, rows in bad.items() if bool(rows.any())]
+    if found:
+        return "; ".join(found)
+    finite = [slope.flatten(1).isfinite().all(1) for slope in slopes if slope is not None]
+    rows = ~torch.stack(finite).all(0) if finite else torch.zeros(len(draw.s), dtype=torch.bool)
+    if not bool(rows.any()):
+        return "the loss is finite in every row, the gradient of the weights is not"
+    terms = [name for name, part in loss.parts.items() if bool((part[rows] != 0).any())]
+    return f"the gradient of {' + '.join(terms) or 'the loss'}, {_region(rows, draw)}"
+
+
+def _region(rows: Tensor, draw: Any) -> str:
+    s, t = draw.s[rows], draw.t[rows]
+    span = ", ".join(f"{name} {float(v.min()):.2f}-{float(v.max()):.2f}" for name, v in (("s", s), ("t", t)))
+    return f"{int(rows.sum())} of {len(rows)} rows, {span}"
+
+
+def worst(clauses: Sequence[str]) -> str:
+    """The clause that says most."""
+    return next((clause for clause in clauses if NAMED in clause), clauses[0])

@@ -1,0 +1,124 @@
+"""The log of a run, a line of JSON a logged step; and the end of a run that has no finite gradient any more."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..objectives import Loss
+from ..runs.folder import LOG, read_log
+from ..system.files import write_atomically
+from ..system.processes import all_of, first_line, mean, on_first, ranks
+from ..velocities import Draw
+from .distributed import gathered
+from .guards import NAMED, blame, refuse_link, worst
+from .loop import Step
+from .state import State
+
+Line = dict[str, Any]
+
+
+def log(folder: Path, stage: str, step: Step, state: State, seconds: float) -> Line:
+    """Add a line to the log; losses are means over all processes, and `None` where they are not finite.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
+    names = ["loss", *step.loss.parts]
+    values = torch.stack([step.loss.value.float(), *(part.float().mean() for part in step.loss.parts.values())])
+    found = {name: _finite(value) for name, value in zip(names, mean(values).tolist(), strict=True)}
+    guard = state.guard
+    line = {"stage": stage, "step": step.number, **found, "norm": _finite(guard.norm), "rate": step.rate}
+    line |= {"skipped": guard.skipped} if guard.skipped else {}
+    line |= {"spikes": spikes} if (spikes := guard.take_spikes()) else {}
+    line["seconds"] = round(seconds, 2)
+    on_first(lambda: _append(folder / LOG, line))
+    return line
+
+
+def cut_back(folder: Path, stages: Sequence[str], stage: str, step: int) -> None:
+    """Forget the lines after a step of a stage, from which a run goes on."""
+    order = {name: number for number, name in enumerate(stages)}
+    lines = [
+        line for line in read_log(folder)
+        if (order.get(line.get("stage", ""), len(order)), line["step"]) <= (order[stage], step)
+    ]  # fmt: skip
+    write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _append(path: Path, line: Line) -> None:
+    refuse_link(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_patience(patience: int, stage: str, step: Step, state: State, left: Callable[[], str]) -> None:
+    """Stop a run after `patience` steps in a row without a finite gradient.
+
+    Args:
+        patience: of the recipe.
+        stage: its name.
+        step: the last step.
+        state: after it.
+        left: what is said of the last checkpoint.
+
+    Raises:
+        ValueError: it has come to that; names the term of the loss and the region of (s, t).
+    """
+    if state.guard.row < patience:
+        return
+    with gathered(state.module):
+        clauses = all_of(lambda: _blamed(state, step))
+    clause = worst(clauses)
+    where = f" (process {clauses.index(clause)} of {ranks()})" if ranks() > 1 and NAMED in clause else ""
+    rather = "" if state.precision == torch.float32 else "take --precision float32, "
+    raise ValueError(
+        f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
+        f"{step.number} of stage {stage}: {clause}{where}. Look at the data, {rather}lower --optimiser.rate or "
+        f"--optimiser.clip. {left()}"
+    )
+
+
+def _blamed(state: State, step: Step) -> str:
+    """Where the last step was lost, looked for as it was taken: in its precision, part by part."""
+    device, clauses = step.draw.s.device, list[str]()
+
+    def evaluate(draw: Draw) -> Loss:
+        with state.autocast(device):
+            return state.objective.evaluate(draw)
+
+    for part in state.parts(step.draw):
+        try:
+            clauses.append(blame(evaluate, part))
+        except RuntimeError as error:  # such as no memory left for it
+            clauses.append(f"where, could not be found out ({first_line(error)})")
+    return worst(clauses)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a checkpoint was written by: versions of the program and its libraries, and its commit where it has one."""
+    found = {"python": platform.python_version()}
+    for name in ("flowmaps", "torch", "accelerate", "safetensors"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
+            found[name] = metadata.version(name)
+    own = Path(__file__)
+    git = functools.partial(subprocess.run, cwd=own.parent, capture_output=True, text=True, timeout=5, check=True)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # installed without its repository
+        git(["git", "ls-files", "--error-unmatch", own.name])  # not the repository of somebody's environment
+        found["commit"] = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+    return found

@@ -1,0 +1,105 @@
+"""The training loop: one generator, read from top to bottom. The body of the caller's `for` is the hook.
+
+It is the same on one device and on many (`engine`): what is shared is the module whose forward is the whole loss, and
+what a process draws is a function of (seed, its number, step).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import Source
+from ..objectives import Loss
+from ..runs.recipes import Optimiser
+from ..system import devices
+from ..system.processes import rank, ranks
+from ..velocities import Draw
+from .optimisers import schedule
+from .state import State
+
+DROPOUT, RANK = 1, 2  # streams of the seed
+
+
+class Step(NamedTuple):
+    """A step that was taken; reading a tensor of it waits for the device.
+
+    Attributes:
+        number: from 1.
+        loss: the loss and its parts, of this process's rows.
+        rate: of the step.
+        progress: of training before it, from 0 to 1.
+        norm: of the gradient, before it was clipped; where it is not finite, the weights were left as they were.
+        draw: what the loss was evaluated at.
+    """
+
+    number: int
+    loss: Loss
+    rate: float
+    progress: float
+    norm: Tensor
+    draw: Draw
+
+
+def generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream is a function of the seed and the numbers, such as (stage, rank, step)."""
+    value = seed
+    for number in numbers:  # splitmix64, so that neighbouring numbers give unrelated streams
+        value = (value + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+        value ^= value >> 31
+    return torch.Generator(device=device).manual_seed(value % 2**63)
+
+
+def train(
+    state: State,
+    source: Source,
+    settings: Optimiser,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    budget: float | None = None,
+) -> Iterator[Step]:
+    """Train, one `Step` at a time, until `steps` are taken or `budget` seconds have passed.
+
+    Args:
+        state: from `begin`, or restored; changed in place.
+        source: the data, on the device.
+        settings: of the optimiser.
+        steps: number of the last step; the rate decays towards it.
+        seed: of all draws; step k draws the same whether or not training was interrupted before.
+        device: where the objective is.
+        budget: wall-clock limit in seconds, of one process; progress is then the greater of the two shares.
+    """
+    device, rows = torch.device(device), settings.batch // ranks()
+    own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
+    begun, before = time.monotonic(), state.step / steps
+    while state.step < steps:
+        progress = state.step / steps
+        if budget is not None:
+            progress = max(progress, (time.monotonic() - begun) / budget)
+            if progress >= 1:
+                return
+        source_of_noise = generator(own, state.step, device=device)
+        devices.seed(device, generator(own, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
+        x1, cond = source.sample(rows, source_of_noise)
+        draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
+        state.zero_grad()
+        loss = state.descend(draw)
+        rate = schedule(settings, state.step - state.begun, progress)
+        state.whole = False
+        norm = state.update(rate, settings.clip)
+        state.step += 1
+        state.averages.update(list(state.parameters.values()), state.step)
+        now = max(state.step / steps, progress)
+        if state.follows:
+            state.objective.follow(before, now)
+        before, state.whole = now, True
+        state.guard.see(state.step, norm)
+        yield Step(state.step, loss, rate, progress, norm, draw)

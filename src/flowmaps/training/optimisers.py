@@ -1,0 +1,102 @@
+"""Optimisers of a recipe: Adam, AdamW, RAdam, Muon; and the rate of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..runs.recipes import Optimiser
+
+OUTER = ("first", "last", "embedding", "embed", "label", "modulation", "films", "scales")
+"""Words in the names of weights that lead in or out, or modulate the hidden layers: no matter for Muon."""
+
+
+def build(parameters: Mapping[str, Tensor], settings: Optimiser) -> list[Optimizer]:
+    """The optimisers of parameters by name; together they have each of them once.
+
+    Muon (K. Jordan et al., 2024; as scaled by J. Liu et al., "Muon is scalable for LLM training", 2025, arXiv
+    2502.16982, so that AdamW's rate fits both) takes the matrices between hidden layers, AdamW the rest.
+
+    Args:
+        parameters: what is trained; `DTensor` where it is sharded.
+        settings: of the recipe.
+
+    Raises:
+        ValueError: Muon, and there are no matrices between hidden layers.
+    """
+    betas, rate, decay = (0.9, settings.beta2), settings.rate, settings.weight_decay
+    every = list(parameters.values())
+    if settings.kind == "adam":
+        return [torch.optim.Adam(every, lr=rate, betas=betas, fused=True)]
+    if settings.kind == "radam":
+        return [torch.optim.RAdam(every, lr=rate, betas=betas, weight_decay=decay, decoupled_weight_decay=True)]
+    inner = {name for name, value in parameters.items() if _is_hidden(name, value)} if settings.kind == "muon" else ()
+    if settings.kind == "muon" and not inner:
+        raise ValueError(
+            "--optimiser.kind muon is for matrices between hidden layers, and this network has none (a U-Net is made "
+            "of convolutions): take adamw, or --backbone dit."
+        )
+    rest = [value for name, value in parameters.items() if name not in inner]
+    built: list[Optimizer] = []
+    if rest:
+        built.append(torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True))
+    if inner:
+        hidden = [parameters[name] for name in parameters if name in inner]
+        built.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return built
+
+
+def _is_hidden(name: str, value: Tensor) -> bool:
+    words = name.replace("_", ".").split(".")
+    if "weight" in words[:-1]:  # the network of a learned weight of the loss
+        return False
+    return value.ndim == 2 and min(value.shape) > 1 and not any(word in OUTER for word in words)
+
+
+def skips(optimisers: list[Optimizer]) -> bool:
+    """Whether all can leave out a step by a flag on their device, so that the host need not wait to know it."""
+    return all(optimiser.defaults.get("fused") for optimiser in optimisers)
+
+
+def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
+    """What the optimisers remember, as `NAME.KEY` where NAME is that of the parameter; `names` by its id."""
+    return {
+        f"{names[id(parameter)]}.{key}": value
+        for optimiser in optimisers
+        for parameter, kept in optimiser.state.items()
+        for key, value in kept.items()
+    }
+
+
+def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Give back what `moments` gave; without anything they begin anew."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for name, value in kept.items():
+        parameter, key = name.rsplit(".", 1)
+        by_name.setdefault(parameter, {})[key] = value
+    names = {id(value): name for name, value in parameters.items()}
+    for optimiser in optimisers:
+        listed = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
+        state: dict[int, Any] = {k: by_name[name] for k, name in enumerate(listed) if name in by_name}
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def schedule(settings: Optimiser, step: int, progress: float) -> float:
+    """The learning rate: linear warm-up over the first steps, then down to `floor` times the highest.
+
+    Args:
+        settings: of the recipe.
+        step: steps taken since the optimiser began.
+        progress: of training, from 0 to 1.
+    """
+    rise = min(1.0, (step + 1) / max(settings.warmup, 1))
+    left = 1 - min(progress, 1.0)
+    if settings.decay == "constant":
+        return settings.rate * rise
+    share = left if settings.decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return settings.rate * rise * (settings.floor + (1 - settings.floor) * share)

@@ -1,0 +1,252 @@
+"""The state of training: what it carries from step to step, and all that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..objectives import Loss, Objective
+from ..runs.recipes import Optimiser
+from ..system.processes import ranks
+from ..velocities import Draw
+from .averages import Averages
+from .distributed import Engine, full, gathered, local, synchronised
+from .guards import Guard, Scale
+from .optimisers import build, moments, remember, skips
+
+
+class Whole(nn.Module):
+    """A module whose forward is the whole loss of a draw: what several processes share.
+
+    Args:
+        objective: the objective.
+        evaluate: its `evaluate`, compiled perhaps.
+    """
+
+    def __init__(self, objective: Objective, evaluate: Callable[[Draw], Loss]) -> None:
+        super().__init__()
+        self.objective, self.evaluate = objective, evaluate
+
+    def forward(self, draw: Draw) -> Loss:
+        """The loss of a draw."""
+        return self.evaluate(draw)
+
+
+@dataclass
+class State:
+    """What training carries from step to step, and all that a checkpoint needs.
+
+    Attributes:
+        objective: the objective, its map within.
+        module: the whole loss as one module, shared among the processes.
+        optimisers: of torch, one for most kinds.
+        averages: moving averages of the trained parameters.
+        parameters: the trained parameters by name; `DTensor` where they are sharded.
+        precision: type in which networks compute, by autocast.
+        shares: which rows of a batch make up each of the parts that it is taken in; `None` for all at once.
+        scale: of the loss, in float16.
+        step: steps taken.
+        begun: the step at which the optimisers began; the rate warms up from there.
+        whole: false while a step is half taken, when the rest does not belong together.
+        follows: whether the objective has targets that follow the map.
+        waits: whether the host knows a gradient to be finite before the weights move; if not, the optimiser does.
+    """
+
+    objective: Objective
+    module: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+    averages: Averages
+    parameters: dict[str, Tensor]
+    precision: torch.dtype = torch.float32
+    shares: Tensor | None = None
+    scale: Scale | None = None
+    guard: Guard = field(default_factory=Guard)
+    step: int = 0
+    begun: int = 0
+    whole: bool = True
+    follows: bool = False
+    waits: bool = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as named tensors."""
+        names = {id(value): name for name, value in self.parameters.items()}
+        named = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
+        for label, values in self.averages.values.items():
+            named |= {f"average.{label}/{name}": a for name, a in zip(self.parameters, values, strict=True)}
+        named |= {f"target.{k}": value for k, value in enumerate(self._targets())}
+        kept = self.objective.state_dict().keys()  # not the buffers that are constants of a network
+        named |= {f"buffer.{name}": value for name, value in self.objective.named_buffers() if name in kept}
+        named |= {f"optimiser.{name}": value for name, value in moments(self.optimisers, names).items()}
+        if self.scale is not None:
+            named |= {"scale.factor": self.scale.factor, "scale.good": self.scale.good}
+        return named
+
+    def about(self) -> dict[str, Any]:
+        """What else a checkpoint keeps, as JSON."""
+        return {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
+
+    def template(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """An empty tensor for one of a checkpoint: laid out, and shared out, as its own is, whose shape it has.
+
+        Args:
+            name: of the tensor.
+            shape, dtype: as it was kept; its own may be others, if the checkpoint is of another network.
+        """
+        kind, _, rest = name.partition(".")
+        targets = self._targets() if kind == "target" else []
+        if kind == "parameter":
+            own = self.parameters.get(rest)
+        elif kind == "average":
+            own = self.parameters.get(rest.partition("/")[2])
+        elif kind == "optimiser":  # moments are like the parameter, their count is not
+            own = self.parameters.get(rest.rpartition(".")[0]) if shape else None
+        elif kind == "buffer":
+            own = dict(self.objective.named_buffers()).get(rest)
+        else:
+            own = targets[int(rest)] if rest.isdecimal() and int(rest) < len(targets) else None
+        return torch.empty(shape, dtype=dtype) if own is None else torch.empty_like(own, requires_grad=False)
+
+    def _targets(self) -> list[Tensor]:
+        """The weights of the objective's targets that follow the map."""
+        return [value for target in self.objective.followers() for value in target.state_dict().values()]
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Take over what `tensors` and `about` gave; without moments optimisers start anew, without `begun` the rate.
+
+        Raises:
+            ValueError: they belong to another network.
+        """
+        try:
+            for name, value in self.tensors().items():
+                if not name.startswith(("optimiser.", "scale.")) or name in tensors:
+                    value.copy_(tensors[name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint is of another network ({error}): resume with the recipe it began with."
+            ) from None
+        kept = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("optimiser.")}
+        try:
+            remember(self.optimisers, self.parameters, kept)
+            self.step = int(about["step"])
+            self.begun = int(about.get("begun", self.step))
+            if "guard" in about:
+                self.guard.restore(about["guard"])
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise ValueError(f"the checkpoint has no state that this version reads ({error!r}).") from None
+
+    @torch.no_grad()
+    def use_averages(self) -> None:
+        """Put the moving averages into the map."""
+        torch._foreach_copy_(local(self.parameters.values()), local(self.averages.main))  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While this lasts the map has its averages for weights, all of them here; each process calls this."""
+        own = list(self.parameters.values())
+        with torch.no_grad():
+            kept = [value.detach().clone() for value in own]
+            self.use_averages()
+        try:
+            with gathered(self.module):
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(local(own), local(kept))  # pyright: ignore[reportPrivateImportUsage]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the map, whole; each process calls this."""
+        return {name: full(value) for name, value in self.objective.flow_map.state_dict().items()}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for value in self.parameters.values():
+            value.grad = None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """While networks compute."""
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(device.type, self.precision)
+
+    def parts(self, draw: Draw) -> list[Draw]:
+        """The parts that a draw is taken in."""
+        if self.shares is None:
+            return [draw]
+        return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
+
+    def descend(self, draw: Draw) -> Loss:
+        """The loss of a draw, and its gradient: in one go, or in parts whose gradients add up."""
+        draws, losses = self.parts(draw), list[Loss]()
+        for part in draws:
+            with synchronised(self.module, len(losses) == len(draws) - 1):
+                with self.autocast(part.s.device):
+                    loss: Loss = self.module(part)
+                value = loss.value.detach()
+                # NaN where the loss is not finite: so is the gradient then, which all processes come to know
+                share = value * 0 + 1 / len(draws)
+                loss.value.backward(share if self.scale is None else share * self.scale.factor)
+            losses.append(Loss(value, loss.parts))
+        if self.shares is None:
+            return losses[0]
+        order = self.shares.flatten().argsort()  # rows where they were drawn
+        parts = {name: torch.cat([loss.parts[name] for loss in losses])[order] for name in losses[0].parts}
+        return Loss(torch.stack([loss.value for loss in losses]).mean(), parts)
+
+    def update(self, rate: float, clip: float) -> Tensor:
+        """Move the weights by their gradient, unless it is not finite: its norm before it was clipped."""
+        own = list(self.parameters.values())
+        grads = [value.grad for value in own if value.grad is not None]
+        if self.scale is not None:
+            torch._foreach_mul_(local(grads), 1 / self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
+        norm = full(total)
+        if self.scale is not None:
+            self.scale.update(norm)
+        finite = norm.isfinite()
+        if self.waits and not bool(finite):
+            return norm
+        if not self.waits or float(norm) > 0.999 * clip:  # below it the factor is 1
+            nn.utils.clip_grads_with_norm_(own, clip, total)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            if not self.waits:
+                optimiser.found_inf, optimiser.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
+            optimiser.step()
+        return norm
+
+
+def begin(
+    objective: Objective,
+    settings: Optimiser,
+    *,
+    engine: Engine | None = None,
+    evaluate: Callable[[Draw], Loss] | None = None,
+    precision: torch.dtype = torch.float32,
+) -> State:
+    """A fresh state.
+
+    Args:
+        objective: on its device.
+        settings: of the optimiser.
+        engine: how processes share the module; this one alone unless given.
+        evaluate: the objective's `evaluate`, compiled.
+        precision: type in which networks compute.
+    """
+    module: nn.Module = Whole(objective, objective.evaluate if evaluate is None else evaluate)
+    module = module if engine is None else engine.wrap(module)
+    parameters: dict[str, Tensor] = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    device = next(iter(parameters.values())).device
+    optimisers = build(parameters, settings)
+    averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
+    scale = Scale(device) if precision == torch.float16 else None
+    waits = device.type != "cuda" or not skips(optimisers)
+    follows = bool(objective.followers())
+    shares = objective.shares(settings.batch // ranks(), settings.accumulate).to(device)
+    shares = shares if len(shares) > 1 else None
+    every = (objective, module, optimisers, averages, parameters, precision, shares, scale)
+    return State(*every, follows=follows, waits=waits)

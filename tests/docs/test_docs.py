@@ -1,0 +1,83 @@
+"""The pages of the methods are what the code says, and what they show runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from flowmaps import methods
+
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+import make  # noqa: E402
+import method  # noqa: E402
+
+NAMES = [name for name in methods.__all__ if name != "Options"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`python docs/make.py` with arguments."""
+    monkeypatch.setattr(sys, "argv", ["make.py", *arguments])
+    return make.main()
+
+
+def test_the_pages_are_what_the_code_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--check") == 0, capsys.readouterr().out[:2000] + "run python docs/make.py"
+
+
+def test_a_page_that_differs_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path in make.PAGES.glob("*.md"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "lmd.md").write_text((tmp_path / "lmd.md").read_text().replace("teacher", "master", 1))
+    (tmp_path / "gone.md").write_text("a method that is no more\n")
+    monkeypatch.setattr(make, "PAGES", tmp_path)
+    assert run(monkeypatch, "--check") == 1
+    out = capsys.readouterr()
+    assert "-a method that is no more" in out.out
+    assert "lmd.md on disk" in out.out
+    assert "run python docs/make.py" in out.err
+
+
+def test_every_method_has_a_page_and_a_row() -> None:
+    assert {path.stem for path in make.PAGES.glob("*.md")} == {*NAMES, "README"}
+    index = (make.PAGES / "README.md").read_text()
+    assert all(index.count(f"[`{name}`]({name}.md)") == 1 for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_docstring_says_what_it_must(name: str) -> None:
+    words = method.text(name)
+    assert set(words.sections) == {"The paper", "When to use"}
+    assert words.references
+    assert re.search(r"\d{4}\.\d{5}|FMM|SD", words.references)
+    wanted = [key for key in inspect.signature(method.function(name)).parameters if key not in ("flow_map", "options")]
+    assert [key for keys in words.arguments for key in keys.split(", ")] == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_snippet_runs(name: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (make.PAGES / f"{name}.md").read_text(), re.S)
+    assert len(blocks) == 1
+    assert "steps = 1000\n" in blocks[0]
+    given: dict = {}
+    exec(blocks[0].replace("steps = 1000\n", "steps = 2\n"), given)
+    assert given["samples"].shape == (1000, 2)
+    assert given["samples"].isfinite().all()
+
+
+def test_links_lead_somewhere() -> None:
+    for path in make.PAGES.glob("*.md"):
+        for link in re.findall(r"\]\((?!https)([^)#]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), (path.name, link)
+
+
+def test_the_costs_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--costs") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(NAMES)

@@ -1,0 +1,479 @@
+"""Value and gradient of the methods of FMM and SD are the papers' formulas, written literally.
+
+The other papers' methods are in `test_literal_papers.py`; what the formulas are written with, in `papers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from cases import (
+    AVERAGE,
+    DERIVATIVES,
+    ENGINES,
+    EQUATIONS,
+    INTERPOLANTS,
+    MAPS,
+    METHODS,
+    Network,
+    Parametrisation,
+    generator,
+)
+from papers import CLOSE, DIAGONAL, DIM, ROWS, Paper, assert_same, build, squares, teacher
+from torch import Tensor
+
+from flowmaps import losses as weights
+from flowmaps import methods
+from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
+from flowmaps.interpolants import Interpolant, Linear, WithNoise
+from flowmaps.maps import Frozen
+from flowmaps.objectives import Split, Sum
+from flowmaps.times import FromBase, Strip, Triangle
+from flowmaps.velocities import Draw, FromTeacher
+
+# the formulas: each returns |residual|^2 of each row, one array for each term -----------------------------------------
+
+
+def flow_matching(p: Paper) -> list[Tensor]:
+    """|v_t(I_t) - dI_t|^2."""
+    t = p.draw.t
+    return [squares(p.v(p.I(t), t) - p.dI(t))]
+
+
+def lmd_none(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - b_t(X_{s,t}(I_s))|^2 (FMM, corollary 3.7)."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.b(p.X(p.I(s), s, t), t))]
+
+
+def lmd_velocity(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - sg b_t(X_{s,t}(I_s))|^2."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.b(p.X(p.I(s), s, t), t).detach())]
+
+
+def lmd_target(p: Paper) -> list[Tensor]:
+    """|u - sg(b_t(X) - (t - s) d_t u)|^2, (t - s) d_t u = d_t X - u."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u - (p.b(p.X(x, s, t), t) - (p.d_t(x) - u)).detach())]
+
+
+def emd_none(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) b_s(I_s)|^2 (FMM, corollary 3.8)."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.b(x, p.draw.s)))]
+
+
+def emd_tangent(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) b_s(I_s))|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.b(x, p.draw.s)).detach())]
+
+
+def emd_target(p: Paper) -> list[Tensor]:
+    """|u - sg(b_s + (t - s) D u)|^2, the right-hand side being u + d_s X + grad X b_s."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u - (u + p.d_s(x) + p.grad(x, p.b(x, s))).detach())]
+
+
+def fmm(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(X_{t,s}(I_t)) - dI_t|^2 and |X_{s,t}(X_{t,s}(I_t)) - I_t|^2 (FMM, proposition 3.11)."""
+    s, t = p.draw.s, p.draw.t
+    back = p.X(p.I(t), t, s)
+    return [squares(p.d_t(back) - p.dI(t)), squares(p.X(back, s, t) - p.I(t))]
+
+
+def pfmm(legs: int) -> Callable[[Paper], list[Tensor]]:
+    """|X_{s,t}(I_s) - (Xc_{t_{K-1},t_K} o ... o Xc_{t_0,t_1})(I_s)|^2, t_k = s + (k / K)(t - s) (FMM, lemma 3.13)."""
+
+    def formula(p: Paper) -> list[Tensor]:
+        s, t = p.draw.s, p.draw.t
+        x = p.I(s)
+        for k in range(legs):
+            x = p.Xc(x, s + k / legs * (t - s), s + (k + 1) / legs * (t - s))
+        return [squares(p.X(p.I(s), s, t) - x)]
+
+    return formula
+
+
+def eulerian_estimation(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) dI_s)|^2 (FMM, section 3.6)."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.dI(p.draw.s)).detach())]
+
+
+def lsd(p: Paper) -> list[Tensor]:
+    """|d_t X_{s,t}(I_s) - sg v_t(X_{s,t}(I_s))|^2 (SD, equation 94)."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.v(p.X(p.I(s), s, t), t).detach())]
+
+
+def lsd_none(p: Paper) -> list[Tensor]:
+    """The same without stop-gradient."""
+    s, t = p.draw.s, p.draw.t
+    return [squares(p.d_t(p.I(s)) - p.v(p.X(p.I(s), s, t), t))]
+
+
+def esd(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) v_s(I_s))|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.v(x, p.draw.s)).detach())]
+
+
+def esd_velocity(p: Paper) -> list[Tensor]:
+    """|d_s X_{s,t}(I_s) + grad X_{s,t}(I_s) sg v_s(I_s)|^2."""
+    x = p.I(p.draw.s)
+    return [squares(p.d_s(x) + p.grad(x, p.v(x, p.draw.s).detach()))]
+
+
+def psd(midpoint: bool) -> Callable[[Paper], list[Tensor]]:
+    """|u_{s,t}(I_s) - sg(l u_{s,w}(I_s) + (1 - l) u_{w,t}(X_{s,w}(I_s)))|^2, w = s + l (t - s), as jumps."""
+
+    def formula(p: Paper) -> list[Tensor]:
+        s, t = p.draw.s, p.draw.t
+        x = p.I(s)
+        w = (s + t) / 2 if midpoint else s + p.draw.split * (t - s)
+        two = p.X(p.X(x, s, w), w, t).detach()
+        return [squares(p.X(x, s, t) - two) / (t - s) ** 2]
+
+    return formula
+
+
+LITERAL: dict[str, Callable[[Paper], list[Tensor]]] = {
+    "flow_matching": flow_matching,
+    "lmd-none": lmd_none,
+    "lmd-velocity": lmd_velocity,
+    "lmd-tangent": lmd_velocity,
+    "lmd-target": lmd_target,
+    "emd-none": emd_none,
+    "emd-velocity": emd_none,  # b has no parameters: the same gradient
+    "emd-tangent": emd_tangent,
+    "emd-target": emd_target,
+    "fmm": fmm,
+    "pfmm-2": pfmm(2),
+    "pfmm-4": pfmm(4),
+    "eulerian_estimation": eulerian_estimation,
+    "lsd": lsd,
+    "lsd-none": lsd_none,
+    "esd": esd,
+    "esd-velocity": esd_velocity,
+    "psd-uniform": psd(False),
+    "psd-midpoint": psd(True),
+}
+SELF = ("lsd", "lsd-none", "esd", "esd-velocity", "psd-uniform", "psd-midpoint")
+"""Self-distillation: eight of the eleven rows match the velocity, the loss is the mean over all rows."""
+
+
+def literal_terms(name: str, p: Paper) -> list[Tensor]:
+    """|residual|^2 of each row, a list of terms to be added, before weights."""
+    if name not in SELF:
+        return LITERAL[name](p)
+    off_diagonal = LITERAL[name](p.rows(slice(DIAGONAL, None)))[0]
+    return [torch.cat([flow_matching(p.rows(slice(None, DIAGONAL)))[0], off_diagonal])]
+
+
+@pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
+@pytest.mark.parametrize("name", LITERAL)
+def test_method_on_every_interpolant(name: str, interpolant: Interpolant):
+    objective, paper = build(name, AVERAGE, interpolant)
+    terms = literal_terms(name, paper)
+    assert_same(objective, paper, sum(terms).mean())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("name", LITERAL)
+def test_method_on_every_map(name: str, case: Parametrisation):
+    objective, paper = build(name, case, WithNoise(Linear()))
+    terms = literal_terms(name, paper)
+    assert_same(objective, paper, sum(terms).mean())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", LITERAL)
+def test_parts_are_the_unweighted_residuals(name: str):
+    objective, paper = build(name, AVERAGE, Linear(), weight=weights.Constant(7.0))
+    parts = objective.evaluate(paper.draw).parts
+    terms = literal_terms(name, paper)
+    if name.startswith("pfmm"):  # a weight that is given takes the place of (t - s)^2
+        terms = [term / (paper.draw.t - paper.draw.s) ** 2 for term in terms]
+    assert all(part.shape == (ROWS,) and not part.requires_grad for part in parts.values())
+    total = sum(parts.values())
+    assert isinstance(total, Tensor)
+    torch.testing.assert_close(total, sum(terms), rtol=CLOSE, atol=CLOSE)
+    if name == "fmm":
+        torch.testing.assert_close(parts["lagrangian"], terms[0], rtol=CLOSE, atol=CLOSE)
+        torch.testing.assert_close(parts["round_trip"], terms[1], rtol=CLOSE, atol=CLOSE)
+    if name in SELF:
+        assert not parts["diagonal"][DIAGONAL:].any()
+        assert bool((parts["diagonal"][:DIAGONAL] > 0).all())
+
+
+def test_pfmm_without_a_frozen_map_takes_a_copy_of_the_map_as_it_is():
+    net = Network(DIM, 1)
+    flow_map = AVERAGE.build(net)
+    objective = methods.pfmm(flow_map, legs=3)
+    draw = objective.draw(
+        torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0)),
+        cond=torch.ones(ROWS, 2, dtype=torch.float64),
+        generator=generator(1),
+    )
+    with torch.no_grad():
+        net.last.weight.mul_(1.5)  # training goes on: the copy stays
+    paper = Paper(net, AVERAGE, Linear(), draw, Network(DIM, 1))
+    assert_same(objective, paper, sum(pfmm(3)(paper)).mean())  # type: ignore[union-attr]
+
+
+def test_pfmm_keeps_the_frozen_map_that_the_caller_refreshes():
+    flow_map = AVERAGE.build(Network(DIM, 1))
+    frozen = Frozen(AVERAGE.build(Network(DIM, 2)))
+    objective = methods.pfmm(flow_map, frozen=frozen, legs=2)
+    draw = objective.draw(
+        torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0)),
+        cond=torch.ones(ROWS, 2, dtype=torch.float64),
+        generator=generator(1),
+    )
+    frozen.refresh(AVERAGE.build(Network(DIM, 3)))
+    paper = Paper(flow_map.net, AVERAGE, Linear(), draw, Network(DIM, 3))  # type: ignore[arg-type]
+    assert_same(objective, paper, pfmm(2)(paper)[0].mean())
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+
+
+def learned() -> weights.Learned:
+    """A learned weight that has learned something."""
+    weight = weights.Learned(5).double()
+    torch.nn.init.normal_(weight.net[-1].weight, generator=generator(9))  # type: ignore[arg-type]
+    torch.nn.init.constant_(weight.net[-1].bias, 0.3)  # type: ignore[arg-type]
+    return weight
+
+
+def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tensor) -> Tensor:
+    """The weighted distances, from the formulas; those of a path are of the linear one."""
+    match weight:
+        case weights.Constant():
+            return 2.5 * d
+        case weights.StripWeight():
+            return d * ((t - s).abs() <= 0.3)
+        case weights.Power():
+            return d * (t - s).abs() ** 1.5
+        case weights.Adaptive():
+            return d / (d.detach() + 0.02) ** 0.75
+        case weights.PseudoHuber():
+            return (d + 0.2**2).sqrt() - 0.2
+        case weights.Learned():
+            w = weight.net(torch.cat([weight.time(s), weight.time(t)], 1)).squeeze(1)
+            return d / w.exp() + w
+        case weights.OnJump():
+            return ((t - s) ** 2 * d + 0.3**2).sqrt() - 0.3
+        case weights.PerNoise():
+            sigma, after = ((1 / r - 1).clamp_max(80.0) for r in (s, s + share * (t - s)))  # the linear path's
+            return 1.5 * d / torch.maximum(sigma - after, 1e-4 * sigma)
+        case weights.SplitPower():
+            return d / (d.detach() + 1e-3) / share
+        case weights.TruncatedSNR():
+            return d * torch.maximum(s**2, (1 - s) ** 2)
+    raise NotImplementedError(type(weight).__name__)
+
+
+WEIGHTS: dict[str, Callable[[], weights.Weight]] = {
+    "constant": lambda: weights.Constant(2.5),
+    "strip": lambda: weights.StripWeight(0.3),
+    "power": lambda: weights.Power(1.5),
+    "adaptive": lambda: weights.Adaptive(0.75, 0.02),
+    "pseudo-huber": lambda: weights.PseudoHuber(0.2),
+    "learned": learned,
+    "on-jump": lambda: weights.OnJump(weights.PseudoHuber(0.3)),
+    "per-noise": lambda: weights.PerNoise(weights.Constant(1.5), Linear()),
+    "split-power": lambda: weights.SplitPower(-1.0, weights.Adaptive()),
+    "truncated-snr": lambda: weights.TruncatedSNR(Linear()),
+}
+
+
+def test_each_weight_is_listed():
+    own = {kind for kind in weights.Weight.__subclasses__() if kind.__module__ == weights.__name__}
+    assert {type(build()) for build in WEIGHTS.values()} == own
+
+
+def refused(name: str, module: weights.Weight) -> None:
+    """What a user would do with a weight that does not fit."""
+    objective, paper = build(name, AVERAGE, Linear(), weight=module)
+    objective.evaluate(paper.draw)
+
+
+@pytest.mark.parametrize("name", ["lmd-none", "lmd-velocity", "fmm", "lsd", "psd-uniform"])
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights(weight: Callable[[], weights.Weight], name: str):
+    """w_{s,t} multiplies the whole of a row's loss: both terms of FMM together."""
+    module = weight()
+    vanishing = isinstance(module, (weights.Power, weights.OnJump)) and name in SELF
+    lonely = isinstance(module, (weights.PerNoise, weights.SplitPower)) and not name.startswith("psd")
+    if vanishing or lonely:  # refused: no velocity would be learned; there is no first leg
+        with pytest.raises(ValueError, match="vanishes at s = t" if vanishing else "composition of two legs"):
+            refused(name, module)
+        return
+    objective, paper = build(name, AVERAGE, Linear(), weight=module)
+    distance = sum(literal_terms(name, paper))
+    assert isinstance(distance, Tensor)
+    share = paper.draw.split.clone()
+    if name in SELF:
+        share[:DIAGONAL] = 1  # no first leg on the diagonal
+    assert_same(objective, paper, by_hand(module, distance, paper.draw.s, paper.draw.t, share).mean())
+
+
+# engines --------------------------------------------------------------------------------------------------------------
+
+
+def sides(name: str, case: Parametrisation, stop: Stop, engine: str) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Residual at random points, and the gradients of a loss in the parameters and in x."""
+    net = Network(DIM, 4)
+    rng = generator(6)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng).requires_grad_()
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    residual = EQUATIONS[name](stop, engine)(case.build(net), x, s, t, FromTeacher(teacher), cond=cond)
+    loss = (residual.prediction * torch.cos(residual.target)).sum()
+    gradients = torch.autograd.grad(loss, [*net.parameters(), x], materialize_grads=True)
+    return residual.value.detach(), list(gradients), residual.target.detach()
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("stop", Stop, ids=lambda stop: stop.value)
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_engines_agree(name: str, stop: Stop, case: Parametrisation):
+    """On both sides of the residual, and on where gradients stop."""
+    results = {engine: sides(name, case, stop, engine) for engine in ENGINES}
+    for engine, tolerance in {"torch": 1e-11, "finite-difference": 1e-7}.items():
+        for got, wanted in zip(results[engine][::2], results["dual"][::2], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+        for got, wanted in zip(results[engine][1], results["dual"][1], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * float(1 + wanted.abs().max()))
+
+
+# the two sides of each equation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize("stop", [Stop.NONE, Stop.VELOCITY, Stop.TARGET], ids=lambda stop: stop.value)
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_a_finite_eulerian_step_compares_two_jumps(case: Parametrisation, stop: Stop, step: float):
+    """(X_{s,t}(x) - X_{s+d,t}(x + d b_s)) / d, d of length `step` towards t, and no further."""
+    rng = generator(8)
+    x1 = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    net = Network(DIM, 1)
+    p = Paper(net, case, Linear(), Draw(x1, x1, None, s, t, s, cond))
+    d = torch.sign(t - s) * torch.minimum((t - s).abs(), torch.full_like(s, step))
+    x, b = x1, teacher(x1, s, cond)
+    landing = x + d[:, None] * b
+    ahead = torch.where((s + d == t)[:, None], landing, p.X(landing, s + d, t))
+    wanted = (p.X(x, s, t) - ahead) / d[:, None]
+    residual = Eulerian(stop, step=step)(case.build(net), x, s, t, teacher, cond=cond)
+    torch.testing.assert_close(residual.value, wanted, rtol=1e-9, atol=1e-9)
+
+    if stop is Stop.TARGET:  # u - sg(...): the gradient goes through X_{s,t}(x) / (t - s) alone
+        wanted = (p.X(x, s, t) - p.X(x, s, t).detach()) / (t - s)[:, None] + wanted.detach()
+    got = torch.autograd.grad(residual.value.square().sum(), list(net.parameters()))
+    for ours, theirs in zip(got, torch.autograd.grad(wanted.square().sum(), list(net.parameters())), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(1 + theirs.abs().max()))
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_the_finite_eulerian_step_tends_to_the_derivative_linearly(case: Parametrisation):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    low = 0.4 * torch.rand(ROWS, dtype=torch.float64, generator=rng)
+    order = torch.arange(ROWS) % 2 == 0  # both orders of time
+    s, t = torch.where(order, low, low + 0.5), torch.where(order, low + 0.5, low)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    flow_map = case.build(Network(DIM, 1))
+    exact = Eulerian()(flow_map, x, s, t, teacher, cond=cond).value
+    steps = (4e-4, 2e-4, 1e-4)
+    differences = [Eulerian(step=d)(flow_map, x, s, t, teacher, cond=cond).value - exact for d in steps]
+    errors = [float(difference.detach().norm()) for difference in differences]
+    assert errors[2] < 1e-3 * float(exact.detach().norm())
+    for coarse, fine in pairwise(errors):
+        assert 1.98 < coarse / fine < 2.02
+
+
+@pytest.mark.parametrize("legs", [2, 3, 5])
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_semigroup_compares_one_jump_with_many(case: Parametrisation, legs: int):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    net = Network(DIM, 1)
+    p = Paper(net, case, Linear(), Draw(x, x, None, s, t, s, cond))
+    y = x
+    for k in range(legs):
+        y = p.X(y, s + k / legs * (t - s), s + (k + 1) / legs * (t - s))
+    residual = Semigroup(legs=legs)(case.build(net), x, s, t, teacher, cond=cond)
+    torch.testing.assert_close(residual.value, (p.X(x, s, t) - y) / (t - s)[:, None], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
+def test_lagrangian_hands_over_its_jump(case: Parametrisation):
+    rng = generator(2)
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, generator=rng)
+    s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
+    cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
+    flow_map = case.build(Network(DIM, 1))
+    jump = Lagrangian()(flow_map, x, s, t, teacher, cond=cond).jump
+    assert jump is not None
+    torch.testing.assert_close(jump, flow_map(x, s, t, cond), rtol=1e-13, atol=1e-13)
+
+
+def test_the_self_distillation_draw_has_three_quarters_on_the_diagonal_and_the_rest_ordered():
+    for name in SELF:
+        _, paper = build(name, AVERAGE, Linear())
+        s, t = paper.draw.s, paper.draw.t
+        assert bool((s[:DIAGONAL] == t[:DIAGONAL]).all())
+        assert bool((s[DIAGONAL:] < t[DIAGONAL:]).all())
+
+
+def test_a_sum_of_objectives_adds_values_and_parts():
+    """Parts of one name add up, and the parts stay unweighted."""
+    objective, paper = build("lmd-velocity", AVERAGE, Linear())
+    other = METHODS["lmd-none"](objective.flow_map, velocity=teacher)
+    flow = METHODS["flow_matching"](objective.flow_map)
+    total = Sum([objective, flow, other], [1.0, 3.0, 0.5])
+    terms = [lmd_velocity(paper)[0], flow_matching(paper)[0], lmd_none(paper)[0]]
+    assert_same(total, paper, (terms[0] + 3 * terms[1] + 0.5 * terms[2]).mean())
+    parts = total.evaluate(paper.draw).parts
+    torch.testing.assert_close(parts["lagrangian"], terms[0] + terms[2], rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(parts["diagonal"], terms[1], rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_split_of_objectives_of_one_name_keeps_each_row():
+    objective, paper = build("lmd-velocity", AVERAGE, Linear())
+    other = METHODS["lmd-target"](objective.flow_map, velocity=teacher)
+    split = Split(objective, other, share=0.3)  # three of eleven rows
+    three = lmd_velocity(paper.rows(slice(None, 3)))[0]
+    rest = lmd_target(paper.rows(slice(3, None)))[0]
+    assert_same(split, paper, torch.cat([three, rest]).mean())
+    part = split.evaluate(paper.draw).parts["lagrangian"]
+    torch.testing.assert_close(part, torch.cat([three, rest]), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["lsd", "esd", "psd-midpoint"])
+def test_self_distillation_on_given_laws_of_times(name: str):
+    laws = {"times": Strip(0.2, ordered=True), "diagonal": FromBase()}
+    objective, paper = build(name, AVERAGE, Linear(), **laws)
+    s, t = paper.draw.s, paper.draw.t
+    assert not s[:DIAGONAL].any()
+    assert bool((t[DIAGONAL:] - s[DIAGONAL:] <= 0.2).all())
+    assert_same(objective, paper, literal_terms(name, paper)[0].mean())
+
+
+def test_lmd_on_a_given_law_of_times():
+    objective, paper = build("lmd-none", AVERAGE, Linear(), times=Triangle())
+    assert bool((paper.draw.s <= paper.draw.t).all())
+    assert_same(objective, paper, lmd_none(paper)[0].mean())

@@ -1,0 +1,134 @@
+"""Recipes and plans: what a stage trains, and that its objective, compiled, is the one that is written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from flowmaps import methods
+from flowmaps.maps import Frozen
+from flowmaps.runs import initial, recipes
+from flowmaps.runs import plan as plans
+from flowmaps.runs.recipes import Network, Recipe
+from flowmaps.samplers import Jump
+from flowmaps.shapes import Guide, label_of
+from flowmaps.solvers import integrate
+
+SMALL = dataclasses.replace(
+    recipes.checkerboard(), network=Network(width=12, depth=3, space_frequencies=2, time_frequencies=2, modulation=4)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lmd", "lsd"])
+def test_the_recipes_own_objective_is_the_same_compiled(method: str):
+    """Features, modulation, adaptive weight, mixed times: what the command line trains."""
+    recipe = dataclasses.replace(SMALL, method=method)
+    flow_map = initial.new_map(recipe, (2,), None)
+    with torch.no_grad():
+        for parameter in flow_map.parameters():  # nothing is left at zero
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    objective = plans.stages(recipe)[-1].build(flow_map, Frozen(flow_map).velocity)
+    draw = objective.draw(torch.randn(37, 2), generator=torch.Generator().manual_seed(1))
+    losses, gradients = [], []
+    for evaluate in (objective.evaluate, torch.compile(objective.evaluate, dynamic=False)):
+        loss = evaluate(draw).value
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, list(flow_map.parameters())))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    scale = max(g.abs().max() for g in gradients[0])
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=float(1e-5 * scale))
+
+
+def test_every_method_has_its_plan():
+    """Each function of `flowmaps.methods` is a `--method`, and each has its stages: all of them share one budget."""
+    assert set(plans.METHODS) == set(methods.__all__) - {"Options"}
+    assert set(plans.TO_DATA + initial.ROTATING) <= set(plans.METHODS)
+    taught, strip = [("teacher", 4_000), ("map", 16_000)], [("strip", 10_000), ("map", 10_000)]
+    for method in plans.METHODS:
+        got = [(stage.name, stage.steps) for stage in plans.stages(dataclasses.replace(SMALL, method=method))]
+        alone = strip if method in plans.STRIPPED else [("map", 20_000)]
+        assert got == (taught if method in plans.DISTILLED + plans.PRETRAINED else alone), method
+
+
+def test_a_teacher_is_trained_late_and_a_map_from_the_base():
+    """t <- 1 - (1 - t)^2 has mean 2 / 3; a quarter of a distillation's rows start at s = 0."""
+    teacher, distilled = plans.stages(SMALL)
+    flow_map = initial.new_map(SMALL, (2,), None)
+    x1, source = torch.randn(40_000, 2), torch.Generator().manual_seed(0)
+    s, t = teacher.build(flow_map, None).draw(x1, generator=source)[3:5]
+    assert torch.equal(s, t)
+    assert abs(t.mean() - 2 / 3) < 4 * (4 / 45) ** 0.5 / 200
+    s, t = distilled.build(flow_map, Frozen(flow_map).velocity).draw(x1, generator=source)[3:5]
+    assert bool((s <= t).all())
+    assert abs((s == 0).float().mean() - 0.25) < 4 * (0.25 * 0.75) ** 0.5 / 200
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_survives_its_json(name: str):
+    recipe = recipes.RECIPES[name]()
+    assert recipes.from_dict(dataclasses.asdict(recipe)) == recipe
+
+
+def test_maps_are_a_function_of_the_seed():
+    one, same, other = (initial.new_map(dataclasses.replace(SMALL, seed=k), (2,), None).state_dict() for k in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["net.last.weight"], other["net.last.weight"])
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="unknown method 'lmx': did you mean 'lmd'\\? choose one of lmd, emd"):
+        plans.stages(Recipe(name="x", method="lmx"))
+
+
+def test_a_velocity_alone_is_sampled_by_eulers_steps():
+    recipe = dataclasses.replace(SMALL, method="flow_matching")
+    flow_map = initial.new_map(recipe, (2,), None)
+    x, zero = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(9)
+    sampled = Jump(4)(plans.measured(recipe, flow_map, None)[0], x)
+    torch.testing.assert_close(sampled, integrate(flow_map.velocity, x, zero, zero + 1, method="euler", steps=4))
+    assert not torch.allclose(sampled, Jump(4)(flow_map, x), atol=1e-3)
+
+
+def test_a_map_from_noise_alone_is_measured_in_one_step():
+    recipe = dataclasses.replace(SMALL, method="freeflow")
+    assert plans.measured(recipe, initial.new_map(recipe, (2,), None), None)[2].evaluation.steps == (1,)
+
+
+def test_only_the_map_is_trained_carefully():
+    recipe = dataclasses.replace(SMALL, method="easy_consistency_tuning")
+    assert plans.optimiser(recipe, "teacher") == recipe.optimiser
+    assert plans.optimiser(recipe, "map").rate == recipe.careful * recipe.optimiser.rate
+    assert plans.optimiser(SMALL, "map") == SMALL.optimiser
+
+
+@pytest.mark.parametrize("method", plans.METHODS)
+def test_guidance_reaches_each_method(method: str):
+    """A teacher knows labels and none, unguided; the map is guided, by weights that are drawn and given to it."""
+    recipe = dataclasses.replace(SMALL, method=method, guidance=(1.0, 3.0))
+    flow_map = initial.new_map(recipe, (2,), 5)
+    stages = plans.stages(recipe)
+    x1, labels = torch.randn(64, 2), torch.arange(64) % 5
+    for stage in stages:
+        objective = stage.build(flow_map, Frozen(flow_map).velocity)
+        cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0)).cond
+        taught = stage.name == "teacher" and method not in plans.HELD
+        assert isinstance(cond, Guide) is not taught
+        assert bool((label_of(cond) == 5).any())
+        objective.evaluate(objective.draw(x1, cond=labels)).value.backward()
+
+
+def test_guidance_needs_classes():
+    with pytest.raises(ValueError, match="--guidance is for data with classes, checkerboard has none"):
+        initial.new_map(dataclasses.replace(SMALL, guidance=(2.0,)), 2, None)
+
+
+def test_a_map_learns_at_its_share_of_the_teachers_rate() -> None:
+    recipe = dataclasses.replace(recipes.checkerboard(), map_rate=0.25)
+    rate = recipe.optimiser.rate
+    assert plans.optimiser(recipe, "teacher").rate == rate
+    assert plans.optimiser(recipe, "map").rate == 0.25 * rate
+    assert plans.optimiser(dataclasses.replace(recipe, method="lsd"), "map").rate == rate

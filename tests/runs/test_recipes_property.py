@@ -1,0 +1,325 @@
+"""Any recipe that is accepted trains, and none that is wrong is accepted, whichever of its options is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from flowmaps.runs import folder as folders
+from flowmaps.runs import plan as plans
+from flowmaps.runs.preflight import preflight
+from flowmaps.runs.recipes import (
+    DiTNetwork,
+    Evaluation,
+    ImageRecipe,
+    Network,
+    Optimiser,
+    Recipe,
+    UNetNetwork,
+    checks,
+)
+from flowmaps.runs.run import Run, recipes
+
+SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+LEAST = 0.6  # of recipes drawn, that are accepted
+PICTURE = ImageRecipe("picture")
+PLAIN = Recipe("plain")
+R = TypeVar("R", bound=Recipe)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of points and of images, each with classes and without."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    points, images = rng.normal(5, 2, (40, 2)), rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for name, x in (("points", points), ("images", images)):
+        np.savez(folder / f"{name}.npz", x=x)
+        np.savez(folder / f"{name}-classes.npz", x=x, labels=np.arange(40) % 3)
+    return folder
+
+
+# recipes -------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def optimisers(draw: st.DrawFn) -> Optimiser:
+    kind: Any = draw(st.sampled_from(["adam", "adamw", "radam", "muon"]))
+    accumulate = draw(st.integers(1, 3))
+    return Optimiser(
+        kind=kind,
+        batch=accumulate * draw(st.sampled_from([2, 4, 8])),
+        accumulate=accumulate,
+        rate=draw(st.sampled_from([1e-4, 1e-2])),
+        warmup=draw(st.integers(0, 3)),
+        decay=draw(st.sampled_from(["cosine", "linear", "constant"])),
+        floor=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        clip=draw(st.sampled_from([0.1, 10.0])),
+        weight_decay=0.0 if kind == "adam" else draw(st.sampled_from([0.0, 0.1])),
+        ema=draw(st.sampled_from([0.0, 0.9])),
+        emas=draw(st.sampled_from([(), (0.5,), (0.99, 0.5)])),
+        widths=draw(st.sampled_from([(), (0.1,), (0.05, 0.28)])),
+        beta2=draw(st.sampled_from([0.0, 0.99])),
+    )
+
+
+def common(folder: Path, name: str) -> dict[str, st.SearchStrategy[Any]]:
+    """Strategies of the options that recipes of points and of images share."""
+    share = st.sampled_from([0.0, 0.25, 1.0])
+    return {
+        "name": st.just(name),
+        "method": st.sampled_from(plans.METHODS),
+        "data": st.sampled_from([str(folder / f"{name}.npz"), str(folder / f"{name}-classes.npz")]),
+        "steps": st.integers(1, 3),
+        "teacher_steps": st.integers(1, 3),
+        "interpolant": st.sampled_from(["linear", "trigonometric", "variance-preserving"]),
+        "times": st.sampled_from(["triangle", "square"]),
+        "from_base": share,
+        "late": st.sampled_from([1.0, 2.5]),
+        "adaptive": share,
+        "guidance": st.sampled_from([(), (), (1.0,), (2.0,), (1.0, 3.0)]),
+        "label_dropout": st.sampled_from([0.1, 0.9, 0.0]),
+        "careful": st.sampled_from([0.25, 1.0]),
+        "map_rate": st.sampled_from([0.1, 1.0]),
+        "learned_weight": st.booleans(),
+        "stop": st.sampled_from(["velocity", "target"]),
+        "precision": st.sampled_from(["float32", "float32", "bfloat16", "float16"]),
+        "seed": st.sampled_from([0, 0, 2**32 - 1]),
+        "device": st.just("cpu"),
+        "shard": st.booleans(),
+        "compile": st.just(False),
+        "checkpoint_every": st.integers(1, 4),
+        "keep": st.integers(1, 3),
+        "keep_every": st.sampled_from([0, 12]),
+        "snapshot_every": st.integers(1, 4),
+        "show_every": st.just(0),  # pictures have tests of their own
+        "log_every": st.just(1),
+        "patience": st.sampled_from([16, 20]),
+        "optimiser": optimisers(),
+    }
+
+
+def of_points(folder: Path) -> st.SearchStrategy[Recipe]:
+    sizes = {"width": st.just(8), "depth": st.integers(1, 3), "residual": st.booleans()}
+    sizes |= {"time_frequencies": st.integers(0, 2), "space_frequencies": st.integers(0, 1)}
+    network = st.builds(Network, **sizes, modulation=st.sampled_from([0, 4]))
+    evaluation = st.just(Evaluation(samples=100, points=10))
+    return st.builds(Recipe, **common(folder, "points"), network=network, evaluation=evaluation).map(fitting)
+
+
+def of_images(folder: Path) -> st.SearchStrategy[ImageRecipe]:
+    share, attention = st.sampled_from([0.0, 0.5]), st.sampled_from([(), (4,), (2, 4)])
+    unet = st.builds(UNetNetwork, width=st.just(8), multipliers=st.sampled_from([(1,), (1, 2)]), blocks=st.just(1),
+                     attention=attention, head=st.just(8), dropout=share, patch=st.sampled_from([1, 2]),
+                     frequencies=st.integers(0, 2))  # fmt: skip
+    dit = st.builds(DiTNetwork, patch=st.sampled_from([2, 4]), width=st.just(8), depth=st.integers(1, 2),
+                    heads=st.integers(1, 2), ratio=st.just(2.0), dropout=share,
+                    frequencies=st.integers(0, 2))  # fmt: skip
+    own = {"backbone": st.sampled_from(["unet", "dit"]), "resolution": st.sampled_from([0, 4])}
+    own |= {name: st.booleans() for name in ("flips", "labels", "checkpointing")}
+    return st.builds(ImageRecipe, **common(folder, "images"), **own, unet=unet, dit=dit).map(fitting)
+
+
+def fitting(recipe: R) -> R:
+    """The recipe without what it is known to be refused for, most of the time: guidance where there are no classes."""
+    labelled = "classes" in recipe.data and getattr(recipe, "labels", True)
+    return recipe if labelled or recipe.seed else dataclasses.replace(recipe, guidance=())
+
+
+def accepted_train(drawn: st.SearchStrategy[Any], number: int) -> None:
+    """So many recipes that are accepted train, and they are most of those that are drawn."""
+    tried: list[bool] = []
+
+    def law(recipe: Recipe) -> None:
+        try:
+            preflight(recipe)
+        except ValueError:
+            tried.append(False)
+            assume(False)
+        tried.append(True)
+        runs_to_its_end(recipe)
+
+    settings(max_examples=number, **SETTINGS)(given(drawn)(law))()
+    assert sum(tried) >= number
+    assert sum(tried) >= LEAST * len(tried)
+
+
+def runs_to_its_end(recipe: Recipe) -> None:
+    """Each stage takes its steps, and each loss is finite."""
+    with tempfile.TemporaryDirectory() as folder:
+        list(Run.open(recipe, Path(folder), say=lambda _: None).train())
+        lines = folders.read_log(Path(folder))
+    steps = [(line["stage"], line["step"]) for line in lines if "step" in line]
+    assert steps == [(stage.name, k + 1) for stage in plans.stages(recipe) for k in range(stage.steps)]
+    assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+
+
+def test_recipes_of_points_that_are_accepted_train(data: Path) -> None:
+    accepted_train(of_points(data), 70)
+
+
+def test_recipes_of_images_that_are_accepted_train(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowmaps.runs.preflight.open_features", lambda _: None)
+    accepted_train(of_images(data), 30)
+
+
+# what is wrong -------------------------------------------------------------------------------------------------------
+
+NUMBERS: list[Any] = [-1, 10**30, -(10**30), math.nan, math.inf, -math.inf, True, None, "3", (), [1]]
+
+
+def wrong(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that no option of this annotation takes."""
+    if get_origin(hint) is Literal:
+        return st.sampled_from(["", "other", 1, None, ("adam",)]) | st.text(max_size=3)
+    if get_origin(hint) is tuple:
+        entries = wrong(get_args(hint)[0]).filter(lambda entry: entry != ())
+        return st.sampled_from([None, "12", 1, True, (0.1,) * 1_000]) | st.tuples(entries) | st.lists(entries)
+    if hint is bool:
+        return st.sampled_from([0, 1, "true", None, ()])
+    if hint is int:
+        return st.sampled_from([*NUMBERS, 1.0, 2.5]) | st.floats() | st.integers(max_value=-1)
+    if hint is float:
+        return st.sampled_from(NUMBERS) | st.floats(max_value=-1e-300, exclude_max=True) | st.floats(min_value=1e10)
+    if hint is str:
+        return st.sampled_from([1, None, True, "\0", "a\nb", "x" * 10_000, b"x", ("x",)])
+    return st.sampled_from([None, 1, "adam", ()])  # a group of options
+
+
+def replaced(recipe: Any, name: str, value: Any) -> Any:
+    """A recipe with another value of an option such as `optimiser.rate`."""
+    head, _, rest = name.replace("-", "_").partition(".")
+    return dataclasses.replace(recipe, **{head: replaced(getattr(recipe, head), rest, value) if rest else value})
+
+
+def refused(recipe: Recipe, data: Path) -> str:
+    """Why a recipe is refused, of which nothing is left on the disk."""
+    with pytest.raises(ValueError) as error:
+        plans.check(recipe)
+    with pytest.raises(ValueError):
+        Run.open(recipe, data / "run")
+    assert not (data / "run").exists()
+    return str(error.value)
+
+
+OPTIONS = [(base, name, hint) for base in (PLAIN, PICTURE) for name, _, hint in checks.options(base)]
+GROUPS = [(base, field.name, dict) for base in (PLAIN, PICTURE) for field in dataclasses.fields(base)
+          if dataclasses.is_dataclass(getattr(base, field.name))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "base, name, hint", OPTIONS + GROUPS, ids=[f"{base.name}-{name}" for base, name, _ in OPTIONS + GROUPS]
+)
+def test_no_option_takes_a_wrong_value(data: Path, base: Recipe, name: str, hint: Any) -> None:
+    """Whatever fields a recipe has: one without a rule would fail here."""
+
+    def law(value: Any) -> None:
+        recipe = replaced(base, name, value)
+        said = refused(recipe, data)
+        assert said.startswith(f"--{name} must be ")
+        assert "\n" not in said
+        assert len(said) < 600
+        if isinstance(value, (list, bytes)):  # JSON has but one kind of lists
+            return
+        card = json.loads(json.dumps(dataclasses.asdict(recipe)))
+        with pytest.raises(ValueError, match=rf"config.json has no recipe that this version reads: --{name} must be "):
+            recipes.from_dict(card)
+
+    settings(max_examples=12, **SETTINGS)(given(wrong(hint))(law))()
+
+
+def test_every_option_of_a_recipe_is_broken_above() -> None:
+    """Flattened by another way: the leaves of the nested dictionaries."""
+
+    def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
+        return set().union(
+            *(leaves(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}"} for k, v in values.items())
+        )
+
+    for base in (PLAIN, PICTURE):
+        assert {name.replace("-", "_") for own, name, _ in OPTIONS if own is base} == leaves(dataclasses.asdict(base))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"optimiser.batch": 30, "optimiser.accumulate": 4}, "--optimiser.batch must be a multiple of 4"),
+        ({"optimiser.batch": 4, "optimiser.accumulate": 4}, "--optimiser.batch must be at least 8, 2 rows a part"),
+        ({"optimiser.weight-decay": 0.1}, "--optimiser.kind adam decays no weights, got --optimiser.weight-decay 0.1"),
+        (
+            {"optimiser.kind": "adamw", "optimiser.weight-decay": 50.0, "optimiser.rate": 0.02},
+            "must be below 1, got 50",
+        ),
+        ({"optimiser.emas": (0.9, 0.999)}, "--optimiser.emas must be other decays than --optimiser.ema, got 0.999"),
+        ({"optimiser.emas": (0.9, 0.9)}, "--optimiser.emas must be decays of averages, none twice"),
+        ({"optimiser.widths": (0.1, 0.1000000001)}, "--optimiser.widths must be relative widths of averages, none"),
+        (
+            {"optimiser.widths": (0.3,)},
+            "--optimiser.widths must be relative widths of averages, each from 0.001 to below",
+        ),
+        ({"optimiser.kind": "sgd"}, "--optimiser.kind must be one of adam, adamw, radam, muon, got sgd"),
+        ({"keep-every": 1_500}, "--keep-every must be a multiple of --checkpoint-every"),
+        ({"track": ("wandb", "wandb")}, "--track must be some of the trackers, none twice"),
+        ({"precision": "float16", "patience": 3}, "--patience must be at least 16 with --precision float16"),
+        ({"guidance": (2.0, 2.0)}, "--guidance must be none, one or two positive weights, rising"),
+        ({"guidance": (2.0,), "label-dropout": 0.0}, "--label-dropout must be positive with --guidance"),
+        ({"network.depth": 10**9}, "--network.depth must be at most 1,000, got 1000000000"),
+        ({"evaluation.steps": (1, 10**9)}, "--evaluation.steps must be one or more numbers >= 1, each at most 100,000"),
+        ({"steps": True}, "--steps must be a whole number, got True"),
+        ({"track": ("mlflow",)}, "--track must be a list, each entry of it one of tensorboard, wandb, trackio"),
+        ({"method": "lsd", "teacher": "run"}, "lsd has no teacher, got --teacher run: leave it out"),
+    ],
+)
+def test_options_that_contradict_each_other(data: Path, changes: dict[str, Any], said: str) -> None:
+    recipe: Any = dataclasses.replace(PLAIN, data="checkerboard")
+    plans.check(recipe)
+    for name, value in changes.items():
+        recipe = replaced(recipe, name, value)
+    assert said in refused(recipe, data)
+
+
+def test_processes_share_the_rows_of_a_step_evenly() -> None:
+    recipe = dataclasses.replace(PLAIN, optimiser=Optimiser(batch=24, accumulate=2))
+    for processes in (1, 2, 3, 6):
+        plans.check(recipe, processes)
+    with pytest.raises(ValueError, match=r"multiple of 10 for 5 processes with --optimiser.accumulate 2, got 24"):
+        plans.check(recipe, 5)
+    with pytest.raises(ValueError, match="must be at least 48, 2 rows a part for 12 processes"):
+        plans.check(recipe, 12)
+
+
+def test_a_run_of_before_an_option_has_its_default() -> None:
+    old = dataclasses.asdict(PICTURE)
+    for name in ("keep", "show_every", "track", "patience", "shard"):
+        del old[name]
+    for name in ("kind", "accumulate", "emas", "widths", "weight_decay"):
+        del old["optimiser"][name]
+    assert recipes.from_dict(json.loads(json.dumps(old))) == PICTURE
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda card: card.pop("optimiser"), "it has no optimiser"),
+        (lambda card: card.pop("name"), "it has no name"),
+        (lambda card: card["network"].update(wdith=3), "it has network.wdith, which is no option"),
+        (lambda card: card.update(network=[8]), "--network must be the options of a Network, got [8]"),
+        (lambda card: card["optimiser"].update(batch="64"), "--optimiser.batch must be a whole number, got 64"),
+        (lambda card: card["optimiser"].update(emas=[[0.9]]), "each entry of it a number, got ([0.9],)"),
+        (lambda card: card.update(guidance=[True]), "each entry of it a number, got (True,)"),
+    ],
+)
+def test_a_card_that_was_tampered_with_is_refused(spoil: Any, said: str) -> None:
+    card = dataclasses.asdict(PLAIN)
+    spoil(card)
+    with pytest.raises(ValueError) as error:
+        recipes.from_dict(json.loads(json.dumps(card)))
+    assert said in str(error.value)

@@ -1,0 +1,167 @@
+"""What lies beside the checkpoints of a run, its user's or another version's, is neither read nor deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from snapshot_cases import files, plain, sign
+
+from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import ledger
+
+ONE, TWO, THREE = "map-00000001", "map-00000002", "map-00000003"
+
+
+def saved(folder: Path, *names: str, keep: int = 1, keep_every: int = 0) -> None:
+    for name in names:
+        step = int(name.split("-")[1])
+        snapshots.save(folder, name, {"x": torch.tensor([step])}, {"step": step}, keep=keep, keep_every=keep_every)
+
+
+def there(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_without_a_card(tmp_path: Path):
+    (tmp_path / ONE).mkdir()
+    (tmp_path / ONE / "notes").write_text("mine")
+    saved(tmp_path, TWO, THREE)
+    assert (tmp_path / ONE / "notes").read_text() == "mine"
+    assert snapshots.names(tmp_path) == [THREE]
+
+
+@pytest.mark.parametrize(
+    "copy", ["backup", f"{ONE}-good", f"{ONE}.bak", f"{ONE} (copy)", "MAP-00000001", "map-1", f".{ONE}", ".mine.part"]
+)
+def test_a_copy_that_has_another_name(tmp_path: Path, copy: str):
+    saved(tmp_path, ONE)
+    shutil.copytree(tmp_path / ONE, tmp_path / copy)
+    kept = files(tmp_path / copy)
+    saved(tmp_path, TWO, THREE)
+    assert snapshots.names(tmp_path) == [THREE]
+    assert snapshots.find(tmp_path) == THREE
+    with pytest.raises(ValueError, match=f"no checkpoint {copy}".replace("(", r"\(").replace(")", r"\)")):
+        snapshots.find(tmp_path, copy)
+    snapshots.clear(tmp_path)
+    assert there(tmp_path) == [copy]
+    assert files(tmp_path / copy) == kept
+
+
+@pytest.mark.parametrize("name", ["latest", ONE, "map-00000009", f"{TWO}.before"])
+@pytest.mark.parametrize("to", [TWO, "../elsewhere", "nowhere"])
+def test_a_link_is_not_followed(tmp_path: Path, name: str, to: str):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    saved(folder, TWO)
+    shutil.copytree(folder / TWO, elsewhere)
+    (folder / name).symlink_to(to)
+    assert snapshots.names(folder) == [TWO]
+    saved(folder, TWO, THREE)  # one more of the same name: what has .before for a name is in its way
+    snapshots.clear(folder)
+    assert (
+        there(folder) == ([] if name.endswith(".before") else [name]) if folder.exists() else name.endswith(".before")
+    )
+    assert sorted(files(elsewhere)) == ["state.json", "state.safetensors"]
+
+
+def test_a_link_in_the_place_of_one_gives_way(tmp_path: Path):
+    """Its user has moved the checkpoint away; what it leads to stays."""
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    saved(folder, ONE)
+    (folder / ONE).rename(elsewhere)
+    (folder / ONE).symlink_to(elsewhere)
+    (folder / f".{TWO}.part").symlink_to(elsewhere)
+    (folder / f".{THREE}.part").write_text("left")
+    saved(folder, ONE)
+    assert there(folder) == [ONE]
+    assert not (folder / ONE).is_symlink()
+    assert sorted(files(elsewhere)) == ["state.json", "state.safetensors"]
+
+
+def test_a_link_for_the_folder_of_them_all(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    saved(tmp_path / "elsewhere", ONE)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    words = "checkpoints is a link, through which no checkpoint is written or deleted: put the folder in its place"
+    for use in (
+        lambda: saved(tmp_path / "checkpoints", TWO),
+        lambda: snapshots.find(tmp_path / "checkpoints"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            use()
+    assert there(tmp_path / "elsewhere") == [ONE]
+
+
+def test_another_version_is_refused_by_its_number_and_kept(tmp_path: Path):
+    saved(tmp_path, ONE, TWO, keep=9)
+    sign(tmp_path / TWO, format=2)
+    assert snapshots.find(tmp_path) == TWO
+    with pytest.raises(
+        ValueError, match=r"state.json is of format 2, this version reads 1: pass --resume-from previous"
+    ):
+        snapshots.read(tmp_path, TWO, plain)
+    kept = files(tmp_path / TWO)
+    saved(tmp_path, THREE)
+    assert snapshots.names(tmp_path) == [TWO, THREE]  # in the order of saving, so that the run goes on from its own
+    text = (tmp_path / TWO / "state.json").read_text()
+    (tmp_path / TWO / "state.json").write_text(text.replace('"own": ', '"signature": '))  # as that version has it
+    saved(tmp_path, "map-00000004")
+    snapshots.clear(tmp_path)
+    assert there(tmp_path) == [TWO]
+    assert files(tmp_path / TWO)["state.safetensors"] == kept["state.safetensors"]
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk fails for the card of one checkpoint."""
+    read = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        if path.parts[-2:] == (name, ledger.CARD):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+
+
+def test_one_that_cannot_be_read_now_outlives_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved(tmp_path, ONE, TWO, THREE, keep=9)
+    with monkeypatch.context() as patch:
+        unreadable(patch, TWO)
+        snapshots.clear(tmp_path, keep_every=2)
+    assert snapshots.names(tmp_path) == [TWO]
+    snapshots.clear(tmp_path, keep_every=2)
+    assert snapshots.names(tmp_path) == [TWO]
+    (tmp_path / f".{ONE}.part").mkdir()
+    snapshots.clear(tmp_path)
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("call", ["rename", "rmdir", "unlink"])
+def test_what_cannot_be_deleted_does_not_stop_a_run(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch):
+    """It is saved all the same, and the next save deletes what is left."""
+    saved(tmp_path, ONE)
+    real: Callable[..., None] = getattr(os, call)
+
+    def failing(path: str, *options: object, **named: object) -> None:
+        if ONE in str(path) or named.get("dir_fd") is not None:
+            busy()
+        real(path, *options, **named)
+
+    def busy() -> NoReturn:
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        saved(tmp_path, TWO)
+        saved(tmp_path, THREE)
+        assert snapshots.find(tmp_path) == THREE
+        snapshots.clear(tmp_path)
+    saved(tmp_path, "map-00000004")
+    assert there(tmp_path) == ["map-00000004"]

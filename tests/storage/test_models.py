@@ -1,0 +1,447 @@
+"""Maps on disk: what comes back is what went in, damage is named, nothing is overwritten or unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+import flowmaps as fm
+from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
+from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Frozen
+from flowmaps.maps import Trigonometric as TrigonometricMap
+from flowmaps.nn import MLP
+from flowmaps.storage import cards
+from flowmaps.storage import models as checkpoint
+
+
+def mlp(**options: object) -> MLP:
+    torch.manual_seed(0)
+    return MLP(3, width=8, depth=2, **options)  # type: ignore[arg-type]
+
+
+class Own(nn.Module):
+    """A network of a user's: its two layers share their weights, and a buffer goes with them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.register_buffer("shift", torch.randn(3))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.second(torch.tanh(self.first(x))) + self.shift * (s + t)[:, None]
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 3, generator=generator)
+    s, t = torch.rand(2, 5, generator=generator)
+    return x, s, t
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return fm.save(AverageVelocity(mlp()), tmp_path / "run")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change entries of a card; `...` takes one out."""
+    path = folder / "config.json"
+    card = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in card.items() if value is not ...}))
+
+
+# round trips ---------------------------------------------------------------------------------------------------------
+
+SAVED: list[FlowMap] = [
+    AverageVelocity(mlp()),
+    AverageVelocity(mlp(residual=True, classes=4, time_frequencies=2, space_frequencies=3)),
+    Endpoint(mlp(), floor=0.05),
+    TrigonometricMap(mlp(time_frequencies=1)),
+]
+
+
+@pytest.mark.parametrize("flow_map", SAVED, ids=lambda m: type(m).__name__)
+def test_a_map_comes_back_bit_by_bit(flow_map: FlowMap, tmp_path: Path):
+    fm.save(flow_map.train(), tmp_path / "new" / "folder")
+    again = fm.load(tmp_path / "new" / "folder")
+    assert type(again) is type(flow_map)
+    assert not again.training
+    assert torch.equal(again(*batch()), flow_map(*batch()))
+    assert again.net.arguments == flow_map.net.arguments  # type: ignore[union-attr]
+    if isinstance(flow_map, Endpoint):
+        assert again.floor == 0.05
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        Linear(),
+        Trigonometric(),
+        VariancePreserving(),
+        VarianceExploding(20.0, 3.0),
+        WithNoise(Linear(), 0.25),
+        WithNoise(VarianceExploding(sigma_max=5.0)),
+    ],
+)
+def test_the_interpolant_comes_back(path: Interpolant, tmp_path: Path):
+    fm.save(AverageVelocity(mlp()), tmp_path / "run", interpolant=path)
+    again = fm.load_interpolant(tmp_path / "run")
+    assert again == path
+    assert type(again) is type(path)
+
+
+def test_a_network_of_the_users_own(tmp_path: Path):
+    flow_map = Endpoint(Own(seed=3), floor=0.01)
+    fm.save(flow_map, tmp_path / "run")
+    again = fm.load(tmp_path / "run", net=Own(seed=4))
+    assert torch.equal(again(*batch()), flow_map(*batch()))
+    with pytest.raises(ValueError, match=r"network '.*Own' of its user's own: pass load\(folder, net=...\)"):
+        fm.load(tmp_path / "run")
+
+
+def test_a_network_called_like_ours_is_the_users_own(tmp_path: Path):
+    other = type("MLP", (Own,), {})
+    fm.save(AverageVelocity(other()), tmp_path / "run")
+    with pytest.raises(ValueError, match="pass load"):
+        fm.load(tmp_path / "run")
+    again = fm.load(tmp_path / "run", net=other(seed=5))
+    assert torch.equal(again(*batch()), AverageVelocity(other())(*batch()))
+
+
+def test_other_precisions_are_kept(tmp_path: Path):
+    flow_map = AverageVelocity(Own().double())
+    fm.save(flow_map, tmp_path / "run")
+    x, s, t = (value.double() for value in batch())
+    assert torch.equal(fm.load(tmp_path / "run", net=Own().double())(x, s, t), flow_map(x, s, t))
+
+
+def test_the_card_is_plain_json_with_the_checksum_of_the_weights(tmp_path: Path):
+    folder = fm.save(AverageVelocity(mlp()), tmp_path / "run", extra={"note": [1, 2], "format": "not this"})
+    card = json.loads((folder / "config.json").read_text())
+    assert card["format"] == checkpoint.FORMAT
+    assert card["note"] == [1, 2]
+    assert card["sha256"] == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert sorted(contents(folder)) == ["config.json", "weights.safetensors"]
+
+
+# what is refused -----------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_map_is_left_untouched_unless_asked(saved: Path):
+    before = contents(saved)
+    other = Endpoint(mlp(residual=True))
+    with pytest.raises(
+        ValueError, match=r"already holds a flow map \(weights.safetensors\): choose another folder, or"
+    ):
+        fm.save(other, saved)
+    assert contents(saved) == before
+    fm.save(other, saved, overwrite=True)
+    assert isinstance(fm.load(saved), Endpoint)
+
+
+def test_a_card_without_weights_is_left_untouched_too(tmp_path: Path):
+    """It may belong to a run in progress, or to another library."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="already holds"):
+        fm.save(AverageVelocity(mlp()), tmp_path)
+    assert contents(tmp_path) == {"config.json": b'{"model_type": "bert"}'}
+
+
+def test_what_cannot_be_saved_writes_nothing(tmp_path: Path):
+    flow_map = AverageVelocity(mlp())
+    for wrapped in (Frozen(flow_map), Composed(flow_map, 2)):
+        with pytest.raises(
+            ValueError, match="only maps of the classes AverageVelocity, Endpoint, Trigonometric are saved"
+        ):
+            fm.save(wrapped, tmp_path / "run")
+
+    class Mine(Linear):
+        pass
+
+    for path in (Mine(), WithNoise(Mine())):
+        with pytest.raises(ValueError, match="Mine is not an interpolant of flowmaps' own"):
+            fm.save(flow_map, tmp_path / "run", interpolant=path)
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        fm.save(flow_map, tmp_path / "run", extra={"object": object()})
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file, not a folder"):
+        fm.save(flow_map, tmp_path / "file")
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_truncated_weights_are_named(saved: Path):
+    path = saved / "weights.safetensors"
+    whole = path.read_bytes()
+    for part in (whole[:-1], whole[: len(whole) // 2], whole[:4], b""):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match=rf"weights.safetensors is truncated or was changed \({len(part)} bytes"):
+            fm.load(saved)
+
+
+def test_one_flipped_bit_is_noticed(saved: Path):
+    path = saved / "weights.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(bytes(whole))
+    with pytest.raises(ValueError, match="was changed"):
+        fm.load(saved)
+    edit(saved, sha256=...)  # without a checksum a flipped bit is a weight like any other ...
+    fm.load(saved)
+    path.write_bytes(bytes(whole[:-5]))  # ... but a truncated file is still noticed
+    with pytest.raises(ValueError, match="is no safetensors file, or is truncated"):
+        fm.load(saved)
+
+
+def test_nothing_is_unpickled(saved: Path, tmp_path: Path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("sprung").write_text, ("",))
+
+    for content in (pickle.dumps(Trap()), b"PK\x03\x04" + pickle.dumps(Trap())):
+        (saved / "weights.safetensors").write_bytes(content)
+        edit(saved, sha256=hashlib.sha256(content).hexdigest())
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            fm.load(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_parts_are_named(saved: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+        fm.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty has no config.json"):
+        fm.load(tmp_path / "empty")
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"run has no weights.safetensors: .*--resume"):
+        fm.load(saved)
+
+
+def test_the_card_of_an_unfinished_run_says_so(tmp_path: Path):
+    """`flowmaps train` writes a card with the recipe alone before it trains."""
+    (tmp_path / "config.json").write_text(json.dumps({"format": checkpoint.FORMAT, "recipe": {}}))
+    with pytest.raises(ValueError, match=r"has no weights.safetensors: the run did not finish \(use --resume\)"):
+        fm.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+def test_other_versions_are_refused(saved: Path, version: object):
+    edit(saved, format=version)
+    shown = None if version is ... else version
+    with pytest.raises(ValueError, match=f"is of format {shown!r}, this version reads format 1"):
+        fm.load(saved)
+
+
+def described(network: dict, arguments: dict | None = None) -> dict:
+    net = {"class": "MLP", "arguments": network}
+    return {"class": "AverageVelocity", "arguments": arguments or {}, "net": net}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"map": {"class": "Elsewhere", "arguments": {}, "net": {}}}, "the map 'Elsewhere', this version knows"),
+        ({"map": described({"dim": 3}, {"x": 1})}, "card"),
+        ({"map": described({"dime": 3})}, "card"),
+        ({"map": described({"dim": "3"})}, "card"),
+        ({"map": {"class": ["MLP"]}}, "card"),
+        ({"map": []}, "card"),
+        ({"map": ...}, "card"),
+        ({"map": described({"dim": 0})}, "dim >= 1"),
+    ],
+)  # fmt: skip
+def test_cards_that_make_no_sense_are_refused_without_a_crash(saved: Path, changes: dict, words: str):
+    edit(saved, **changes)
+    with pytest.raises(ValueError, match=words):
+        fm.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1', b"\xff\xfe\x00"])
+def test_damaged_cards_are_refused(saved: Path, text: str | bytes):
+    (saved / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"config.json is (damaged|of format)"):
+        fm.load(saved)
+
+
+def test_a_card_can_only_name_what_it_may(saved: Path):
+    """A downloaded card must not reach other classes by name."""
+    path = {"class": "Popen", "args": ["touch", "sprung"]}
+    edit(saved, interpolant=path)
+    with pytest.raises(ValueError, match="no interpolant that this version knows"):
+        fm.load_interpolant(saved)
+    for other in (None, 3, "Linear", {"class": "WithNoise", "path": 3}, {"class": "Linear", "x": 1}, ...):
+        edit(saved, interpolant=other)
+        with pytest.raises(ValueError, match="no interpolant that this version knows"):
+            fm.load_interpolant(saved)
+
+
+def test_weights_of_another_network_are_refused_with_a_reason(saved: Path, tmp_path: Path):
+    other = fm.save(AverageVelocity(mlp(residual=True, time_frequencies=1)), tmp_path / "other")
+    shutil.copy(other / "weights.safetensors", saved / "weights.safetensors")
+    edit(saved, sha256=...)
+    with pytest.raises(ValueError, match=r"the weights in .* do not fit MLP: .*size mismatch"):
+        fm.load(saved)
+    with pytest.raises(ValueError, match="do not fit Own"):
+        fm.load(other, net=Own())
+
+
+# hugging face --------------------------------------------------------------------------------------------------------
+
+
+def test_pretrained_names_work_on_local_folders(tmp_path: Path):
+    one, two = AverageVelocity(mlp()), Endpoint(mlp(residual=True))
+    fm.save_pretrained(one, tmp_path / "model")
+    fm.save_pretrained(two, tmp_path / "model", interpolant=Trigonometric())  # replaces what is there, as theirs do
+    assert torch.equal(fm.from_pretrained(tmp_path / "model")(*batch()), two(*batch()))
+    assert torch.equal(fm.from_pretrained(str(tmp_path / "model"))(*batch()), two(*batch()))
+    assert fm.load_interpolant(tmp_path / "model") == Trigonometric()
+
+
+def test_pushing_and_pulling_through_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+            calls.append((repository, private, exist_ok))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> SimpleNamespace:
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def download(name: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
+        calls.append((allow_patterns, revision))
+        return str(tmp_path / "hub" / name)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    flow_map = Endpoint(mlp(classes=3), floor=0.02)
+    address = fm.push_to_hub(flow_map, "someone/map", private=True, interpolant=WithNoise(Linear(), 0.1))
+    assert address == "https://hub/someone/map/commit/1"
+    again = fm.from_pretrained("someone/map", revision="v1")
+    assert calls == [("someone/map", True, True), (["weights.safetensors", "config.json"], "v1")]
+    assert torch.equal(again(*batch()), flow_map(*batch()))
+    assert fm.load_interpolant(tmp_path / "hub" / "someone" / "map") == WithNoise(Linear(), 0.1)
+
+
+# training states -----------------------------------------------------------------------------------------------------
+
+
+def test_a_training_state_comes_back(tmp_path: Path):
+    tensors = {"a": torch.randn(3, 2), "b": torch.tensor(7), "c": torch.zeros(0, 4)}
+    about = {"step": 3, "nested": {"seconds": 1.5}, "text": 'quotes " and \\ too'}
+    checkpoint.save_tensors(tmp_path / "state", tensors, about)
+    again, said = checkpoint.load_tensors(tmp_path / "state")
+    assert said == about
+    assert sorted(again) == sorted(tensors)
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_a_damaged_training_state_is_named(tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    checkpoint.save_tensors(path, {"a": torch.randn(50)}, {"step": 1})
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"state.safetensors is no safetensors file, or is truncated"):
+        checkpoint.load_tensors(path)
+    path.write_bytes(safetensors.save({"a": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="is no training state of flowmaps"):
+        checkpoint.load_tensors(path)
+
+
+def test_every_interpolant_and_map_of_the_library_can_be_saved():
+    kinds = [
+        kind for kind in vars(fm.interpolants).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
+    assert len(kinds) >= 5
+    assert sorted(kind.__name__ for kind in kinds) == sorted(cards.PATHS)
+
+
+# cards of strangers --------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "MLP": {"dim": 3, "width": 8},
+    "UNet": {"channels": 3, "resolution": 8, "width": 8, "multipliers": [1], "blocks": 1, "attention": []},
+    "DiT": {"channels": 3, "resolution": 8, "width": 8, "depth": 1, "heads": 2},
+}
+ENORMOUS = [("MLP", name) for name in ("dim", "width", "depth", "classes", "space_frequencies", "modulation")]
+ENORMOUS += [("UNet", name) for name in ("channels", "resolution", "width", "blocks", "patch", "frequencies")]
+ENORMOUS += [("DiT", name) for name in ("resolution", "width", "depth", "ratio", "classes", "frequencies")]
+
+
+@pytest.mark.parametrize("value", [512, 10**5, 10**9, 10**30])
+@pytest.mark.parametrize("network, name", ENORMOUS)
+def test_enormous_networks_are_refused_before_they_are_built(saved: Path, network: str, name: str, value: int):
+    """Against the weights that are there: neither is their memory taken, nor are their layers counted through."""
+    net = {"class": network, "arguments": NETWORKS[network] | {name: value}}
+    edit(saved, map={"class": "AverageVelocity", "arguments": {}, "net": net})
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"config.json is not a card of a flow map|do not fit"):
+        fm.load(saved)
+    assert time.process_time() - begun < 5
+
+
+def test_loading_compares_shapes_without_torchs_compiler():
+    """Which takes seconds to import."""
+    code = """
+import sys, torch, flowmaps as fm
+for net in (fm.nn.MLP(3, width=8, classes=2), fm.nn.UNet(3, 8, width=8, multipliers=(1,), blocks=1, classes=2),
+            fm.nn.DiT(3, 8, width=8, depth=1, heads=2, classes=2)):
+    fm.load(fm.save_pretrained(fm.maps.AverageVelocity(net), sys.argv[1]))
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_weights_of_another_type_are_refused(saved: Path):
+    weights = safetensors.load_file(saved / "weights.safetensors")
+    for kind in (torch.int32, torch.float8_e4m3fn):
+        content = safetensors.save({name: value.to(kind) for name, value in weights.items()})
+        (saved / "weights.safetensors").write_bytes(content)
+        edit(saved, sha256=hashlib.sha256(content).hexdigest())
+        with pytest.raises(ValueError, match=rf"are of {kind}: save them as torch.float32|float32, got {kind}"):
+            fm.load(saved)
+
+
+def test_a_run_whose_samples_are_not_its_networks_is_refused(saved: Path):
+    """Before noise of their size is drawn."""
+    units = {"shape": [3], "classes": None, "shift": [0.0], "scale": [1.0]}
+    edit(saved, recipe={}, units=units, seconds=1.5)
+    fm.load(saved)
+    for wrong in ({"shape": [10**9]}, {"classes": 4}):
+        edit(saved, units=units | wrong)
+        with pytest.raises(ValueError, match=r"has samples of shape .* classes, its network those of \(3,\)"):
+            fm.load(saved)
+    edit(saved, units=units | {"scale": [float("nan")]})
+    with pytest.raises(ValueError, match="has units of nan, no finite number"):
+        fm.load(saved)
+    edit(saved, units=units, seconds="long")
+    with pytest.raises(ValueError, match="has seconds of 'long', no finite number"):
+        fm.load(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 200 + "1" + "}" * 200, '"\\ud800"', "1" * 5_000])
+def test_cards_that_cannot_be_used_are_refused(saved: Path, text: str):
+    (saved / "config.json").write_text(f'{{"format": 1, "note": {text}{"]" * text.count("[")}}}')
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        fm.load(saved)

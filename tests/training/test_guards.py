@@ -1,0 +1,225 @@
+"""What guards a run: norms that are counted, the scale of a loss, requests to stop, and one run to a folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowmaps.training.guards import MEMORY, MOST, SPIKE, Guard, Request, Scale, lock, signals, worst
+
+NAN, INF = math.nan, math.inf
+
+
+def watched(norms: Sequence[float], *, late: bool = False) -> Guard:
+    """A guard that has seen norms, each read at once or all of them late."""
+    guard = Guard()
+    for number, norm in enumerate(norms, 1):
+        guard.see(number, torch.tensor(norm))
+        if not late:
+            guard.settle()
+    guard.settle()
+    return guard
+
+
+# norms ---------------------------------------------------------------------------------------------------------------
+
+COUNTED = [
+    ([], 0, 0),
+    ([1.0, 2.0], 0, 0),
+    ([1.0, NAN, 2.0], 1, 0),
+    ([NAN, INF, 2.0, NAN, -INF, NAN], 5, 3),
+    ([0.0, NAN, NAN, 0.0], 2, 0),  # a gradient of zero is finite
+]
+
+
+@pytest.mark.parametrize("norms, skipped, row", COUNTED)
+def test_steps_without_a_finite_gradient_are_counted(norms: list[float], skipped: int, row: int):
+    guard = watched(norms)
+    assert (guard.skipped, guard.row) == (skipped, row)
+    assert norms == [] or guard.norm == norms[-1] or math.isnan(norms[-1])
+
+
+def test_a_spike_is_a_norm_far_above_the_usual():
+    """Not one while there is no usual yet; a spike hardly changes what is usual, a new level in time becomes it."""
+    usual = [2.0] * MEMORY
+    assert watched([2.0, 100.0, *usual]).spikes == []
+    assert watched([*usual, 2.0 * SPIKE * 0.99]).spikes == []
+    assert watched([*usual, 2.0 * SPIKE * 1.01]).spikes == [(MEMORY + 1, pytest.approx(2.0 * SPIKE * 1.01))]
+    assert [step for step, _ in watched([*usual, 100.0, 2.0, 100.0, NAN, 100.0]).spikes] == [101, 103, 105]
+    risen = watched([*usual, *[100.0] * 3 * MEMORY])
+    assert 0 < len(risen.spikes) < MEMORY
+    assert risen.level == pytest.approx(math.log(100.0), abs=0.3)
+
+
+def test_the_usual_norm_is_a_geometric_mean():
+    guard = watched([1.0, 4.0, NAN, 16.0])
+    assert guard.level == pytest.approx(math.log(4.0))
+    assert guard.seen == 3
+
+
+def test_spikes_are_taken_once():
+    guard = watched([2.0] * MEMORY + [1000.0])
+    assert guard.take_spikes() == [(MEMORY + 1, 1000.0)]
+    assert guard.take_spikes() == []
+
+
+@pytest.mark.parametrize("number", [3, MOST - 1, MOST, 2 * MOST + 7])
+def test_norms_that_are_read_late_count_the_same(number: int):
+    rng = torch.Generator().manual_seed(number)
+    norms = torch.exp(3 * torch.randn(number, generator=rng))
+    norms[torch.rand(number, generator=rng) < 0.2] = NAN
+    norms[-2:] = INF
+    soon, late = watched(norms.tolist()), watched(norms.tolist(), late=True)
+    assert late.state() == soon.state()
+    assert late.spikes == soon.spikes
+    assert soon.row >= 2
+
+
+def test_what_has_counted_goes_on_counting():
+    norms = [2.0] * 80 + [NAN] + [3.0] * 40 + [100.0, NAN, NAN]
+    whole, first, rest = watched(norms), watched(norms[:90]), Guard()
+    rest.restore(first.state())
+    for number, norm in enumerate(norms[90:], 91):
+        rest.see(number, torch.tensor(norm))
+    assert rest.state() == whole.state()
+    assert rest.spikes == whole.spikes != []
+
+
+# the scale of a loss -------------------------------------------------------------------------------------------------
+
+
+def scaled(norms: Sequence[float], patience: int = 4) -> list[float]:
+    scale, factors = Scale(torch.device("cpu")), []
+    for norm in norms:
+        scale.update(torch.tensor(norm), patience)
+        factors.append(float(scale.factor) / 2**14)
+    return factors
+
+
+def test_the_scale_is_halved_by_each_gradient_that_overflows_and_doubled_after_good_ones():
+    assert scaled([INF, NAN, 1.0, INF]) == [0.5, 0.25, 0.25, 0.125]
+    assert scaled([1.0] * 9) == [1, 1, 1, 2, 2, 2, 2, 4, 4]
+    assert scaled([1.0, 1.0, 1.0, NAN, 1.0, 1.0, 1.0, 1.0]) == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 1]  # good in a row
+
+
+# requests to stop ----------------------------------------------------------------------------------------------------
+
+
+def test_one_process_stops_as_it_wishes():
+    request = Request()
+    assert [request(wish) for wish in (False, True, False)] == [False, True, False]
+
+
+@pytest.fixture
+def handlers() -> Iterator[dict[signal.Signals, Any]]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_asks_and_a_late_ctrl_c_interrupts(
+    name: str, handlers: dict[signal.Signals, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """What a launcher sends again at once is the same wish, and so is any other SIGTERM."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with signals() as asked:
+        assert asked() is None
+        for again in (signal.Signals[name], signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), again)
+            assert asked() == name
+        now = 2.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked() == name
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_handlers_are_restored_after_an_error(handlers: dict[signal.Signals, Any]):
+    with pytest.raises(OSError, match="disk"), signals():
+        raise OSError("disk")
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_a_thread_is_asked_nothing(handlers: dict[signal.Signals, Any]):
+    """Signals reach the main thread alone, and only there they can be taken."""
+    found: list[object] = []
+
+    def work() -> None:
+        with signals() as asked:
+            found.extend([asked(), {number: signal.getsignal(number) for number in handlers}])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None, handlers]
+
+
+# one run to a folder -------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from flowmaps.training.guards import lock
+held = lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path: Path):
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(ValueError) as refused:
+                lock(tmp_path)
+            with pytest.raises(ValueError, match="another run is writing"):  # it is still held after a refusal
+                lock(tmp_path)
+        finally:
+            other.kill()
+            other.wait()
+    assert str(refused.value) == (
+        f"another run is writing into {tmp_path} (process {other.pid} on {socket.gethostname()}): wait for it to end, "
+        "or choose another --out."
+    )
+    held = lock(tmp_path)
+    assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+    held.release()
+    lock(tmp_path).release()
+
+
+def test_whoever_holds_a_folder_without_a_name_is_unknown(tmp_path: Path):
+    held = lock(tmp_path)
+    for content in (b"", b"\xff\xfe"):
+        (tmp_path / ".lock").write_bytes(content)
+        with pytest.raises(ValueError, match=r"\(unknown\)"):
+            lock(tmp_path)
+    held.release()
+
+
+# what is said --------------------------------------------------------------------------------------------------------
+
+
+def test_the_clause_that_says_most_is_said():
+    plain, rows = "the loss is finite in every row, the gradient of the weights is not", "diagonal, 1 of 9 rows, s 0-1"
+    assert worst([plain]) == plain
+    assert worst([plain, rows]) == rows
+    assert worst([rows, plain, rows.replace("9", "8")]) == rows
