@@ -15,9 +15,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from flowmaps.cli.main import main as cli
 from flowmaps.data import Images
-from flowmaps.runs import folder as folders
 from flowmaps.runs.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
 from flowmaps.runs.run import Run
+from flowmaps.training.log import read_log
 
 OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
     --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2
@@ -102,7 +102,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def losses(folder: Path) -> list[tuple[str, int, float]]:
-    return [(line["stage"], line["step"], line["loss"]) for line in folders.read_log(folder)]
+    return [(line["stage"], line["step"], line["loss"]) for line in read_log(folder)]
 
 
 def images(rows: int = 40, labels: bool = True, side: int = 8) -> Images:

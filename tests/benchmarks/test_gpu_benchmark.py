@@ -13,10 +13,11 @@ import pytest
 import torch
 from gpu_cases import MIB, Part, card, found, gpu_report, gpu_speed, gpu_weights
 
-from flowmaps.runs.folder import read_log, read_recipe, source_of
+from flowmaps.runs import run as runs
+from flowmaps.runs.folder import read_recipe, source_of
 from flowmaps.runs.recipes import Optimiser
-from flowmaps.runs.run import run as runs
 from flowmaps.storage import models as checkpoint
+from flowmaps.training.log import read_log
 from flowmaps.training.optimisers import schedule
 
 ROW = {"sampler", "nfe", "fd", "fd_name", "seconds", "seconds_per_10000", "samples"}

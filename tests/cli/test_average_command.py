@@ -17,7 +17,8 @@ from image_cases import refused, run
 from safetensors.torch import load_file
 
 import flowmaps as fm
-from flowmaps.runs.run import Run, recipes
+from flowmaps.runs import recipes
+from flowmaps.runs.run import Run
 from flowmaps.training import reconstruct
 
 RECIPE = dataclasses.replace(

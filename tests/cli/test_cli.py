@@ -25,7 +25,7 @@ from flowmaps import data
 from flowmaps.cli import commands, sampling, terminal
 from flowmaps.cli.main import main as cli
 from flowmaps.runs import folder as folders
-from flowmaps.runs.run import run as runs
+from flowmaps.runs import run as runs
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.training.loop import generator
 

@@ -14,7 +14,7 @@ import pytest
 from shared_runs import checkpoints, command
 from together import Failed, Group, free_port
 
-from flowmaps.runs import folder as folders
+from flowmaps.training.log import read_log
 
 TINY = [
     *("--no-compile", "--device", "cpu", "--network.width", "8", "--network.depth", "2"),
@@ -62,11 +62,11 @@ def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path:
     assert error.startswith("flowmaps: another process of the run has ended or cannot be reached (")
     assert error.endswith(f"). The last checkpoint, {last}, is intact: go on with the same command and --resume.\n")
     assert error.count("\n") == 1
-    step, log = int(last.split("-")[1]), folders.read_log(folder)
+    step, log = int(last.split("-")[1]), read_log(folder)
     with Group(1, command, words(folder, *given, "--resume", "--minutes", "0.01"), tmp_path / "again") as group:
         assert group.results() == [0]
     assert "stopped after 0.01 minutes, at step" in (tmp_path / "again-0.out").read_text()
-    after = folders.read_log(folder)
+    after = read_log(folder)
     assert int(checkpoints(folder)[-1].split("-")[1]) > step
     steps = [line["step"] for line in after if line["stage"] == "map"]
     assert steps == sorted(set(steps))

@@ -15,6 +15,7 @@ from together import together
 
 from flowmaps.runs import folder as folders
 from flowmaps.storage import models as checkpoint
+from flowmaps.training.log import read_log
 
 STOP = 40
 """The step of the map after which runs are stopped, between two checkpoints."""
@@ -43,7 +44,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, l
 
 
 def losses(folder: Path, stage: str = "map") -> np.ndarray:
-    return np.array([line["loss"] for line in folders.read_log(folder) if line["stage"] == stage])
+    return np.array([line["loss"] for line in read_log(folder) if line["stage"] == stage])
 
 
 def names(folder: Path) -> list[str]:
@@ -58,7 +59,7 @@ def test_a_run_writes_one_folder(unbroken: dict[str, tuple[Path, list[Told]]], w
     assert names(folder) == names(unbroken["one"][0])
     taken = [("teacher", k + 1) for k in range(RUN.teacher_steps)] + [("map", k + 1) for k in range(RUN.steps)]
     assert all(one.taken == taken for one in told)
-    assert [(line["stage"], line["step"]) for line in folders.read_log(folder)] == taken
+    assert [(line["stage"], line["step"]) for line in read_log(folder)] == taken
     assert {"weights.safetensors", "teacher/weights.safetensors", "log.jsonl"} < set(names(folder))
     assert not (folder / "checkpoints").exists()
     recipe, _, teacher, _ = folders.load_run(folder)

@@ -34,6 +34,7 @@ from flowmaps.runs import folder as folders
 from flowmaps.runs import plan as plans
 from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
 from flowmaps.runs.run import Run
+from flowmaps.training.log import read_log
 
 FEW = {"samples": 100, "points": 10, "chunk": 50, "steps": (1,), "euler": 1, "tolerance": 0.1}
 SECONDS = {"evaluate": 10.0}
@@ -137,7 +138,7 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         "load": lambda: fm.load(folder),
         "load_interpolant": lambda: fm.load_interpolant(folder),
         "read_recipe": lambda: folders.read_recipe(folder),
-        "read_log": lambda: folders.read_log(folder),
+        "read_log": lambda: read_log(folder),
         "load_run": lambda: folders.load_run(folder),
         "check_resumable": lambda: folders.check_resumable(folder, recipe, described),
         "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),

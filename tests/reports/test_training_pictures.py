@@ -18,9 +18,10 @@ from flowmaps.data import Points
 from flowmaps.evaluation.rows import restarts
 from flowmaps.reports import pictures
 from flowmaps.reports.pictures import training
+from flowmaps.runs import initial, recipes
 from flowmaps.runs import plan as plans
 from flowmaps.runs.recipes import Recipe
-from flowmaps.runs.run import Run, initial, recipes
+from flowmaps.runs.run import Run
 
 SMALL = {
     "network": recipes.plane.Network(width=8, depth=2),

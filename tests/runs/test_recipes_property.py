@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from flowmaps.runs import folder as folders
 from flowmaps.runs import plan as plans
+from flowmaps.runs import recipes
 from flowmaps.runs.preflight import preflight
 from flowmaps.runs.recipes import (
     DiTNetwork,
@@ -27,7 +27,8 @@ from flowmaps.runs.recipes import (
     UNetNetwork,
     checks,
 )
-from flowmaps.runs.run import Run, recipes
+from flowmaps.runs.run import Run
+from flowmaps.training.log import read_log
 
 SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 LEAST = 0.6  # of recipes drawn, that are accepted
@@ -156,7 +157,7 @@ def runs_to_its_end(recipe: Recipe) -> None:
     """Each stage takes its steps, and each loss is finite."""
     with tempfile.TemporaryDirectory() as folder:
         list(Run.open(recipe, Path(folder), say=lambda _: None).train())
-        lines = folders.read_log(Path(folder))
+        lines = read_log(Path(folder))
     steps = [(line["stage"], line["step"]) for line in lines if "step" in line]
     assert steps == [(stage.name, k + 1) for stage in plans.stages(recipe) for k in range(stage.steps)]
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)

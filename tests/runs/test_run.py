@@ -20,6 +20,7 @@ from flowmaps.runs.run import CHECKPOINTS, Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
 from flowmaps.training import log as journal
+from flowmaps.training.log import read_log
 
 CASES = [("lmd", "linear", False), ("lsd", "trigonometric", False), ("pfmm", "linear", False), ("emd", "linear", True)]
 CASES += [("progressive_distillation", "linear", False)]  # its target follows the map
@@ -152,8 +153,8 @@ def test_a_finished_or_missing_run_is_not_resumed(unbroken: tuple[Recipe, Path],
 
 def test_a_log_that_was_cut_short_is_still_read(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert folders.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
-    assert folders.read_log(tmp_path / "nowhere") == []
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_log(tmp_path / "nowhere") == []
 
 
 # stopped, resumed from another checkpoint ----------------------------------------------------------------------------

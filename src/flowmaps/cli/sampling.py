@@ -21,13 +21,14 @@ from ..maps import FlowMap
 from ..reports.figures import save
 from ..reports.image_figures import tiles
 from ..runs import plan as plans
-from ..runs.folder import LOG, read_recipe
+from ..runs.folder import read_recipe
 from ..runs.recipes import Recipe
 from ..shapes import Guide
 from ..storage import models as checkpoint
 from ..system.devices import pick_device
 from ..system.files import sync_folder, write_atomically
 from ..training import averages, reconstruct
+from ..training.log import LOG
 from ..training.loop import generator
 from .terminal import bar, console
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..data import Images, Source, Units, fingerprint, open_data, resolve
 from ..maps import FlowMap
-from ..storage import cards
 from ..storage import models as checkpoint
 from ..system.devices import pick_device
 from ..system.progress import Watch
@@ -16,8 +15,6 @@ from . import plan as plans
 from . import recipes
 from .recipes import ImageRecipe, Recipe
 
-LOG = "log.jsonl"
-WIDEST = 64  # names in a line of the log, and letters in a name
 FREE = ("device", "compile", "shard", "log_every", "checkpoint_every", "keep", "keep_every", "snapshot_every",
         "show_every", "track", "patience", "checkpointing", "evaluation", "optimiser.accumulate")  # fmt: skip
 """What may differ on resuming."""
@@ -113,44 +110,6 @@ def read_recipe(folder: Path) -> Recipe:
             f"run; read it with flowmaps.load."
         )
     return recipes.from_dict(card["recipe"])
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, up to one that is damaged, such as a last line cut short by a crash.
-
-    Raises:
-        OSError: the file is there, and cannot be read.
-    """
-    lines = []
-    if (folder / LOG).is_file():
-        for text in (folder / LOG).read_bytes().splitlines():
-            try:
-                line = cards.parse(text.decode())
-            except ValueError:
-                break
-            if not _is_logged(line):
-                break
-            lines.append(line)
-    return lines
-
-
-def _is_logged(line: Any) -> bool:
-    """Whether this is a line of the log, all of which can be drawn: a stage, a step, and numbers or none by name."""
-    if not isinstance(line, dict) or len(line) > WIDEST or not all(_is_name(name) for name in line):
-        return False
-    rest = {name: value for name, value in line.items() if name != "stage"}
-    pairs = rest.pop("spikes", [])
-    numbers = [*rest.values(), *(number for pair in pairs for number in pair)] if _are_pairs(pairs) else [pairs]
-    good = all(value is None or cards.is_number(value) for value in numbers)
-    return good and _is_name(line.get("stage", "map")) and type(line.get("step")) is int
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier() and len(value) <= WIDEST
-
-
-def _are_pairs(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, list) and len(value) == 2 for value in values)
 
 
 def load_run(

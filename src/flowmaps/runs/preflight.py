@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from ..data import Source
-from ..evaluation.measure import open_features
 from ..maps import FlowMap, Frozen
+from ..metrics.features import open_features
 from ..objectives import Objective
 from ..shapes import Field
 from ..system.devices import can_compile

@@ -32,11 +32,12 @@ from ..training import averages
 from ..training import log as journal
 from ..training.distributed import Engine, not_finite, start
 from ..training.guards import LOCK, Request, lock
+from ..training.log import LOG
 from ..training.loop import Step, generator, train
 from ..training.state import State, begin
 from . import initial
 from . import plan as plans
-from .folder import LOG, anywhere, check_resumable, describe, finished, given_teacher, source_of
+from .folder import anywhere, check_resumable, describe, finished, given_teacher, source_of
 from .preflight import check_folder, check_steps
 from .recipes import Recipe
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..objectives import Loss
-from ..runs.folder import LOG, read_log
+from ..storage import cards
 from ..system.files import write_atomically
 from ..system.processes import all_of, first_line, mean, on_first, ranks
 from ..velocities import Draw
@@ -25,6 +25,8 @@ from .guards import NAMED, blame, refuse_link, worst
 from .loop import Step
 from .state import State
 
+LOG = "log.jsonl"
+WIDEST = 64  # names in a line of the log, and letters in a name
 Line = dict[str, Any]
 
 
@@ -44,6 +46,44 @@ def log(folder: Path, stage: str, step: Step, state: State, seconds: float) -> L
     line["seconds"] = round(seconds, 2)
     on_first(lambda: _append(folder / LOG, line))
     return line
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl, up to one that is damaged, such as a last line cut short by a crash.
+
+    Raises:
+        OSError: the file is there, and cannot be read.
+    """
+    lines = []
+    if (folder / LOG).is_file():
+        for text in (folder / LOG).read_bytes().splitlines():
+            try:
+                line = cards.parse(text.decode())
+            except ValueError:
+                break
+            if not _is_logged(line):
+                break
+            lines.append(line)
+    return lines
+
+
+def _is_logged(line: Any) -> bool:
+    """Whether this is a line of the log, all of which can be drawn: a stage, a step, and numbers or none by name."""
+    if not isinstance(line, dict) or len(line) > WIDEST or not all(_is_name(name) for name in line):
+        return False
+    rest = {name: value for name, value in line.items() if name != "stage"}
+    pairs = rest.pop("spikes", [])
+    numbers = [*rest.values(), *(number for pair in pairs for number in pair)] if _are_pairs(pairs) else [pairs]
+    good = all(value is None or cards.is_number(value) for value in numbers)
+    return good and _is_name(line.get("stage", "map")) and type(line.get("step")) is int
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and len(value) <= WIDEST
+
+
+def _are_pairs(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, list) and len(value) == 2 for value in values)
 
 
 def cut_back(folder: Path, stages: Sequence[str], stage: str, step: int) -> None:

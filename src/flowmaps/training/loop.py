@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ..data import Source
 from ..objectives import Loss
-from ..runs.recipes import Optimiser
 from ..system import devices
 from ..system.processes import rank, ranks
 from ..velocities import Draw
-from .optimisers import schedule
+from .optimisers import Optimiser, schedule
 from .state import State
 
 DROPOUT, RANK = 1, 2  # streams of the seed

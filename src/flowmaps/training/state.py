@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import Loss, Objective
-from ..runs.recipes import Optimiser
 from ..system.processes import ranks
 from ..velocities import Draw
 from .averages import Averages
 from .distributed import Engine, full, gathered, local, synchronised
 from .guards import Guard, Scale
-from .optimisers import build, moments, remember, skips
+from .optimisers import Optimiser, build, moments, remember, skips
 
 
 class Whole(nn.Module):

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from ...data import Source
 from ...evaluation.measure import Row, Sampled
 from ...maps import FlowMap
-from ...runs.folder import read_log
 from ...runs.recipes import Recipe
+from ...training.log import read_log
 from .. import figures
 from .images import grid, interpolations, nearest, strip
 from .inversion import invert

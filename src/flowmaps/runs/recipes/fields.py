@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...training.optimisers import Optimiser
+
 
 @dataclass(frozen=True)
 class Network:
@@ -22,39 +24,6 @@ class Network:
     """Frequencies of the features of x; 0 for plain x."""
     modulation: int = 32
     """Width of the embedding of (s, t) that scales and shifts each layer; 0 for none."""
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """How a step is taken: the optimiser, warm-up and decay of its rate, clipping, moving averages of the weights."""
-
-    kind: Literal["adam", "adamw", "radam", "muon"] = "adam"
-    """The optimiser. Muon is for the matrices between hidden layers, AdamW beside it for all other weights."""
-    batch: int = 1024
-    """Rows of a step, over all processes."""
-    accumulate: int = 1
-    """Parts in which a process takes its rows, one after the other: less memory, the same step."""
-    rate: float = 8e-3
-    """Highest learning rate."""
-    warmup: int = 200
-    """Steps over which the rate rises."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls to its floor; `constant` leaves it where it is."""
-    floor: float = 0.01
-    """Last learning rate, as a share of the highest."""
-    clip: float = 10.0
-    """Largest norm of the gradient."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of adamw, radam and muon, a share of the rate."""
-    ema: float = 0.999
-    """Decay of the moving average of the weights that becomes the map."""
-    emas: tuple[float, ...] = ()
-    """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
-    widths: tuple[float, ...] = ()
-    """Relative widths of power-function averages, such as 0.05 0.1, of whose snapshots `flowmaps average` makes one of
-    any other width."""
-    beta2: float = 0.999
-    """Adam's decay of the mean square of the gradient."""
 
 
 @dataclass(frozen=True)
