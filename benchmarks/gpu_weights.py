@@ -19,11 +19,12 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from flowmaps.runs import plan as plans
-from flowmaps.runs.folder import FREE, LOG, read_log
+from flowmaps.runs.folder import FREE
 from flowmaps.runs.run import CHECKPOINTS, Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
 from flowmaps.system.files import write_atomically
+from flowmaps.training.log import LOG, read_log
 
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together
