@@ -1,0 +1,147 @@
+"""A method as a value: the function of its paper, and what a recipe, a sampler or a table has to know of it.
+
+    METHODS["lmd"] = Method(lmd, LearnsFrom.TEACHER, settings=lambda choices: {"times": choices.pairs, ...})
+
+The function alone is enough to train by hand; a `Method` beside it is what the command line, the comparison, the
+figures and the documentation read, so that nothing else in the package knows a method by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..equations import Stop
+from ..interpolants import Interpolant
+from ..losses import Weight
+from ..maps import AverageVelocity, FlowMap, Near
+from ..objectives import Objective
+from ..samplers import Jump, Restart
+from ..times import Times
+
+
+class LearnsFrom(Enum):
+    """What a method needs before it can train a map; the value is that in words."""
+
+    TEACHER = "a teacher's velocity"
+    VELOCITY = "data, from the weights of a trained velocity"
+    STRIP = "data, from a map that is trained on a strip first"
+    DATA = "data"
+
+
+class Jumps(Enum):
+    """Which jumps (s, t) the map of a method learns; the value is that in words."""
+
+    ANY = "between any two times"
+    TO_DATA = "from any time to the data, t = 1"
+    FROM_BASE = "from noise, s = 0"
+    NONE = "none: the velocity alone, s = t"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a recipe chooses for whichever method it trains by; `Method.settings` takes of it what its function needs.
+
+    Attributes:
+        interpolant: the path.
+        pairs: law of (s, t) of a distillation.
+        velocity_times: law of t of velocity matching.
+        strip: law of (s, t) of a strip.
+        weight: a learned w_{s,t}, or `None` for the method's own weight.
+        residual_weight: as `weight`, or an adaptive weight, for a residual that is a function of (x, s, t) alone.
+        mean_weight: as `weight`, but never adaptive in few dimensions: the noise of dI averages out under a square and
+            under nothing else, so that the adaptive weight of the MeanFlow papers turns means into modes there.
+        stop: where the gradients of a distillation stop.
+    """
+
+    interpolant: Interpolant
+    pairs: Times
+    velocity_times: Times
+    strip: Times
+    weight: Weight | None
+    residual_weight: Weight | None
+    mean_weight: Weight | None
+    stop: Stop
+
+
+Settings = Callable[[Choices], dict[str, Any]]
+"""Takes what a recipe chooses to the options of a method's function, without the interpolant, which all take."""
+
+
+def own_weight(choices: Choices) -> dict[str, Any]:
+    """Settings of a method that takes a learned weight."""
+    return {"weight": choices.weight}
+
+
+def with_diagonal(choices: Choices) -> dict[str, Any]:
+    """Settings of a method with a term on the diagonal."""
+    return {"weight": choices.weight, "diagonal": choices.velocity_times}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a paper.
+
+    Args:
+        objective: its function, `(flow_map, **options) -> Objective`; with a `teacher=` if it learns from one.
+        learns_from: what is trained first.
+        jumps: which jumps the map learns.
+        settings: the options of the function from the choices of a recipe.
+        lower_rate: whether it is unstable at the learning rate of the others: the noise of dI in an unbounded
+            derivative in space, or a gradient that does not shrink with the loss.
+        strip_on_images: whether its recipes train images on jumps of a strip alone.
+        interpolant: the path of its paper, in the place of the recipe's.
+        flow_map: class of the map.
+        starts_along_velocity: whether training starts from jumps along the trained velocity, X = x + (t - s) b_s(x).
+        copies_teacher: whether the targets are jumps of copies of the first stage's map, which then has to learn the
+            guided velocity itself.
+    """
+
+    objective: Callable[..., Objective]
+    learns_from: LearnsFrom = LearnsFrom.DATA
+    jumps: Jumps = Jumps.ANY
+    settings: Settings = own_weight
+    lower_rate: bool = field(default=False, kw_only=True)
+    strip_on_images: bool = field(default=False, kw_only=True)
+    interpolant: Interpolant | None = field(default=None, kw_only=True)
+    flow_map: Callable[..., FlowMap] = field(default=AverageVelocity, kw_only=True)
+    starts_along_velocity: bool = field(default=False, kw_only=True)
+    copies_teacher: bool = field(default=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """The name of its function, which is that of the paper."""
+        return self.objective.__name__
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher."""
+        return self.learns_from is LearnsFrom.TEACHER
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of its training, in order."""
+        first = {LearnsFrom.DATA: (), LearnsFrom.STRIP: ("strip",)}.get(self.learns_from, ("teacher",))
+        return (*first, "map")
+
+    def build(self, flow_map: FlowMap, choices: Choices, **given: Any) -> Objective:
+        """The objective of a map at the choices of a recipe; `given` are a teacher and guidance."""
+        return self.objective(flow_map, **{"interpolant": choices.interpolant, **self.settings(choices), **given})
+
+    def sampled(self, flow_map: FlowMap) -> FlowMap:
+        """The map as it is sampled: one that learned the velocity alone takes Euler's steps."""
+        return Near(flow_map, 1.0) if self.jumps is Jumps.NONE else flow_map
+
+    def sampler(self, steps: int, interpolant: Interpolant) -> Jump | Restart:
+        """How samples are drawn in so many steps: by jumps, or to the data and back where it learns no others."""
+        if self.jumps is Jumps.TO_DATA and steps > 1:
+            return Restart([k / steps for k in range(steps)], interpolant)
+        return Jump(steps)
+
+
+def by_name(*methods: Method) -> Mapping[str, Method]:
+    """Methods by their names, those that learn from a teacher first."""
+    order = list(LearnsFrom)
+    return {method.name: method for method in sorted(methods, key=lambda method: order.index(method.learns_from))}
