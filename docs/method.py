@@ -14,7 +14,7 @@ import torch
 
 import flowmaps as fm
 
-NAMES = [name for name, value in vars(fm.methods).items() if inspect.isfunction(value) and name in fm.methods.__all__]
+NAMES = list(fm.methods.METHODS)
 AXES = {
     "equation": "equation",
     "path": "interpolant",

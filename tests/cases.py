@@ -208,6 +208,8 @@ METHODS: dict[str, Method] = {
     "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}),
     "esd": Method(methods.esd, {}),
     "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}),
+    "slim_lsd": Method(methods.slim_lsd, {}),
+    "slim_esd": Method(methods.slim_esd, {}),
     "psd-uniform": Method(methods.psd, {}),
     "psd-midpoint": Method(methods.psd, {"midpoint": True}),
     "shortcut": Method(methods.shortcut, {"levels": 3}, exact=False),  # legs of the least length are Euler steps

@@ -16,8 +16,8 @@ from rich.console import Console
 from flowmaps.cli import compare, main
 from flowmaps.evaluation import measure
 from flowmaps.evaluation import rows as evaluate
+from flowmaps.methods import METHODS
 from flowmaps.reports import figures, tables
-from flowmaps.runs.plan import METHODS
 from flowmaps.runs.recipes import Recipe, checkerboard
 from flowmaps.storage import models as checkpoint
 
@@ -314,7 +314,7 @@ def test_all_stands_for_all_methods_and_is_the_default(tmp_path: Path, monkeypat
     monkeypatch.setattr(compare, "compare", lambda recipe, methods, *_, **__: asked.append((type(recipe), methods)))
     main(["compare", "checkerboard"])
     main(["compare", "checkerboard", "--methods", "all"])
-    assert asked == [(Recipe, METHODS)] * 2
+    assert asked == [(Recipe, tuple(METHODS))] * 2
 
 
 def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):

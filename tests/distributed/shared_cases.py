@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowmaps.data import Source, Units
 from flowmaps.maps import FlowMap, Frozen
+from flowmaps.methods import METHODS
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
 from flowmaps.runs import initial
@@ -144,7 +145,7 @@ FEW = ("lmd", "fmm", "esd", "shortcut", "progressive_distillation", "consistency
 def stages(net: str) -> list[str]:
     """The objectives of all methods: METHOD, or METHOD/STAGE of the first of two; each first stage once."""
     names, seen = [], set[str]()
-    for method in FEW if NETS[net].few else plans.METHODS:
+    for method in FEW if NETS[net].few else METHODS:
         for stage in plans.stages(replace(NETS[net].recipe, method=method)):
             if stage.name == "map":
                 names.append(method)

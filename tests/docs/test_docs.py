@@ -17,7 +17,7 @@ sys.path.insert(0, str(DOCS))
 import make  # noqa: E402
 import method  # noqa: E402
 
-NAMES = [name for name in methods.__all__ if name != "Options"]
+NAMES = list(methods.METHODS)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -23,7 +23,7 @@ from flowmaps.objectives import MapMatching, Objective, RoundTrip, Sum
 from flowmaps.velocities import FromMap
 
 SOURCE = Path(fm.__file__).parent
-NAMES = [name for name in methods.__all__ if name != "Options"]
+NAMES = list(methods.METHODS)
 
 
 def new_map(**options: int) -> AverageVelocity:
@@ -58,6 +58,8 @@ TABLE: dict[str, tuple[str, str, str, str, str]] = {
     "eulerian_estimation": (EULERIAN, "dI", "s <= t", "velocity, d/dx", NONE),
     "lsd": (LAGRANGIAN, "itself", "s <= t", "velocity", "75%"),
     "esd": (EULERIAN, "itself", "s <= t", "velocity, d/dx", "75%"),
+    "slim_lsd": (LAGRANGIAN, "itself", "s <= t", ALL, "75%"),
+    "slim_esd": (EULERIAN, "itself", "s <= t", ALL, "75%"),
     "psd": (SEMIGROUP, "itself", "s <= t", ALL, "75%"),
     "consistency_training": (SEMIGROUP, "dI", "t = 1, grid", ALL, NONE),  # an Eulerian equation of a finite step
     "improved_consistency_training": (SEMIGROUP, "dI", "t = 1, log-normal, grid", ALL, NONE),
@@ -196,6 +198,8 @@ COUNTS: dict[str, tuple[tuple[int, int, int, int, int], float]] = {
     "fmm": ((0, 1, 1, 0, 0), 3 + 6),  # the pull-back, the jump with its derivative
     "lsd": ((1, 0, 1, 0, 0), 6 + 1),
     "esd": ((1, 0, 2, 0, 0), 6 + 2 + 1),  # d_s with a gradient, grad u . b without
+    "slim_lsd": ((1, 0, 1, 0, 0), 3 + 1 + 1),  # of the derivative no gradient
+    "slim_esd": ((1, 0, 1, 0, 0), 3 + 1 + 1),
     "psd": ((2, 1, 0, 0, 0), 3 + 2),
     "pfmm": ((4, 1, 0, 0, 0), 3 + 4),
     "meanflow": ((0, 0, 1, 0, 0), 3 + 1),

@@ -87,9 +87,11 @@ def test_every_class_has_its_case():
     assert {type(equation()) for equation in EQUATIONS.values()} == {
         c for c in vars(equations).values() if concrete(c, equations.Equation)
     }
-    public = {getattr(methods, name) for name in methods.__all__}
-    assert {method.function for method in METHODS.values()} == {f for f in public if inspect.isfunction(f)}
-    assert all(inspect.isfunction(f) or f is methods.Options for f in public)
+    public = {getattr(methods, name) for name in methods.__all__ if name != "METHODS"}
+    functions = {value for value in public if inspect.isfunction(value)}
+    assert {method.function for method in METHODS.values()} == functions
+    assert {method.objective for method in methods.METHODS.values()} == functions
+    assert {method.name: method for method in methods.METHODS.values()} == methods.METHODS
 
 
 def concrete(candidate: object, base: type) -> bool:

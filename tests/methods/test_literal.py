@@ -121,6 +121,22 @@ def lsd_none(p: Paper) -> list[Tensor]:
     return [squares(p.d_t(p.I(s)) - p.v(p.X(p.I(s), s, t), t))]
 
 
+def slim_lsd(p: Paper) -> list[Tensor]:
+    """|u + sg((t - s) d_t u - v_t(X_{s,t}(I_s)))|^2 (2609.16222), with (t - s) d_t u = d_t X - u."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u + (p.d_t(x) - u - p.v(p.X(x, s, t), t)).detach())]
+
+
+def slim_esd(p: Paper) -> list[Tensor]:
+    """|u - sg(v_s + (t - s) D u)|^2 (2609.16222), the right-hand side being u + d_s X + grad X v_s."""
+    s, t = p.draw.s, p.draw.t
+    x = p.I(s)
+    u = p.u(x, s, t)
+    return [squares(u - (u + p.d_s(x) + p.grad(x, p.v(x, s))).detach())]
+
+
 def esd(p: Paper) -> list[Tensor]:
     """|d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) v_s(I_s))|^2."""
     x = p.I(p.draw.s)
@@ -164,10 +180,12 @@ LITERAL: dict[str, Callable[[Paper], list[Tensor]]] = {
     "lsd-none": lsd_none,
     "esd": esd,
     "esd-velocity": esd_velocity,
+    "slim_lsd": slim_lsd,
+    "slim_esd": slim_esd,
     "psd-uniform": psd(False),
     "psd-midpoint": psd(True),
 }
-SELF = ("lsd", "lsd-none", "esd", "esd-velocity", "psd-uniform", "psd-midpoint")
+SELF = ("lsd", "lsd-none", "esd", "esd-velocity", "slim_lsd", "slim_esd", "psd-uniform", "psd-midpoint")
 """Self-distillation: eight of the eleven rows match the velocity, the loss is the mean over all rows."""
 
 

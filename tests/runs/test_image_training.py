@@ -15,6 +15,7 @@ from image_cases import DIT, SMALL, TINY, UNET, images, open_run, refused, run, 
 
 from flowmaps.evaluation import rows as evaluate
 from flowmaps.maps import Frozen
+from flowmaps.methods import METHODS
 from flowmaps.runs import folder as folders
 from flowmaps.runs import initial, recipes
 from flowmaps.runs import plan as plans
@@ -52,7 +53,7 @@ def test_a_recipe_of_images_can_run(name: str):
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("backbone", ["unet", "dit"])
-@pytest.mark.parametrize("method", plans.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     """Each stage moves weights of the network; labels and weights of guidance reach it."""
     recipe = replace(SMALL, method=method, backbone=backbone, guidance=(1.0, 3.0) if guided else ())
@@ -230,7 +231,7 @@ def test_a_teacher_of_guidance_knows_no_label(tmp_path: Path):
 # devices -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", plans.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_all_is_drawn_on_the_device_of_the_data(method: str, monkeypatch: pytest.MonkeyPatch):
     """A draw with a generator names its device; without, it would fail where the generator is on a GPU."""
     recipe = replace(SMALL, method=method, guidance=(1.0, 3.0))

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from flowmaps import methods
 from flowmaps.maps import Frozen
+from flowmaps.methods import METHODS, LearnsFrom
 from flowmaps.runs import initial, recipes
-from flowmaps.runs import plan as plans
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Network, Recipe
 from flowmaps.samplers import Jump
 from flowmaps.shapes import Guide, label_of
@@ -30,7 +30,7 @@ def test_the_recipes_own_objective_is_the_same_compiled(method: str):
     with torch.no_grad():
         for parameter in flow_map.parameters():  # nothing is left at zero
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    objective = plans.stages(recipe)[-1].build(flow_map, Frozen(flow_map).velocity)
+    objective = resolve(recipe).stages[-1].build(flow_map, Frozen(flow_map).velocity)
     draw = objective.draw(torch.randn(37, 2), generator=torch.Generator().manual_seed(1))
     losses, gradients = [], []
     for evaluate in (objective.evaluate, torch.compile(objective.evaluate, dynamic=False)):
@@ -44,19 +44,19 @@ def test_the_recipes_own_objective_is_the_same_compiled(method: str):
 
 
 def test_every_method_has_its_plan():
-    """Each function of `flowmaps.methods` is a `--method`, and each has its stages: all of them share one budget."""
-    assert set(plans.METHODS) == set(methods.__all__) - {"Options"}
-    assert set(plans.TO_DATA + initial.ROTATING) <= set(plans.METHODS)
+    """All stages of a method share one budget of steps."""
     taught, strip = [("teacher", 4_000), ("map", 16_000)], [("strip", 10_000), ("map", 10_000)]
-    for method in plans.METHODS:
-        got = [(stage.name, stage.steps) for stage in plans.stages(dataclasses.replace(SMALL, method=method))]
-        alone = strip if method in plans.STRIPPED else [("map", 20_000)]
-        assert got == (taught if method in plans.DISTILLED + plans.PRETRAINED else alone), method
+    expected = {LearnsFrom.TEACHER: taught, LearnsFrom.VELOCITY: taught, LearnsFrom.STRIP: strip}
+    for name, method in METHODS.items():
+        stages = resolve(dataclasses.replace(SMALL, method=name)).stages
+        assert tuple(stage.name for stage in stages) == method.stages
+        got = [(stage.name, stage.steps) for stage in stages]
+        assert got == expected.get(method.learns_from, [("map", 20_000)]), name
 
 
 def test_a_teacher_is_trained_late_and_a_map_from_the_base():
     """t <- 1 - (1 - t)^2 has mean 2 / 3; a quarter of a distillation's rows start at s = 0."""
-    teacher, distilled = plans.stages(SMALL)
+    teacher, distilled = resolve(SMALL).stages
     flow_map = initial.new_map(SMALL, (2,), None)
     x1, source = torch.randn(40_000, 2), torch.Generator().manual_seed(0)
     s, t = teacher.build(flow_map, None).draw(x1, generator=source)[3:5]
@@ -80,42 +80,48 @@ def test_maps_are_a_function_of_the_seed():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="unknown method 'lmx': did you mean 'lmd'\\? choose one of lmd, emd"):
-        plans.stages(Recipe(name="x", method="lmx"))
+    with pytest.raises(ValueError, match="unknown method 'lmx': did you mean 'lmd'\\? choose one of lmd, "):
+        resolve(Recipe(name="x", method="lmx"))
 
 
 def test_a_velocity_alone_is_sampled_by_eulers_steps():
     recipe = dataclasses.replace(SMALL, method="flow_matching")
     flow_map = initial.new_map(recipe, (2,), None)
     x, zero = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(9)
-    sampled = Jump(4)(plans.measured(recipe, flow_map, None)[0], x)
+    sampled = Jump(4)(resolve(recipe).as_sampled(flow_map, None)[0], x)
     torch.testing.assert_close(sampled, integrate(flow_map.velocity, x, zero, zero + 1, method="euler", steps=4))
     assert not torch.allclose(sampled, Jump(4)(flow_map, x), atol=1e-3)
 
 
 def test_a_map_from_noise_alone_is_measured_in_one_step():
-    recipe = dataclasses.replace(SMALL, method="freeflow")
-    assert plans.measured(recipe, initial.new_map(recipe, (2,), None), None)[2].evaluation.steps == (1,)
+    plan = resolve(dataclasses.replace(SMALL, method="freeflow"))
+    assert plan.evaluation().steps == plan.known_steps([4]) == (1,)
+    with pytest.raises(ValueError, match="freeflow learns jumps from noise alone: its map is sampled in 1 step, got 4"):
+        plan.check_steps([4])
 
 
-def test_only_the_map_is_trained_carefully():
-    recipe = dataclasses.replace(SMALL, method="easy_consistency_tuning")
-    assert plans.optimiser(recipe, "teacher") == recipe.optimiser
-    assert plans.optimiser(recipe, "map").rate == recipe.careful * recipe.optimiser.rate
-    assert plans.optimiser(SMALL, "map") == SMALL.optimiser
+def rates(recipe: Recipe) -> list[float]:
+    """The learning rate of each stage."""
+    return [stage.optimiser.rate for stage in resolve(recipe).stages]
 
 
-@pytest.mark.parametrize("method", plans.METHODS)
+def test_an_unstable_method_trains_its_map_at_a_lower_rate():
+    recipe, rate = dataclasses.replace(SMALL, method="easy_consistency_tuning"), SMALL.optimiser.rate
+    assert rates(recipe) == [rate, recipe.careful * rate]
+    assert rates(SMALL) == [rate, rate]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_guidance_reaches_each_method(method: str):
     """A teacher knows labels and none, unguided; the map is guided, by weights that are drawn and given to it."""
     recipe = dataclasses.replace(SMALL, method=method, guidance=(1.0, 3.0))
     flow_map = initial.new_map(recipe, (2,), 5)
-    stages = plans.stages(recipe)
+    stages = resolve(recipe).stages
     x1, labels = torch.randn(64, 2), torch.arange(64) % 5
     for stage in stages:
         objective = stage.build(flow_map, Frozen(flow_map).velocity)
         cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0)).cond
-        taught = stage.name == "teacher" and method not in plans.HELD
+        taught = stage.name == "teacher" and not METHODS[method].copies_teacher
         assert isinstance(cond, Guide) is not taught
         assert bool((label_of(cond) == 5).any())
         objective.evaluate(objective.draw(x1, cond=labels)).value.backward()
@@ -129,6 +135,5 @@ def test_guidance_needs_classes():
 def test_a_map_learns_at_its_share_of_the_teachers_rate() -> None:
     recipe = dataclasses.replace(recipes.checkerboard(), map_rate=0.25)
     rate = recipe.optimiser.rate
-    assert plans.optimiser(recipe, "teacher").rate == rate
-    assert plans.optimiser(recipe, "map").rate == 0.25 * rate
-    assert plans.optimiser(dataclasses.replace(recipe, method="lsd"), "map").rate == rate
+    assert rates(recipe) == [rate, 0.25 * rate]
+    assert rates(dataclasses.replace(recipe, method="lsd")) == [rate]

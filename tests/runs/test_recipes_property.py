@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from flowmaps.methods import METHODS
 from flowmaps.runs import plan as plans
 from flowmaps.runs import recipes
 from flowmaps.runs.preflight import preflight
@@ -77,7 +78,7 @@ def common(folder: Path, name: str) -> dict[str, st.SearchStrategy[Any]]:
     share = st.sampled_from([0.0, 0.25, 1.0])
     return {
         "name": st.just(name),
-        "method": st.sampled_from(plans.METHODS),
+        "method": st.sampled_from(list(METHODS)),
         "data": st.sampled_from([str(folder / f"{name}.npz"), str(folder / f"{name}-classes.npz")]),
         "steps": st.integers(1, 3),
         "teacher_steps": st.integers(1, 3),

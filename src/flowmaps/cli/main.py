@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from ..runs.plan import METHODS
+from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
 from ..runs.recipes.images import Unused
 from ..system.processes import LOST, Lost, first_line, is_lost, together
@@ -291,9 +291,9 @@ def _compare(words: list[str]) -> None:
         raise ValueError("compare keeps one average of the weights: leave out --optimiser.emas and --optimiser.widths.")
     from . import compare
 
-    methods = METHODS if given.methods == ("all",) else given.methods
+    methods = tuple(METHODS) if given.methods == ("all",) else given.methods
     if "all" in methods:
         raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
     for method in methods:
-        _choose("method", method, dict.fromkeys(METHODS))
+        _choose("method", method, METHODS)
     compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)

@@ -10,6 +10,7 @@ the semigroups whose legs are the map's own, and `consistency` for the models of
 is 2406.07507, "SD" is 2505.18825.
 """
 
+from . import consistency, diagonal, eulerian, lagrangian, self_distilled, semigroup
 from ._parts import Options
 from .consistency import (
     consistency_distillation,
@@ -20,12 +21,28 @@ from .consistency import (
     sct,
 )
 from .diagonal import flow_matching, reflow
-from .eulerian import ayf_emd, emd, esd, eulerian_estimation, improved_meanflow, meanflow
-from .lagrangian import ayf_lmd, fmm, freeflow, lmd, lsd
+from .eulerian import ayf_emd, emd, esd, eulerian_estimation, improved_meanflow, meanflow, slim_esd
+from .lagrangian import ayf_lmd, fmm, freeflow, lmd, lsd, slim_lsd
+from .method import Choices, Jumps, LearnsFrom, Method, by_name
 from .self_distilled import alphaflow, psd, shortcut, split_meanflow
 from .semigroup import ctm, neural_operator, pfmm, progressive_distillation
 
+METHODS = by_name(
+    *lagrangian.METHODS,
+    *eulerian.METHODS,
+    *semigroup.METHODS,
+    *self_distilled.METHODS,
+    *consistency.METHODS,
+    *diagonal.METHODS,
+)
+"""Every method by the name of its function."""
+
 __all__ = [
+    "METHODS",
+    "Choices",
+    "Jumps",
+    "LearnsFrom",
+    "Method",
     "Options",
     "alphaflow",
     "ayf_emd",
@@ -53,5 +70,7 @@ __all__ = [
     "scd",
     "sct",
     "shortcut",
+    "slim_esd",
+    "slim_lsd",
     "split_meanflow",
 ]

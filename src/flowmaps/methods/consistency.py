@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from .. import schedules, times
 from ..dual import Engine
@@ -18,12 +18,14 @@ from ..equations import Eulerian, Semigroup, Stop
 from ..interpolants import Trigonometric
 from ..losses import Learned, OnJump, PerNoise, Power, PseudoHuber
 from ..maps import FlowMap
+from ..maps import Trigonometric as TrigonometricMap
 from ..objectives import MapMatching, Objective
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import LogNormal, ToData
 from ..velocities import Velocity
 from ._parts import Options, deviation, settle, solved, taught
+from .method import Jumps, LearnsFrom, Method
 
 _EQUATION = Semigroup(Stop.TARGET, led=True)
 _TRIGONOMETRIC = Trigonometric()
@@ -247,3 +249,15 @@ def scd(
     """
     velocity = taught(teacher, flow_map, "scd", options)
     return _continuous(flow_map, velocity, Eulerian(Stop.TARGET, engine, normalise=normalise), warmup, options)
+
+
+_TRIGONOMETRIC_MAP: dict[str, Any] = {"interpolant": _TRIGONOMETRIC, "flow_map": TrigonometricMap}
+
+METHODS = (
+    Method(consistency_distillation, LearnsFrom.TEACHER, Jumps.TO_DATA),
+    Method(scd, LearnsFrom.TEACHER, Jumps.TO_DATA, lower_rate=True, **_TRIGONOMETRIC_MAP),
+    Method(easy_consistency_tuning, LearnsFrom.VELOCITY, Jumps.TO_DATA, lower_rate=True, starts_along_velocity=True),
+    Method(consistency_training, jumps=Jumps.TO_DATA),
+    Method(improved_consistency_training, jumps=Jumps.TO_DATA, lower_rate=True),
+    Method(sct, jumps=Jumps.TO_DATA, lower_rate=True, **_TRIGONOMETRIC_MAP),
+)

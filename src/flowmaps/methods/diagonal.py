@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from ..couplings import Base, Carried, Normal, Paired
 from ..maps import FlowMap
@@ -12,6 +12,7 @@ from ..solvers import SolverFlow
 from ..times import Diagonal
 from ..velocities import FromInterpolant, Velocity
 from ._parts import Options, settle, taught
+from .method import Choices, Jumps, LearnsFrom, Method
 
 
 def flow_matching(flow_map: FlowMap, **options: Unpack[Options]) -> Objective:
@@ -76,3 +77,13 @@ def reflow(
     path, rest = settle(options, times=Diagonal())
     rest["coupling"] = coupling
     return VelocityMatching(flow_map, path, FromInterpolant(path), **rest)  # the pairs are guided already
+
+
+def _velocity_times(choices: Choices) -> dict[str, Any]:
+    return {"times": choices.velocity_times, "weight": choices.weight}
+
+
+METHODS = (
+    Method(flow_matching, jumps=Jumps.NONE, settings=_velocity_times),
+    Method(reflow, LearnsFrom.TEACHER, Jumps.NONE, settings=_velocity_times),
+)

@@ -6,7 +6,7 @@ D u = d_s u + grad u . b_s is the derivative of u_{s,t} along the flow at its st
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from ..dual import Engine
 from ..equations import Eulerian, Stop
@@ -18,6 +18,7 @@ from ..shapes import Field
 from ..times import Diagonal, Interval, LogitNormal, Square, Times, Triangle
 from ..velocities import Velocity
 from ._parts import Options, beside, distilled, self_distilled, settle, taught
+from .method import Choices, LearnsFrom, Method, with_diagonal
 
 
 def emd(
@@ -105,6 +106,41 @@ def esd(
         engine: how the derivative is taken.
     """
     return self_distilled(flow_map, Eulerian(stop, engine), share, diagonal, options)
+
+
+def slim_esd(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.75,
+    diagonal: Times | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Slim Eulerian self-distillation: ESD in which everything but u is detached.
+
+        E |u_{s,t}(I_s) - sg(v_s(I_s) + (t - s) D u_{s,t}(I_s))|^2, s <= t;    E |v_t(I_t) - dI_t|^2 on `share`
+
+    with the map's own velocity v_t = u_{t,t} and D u = d_s u + grad u . v_s. It is `esd` with `Stop.TARGET`: no
+    gradient goes through a derivative.
+
+    Reference: "slim" self-distillation, 2026, arXiv 2609.16222.
+
+    The paper:
+        Time runs from noise to data, as here. Velocity and derivative are detached, the derivative in s included, which
+        `esd` keeps: 1.5 to 2 times less memory by its figures. The update is no longer the gradient of a loss; what the
+        paper proves is that the true map is the only stationary point of the expected update. Its text is known to us
+        second-hand; rows and weight are those of `esd`.
+
+    When to use:
+        In the place of `esd` where memory limits the network or the batch. MeanFlow with the map's own velocity in the
+        place of dI, so that the noise of dI stays on the diagonal.
+
+    Args:
+        share: part of the rows on the diagonal.
+        diagonal: law of t there; uniform unless given.
+        engine: how the derivative is taken.
+    """
+    return esd(flow_map, share=share, stop=Stop.TARGET, diagonal=diagonal, engine=engine, **options)
 
 
 def meanflow(
@@ -223,3 +259,22 @@ def ayf_emd(
         taught(teacher, flow_map, "ayf_emd", options),
     )
     return distilled(flow_map, equation, velocity, options, Interval(), warmup=warmup)
+
+
+def _on_triangle(choices: Choices) -> dict[str, Any]:
+    return {"weight": choices.mean_weight, "diagonal": choices.velocity_times, "times": Triangle()}
+
+
+METHODS = (
+    Method(
+        emd,
+        LearnsFrom.TEACHER,
+        settings=lambda choices: {"times": choices.pairs, "weight": choices.residual_weight, "stop": choices.stop},
+    ),
+    Method(ayf_emd, LearnsFrom.TEACHER, settings=lambda choices: {"times": choices.pairs}, lower_rate=True),
+    Method(eulerian_estimation, lower_rate=True),
+    Method(esd, settings=with_diagonal, lower_rate=True),
+    Method(slim_esd, settings=with_diagonal, lower_rate=True),
+    Method(meanflow, settings=_on_triangle, lower_rate=True),
+    Method(improved_meanflow, settings=_on_triangle, lower_rate=True),
+)

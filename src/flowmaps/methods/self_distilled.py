@@ -6,7 +6,7 @@ u_{s,t}  =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),    w = s + l (t - s)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
@@ -17,6 +17,7 @@ from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
 from ._parts import Options, beside, self_distilled, settle, taught
+from .method import Choices, Method, with_diagonal
 
 
 def psd(
@@ -171,3 +172,16 @@ def alphaflow(
     equation, velocity = Semigroup(Stop.TARGET, led=not own), FromMap(flow_map) if own else None
     matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
     return beside(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})
+
+
+def _alphaflow(choices: Choices) -> dict[str, Any]:
+    weight = choices.mean_weight and SplitPower(-1.0, choices.mean_weight)
+    return {"weight": weight, "diagonal": choices.velocity_times, "times": Triangle()}
+
+
+METHODS = (
+    Method(psd, settings=with_diagonal),
+    Method(alphaflow, settings=_alphaflow, lower_rate=True),
+    Method(split_meanflow, settings=with_diagonal),
+    Method(shortcut, settings=with_diagonal),
+)

@@ -18,6 +18,7 @@ from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
 from ._parts import Options, deviation, settle, solved, taught
+from .method import LearnsFrom, Method
 
 
 def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **options: Unpack[Options]) -> Objective:
@@ -166,3 +167,15 @@ def ctm(
     jumps = MapMatching(flow_map, path, equation, flow, split=times.UniformLeg(), target=target, at_data=True, **rest)
     diagonal = velocity if options.get("guidance") else None  # of a guided teacher the guided velocity
     return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **rest | {"weight": None})], [1.0, matching])
+
+
+METHODS = (
+    Method(ctm, LearnsFrom.TEACHER, settings=lambda choices: {"times": choices.pairs}),
+    Method(progressive_distillation, LearnsFrom.TEACHER, starts_along_velocity=True, copies_teacher=True),
+    Method(
+        neural_operator,
+        LearnsFrom.TEACHER,
+        settings=lambda choices: {"times": choices.pairs, "weight": choices.residual_weight},
+    ),
+    Method(pfmm, LearnsFrom.STRIP, settings=lambda choices: {"times": choices.pairs}),
+)

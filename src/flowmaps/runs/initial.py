@@ -8,13 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..maps import AverageVelocity, FlowMap
-from ..maps import Trigonometric as TrigonometricMap
+from ..maps import FlowMap
+from ..methods import METHODS
 from ..nn import MLP, DiT, Network, UNet
 from .recipes import ImageRecipe, Recipe
-
-ROTATING = ("sct", "scd")
-"""Methods of the trigonometric map and path."""
 
 
 def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> FlowMap:
@@ -30,7 +27,7 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> Flow
     net = _new_network(recipe, shape, {"classes": classes, "guidance": len(recipe.guidance) == 2})
     if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
         net.checkpointing = recipe.checkpointing
-    return TrigonometricMap(net) if recipe.method in ROTATING else AverageVelocity(net)
+    return METHODS[recipe.method].flow_map(net)
 
 
 def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any]) -> MLP | Network:
