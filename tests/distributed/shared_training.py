@@ -117,7 +117,7 @@ def trained(case: Case, shard: bool) -> Left:
             before = now
     state.guard.settle()
     left.skipped = state.guard.skipped
-    left.factor = math.nan if state.scale is None else float(state.scale.factor)
+    left.factor = state.scaler.get_scale()
     left.tensors = {name: full(value).detach().double().numpy().copy() for name, value in state.tensors().items()}
     return left
 

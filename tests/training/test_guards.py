@@ -1,4 +1,4 @@
-"""What guards a run: norms that are counted, the scale of a loss, requests to stop, and one run to a folder."""
+"""What guards a run: norms that are counted, requests to stop, and one run to a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmaps.training.guards import MEMORY, MOST, SPIKE, Guard, Request, Scale, lock, signals, worst
+from flowmaps.training.guards import MEMORY, MOST, SPIKE, Guard, Request, lock, signals, worst
 
 NAN, INF = math.nan, math.inf
 
@@ -95,23 +95,6 @@ def test_what_has_counted_goes_on_counting():
         rest.see(number, torch.tensor(norm))
     assert rest.state() == whole.state()
     assert rest.spikes == whole.spikes != []
-
-
-# the scale of a loss -------------------------------------------------------------------------------------------------
-
-
-def scaled(norms: Sequence[float], patience: int = 4) -> list[float]:
-    scale, factors = Scale(torch.device("cpu")), []
-    for norm in norms:
-        scale.update(torch.tensor(norm), patience)
-        factors.append(float(scale.factor) / 2**14)
-    return factors
-
-
-def test_the_scale_is_halved_by_each_gradient_that_overflows_and_doubled_after_good_ones():
-    assert scaled([INF, NAN, 1.0, INF]) == [0.5, 0.25, 0.25, 0.125]
-    assert scaled([1.0] * 9) == [1, 1, 1, 2, 2, 2, 2, 4, 4]
-    assert scaled([1.0, 1.0, 1.0, NAN, 1.0, 1.0, 1.0, 1.0]) == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 1]  # good in a row
 
 
 # requests to stop ----------------------------------------------------------------------------------------------------

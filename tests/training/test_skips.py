@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Container
@@ -120,15 +121,44 @@ def test_a_step_is_left_out_whole_where_one_of_its_parts_is_bad():
 
 def test_a_loss_in_float16_that_overflows_halves_its_scale_and_is_left_out():
     state = begin(objective(), SETTINGS, precision=torch.float16)
-    assert state.scale is not None
-    state.scale.factor.fill_(2.0**40)  # far too large for gradients of half precision
-    before = float(state.scale.factor)
+    before = 2.0**40  # far too large for gradients of half precision
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": before})
     steps = list(train(state, Board(), SETTINGS, steps=30))
     lost = [not bool(step.norm.isfinite()) for step in steps]
     assert lost[0]
     assert sum(lost[-5:]) < 3  # it fits, most of the time
-    assert float(state.scale.factor) == before / 2 ** sum(lost)
+    assert state.scaler.get_scale() == before / 2 ** sum(lost)
     assert state.guard.state()["skipped"] == sum(lost)
+
+
+@pytest.mark.parametrize("bad", [(), (2,), (4,)])
+def test_the_scale_of_a_loss_is_doubled_after_finite_steps_in_a_row(bad: tuple[int, ...]):
+    state = begin(objective(), SETTINGS, precision=torch.float16)
+    state.scaler.set_growth_interval(3)
+    scales = [state.scaler.get_scale() / 2.0**14 for _ in train(state, Spoiled(bad), SETTINGS, steps=6)]
+    assert (
+        scales
+        == {
+            (): [1, 1, 2, 2, 2, 4],
+            (2,): [1, 0.5, 0.5, 0.5, 1, 1],
+            (4,): [1, 1, 2, 1, 1, 1],
+        }[bad]
+    )
+
+
+def test_the_scale_of_a_loss_goes_on_over_an_interruption():
+    """The steps that it has been finite for, too."""
+    whole = begin(objective(), SETTINGS, precision=torch.float16)
+    whole.scaler.set_growth_interval(4)
+    for step in train(whole, Spoiled((2,)), SETTINGS, steps=6):
+        if step.number == 4:
+            kept, about = everything(whole), json.loads(json.dumps(whole.about()))
+    again = begin(objective(seed=1), SETTINGS, precision=torch.float16)
+    again.restore(kept, about)
+    list(train(again, Board(), SETTINGS, steps=6))
+    assert again.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() == 2.0**14
+    assert all(torch.equal(value, again.tensors()[name]) for name, value in whole.tensors().items())
 
 
 # what was at fault ---------------------------------------------------------------------------------------------------

@@ -93,27 +93,6 @@ class Guard:
         self.level, self.spikes = float(state["level"]), [(int(step), float(norm)) for step, norm in state["spikes"]]
 
 
-class Scale:
-    """The factor of a loss in float16, whose gradients would vanish without: halved when they overflow, doubled again.
-
-    It goes by the norm over all processes, so that sharded ones never disagree.
-
-    Args:
-        device: of the training.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.factor = torch.tensor(2.0**14, device=device)
-        self.good = torch.zeros((), device=device)
-
-    def update(self, norm: Tensor, patience: int = 2_000) -> None:
-        """After a step whose gradient had this norm; doubled after `patience` finite ones."""
-        finite = norm.isfinite()
-        self.good.copy_((self.good + 1) * finite)
-        self.factor.mul_(torch.where(finite, torch.where(self.good >= patience, 2.0, 1.0), 0.5))
-        self.good.mul_(self.good < patience)
-
-
 class Request:
     """Whether to stop, which all processes come to know after the same step.
 

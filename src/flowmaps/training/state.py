@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from ..objectives import Loss, Objective
 from ..system.processes import ranks
 from ..velocities import Draw
 from .averages import Averages
 from .distributed import Engine, full, gathered, local, synchronised
-from .guards import Guard, Scale
+from .guards import Guard
 from .optimisers import Optimiser, build, moments, remember, skips
+
+LOSS_SCALE = 2.0**14
+"""The factor of a float16 loss at the start: halved where gradients overflow, doubled after 2,000 finite ones."""
 
 
 class Whole(nn.Module):
@@ -48,7 +52,7 @@ class State:
         parameters: the trained parameters by name; `DTensor` where they are sharded.
         precision: type in which networks compute, by autocast.
         shares: which rows of a batch make up each of the parts that it is taken in; `None` for all at once.
-        scale: of the loss, in float16.
+        scaler: scale of the loss in float16, whose gradients would vanish without; it does nothing in other precisions.
         step: steps taken.
         begun: the step at which the optimisers began; the rate warms up from there.
         whole: false while a step is half taken, when the rest does not belong together.
@@ -63,7 +67,7 @@ class State:
     parameters: dict[str, Tensor]
     precision: torch.dtype = torch.float32
     shares: Tensor | None = None
-    scale: Scale | None = None
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     guard: Guard = field(default_factory=Guard)
     step: int = 0
     begun: int = 0
@@ -81,13 +85,12 @@ class State:
         kept = self.objective.state_dict().keys()  # not the buffers that are constants of a network
         named |= {f"buffer.{name}": value for name, value in self.objective.named_buffers() if name in kept}
         named |= {f"optimiser.{name}": value for name, value in moments(self.optimisers, names).items()}
-        if self.scale is not None:
-            named |= {"scale.factor": self.scale.factor, "scale.good": self.scale.good}
         return named
 
     def about(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON."""
-        return {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
+        kept = {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
+        return kept | {"scaler": self.scaler.state_dict()}
 
     def template(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """An empty tensor for one of a checkpoint: laid out, and shared out, as its own is, whose shape it has.
@@ -123,7 +126,7 @@ class State:
         """
         try:
             for name, value in self.tensors().items():
-                if not name.startswith(("optimiser.", "scale.")) or name in tensors:
+                if not name.startswith("optimiser.") or name in tensors:
                     value.copy_(tensors[name])
         except (KeyError, RuntimeError) as error:
             raise ValueError(
@@ -136,6 +139,8 @@ class State:
             self.begun = int(about.get("begun", self.step))
             if "guard" in about:
                 self.guard.restore(about["guard"])
+            if about.get("scaler"):
+                self.scaler.load_state_dict(about["scaler"])
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"the checkpoint has no state that this version reads ({error!r}).") from None
 
@@ -187,7 +192,7 @@ class State:
                 value = loss.value.detach()
                 # NaN where the loss is not finite: so is the gradient then, which all processes come to know
                 share = value * 0 + 1 / len(draws)
-                loss.value.backward(share if self.scale is None else share * self.scale.factor)
+                loss.value.backward(self.scaler.scale(share))
             losses.append(Loss(value, loss.parts))
         if self.shares is None:
             return losses[0]
@@ -199,12 +204,11 @@ class State:
         """Move the weights by their gradient, unless it is not finite: its norm before it was clipped."""
         own = list(self.parameters.values())
         grads = [value.grad for value in own if value.grad is not None]
-        if self.scale is not None:
-            torch._foreach_mul_(local(grads), 1 / self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
+        for optimiser in self.optimisers:
+            self.scaler.unscale_(optimiser)
+        self.scaler.update()  # by what all processes found, so that sharded ones never disagree
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
         norm = full(total)
-        if self.scale is not None:
-            self.scale.update(norm)
         finite = norm.isfinite()
         if self.waits and not bool(finite):
             return norm
@@ -242,10 +246,10 @@ def begin(
     device = next(iter(parameters.values())).device
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
-    scale = Scale(device) if precision == torch.float16 else None
+    scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
     waits = device.type != "cuda" or not skips(optimisers)
     follows = bool(objective.followers())
     shares = objective.shares(settings.batch // ranks(), settings.accumulate).to(device)
     shares = shares if len(shares) > 1 else None
-    every = (objective, module, optimisers, averages, parameters, precision, shares, scale)
+    every = (objective, module, optimisers, averages, parameters, precision, shares, scaler)
     return State(*every, follows=follows, waits=waits)
