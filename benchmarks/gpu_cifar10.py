@@ -28,7 +28,6 @@ from flowmaps.cli import commands
 from flowmaps.cli.terminal import watching
 from flowmaps.data import Source, resolve
 from flowmaps.evaluation.measure import open_features
-from flowmaps.runs import plan as plans
 from flowmaps.runs.folder import load_run, read_log
 from flowmaps.runs.run import Run
 from flowmaps.system.devices import pick_device
@@ -135,7 +134,7 @@ def _speed(plan: Plan, run: Run) -> report.Found:
         f"backward; a large product in {recipe.precision} runs at {ceiling / 1e12:.1f} TFLOP/s; "
         f"{plan.left():.0f} s are left to train"
     )
-    part: report.Found = {"steps": plans.stages(recipe)[-1].steps, "batch": recipe.optimiser.batch}
+    part: report.Found = {"steps": resolve(recipe).stages[-1].steps, "batch": recipe.optimiser.batch}
     part |= {"parameters": parameters, "operations": operations, "ceiling": ceiling, "precision": recipe.precision}
     return part | {"images_per_second": None, "mfu": None}
 

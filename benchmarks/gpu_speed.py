@@ -23,7 +23,7 @@ from flowmaps.data import Source
 from flowmaps.maps import Frozen
 from flowmaps.objectives import Objective
 from flowmaps.runs import initial
-from flowmaps.runs import plan as plans
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.storage import models as checkpoint
 from flowmaps.system import memory
@@ -40,9 +40,9 @@ def fresh(recipe: Recipe, source: Source, folder: Path, device: torch.device) ->
     teacher = None
     if recipe.teacher:
         given = checkpoint.load(folder / "teacher").to(device)
-        initial.adopt(flow_map, given)
+        inherit.start_from_teacher(flow_map, given)
         teacher = Frozen(given).velocity
-    return plans.stages(recipe)[-1].build(flow_map, teacher).to(device)
+    return resolve(recipe).stages[-1].build(flow_map, teacher).to(device)
 
 
 def step_of(objective: Objective, source: Source, rows: int, recipe: Recipe, device: torch.device) -> Callable[[], Any]:

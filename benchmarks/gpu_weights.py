@@ -18,13 +18,14 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from flowmaps.runs import plan as plans
 from flowmaps.runs.folder import FREE
-from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.runs.plan import resolve
+from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
 from flowmaps.system.files import write_atomically
 from flowmaps.training.log import LOG, read_log
+from flowmaps.training.trainer import CHECKPOINTS
 
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together
@@ -209,7 +210,7 @@ def unpack(out: Path, run: Run) -> Card:
     state = {f"{average(run.recipe.optimiser.ema)}{k}": value for k, value in sets["ema"].items()}
     state |= {f"parameter.{k}": value for k, value in sets.get("raw", sets["ema"]).items()}
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in card["log"]))
-    run.resume_from = f"{plans.stages(run.recipe)[0].name}-{card['step']:08}"
+    run.resume_from = f"{resolve(run.recipe).stages[0].name}-{card['step']:08}"
     about = {"stage": 0, "step": card["step"], "seconds": card["seconds"]}
     snapshots.save(folder / CHECKPOINTS, run.resume_from, state, about, keep=1)
     return card

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from flowmaps.cli import commands, terminal
 from flowmaps.data import Source
-from flowmaps.runs import plan as plans
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run, initial, recipes
 from flowmaps.system.devices import compiled, pick_device
@@ -57,7 +57,7 @@ class Bare:
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device) -> None:
         flow_map = initial.new_map(recipe, source.shape, source.classes).to(device)
-        stage = plans.stages(recipe)[0]
+        stage = resolve(recipe).stages[0]
         self.objective, self.source, self.batch = stage.build(flow_map, None).to(device), source, recipe.optimiser.batch
         fast = compiled(self.objective.evaluate, print) if recipe.compile else None
         self.evaluate = self.objective.evaluate if fast is None else fast

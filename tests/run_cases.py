@@ -19,9 +19,10 @@ from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.training.state import State
+from flowmaps.training.trainer import CHECKPOINTS
 
 SETTINGS = Optimiser(batch=17, rate=1e-2, warmup=3, ema=0.9)
 TINY = Recipe(
@@ -82,13 +83,14 @@ def open_run(recipe: Recipe, folder: Path, resume: bool = False, resume_from: st
 
 def kill(run: Run, after: int) -> None:
     """Leave a run as it would be if its process was killed after some steps: nothing more is written."""
-    left = run.folder.with_name(f"{run.folder.name}-left")
+    folder = run.folder.path
+    left = folder.with_name(f"{folder.name}-left")
     with contextlib.closing(run.train()) as steps:
         for _ in range(after):
             next(steps)
-        shutil.copytree(run.folder, left)
-    shutil.rmtree(run.folder)
-    left.rename(run.folder)
+        shutil.copytree(folder, left)
+    shutil.rmtree(folder)
+    left.rename(folder)
 
 
 def interrupt(run: Run, after: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         velocities,
     )
     from .storage.models import from_pretrained, load, load_interpolant, push_to_hub, save, save_pretrained
+    from .training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _MODULES = (
     "velocities",
 )
 _FUNCTIONS = {
+    "fit": "training.fit",
     "from_pretrained": "storage.models",
     "load": "storage.models",
     "load_interpolant": "storage.models",

@@ -37,10 +37,15 @@ def label_of(cond: Condition) -> Any:
 
 
 def on_each(cond: Condition, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A function of each tensor of a condition, such as some of its rows."""
-    if isinstance(cond, Guide):
-        return Guide(on_each(cond.label, fn), fn(cond.weight))
-    return None if cond is None else fn(cond)
+    """A function of each tensor of a condition, such as some of its rows; a tree stays a tree of its kind."""
+    if cond is None or isinstance(cond, Tensor):
+        return None if cond is None else fn(cond)
+    if isinstance(cond, dict):
+        return {name: on_each(value, fn) for name, value in cond.items()}
+    if isinstance(cond, (tuple, list)):
+        values = [on_each(value, fn) for value in cond]
+        return type(cond)(*values) if hasattr(cond, "_fields") else type(cond)(values)
+    raise ValueError(f"a condition is a tensor, or a dict, tuple or list of such, got a {type(cond).__name__}.")
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

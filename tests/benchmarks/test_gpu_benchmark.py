@@ -14,7 +14,7 @@ import torch
 from gpu_cases import MIB, Part, card, found, gpu_report, gpu_speed, gpu_weights
 
 from flowmaps.runs import run as runs
-from flowmaps.runs.folder import read_recipe, source_of
+from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.log import read_log
@@ -144,7 +144,7 @@ def test_the_rate_warms_up_again_after_packing_only(tmp_path: Path, part: Part, 
     part(minutes=0)
     part(minutes=0)  # in the same warm-up
     folder = tmp_path / "runs" / "teacher"
-    recipe = read_recipe(folder)
+    recipe = RunFolder.open(folder).recipe
     ages = (0, 1, 0, 1) if lost else (0, 1, 2, 3)
     expected = [schedule(recipe.optimiser, age, step / 9) for step, age in enumerate(ages)]
     assert isinstance(recipe.optimiser, Optimiser)
@@ -156,8 +156,8 @@ def test_operations_are_those_of_forward_and_backward(tmp_path: Path, part: Part
     """Three times those of forward, less the gradient to the image; in proportion to the batch, attention included."""
     part(minutes=0)
     folder, device = tmp_path / "runs" / "teacher", torch.device("cpu")
-    recipe = read_recipe(folder)
-    source = source_of(recipe)
+    recipe = RunFolder.open(folder).recipe
+    source = open_source(recipe)
     eight = gpu_speed.operations(recipe, source, folder, device)
     net = gpu_speed.fresh(recipe, source, folder, device).flow_map
     x, time = torch.zeros(8, 3, 8, 8), torch.zeros(8)

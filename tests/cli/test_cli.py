@@ -24,8 +24,8 @@ import flowmaps as fm
 from flowmaps import data
 from flowmaps.cli import commands, sampling, terminal
 from flowmaps.cli.main import main as cli
-from flowmaps.runs import folder as folders
 from flowmaps.runs import run as runs
+from flowmaps.runs.folder import RunFolder
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.training.loop import generator
 
@@ -132,7 +132,7 @@ def test_the_card_has_every_option(trained: tuple[Path, str]):
     assert (recipe["name"], recipe["steps"], recipe["seed"], recipe["compile"]) == ("checkerboard", 5, 3, False)
     assert recipe["network"]["width"] == 8
     assert recipe["evaluation"]["steps"] == [1, 3]
-    assert folders.read_recipe(trained[0]).evaluation.steps == (1, 3)
+    assert RunFolder.open(trained[0]).recipe.evaluation.steps == (1, 3)
 
 
 def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
@@ -147,7 +147,7 @@ def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
 def test_every_method_trains_from_the_command_line(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowmaps.cli.commands.evaluate", lambda *_: None)
     run("train", "checkerboard", "--out", tmp_path / "run", "--method", method, *TINY)
-    folders.load_run(tmp_path / "run")
+    RunFolder.open(tmp_path / "run").open_source()
 
 
 def test_points_without_a_known_law(classes: Path):
@@ -299,7 +299,7 @@ def test_under_a_launcher_the_words_that_go_on_need_it_too(
     out = io.StringIO()
     monkeypatch.setattr(commands, "console", Console(file=out))
     options = {"minutes": 1e-9, "again": "flowmaps train x --resume"}
-    commands.train(folders.read_recipe(board), tmp_path / "run", **options)
+    commands.train(RunFolder.open(board).recipe, tmp_path / "run", **options)
     assert "at step 1 of teacher; go on with, under the same launcher:\n  flowmaps train x --resume\n" in out.getvalue()
 
 
@@ -346,7 +346,7 @@ def test_a_bar_is_there_before_the_first_step_of_a_stage(
         yield from training(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runs, "train", watched)
-    recipe = folders.read_recipe(trained[0])
+    recipe = RunFolder.open(trained[0]).recipe
     for resume in (False, True):
         run = runs.Run.open(recipe, tmp_path / "run", resume=resume, say=lambda text: None)
         left = iter(range(4 + 3 - 1))

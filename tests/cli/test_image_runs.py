@@ -18,7 +18,7 @@ from PIL import Image
 from places import CIFAR
 
 import flowmaps as fm
-from flowmaps.runs import folder as folders
+from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.training.loop import generator
 
 pytestmark = pytest.mark.usefixtures("small_images")
@@ -85,7 +85,7 @@ def test_classes_of_images_are_learned_and_shown(tmp_path: Path):
     assert [row["samples"] for row in read(tmp_path / "run")["rows"]] == [100] * 6
     run("sample", tmp_path / "run", "--number", 6, "--guidance", 2.5, "--out", tmp_path / "x.npz")
     assert np.load(tmp_path / "x.npz")["labels"].tolist() == list(range(6))
-    names = folders.load_run(tmp_path / "run")[3].units.names
+    names = RunFolder.open(tmp_path / "run").units.names
     assert names[:3] == ("airplane", "automobile", "bird")
 
 
@@ -172,9 +172,9 @@ def test_evaluated_again(board: Path):
 def test_data_are_found_again_from_another_folder(board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLOWMAPS_DATA")
-    assert Path(folders.read_recipe(board).data).is_absolute()
-    assert len(folders.load_run(board)[3].pixels) == 35  # type: ignore[attr-defined]
-    assert len(folders.source_of(folders.read_recipe(board), split="test").pixels) == 7  # type: ignore[attr-defined]
+    assert Path(RunFolder.open(board).recipe.data).is_absolute()
+    assert len(RunFolder.open(board).open_source().pixels) == 35  # type: ignore[attr-defined]
+    assert len(open_source(RunFolder.open(board).recipe, split="test").pixels) == 7  # type: ignore[attr-defined]
 
 
 def test_no_picture_of_points(unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture):

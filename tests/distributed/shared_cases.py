@@ -15,7 +15,7 @@ from flowmaps.methods import METHODS
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
 from flowmaps.runs import initial
-from flowmaps.runs import plan as plans
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import DiTNetwork, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
 from flowmaps.velocities import Draw
 
@@ -146,7 +146,7 @@ def stages(net: str) -> list[str]:
     """The objectives of all methods: METHOD, or METHOD/STAGE of the first of two; each first stage once."""
     names, seen = [], set[str]()
     for method in FEW if NETS[net].few else METHODS:
-        for stage in plans.stages(replace(NETS[net].recipe, method=method)):
+        for stage in resolve(replace(NETS[net].recipe, method=method)).stages:
             if stage.name == "map":
                 names.append(method)
             elif stage.name not in seen:
@@ -160,7 +160,7 @@ def objective(net: str, name: str) -> Objective:
     case, (method, _, stage) = NETS[net], name.partition("/")
     flow_map = case.build(method)
     teacher = Frozen(case.build(method, seed=1)).velocity
-    built = {one.name: one for one in plans.stages(replace(case.recipe, method=method))}[stage or "map"]
+    built = {one.name: one for one in resolve(replace(case.recipe, method=method)).stages}[stage or "map"]
     made = built.build(flow_map, teacher).double()
     randomise(made.flow_map)  # a map that starts from its velocity has zeros again
     return made

@@ -13,7 +13,7 @@ import pytest
 from shared_runs import PICTURES, RUN, Told, checkpoints, run
 from together import together
 
-from flowmaps.runs import folder as folders
+from flowmaps.runs.folder import RunFolder
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.log import read_log
 
@@ -62,7 +62,8 @@ def test_a_run_writes_one_folder(unbroken: dict[str, tuple[Path, list[Told]]], w
     assert [(line["stage"], line["step"]) for line in read_log(folder)] == taken
     assert {"weights.safetensors", "teacher/weights.safetensors", "log.jsonl"} < set(names(folder))
     assert not (folder / "checkpoints").exists()
-    recipe, _, teacher, _ = folders.load_run(folder)
+    opened = RunFolder.open(folder)
+    recipe, teacher = opened.recipe, opened.load_teacher()
     assert recipe.shard is WAYS[way][1]
     assert teacher is not None
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
+from flowmaps.training.trainer import CHECKPOINTS
 
 RECIPE = Recipe(
     name="unlucky",

@@ -30,8 +30,8 @@ from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import Endpoint
 from flowmaps.nn import MLP
 from flowmaps.reports import report
-from flowmaps.runs import folder as folders
-from flowmaps.runs import plan as plans
+from flowmaps.runs.folder import RunFolder, describe, open_source
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
 from flowmaps.runs.run import Run
 from flowmaps.training.log import read_log
@@ -82,14 +82,14 @@ class Base:
 
 def trained(recipe: Recipe, folder: Path) -> dict[str, Base]:
     """A run that was killed with two checkpoints, and the same when it has been trained and measured."""
-    name, steps = folder.name, sum(stage.steps for stage in plans.stages(recipe))
+    name, steps = folder.name, sum(stage.steps for stage in resolve(recipe).stages)
     halted = folder.with_name(f"halted {name}")
     kill(Run.open(recipe, halted, say=str), steps - 1)
     shutil.copytree(halted, folder)
     for _ in Run.open(recipe, folder, resume=True, say=str).train():
         pass
     (folder / "metrics.json").write_text('{"recipe": "tiny", "rows": [{"sampler": "map", "steps": 1, "nfe": 1}]}\n')
-    made = Base(folder, recipe, folders.source_of(recipe), folders.describe(recipe))
+    made = Base(folder, recipe, open_source(recipe), describe(recipe))
     assert len(list((halted / "checkpoints").iterdir())) == 2
     assert len(list((folder / "averages").iterdir())) > 3
     return {name: made, halted.name: dataclasses.replace(made, folder=halted)}
@@ -124,7 +124,7 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
     """What a user may do with a folder; with `whole` what takes a second too."""
 
     def shown() -> None:
-        recipe = folders.read_recipe(folder)
+        recipe = RunFolder.open(folder).recipe
         rows = [{"sampler": "map", "steps": 1, "nfe": 1}]
         out = folder.parent / "out"
         report.write(out, recipe.name, dataclasses.asdict(recipe), rows, {}, commands.notes(recipe, folder))
@@ -137,10 +137,10 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
     found: dict[str, Use] = {
         "load": lambda: fm.load(folder),
         "load_interpolant": lambda: fm.load_interpolant(folder),
-        "read_recipe": lambda: folders.read_recipe(folder),
+        "read_recipe": lambda: RunFolder.open(folder).recipe,
         "read_log": lambda: read_log(folder),
-        "load_run": lambda: folders.load_run(folder),
-        "check_resumable": lambda: folders.check_resumable(folder, recipe, described),
+        "load_run": lambda: load_run(folder),
+        "check_resumable": lambda: RunFolder.open(folder).check_resumable(recipe, described),
         "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),
         "report": shown,
         "average": lambda: sampling.average(folder, folder.parent / "out" / "width", width=0.08),

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.runs.run import Run
 from flowmaps.storage import models as checkpoint
+from flowmaps.training.trainer import CHECKPOINTS
 
 KILLS = 30
 LONGEST = 0.25  # seconds that a run is left alone

@@ -19,7 +19,7 @@ from flowmaps.evaluation.rows import restarts
 from flowmaps.reports import pictures
 from flowmaps.reports.pictures import training
 from flowmaps.runs import initial, recipes
-from flowmaps.runs import plan as plans
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run
 
@@ -54,7 +54,7 @@ def test_the_training_does_not_notice(options: dict, tmp_path: Path):
     """To the last bit: weights, other averages, and the log."""
     shown = followed(tmp_path / "shown", recipe(show_every=2, **options))
     plain = followed(tmp_path / "plain", recipe(show_every=0, **options))
-    names = [f"{stage.name}-{k:08}.png" for stage in plans.stages(shown.recipe) for k in range(2, stage.steps + 1, 2)]
+    names = [f"{stage.name}-{k:08}.png" for stage in resolve(shown.recipe).stages for k in range(2, stage.steps + 1, 2)]
     assert sorted(path.name for path in (tmp_path / "shown" / "shown").iterdir()) == sorted(names)
     assert not (tmp_path / "plain" / "shown").exists()
     assert all(a.equal(b) for a, b in zip(shown.flow_map.parameters(), plain.flow_map.parameters(), strict=True))
@@ -106,7 +106,7 @@ def test_each_stage_is_sampled_as_it_can_be(method: str, stage: str, titles: lis
     own = recipe(method=method)
     found = training.samplers(own, stage, initial.new_map(own, (2,), None))
     assert [title for title, _, _ in found] == titles
-    assert {entry.name for entry in plans.stages(own)} >= {stage}
+    assert {entry.name for entry in resolve(own).stages} >= {stage}
     assert all(str(steps) in title for title, _, steps in found)
 
 

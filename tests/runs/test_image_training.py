@@ -16,9 +16,9 @@ from image_cases import DIT, SMALL, TINY, UNET, images, open_run, refused, run, 
 from flowmaps.evaluation import rows as evaluate
 from flowmaps.maps import Frozen
 from flowmaps.methods import METHODS
-from flowmaps.runs import folder as folders
 from flowmaps.runs import initial, recipes
-from flowmaps.runs import plan as plans
+from flowmaps.runs.folder import RunFolder, open_source
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import RECIPES, ImageRecipe
 from flowmaps.shapes import Guide
 from flowmaps.storage import models as checkpoint
@@ -37,13 +37,13 @@ NAMES = [name for name in RECIPES if isinstance(RECIPES[name](), ImageRecipe)]
 def test_a_recipe_of_images_can_run(name: str):
     """It survives its JSON and its first stage takes a step, at a small size."""
     recipe = RECIPES[name]()
-    plans.check(recipe)
+    resolve(recipe)
     assert recipe.name == name
     assert recipes.from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
     assert recipe.labels is (name == "cifar10-tiny")
     net = replace(recipe.unet, width=8, multipliers=(1,) * len(recipe.unet.multipliers), blocks=1, head=8)
     flow_map = initial.new_map(replace(recipe, unet=net), (3, 16, 16), 10 if recipe.labels else None)
-    objective = plans.stages(recipe)[0].build(flow_map, None)
+    objective = resolve(recipe).stages[0].build(flow_map, None)
     state = begin(objective, recipe.optimiser, precision=torch.bfloat16)
     source = images(600, recipe.labels, 16)
     settings = replace(recipe.optimiser, batch=4)
@@ -57,11 +57,11 @@ def test_a_recipe_of_images_can_run(name: str):
 def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     """Each stage moves weights of the network; labels and weights of guidance reach it."""
     recipe = replace(SMALL, method=method, backbone=backbone, guidance=(1.0, 3.0) if guided else ())
-    plans.check(recipe)
+    resolve(recipe)
     source = images(labels=guided)
     flow_map = initial.new_map(recipe, source.shape, source.classes)
     settings = replace(recipe.optimiser, rate=1e-3)
-    for stage in plans.stages(recipe):
+    for stage in resolve(recipe).stages:
         state = begin(stage.build(flow_map, Frozen(flow_map).velocity), settings)
         before = [p.detach().clone() for p in state.parameters.values()]
         steps = list(train(state, source, settings, steps=2))
@@ -75,7 +75,7 @@ def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
 
 def test_images_have_no_labels_unless_they_are_asked_for():
     for labels, classes in ((False, None), (True, 10)):
-        source = folders.source_of(replace(SMALL, data="cifar10", labels=labels))
+        source = open_source(replace(SMALL, data="cifar10", labels=labels))
         assert source.classes == classes
 
 
@@ -128,7 +128,8 @@ def test_weights_stay_in_float32_where_networks_compute_in_bfloat16(tmp_path: Pa
         assert step.loss.value.dtype == torch.float32
     assert torch.bfloat16 in seen
     assert {p.dtype for p in run_.flow_map.parameters()} == {torch.float32}
-    _, flow_map, teacher, source = folders.load_run(tmp_path / "run")
+    opened = RunFolder.open(tmp_path / "run")
+    flow_map, teacher, source = opened.load_map(), opened.load_teacher(), opened.open_source()
     seen.clear()
     for layer in (*flow_map.modules(), *teacher.modules()):  # type: ignore[union-attr]
         layer.register_forward_hook(lambda m, inputs, out: seen.add(out.dtype))
@@ -158,7 +159,7 @@ def test_a_map_begins_as_the_teacher_that_is_given(teacher: Path, tmp_path: Path
     opened.flow_map.train()
     stages = [stage.name for stage, _ in opened.train()]
     assert stages == ["map"] * SMALL.steps
-    _, _, kept, _ = folders.load_run(tmp_path / "run")
+    kept = RunFolder.open(tmp_path / "run").load_teacher()
     for a, b in zip(kept.parameters(), given.parameters(), strict=True):  # type: ignore[union-attr]
         assert torch.equal(a, b)
     part = open_run(recipe, tmp_path / "part").train()
@@ -252,7 +253,7 @@ def test_all_is_drawn_on_the_device_of_the_data(method: str, monkeypatch: pytest
 
     for name in ("rand", "randn", "randint", "randperm"):
         monkeypatch.setattr(torch, name, watched(name))
-    for stage in plans.stages(recipe):
+    for stage in resolve(recipe).stages:
         state = begin(stage.build(flow_map, Frozen(flow_map).velocity), recipe.optimiser)
         list(train(state, source, recipe.optimiser, steps=1))
     assert {"randint", "randn", "rand"} <= set(drawn)
@@ -266,7 +267,7 @@ def test_checkpointing_changes_no_gradient_where_weights_are_held():
         flow_map = initial.new_map(recipe, (3, 8, 8), None)
         for parameter in flow_map.parameters():
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-        objective = plans.stages(recipe)[-1].build(flow_map, Frozen(flow_map).velocity)
+        objective = resolve(recipe).stages[-1].build(flow_map, Frozen(flow_map).velocity)
         x1 = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         objective(x1, generator=torch.Generator().manual_seed(2), progress=0.5).value.backward()
         found.append([p.grad for p in flow_map.parameters() if p.grad is not None])

@@ -20,11 +20,11 @@ from image_cases import DIT, SMALL, UNET, refused, run
 from flowmaps import objectives
 from flowmaps.data import Board
 from flowmaps.maps import FlowMap
-from flowmaps.runs import folder as folders
-from flowmaps.runs import initial, preflight, trackers
-from flowmaps.runs import plan as plans
+from flowmaps.runs import inherit, initial, preflight
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
+from flowmaps.training import trackers
 from flowmaps.training.distributed import Engine
 
 POINTS = Recipe(
@@ -86,7 +86,7 @@ def test_a_plan_says_what_a_run_takes():
 
 def test_the_size_of_a_checkpoint_counts_all_that_is_kept():
     """Weights, two moments, 1 + 2 averages of each trained number, in four bytes."""
-    stage = plans.stages(POINTS)[0]
+    stage = resolve(POINTS).stages[0]
     size = preflight.Size(stage, weights=100, trained=110, beside=7)
     assert size.checkpoint(changed(POINTS, emas=(0.9,), widths=(0.1,))) == 4 * (110 * 6 + 7)
 
@@ -107,7 +107,7 @@ def test_half_precision_is_tried_on_this_device(precision: str):
 
 def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(".")
-    need = preflight._disk(POINTS, [preflight.Size(stage, 219, 219, 0) for stage in plans.stages(POINTS)])
+    need = preflight._disk(POINTS, [preflight.Size(stage, 219, 219, 0) for stage in resolve(POINTS).stages])
     for free, warned in ((need - 1, True), (10 * need, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         assert ("warning:" in said(POINTS, Path("run"))) is warned
@@ -240,14 +240,14 @@ def test_a_map_of_points_takes_a_guidance_weight_that_its_teacher_does_not(modul
     taught = changed(POINTS, network=net, guidance=(1.0,))
     teacher = moved(initial.new_map(taught, (3,), 4))
     flow_map = moved(initial.new_map(changed(taught, guidance=(1.0, 3.0)), (3,), 4))
-    initial.adopt(flow_map, teacher)
+    inherit.start_from_teacher(flow_map, teacher)
     x, s, t = torch.randn(5, 3), torch.rand(5), torch.rand(5)
     labels = torch.arange(5) % 4
     for weight in (1.0, 2.5):
         guide = Guide(labels, torch.full((5,), weight))
         torch.testing.assert_close(flow_map.average_velocity(x, s, t, guide), teacher.velocity(x, s, labels))
     with pytest.raises(ValueError, match="the teacher's network is not that of the recipe \\(guidance\\)"):
-        initial.adopt(teacher, flow_map)
+        inherit.start_from_teacher(teacher, flow_map)
 
 
 def test_a_guided_teacher_of_points_is_found_fit(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -303,5 +303,5 @@ def test_commands_that_are_refused(capsys: pytest.CaptureFixture, here: Path, wo
 def test_a_recorded_run_is_read(request: pytest.FixtureRequest):
     """The card of results/cifar10-tiny is older than many an option."""
     card = json.loads((request.config.rootpath / "results" / "cifar10-tiny" / "config.json").read_text())
-    recipe = folders.recipes.from_dict(card["recipe"])
+    recipe = recipes.from_dict(card["recipe"])
     assert (recipe.optimiser.kind, recipe.optimiser.emas, recipe.keep) == ("adam", (), 2)

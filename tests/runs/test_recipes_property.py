@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from flowmaps.methods import METHODS
-from flowmaps.runs import plan as plans
 from flowmaps.runs import recipes
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.preflight import preflight
 from flowmaps.runs.recipes import (
     DiTNetwork,
@@ -160,7 +160,7 @@ def runs_to_its_end(recipe: Recipe) -> None:
         list(Run.open(recipe, Path(folder), say=lambda _: None).train())
         lines = read_log(Path(folder))
     steps = [(line["stage"], line["step"]) for line in lines if "step" in line]
-    assert steps == [(stage.name, k + 1) for stage in plans.stages(recipe) for k in range(stage.steps)]
+    assert steps == [(stage.name, k + 1) for stage in resolve(recipe).stages for k in range(stage.steps)]
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
 
 
@@ -205,7 +205,7 @@ def replaced(recipe: Any, name: str, value: Any) -> Any:
 def refused(recipe: Recipe, data: Path) -> str:
     """Why a recipe is refused, of which nothing is left on the disk."""
     with pytest.raises(ValueError) as error:
-        plans.check(recipe)
+        resolve(recipe)
     with pytest.raises(ValueError):
         Run.open(recipe, data / "run")
     assert not (data / "run").exists()
@@ -282,7 +282,7 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
 )
 def test_options_that_contradict_each_other(data: Path, changes: dict[str, Any], said: str) -> None:
     recipe: Any = dataclasses.replace(PLAIN, data="checkerboard")
-    plans.check(recipe)
+    resolve(recipe)
     for name, value in changes.items():
         recipe = replaced(recipe, name, value)
     assert said in refused(recipe, data)
@@ -291,11 +291,11 @@ def test_options_that_contradict_each_other(data: Path, changes: dict[str, Any],
 def test_processes_share_the_rows_of_a_step_evenly() -> None:
     recipe = dataclasses.replace(PLAIN, optimiser=Optimiser(batch=24, accumulate=2))
     for processes in (1, 2, 3, 6):
-        plans.check(recipe, processes)
+        resolve(recipe, processes)
     with pytest.raises(ValueError, match=r"multiple of 10 for 5 processes with --optimiser.accumulate 2, got 24"):
-        plans.check(recipe, 5)
+        resolve(recipe, 5)
     with pytest.raises(ValueError, match="must be at least 48, 2 rows a part for 12 processes"):
-        plans.check(recipe, 12)
+        resolve(recipe, 12)
 
 
 def test_a_run_of_before_an_option_has_its_default() -> None:

@@ -13,14 +13,15 @@ import pytest
 import torch
 from run_cases import SETTINGS, TINY, contents, interrupt, kill, log, open_run, saved, weights
 
-from flowmaps.runs import folder as folders
-from flowmaps.runs.plan import stages
+from flowmaps.runs.folder import RunFolder
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Recipe
-from flowmaps.runs.run import CHECKPOINTS, Run
+from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
 from flowmaps.training import log as journal
 from flowmaps.training.log import read_log
+from flowmaps.training.trainer import CHECKPOINTS
 
 CASES = [("lmd", "linear", False), ("lsd", "trigonometric", False), ("pfmm", "linear", False), ("emd", "linear", True)]
 CASES += [("progressive_distillation", "linear", False)]  # its target follows the map
@@ -82,16 +83,16 @@ def test_a_run_killed_while_its_result_is_written(unbroken: tuple[Recipe, Path],
 
 def test_the_stages_of_a_run(unbroken: tuple[Recipe, Path]):
     recipe, folder = unbroken
-    names = [(stage.name, stage.steps) for stage in stages(recipe)]
+    names = [(stage.name, stage.steps) for stage in resolve(recipe).stages]
     two = {"lsd": [("map", 9)], "pfmm": [("strip", 5), ("map", 4)]}
     assert names == two.get(recipe.method, [("teacher", 4), ("map", 5)])
     logged = [(line["stage"], line["step"]) for line in log(folder)]
     assert logged == [(n, k) for n, last in names for k in range(1, last + 1) if k % 2 == 0 or k == last]
     for line in log(folder):
         assert {"stage", "step", "loss", "norm", "rate"} < set(line)
-    loaded = folders.load_run(folder)
-    assert loaded[0] == recipe
-    assert (loaded[2] is None) is (recipe.method in ("lsd", "pfmm"))
+    opened = RunFolder.open(folder)
+    assert opened.recipe == recipe
+    assert (opened.load_teacher() is None) is (recipe.method in ("lsd", "pfmm"))
 
 
 def test_the_map_starts_from_its_teacher(tmp_path: Path):
@@ -165,7 +166,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(unbroken: tuple[Recipe, Path
     recipe, expected = unbroken
     run, asked = open_run(recipe, tmp_path / "run"), iter([False, True])
     steps = list(run.train(lambda: next(asked)))
-    assert (len(steps), run.at, run.stopped) == (2, (stages(recipe)[0].name, 2), True)
+    assert (len(steps), run.at, run.stopped) == (2, (resolve(recipe).stages[0].name, 2), "stop")
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     again = open_run(recipe, tmp_path / "run", resume=True)
     assert len(list(again.train())) == 7

@@ -21,11 +21,11 @@ from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective, Sum
 from flowmaps.runs.recipes import Optimiser
-from flowmaps.runs.run import CHECKPOINTS
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.training.guards import blame
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
+from flowmaps.training.trainer import CHECKPOINTS
 from flowmaps.velocities import Draw
 
 ROWS = 17

@@ -18,18 +18,17 @@ from ..data import Source, Units
 from ..evaluation import rows as measuring
 from ..evaluation.measure import Row, Sampled, open_features
 from ..maps import FlowMap
+from ..methods import Jumps
 from ..reports import pictures, report
-from ..runs import plan as plans
 from ..runs import run as runs
-from ..runs import trackers
-from ..runs.folder import load_run
-from ..runs.preflight import compiles, preflight
+from ..runs.folder import RunFolder
+from ..runs.plan import resolve
+from ..runs.preflight import preflight
 from ..runs.recipes import ImageRecipe, Recipe
-from ..storage import checkpoints as snapshots
-from ..storage import models as checkpoint
 from ..system.devices import can_compile
 from ..system.files import write_atomically
 from ..system.processes import leave, ranks
+from ..training import trackers
 from ..training.guards import signals
 from ..training.loop import Step
 from .terminal import FIRST, bar, console, watching
@@ -72,10 +71,10 @@ def train(
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
-        if run.resume_from:
-            console.print(f"going on from {run.resume_from} of {folder}", soft_wrap=True)
-        plan = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
-        console.print(f"training {recipe.name} with {recipe.method} into {folder}: {plan}{_on(run)}", soft_wrap=True)
+        if run.checkpoint:
+            console.print(f"going on from {run.checkpoint} of {folder}", soft_wrap=True)
+        how = f"{run.plan.summary()}{_on(run)}"
+        console.print(f"training {recipe.name} with {recipe.method} into {folder}: {how}", soft_wrap=True)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         follow(run, lambda: bool(asked()) or time.monotonic() > end)
         if run.stopped:
@@ -104,8 +103,7 @@ def _on(run: runs.Run) -> str:
 
 
 def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
-    """Train a run under a progress bar, or with a line now and then where there is no terminal; tell the trackers, and
-    draw what the map can do by then.
+    """Train a run under a progress bar, or with a line now and then where there is no terminal; draw previews.
 
     Args:
         run: opened.
@@ -115,29 +113,25 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
         ValueError: a tracker cannot begin; or as in `Run.train`.
     """
     current, begun, first = None, 0.0, 0
-    every, shows, before, say = run.recipe.log_every, run.recipe.show_every, _before(run.recipe), _once(run.say)
-    with bar() as progress:
+    recipe, say_once = run.plan.recipe, _once(run.say)
+    with bar() as progress, contextlib.closing(run.train(stop)) as steps:
         shown = _Bars(run, progress)
-        with contextlib.closing(_trackers(run)) as told, contextlib.closing(run.train(stop)) as steps:
-            for stage, step in steps:
-                if stage is not current:
-                    current, begun, first = stage, run.seconds, step.number
-                last, at = step.number == stage.steps, before[stage.name] + step.number
-                logs = last or not step.number % every
-                if logs:
-                    told.log(trackers.values_of(run.logged), at)
-                if shows and step.number % shows == 0:
-                    shown.update(stage.name, step.number, "drawing")
-                    _show(run, stage.name, step.number, told, at, say)
-                if not logs:
-                    continue
-                pace = (step.number - first) / max(run.seconds - begun, 1e-9)
-                begun, first = run.seconds, step.number  # the pace of late: compiling is long over
-                note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
-                shown.update(stage.name, step.number, note)
-                if not console.is_terminal and (last or step.number % (20 * every) == 0):
-                    words = f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s"
-                    console.print(words, soft_wrap=True)
+        for stage, step in steps:
+            if stage is not current:
+                current, begun, first = stage, run.seconds, step.number
+            if recipe.show_every and step.number % recipe.show_every == 0:
+                shown.update(stage.name, step.number, "drawing")
+                _show(run, stage.name, step.number, say_once)
+            last = step.number == stage.steps
+            if not last and step.number % recipe.log_every:
+                continue
+            pace = (step.number - first) / max(run.seconds - begun, 1e-9)
+            begun, first = run.seconds, step.number  # the pace since the last line: compiling is long over
+            note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
+            shown.update(stage.name, step.number, note)
+            if not console.is_terminal and (last or step.number % (20 * recipe.log_every) == 0):
+                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s"
+                console.print(words, soft_wrap=True)
 
 
 class _Bars:
@@ -145,10 +139,10 @@ class _Bars:
 
     def __init__(self, run: runs.Run, progress: Progress) -> None:
         self._progress, self._tasks = progress, dict[str, TaskID]()
-        self._steps = {stage.name: stage.steps for stage in plans.stages(run.recipe)}
-        self._first = "compiling" if compiles(run.recipe, run.engine.device) else "starting"
-        stage, step = _place(run)
-        self._add(stage, step, "reading checkpoint" if run.resume_from else self._first)
+        self._steps = {stage.name: stage.steps for stage in run.plan.stages}
+        self._first = "compiling" if run.plan.compiles(run.engine.device) and can_compile() else "starting"
+        stage, step = run.at
+        self._add(stage, step, "reading checkpoint" if run.checkpoint else self._first)
 
     def _add(self, stage: str, step: int, note: str) -> None:
         self._tasks[stage] = self._progress.add_task(stage, total=self._steps[stage], completed=step, note=note)
@@ -165,40 +159,21 @@ class _Bars:
                 self._add(name, 0, self._first)
 
 
-def _place(run: runs.Run) -> tuple[str, int]:
-    """The stage of a run and the steps taken of it, from which it goes on."""
-    stages = [stage.name for stage in plans.stages(run.recipe)]
-    stage, _, step = (run.resume_from or "").removesuffix(snapshots.BEFORE).rpartition("-")
-    return (stage, int(step)) if stage in stages and step.isdecimal() else (stages[0], 0)
-
-
-def _trackers(run: runs.Run) -> trackers.Trackers:
-    """The trackers of a run, at the step from which it goes on."""
-    stage, step = _place(run)
-    config, first = dataclasses.asdict(run.recipe), _before(run.recipe)[stage] + step
-    return trackers.open_trackers(run.recipe.track, run.folder, config, first=first, say=console.print)
-
-
-def _before(recipe: Recipe) -> dict[str, int]:
-    """Steps before each stage, which trackers count too."""
-    stages = plans.stages(recipe)
-    return {stage.name: sum(before.steps for before in stages[:k]) for k, stage in enumerate(stages)}
-
-
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:
     """Words that are said a single time."""
     left = [say]
     return lambda text: left.pop()(text) if left else None
 
 
-def _show(run: runs.Run, stage: str, step: int, told: trackers.Trackers, at: int, say: Callable[[str], None]) -> None:
+def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None]) -> None:
     """Draw samples of a run that is being trained; of the first picture it is said where it is."""
-    path = pictures.show(run, stage, step, say)
-    if path is None:
+    path = pictures.show(run, stage, step, say_once)
+    if path is None or run.trainer is None:
         return
-    told.show(f"{stage}/samples", path, at)
+    run.trainer.trackers.show(f"{stage}/samples", path, run.trainer.steps_before + step)
     if len(list(path.parent.glob("*.png"))) == 1:
-        console.print(f"samples by now: {path}, and more every {run.recipe.show_every:,} steps", soft_wrap=True)
+        every = run.plan.recipe.show_every
+        console.print(f"samples so far: {path}, and more every {every:,} steps", soft_wrap=True)
 
 
 def _losses(logged: Mapping[str, Any], step: Step) -> str:
@@ -212,29 +187,35 @@ def _losses(logged: Mapping[str, Any], step: Step) -> str:
     return f"loss {number('loss')} | {parts}{skipped}"
 
 
-def evaluate(folder: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
+def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
     """Measure a run, on data at hand or read again; print the table; write metrics.json, figures and the report."""
-    with watching("data") as watch:
-        recipe, flow_map, teacher, source = load_run(folder, watch, source)
+    folder = RunFolder.open(path)
+    recipe = folder.recipe
     if "features" in changes and not isinstance(recipe, ImageRecipe):
         raise ValueError(f"--features is for images, {recipe.name} is a recipe of points: leave it out.")
-    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
     seed = recipe.seed if seed is None else seed
-    plans.check(dataclasses.replace(recipe, seed=seed))
-    plans.check_steps(recipe, changes.get("steps", ()))
-    flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
+    changed = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
+    resolve(dataclasses.replace(changed, seed=seed))
+    plan = resolve(changed)
+    plan.check_steps(changes.get("steps", ()))
+    flow_map, teacher = folder.load_map(), folder.load_teacher()
+    with watching("data") as watch:
+        source = folder.open_source(watch) if source is None else source
+    device = folder.device
+    flow_map, teacher = plan.as_sampled(flow_map.to(device), teacher and teacher.to(device))
+    recipe = dataclasses.replace(changed, evaluation=plan.evaluation())
     rows, drawn = _measured(recipe, flow_map, teacher, source, seed)
     metrics: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_atomically(path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     with watching("draw") as watch:
-        shown = pictures.draw(folder, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
+        shown = pictures.draw(path, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
     if shown.numbers:
-        write_atomically(folder / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
+        write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
     config = dataclasses.asdict(recipe)
-    path = report.write(folder, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(recipe, folder))
+    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(folder))
     console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
-    console.print(f"report:  {path}", soft_wrap=True)
+    console.print(f"report:  {written}", soft_wrap=True)
 
 
 def _measured(
@@ -277,26 +258,25 @@ def _few(recipe: Recipe, units: Units) -> str | None:
     )
 
 
-def notes(recipe: Recipe, folder: Path) -> list[str]:
+def notes(folder: RunFolder) -> list[str]:
     """What a reader of the report should know first."""
-    seconds = checkpoint.read_card(folder).get("seconds", 0.0)
-    stages = ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in plans.stages(recipe))
-    words = [f"A flow map learned by {recipe.method}: {stages}; {seconds / 60:.1f} minutes of training."]
-    kept = checkpoint.read_card(folder).get("average")
+    plan, seconds, kept = folder.plan, folder.card.get("seconds", 0.0), folder.card.get("average")
+    name, method = plan.method.name, plan.method
+    words = [f"A flow map learned by {name}: {plan.summary()}; {seconds / 60:.1f} minutes of training."]
     if isinstance(kept, dict):
         kind = f"the relative width {kept['width']}" if "width" in kept else f"the decay {kept.get('decay')}"
         words.append(f"The weights of its {kept.get('stage')} are the average of {kind} of the run {kept.get('of')}.")
-    if recipe.teacher:
-        words.append(f"Its teacher is the velocity of the run in {recipe.teacher}, of which teacher/ is a copy.")
-    if recipe.method in plans.TO_DATA:
+    if plan.recipe.teacher:
+        words.append(f"Its teacher is the velocity of the run in {plan.recipe.teacher}, of which teacher/ is a copy.")
+    if plan.recipe.from_run:
+        words.append(f"Its training started from the weights of the run in {plan.recipe.from_run}.")
+    if method.jumps is Jumps.TO_DATA:
+        words.append(f"{name} learns jumps to t = 1 alone: several steps go there, add fresh noise, and jump again.")
+    elif not method.distils:
         words.append(
-            f"{recipe.method} learns jumps to t = 1 alone: several steps go there, add fresh noise, and jump again."
+            f"{name} has no teacher of its own: the rows called teacher solve the flow of the velocity that the map "
+            "has learned on its diagonal, u at s = t."
         )
-    elif recipe.method not in plans.DISTILLED:
-        words.append(
-            f"{recipe.method} has no teacher of its own: the rows called teacher solve the flow of the velocity that "
-            f"the map has learned on its diagonal, u at s = t."
-        )
-    if limits := plans.limits(recipe):
+    if limits := plan.limits():
         words.append(f"{limits}.")
     return words

@@ -10,7 +10,7 @@ import difflib
 import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -184,7 +184,7 @@ def _dispatch(words: list[str]) -> None:
         _choose("command", words[0], commands)(words[1:])
 
 
-def _choose(what: str, name: str, among: dict[str, T]) -> T:
+def _choose(what: str, name: str, among: Mapping[str, T]) -> T:
     """The entry of that name, or an error that names the nearest."""
     if name in among:
         return among[name]

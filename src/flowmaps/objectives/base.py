@@ -138,6 +138,14 @@ class Objective(nn.Module, ABC):
         for target in self.followers():
             target.follow(self.flow_map, before, now)
 
+    def changes_with_progress(self) -> bool:
+        """Whether the times that are drawn, or a target, depend on how far training has come."""
+        x1 = torch.zeros(64, 1)
+        draws = [self.draw_times(x1, torch.Generator().manual_seed(0), progress) for progress in (0.0, 0.4, 1.0)]
+        first, *others = [torch.stack(draw) for draw in draws]
+        renewed = any(target.rounds is not None for target in self.followers())
+        return renewed or not all(torch.equal(first, other) for other in others)
+
     def followers(self) -> list[Frozen]:
         """The targets that follow the map."""
         return [module for module in self.modules() if isinstance(module, Frozen) and module.follows]

@@ -1,26 +1,231 @@
-"""The folder of a run, read: its recipe, its data, its log, what it has learned."""
+"""The folder of a run, opened once: its card, and from it the recipe, the plan and what the run has learned.
+
+config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
+teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock
+
 from ..data import Images, Source, Units, fingerprint, open_data, resolve
+from ..interpolants import Interpolant
 from ..maps import FlowMap
-from ..storage import models as checkpoint
+from ..storage import checkpoints, models
 from ..system.devices import pick_device
+from ..system.files import write_atomically
 from ..system.progress import Watch
+from ..training.guards import LOCK, lock
+from ..training.log import LOG, read_log
+from ..training.trainer import CHECKPOINTS
 from . import plan as plans
 from . import recipes
 from .recipes import ImageRecipe, Recipe
 
-FREE = ("device", "compile", "shard", "log_every", "checkpoint_every", "keep", "keep_every", "snapshot_every",
-        "show_every", "track", "patience", "checkpointing", "evaluation", "optimiser.accumulate")  # fmt: skip
-"""What may differ on resuming."""
+RESUMABLE = ("device", "compile", "shard", "log_every", "checkpoint_every", "keep", "keep_every", "snapshot_every",
+             "show_every", "track", "patience", "checkpointing", "evaluation", "optimiser.accumulate", "steps",
+             "teacher_steps")  # fmt: skip
+"""Options that may differ on resuming; of numbers of steps the engine sees to it."""
 
 
-def source_of(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:
+@dataclasses.dataclass
+class RunFolder:
+    """The folder of a run.
+
+    Attributes:
+        path: where it is.
+        card: the content of config.json as it was when the folder was opened.
+    """
+
+    path: Path
+    card: dict[str, Any]
+    _lock: BaseFileLock | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of a run that has begun.
+
+        Raises:
+            ValueError: there is none, or config.json is damaged or of another version.
+        """
+        return cls(path, models.read_card(path))
+
+    @classmethod
+    def create(cls, path: Path, described: dict[str, Any]) -> RunFolder:
+        """Make the folder of a new run, and lock it.
+
+        Args:
+            path: where to.
+            described: from `describe`.
+        """
+        folder = cls(path, {"format": models.FORMAT, **described})
+        path.mkdir(parents=True, exist_ok=True)
+        folder.lock()
+        write_atomically(path / models.CARD, json.dumps(folder.card, indent=2) + "\n")
+        return folder
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run.
+
+        Raises:
+            ValueError: the folder is no run, or of another version.
+        """
+        if self.card.get("recipe") is None:
+            raise ValueError(
+                f"{self.path}/config.json has no recipe that this version reads: it holds a map saved by "
+                "flowmaps.save, not a run; read it with flowmaps.load."
+            )
+        return recipes.from_dict(self.card["recipe"])
+
+    @cached_property
+    def plan(self) -> plans.Plan:
+        """The plan of the run.
+
+        Raises:
+            ValueError: as `recipe`, or the recipe has no plan.
+        """
+        return plans.resolve(self.recipe)
+
+    @property
+    def units(self) -> Units:
+        """Units of the data."""
+        return Units.from_dict(self.card.get("units"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are while it trains."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained to its end: the card with a map is the last that is written."""
+        return (self.path / models.WEIGHTS).exists() and "map" in self.card
+
+    @property
+    def device(self) -> Any:
+        """The device of the recipe, or this machine's, where the run was trained on another one."""
+        try:
+            return pick_device(self.recipe.device)
+        except ValueError:
+            return pick_device("auto")
+
+    def lock(self) -> None:
+        """Lock the folder for this process, until `release` or its end.
+
+        Raises:
+            ValueError: another process has locked it.
+        """
+        self._lock = lock(self.path)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl."""
+        return read_log(self.path)
+
+    def forget_log(self) -> None:
+        """Remove the log, of a run that begins anew."""
+        (self.path / LOG).unlink(missing_ok=True)
+
+    def load_map(self, stage: str = "") -> FlowMap:
+        """The map that the run has learned, or that an earlier stage of it left.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        return models.load(self.path / stage)
+
+    def load_teacher(self) -> FlowMap | None:
+        """The map whose velocity was the teacher; `None` for a method without one.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        return self.load_map("teacher") if self.plan.method.distils else None
+
+    def open_source(self, watch: Watch | None = None) -> Source:
+        """The data of the run, for its evaluation.
+
+        Raises:
+            ValueError: they cannot be read, or have changed since.
+        """
+        source = open_source(self.recipe, watch=watch)
+        self.check_data(describe(self.recipe, watch))
+        return source
+
+    def check_data(self, described: dict[str, Any]) -> None:
+        """Refuse data other than those that the run began with; `described` from `describe`, now.
+
+        Raises:
+            ValueError: their content has changed.
+        """
+        if self.card.get("data_sha256") not in (None, described["data_sha256"]):
+            raise ValueError(
+                f"{described['recipe']['data']} has changed since the run began: restore it, or train again into "
+                "another --out."
+            )
+
+    def check_resumable(self, recipe: Recipe, described: dict[str, Any]) -> None:
+        """Refuse to go on with options other than those that the run began with; `described` from `describe`.
+
+        Raises:
+            ValueError: the run has finished and is not to be longer, its options differ, or its data have changed.
+        """
+        old, new = _options(self.recipe), _options(recipe)
+        for name, value in new.items():
+            if not {name, name.split(".")[0]} & set(RESUMABLE) and old.get(name) != value:
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"{self.path} was begun with --{option} {old.get(name)}, got {value}: resume with the options it "
+                    "began with."
+                )
+        if self.finished and not self._is_longer(recipe):
+            raise ValueError(
+                f"{self.path} has finished training: there is nothing to resume; see flowmaps evaluate {self.path}."
+            )
+        self.check_data(described)
+
+    def _is_longer(self, recipe: Recipe) -> bool:
+        last = self.plan.stages[-1].steps
+        if plans.resolve(recipe).stages[-1].steps <= last:
+            return False
+        if not checkpoints.names(self.checkpoints):
+            raise ValueError(
+                f"{self.path} has finished {last:,} steps, of which it keeps no checkpoint to make it longer: that is "
+                "for a constant learning rate (--optimiser.decay constant) and a method without a schedule. Train on "
+                f"from its weights in another folder: --from-run {self.path}."
+            )
+        return True
+
+    def note_length(self, recipe: Recipe) -> None:
+        """Write the numbers of steps of a run that is made longer into its card."""
+        steps = {"steps": recipe.steps, "teacher_steps": recipe.teacher_steps}
+        if any(self.card["recipe"][name] != value for name, value in steps.items()):
+            self.card["recipe"] |= steps
+            write_atomically(self.path / models.CARD, json.dumps(self.card, indent=2) + "\n")
+
+    def save_map(self, flow_map: FlowMap, stage: str, interpolant: Interpolant, **extra: Any) -> None:
+        """Write a map that a stage has learned; that of the last stage, whose name is empty, ends the run."""
+        models.save(flow_map, self.path / stage, interpolant=interpolant, extra=extra, overwrite=True)
+
+    def clear(self) -> None:
+        """Remove what only a run in training needs, of one that was killed as it ended."""
+        last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:]]
+        checkpoints.clear(self.checkpoints, self.recipe.keep_every, last)
+        (self.path / LOCK).unlink(missing_ok=True)
+
+
+def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:
     """The data of a recipe.
 
     Raises:
@@ -36,57 +241,16 @@ def source_of(recipe: Recipe, split: str = "train", watch: Watch | None = None) 
     return source
 
 
-def anywhere(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its paths absolute, to be found again from wherever the run is resumed, measured or sampled."""
-    teacher = str(Path(recipe.teacher).resolve()) if recipe.teacher else ""
-    return dataclasses.replace(recipe, data=resolve(recipe.data), teacher=teacher)
+    paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
+    found = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
+    return dataclasses.replace(recipe, data=resolve(recipe.data), **found)
 
 
 def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
     """What a run's card says of its recipe, and of the files that its data are read from."""
     return {"recipe": dataclasses.asdict(recipe), "data_sha256": fingerprint(recipe.data, watch)}
-
-
-def check_data(card: dict[str, Any], described: dict[str, Any]) -> None:
-    """Refuse data other than those that a run began with.
-
-    Args:
-        card: of the run.
-        described: from `describe`, now.
-
-    Raises:
-        ValueError: their content has changed.
-    """
-    if card.get("data_sha256") not in (None, described["data_sha256"]):
-        raise ValueError(
-            f"{described['recipe']['data']} has changed since the run began: restore it, or train again into another "
-            "--out."
-        )
-
-
-def finished(folder: Path, card: dict[str, Any]) -> bool:
-    """Whether a run has been trained to its end: its card is the last to be written."""
-    return (folder / checkpoint.WEIGHTS).exists() and "map" in card
-
-
-def check_resumable(folder: Path, recipe: Recipe, described: dict[str, Any]) -> None:
-    """Refuse to go on with another recipe than the run began with; `described` from `describe`.
-
-    Raises:
-        ValueError: there is no run, it has finished, or its recipe differs.
-    """
-    card = checkpoint.read_card(folder)
-    if finished(folder, card):
-        raise ValueError(f"{folder} has finished training: there is nothing to resume; see flowmaps evaluate {folder}.")
-    old, new = _options(recipes.from_dict(card.get("recipe"))), _options(recipe)
-    for name, value in new.items():
-        if not {name, name.split(".")[0]} & set(FREE) and old.get(name) != value:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"{folder} was begun with --{option} {old.get(name)}, got {value}: resume with the options it began "
-                "with."
-            )
-    check_data(card, described)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
@@ -97,91 +261,5 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        ValueError: the folder is no run, or of another version.
-    """
-    card = checkpoint.read_card(folder)
-    if card.get("recipe") is None:
-        raise ValueError(
-            f"{folder}/config.json has no recipe that this version reads: it holds a map saved by flowmaps.save, not a "
-            f"run; read it with flowmaps.load."
-        )
-    return recipes.from_dict(card["recipe"])
-
-
-def load_run(
-    folder: Path, watch: Watch | None = None, source: Source | None = None
-) -> tuple[Recipe, FlowMap, FlowMap | None, Source]:
-    """A finished run: recipe, map, its teacher (or `None`) and data.
-
-    Args:
-        folder: of the run.
-        watch: told what is read of the data, and the share that is done.
-        source: the data, where they are at hand.
-
-    Raises:
-        ValueError: as in `checkpoint.load`; or the data have changed since.
-    """
-    recipe = read_recipe(folder)
-    try:
-        device = pick_device(recipe.device)
-    except ValueError:  # trained on another machine
-        device = pick_device("auto")
-    flow_map = checkpoint.load(folder).to(device)
-    teacher = None
-    if recipe.method in plans.DISTILLED:
-        teacher = checkpoint.load(folder / "teacher").to(device)
-    if source is None:
-        source = source_of(recipe, watch=watch)
-        check_data(checkpoint.read_card(folder), describe(recipe, watch))
-    return recipe, flow_map, teacher, source
-
-
-def given_teacher(recipe: Recipe, source: Source, described: dict[str, Any]) -> FlowMap:
-    """The map whose velocity is the teacher that a recipe names; `described` from `describe`.
-
-    Raises:
-        ValueError: the folder is no finished run, or its velocity is another than that of the recipe's flow: of other
-            data, another path, or without what guidance needs.
-    """
-    folder = Path(recipe.teacher)
-    flow_map, theirs, card = checkpoint.load(folder), read_recipe(folder), checkpoint.read_card(folder)
-    units = Units.from_dict(card.get("units"))
-    begun = f"the teacher in {folder} was trained"
-    if units != source.units or card.get("data_sha256") != described["data_sha256"]:
-        raise ValueError(
-            f"{begun} on other data, {_data_of(theirs, units)}, than {_data_of(recipe, source.units)}: give both the "
-            "same --data, --resolution and --labels."
-        )
-    if checkpoint.load_interpolant(folder) != plans.interpolant(recipe):
-        raise ValueError(
-            f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {recipe.interpolant} here: give both the "
-            "same --interpolant, and a method of the trigonometric path (sct, scd) no --teacher."
-        )
-    if theirs.method in plans.TO_DATA + plans.FROM_BASE:
-        raise ValueError(
-            f"{begun} by {theirs.method}, whose map has no velocity: take a run of flow_matching, or the folder "
-            "teacher/ of a run that trained its own."
-        )
-    if not recipe.guidance and theirs.guidance not in ((), (1.0,)):
-        had = " ".join(f"{weight:g}" for weight in theirs.guidance)
-        raise ValueError(
-            f"{begun} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
-        )
-    needed = recipe.guidance if recipe.method in plans.HELD else (1.0,)
-    if recipe.guidance and theirs.guidance != needed:
-        had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.guidance, needed))
-        plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
-        raise ValueError(
-            f"{begun} {'with --guidance ' + had if had else 'without --guidance'}: for {recipe.method} with --guidance "
-            f"train it with --guidance {take}{plain}."
-        )
-    return flow_map
-
-
-def _data_of(recipe: Recipe, units: Units) -> str:
-    classes = "no classes" if units.classes is None else f"{units.classes} classes"
-    return f"{recipe.data} ({' x '.join(map(str, units.shape))}, {classes})"
+def read_recipe(path: Path) -> Recipe:
+    return RunFolder.open(path).recipe

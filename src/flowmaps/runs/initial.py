@@ -1,4 +1,4 @@
-"""Maps as training finds them: fresh from a recipe, or with the weights of a teacher."""
+"""Fresh maps of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..maps import FlowMap
 from ..methods import METHODS
@@ -46,30 +45,6 @@ def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any])
 
 
 _OTHER = {"images": "take one of cifar10-tiny, cifar10-lmd, ...", "points": "take the recipe points"}
-
-
-def adopt(flow_map: FlowMap, teacher: FlowMap) -> None:
-    """Start a map from the weights of its teacher, that is from jumps along the teacher's velocity.
-
-    Raises:
-        ValueError: their networks differ.
-    """
-    own, its = network_of(flow_map), network_of(teacher)
-    free = ("dropout",) if its.arguments["guidance"] else ("dropout", "guidance")
-    differ = [name for name in its.arguments if name not in free and own.arguments.get(name) != its.arguments[name]]
-    if type(own) is not type(its) or type(flow_map) is not type(teacher):
-        differ = [f"{type(teacher).__name__} of {type(its).__name__}"]
-    if differ:
-        raise ValueError(
-            f"the teacher's network is not that of the recipe ({', '.join(differ)}): give the options that the teacher "
-            "was trained with, such as --labels, --backbone or --unet.width."
-        )
-    state, fresh = teacher.state_dict(), flow_map.state_dict()
-    for name, weights in state.items():  # a guidance weight's own start at zero; those of an MLP are its last columns
-        if weights.shape != fresh[name].shape:
-            state[name] = F.pad(weights, (0, fresh[name].shape[1] - weights.shape[1]))
-    flow_map.load_state_dict(state, strict=False)
-    own.hold_velocity()
 
 
 def network_of(flow_map: FlowMap) -> MLP | Network:

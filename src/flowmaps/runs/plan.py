@@ -188,9 +188,10 @@ def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
     last = Stage("map", recipe.steps, _map_optimiser(recipe, method), _of_map(recipe, method, path))
     if method.learns_from in (LearnsFrom.TEACHER, LearnsFrom.VELOCITY):
         first = Stage("teacher", recipe.teacher_steps, recipe.optimiser, _of_teacher(recipe, method, path))
-        return [last] if recipe.teacher else [first, last]
+        given = recipe.teacher or (recipe.from_run and not method.distils)
+        return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
-    if method.learns_from is LearnsFrom.STRIP:
+    if method.learns_from is LearnsFrom.STRIP and not recipe.from_run:
         first = Stage("strip", both - both // 2, recipe.optimiser, _of_strip(recipe, path))
         return [first, replace(last, steps=both // 2)]
     return [replace(last, steps=both)]

@@ -23,12 +23,13 @@ from ..shapes import Field
 from ..system.devices import can_compile
 from ..system.processes import first_line, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
+from ..training import trackers
 from ..training.distributed import Engine, start
 from ..training.optimisers import build
 from ..velocities import Draw
-from . import initial, trackers
-from . import plan as plans
-from .folder import describe, given_teacher, source_of
+from . import inherit, initial
+from .folder import describe, open_source
+from .plan import Plan, Stage, resolve
 from .recipes import ImageRecipe, Optimiser, Recipe
 from .recipes.ranges import ROWS
 
@@ -42,7 +43,7 @@ LIMIT = Path("/sys/fs/cgroup/memory.max")
 class Size:
     """Numbers of a stage: `weights` of the map, `trained` of the objective; `beside` them in targets and buffers."""
 
-    stage: plans.Stage
+    stage: Stage
     weights: int
     trained: int
     beside: int
@@ -66,18 +67,18 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
     Raises:
         ValueError: it cannot run.
     """
-    plans.check(recipe)
+    plan = resolve(recipe)
     engine = start(recipe.device, shard=recipe.shard)
-    on_first(lambda: plans.check(recipe, ranks()))
+    on_first(lambda: resolve(recipe, ranks()) and None)
     trackers.check(recipe.track)
     if folder is not None:
         check_folder(folder)
     if isinstance(recipe, ImageRecipe):
         open_features(recipe.evaluation.features)
-    source = in_turn(lambda: source_of(recipe, watch=watch))
+    source = in_turn(lambda: open_source(recipe, watch=watch))
     _check_size(recipe, source, engine)
-    sizes = _stages(recipe, source.to(engine.device), engine.device, watch)
-    return [*_plan(recipe, source, engine.device, sizes), *_warnings(recipe, folder, engine, sizes), _end(recipe)]
+    sizes = _stages(plan, source.to(engine.device), engine.device, watch)
+    return [*_plan(plan, source, engine.device, sizes), *_warnings(recipe, folder, engine, sizes), _end(recipe)]
 
 
 def check_folder(folder: Path) -> None:
@@ -128,17 +129,21 @@ def _memory(device: torch.device) -> int | None:
         return physical
 
 
-def _stages(recipe: Recipe, source: Source, device: torch.device, watch: Watch) -> list[Size]:
+def _stages(plan: Plan, source: Source, device: torch.device, watch: Watch) -> list[Size]:
     """Build the objective of each stage from the map that the stage before leaves, and try it."""
+    recipe = plan.recipe
     flow_map = initial.new_map(recipe, source.shape, source.classes)
     teacher: Field | None = None
     if recipe.teacher:
-        given = given_teacher(recipe, source, describe(recipe, watch))
-        initial.adopt(flow_map, given)
+        given = inherit.given_teacher(plan, source, describe(recipe, watch))
+        inherit.start_from_teacher(flow_map, given)
         teacher = Frozen(given.to(device)).velocity
-    flow_map, stages, sizes = flow_map.to(device), plans.stages(recipe), list[Size]()
-    for number, stage in enumerate(stages):
-        watch(f"stage {stage.name}", number / len(stages))
+    if recipe.from_run:
+        start_map = inherit.given_start(plan, source, describe(recipe, watch))
+        inherit.copy_weights(flow_map, start_map, "the run to start from")
+    flow_map, sizes = flow_map.to(device), list[Size]()
+    for number, stage in enumerate(plan.stages):
+        watch(f"stage {stage.name}", number / len(plan.stages))
         objective = stage.build(flow_map, teacher).to(device)
         sizes.append(_try(recipe, stage, objective, source, flow_map))
         if stage.name == "teacher":
@@ -147,10 +152,9 @@ def _stages(recipe: Recipe, source: Source, device: torch.device, watch: Watch) 
     return sizes
 
 
-def _try(recipe: Recipe, stage: plans.Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
+def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
     """The numbers of a stage, whose optimiser can be built, and whose loss and gradient at a few rows are finite."""
-    o = plans.optimiser(recipe, stage.name)
-    trained = check_step(o, objective)
+    trained = check_step(stage.optimiser, objective)
     device = next(iter(trained.values())).device
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
     draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed))
@@ -184,17 +188,17 @@ def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: li
     return {"loss": loss.item(), "gradient": norm}
 
 
-def check_steps(recipe: Recipe, flow_map: FlowMap) -> None:
+def check_steps(plan: Plan, flow_map: FlowMap) -> None:
     """Refuse steps that cannot be taken; the map stays as it is.
 
     Raises:
         ValueError: as in `check_step`.
     """
-    if ranks() * recipe.optimiser.accumulate == 1 and recipe.optimiser.kind != "muon":
+    optimiser = plan.recipe.optimiser
+    if ranks() * optimiser.accumulate == 1 and optimiser.kind != "muon":
         return
-    for stage in plans.stages(recipe):
-        objective = stage.build(copy.deepcopy(flow_map), Frozen(flow_map).velocity)
-        check_step(plans.optimiser(recipe, stage.name), objective)
+    for stage in plan.stages:
+        check_step(stage.optimiser, stage.build(copy.deepcopy(flow_map), Frozen(flow_map).velocity))
 
 
 def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.Tensor]:
@@ -225,23 +229,24 @@ def _count(tensors: Iterable[torch.Tensor]) -> int:
 # words ---------------------------------------------------------------------------------------------------------------
 
 
-def _plan(recipe: Recipe, source: Source, device: torch.device, sizes: list[Size]) -> list[str]:
-    o = recipe.optimiser
+def _plan(plan: Plan, source: Source, device: torch.device, sizes: list[Size]) -> list[str]:
+    recipe, o = plan.recipe, plan.recipe.optimiser
     classes = "no classes" if source.classes is None else f"{source.classes} classes"
     kept = ", ".join(f"{decay:g}" for decay in (o.ema, *o.emas))
     widths = f", and power functions of width {', '.join(f'{width:g}' for width in o.widths)}" if o.widths else ""
     often = f", and each at a multiple of {recipe.keep_every:,} steps" if recipe.keep_every else ""
     size = max(size.checkpoint(recipe) for size in sizes)
     name = "cpu" if device.type == "cpu" else str(device)
+    compiled = "compiled" if plan.compiles(device) and can_compile() else "not compiled"
     lines = {
         "recipe": f"{recipe.name}, {recipe.method}",
         "data": f"{recipe.data}, {' x '.join(map(str, source.shape))} numbers a row, {classes}",
-        "stages": ", then ".join(f"{size.stage.steps:,} steps of {size.stage.name}" for size in sizes),
+        "stages": plan.summary(),
         "weights": f"{sizes[-1].weights:,}",
         "step": f"{o.kind}, {_parts(recipe)}",
         "averages": f"decay {kept}{widths}",
         "checkpoint": f"{_bytes(size)}, every {recipe.checkpoint_every:,} steps; the last {recipe.keep} kept{often}",
-        "device": f"{name}, {recipe.precision}, {'compiled' if compiles(recipe, device) else 'not compiled'}",
+        "device": f"{name}, {recipe.precision}, {compiled}",
     }
     return [f"{about:<11}{said}" for about, said in lines.items()]
 
@@ -251,11 +256,6 @@ def _parts(recipe: Recipe) -> str:
     each = f", {batch // ranks():,} for each of {ranks()} processes" if ranks() > 1 else ""
     taken = f", taken in {parts:,} parts of {batch // ranks() // parts:,}" if parts > 1 else ""
     return f"{batch:,} rows{each}{taken}"
-
-
-def compiles(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a run is compiled: something is gained by it, and there is a compiler."""
-    return plans.gains(recipe, device) and can_compile()
 
 
 def _end(recipe: Recipe) -> str:

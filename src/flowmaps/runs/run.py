@@ -1,47 +1,33 @@
-"""A run and its folder: train the stages of a recipe, checkpoint, log, go on after an interruption.
-
-config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
-teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
-"""
+"""A run: the stages of a plan trained one after the other into a folder, each by a `Trainer`."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import json
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock
 
 from ..data import Source
 from ..maps import FlowMap, Frozen
 from ..shapes import Field
-from ..storage import checkpoints as snapshots
-from ..storage import models as checkpoint
-from ..system.devices import compiled
-from ..system.files import write_atomically
-from ..system.processes import LOST, Lost, all_of, each, first_line, in_turn, is_lost, on_first, ranks, together
+from ..storage import checkpoints
+from ..system.processes import each, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
-from ..training import averages
-from ..training import log as journal
-from ..training.distributed import Engine, not_finite, start
-from ..training.guards import LOCK, Request, lock
-from ..training.log import LOG
-from ..training.loop import Step, generator, train
-from ..training.state import State, begin
-from . import initial
-from . import plan as plans
-from .folder import anywhere, check_resumable, describe, finished, given_teacher, source_of
+from ..training.distributed import Engine, start
+from ..training.loop import Step, generator
+from ..training.trainer import Settings, Trainer, explained, left_in
+from . import inherit, initial
+from .folder import RunFolder, describe, open_source, with_absolute_paths
+from .plan import Plan, Stage, resolve
 from .preflight import check_folder, check_steps
 from .recipes import Recipe
 
-CHECKPOINTS = "checkpoints"
+MAP = ""
+"""Where in a folder the map of the last stage is: in the folder itself."""
 
 
 @dataclass
@@ -49,84 +35,112 @@ class Run:
     """A run in progress; `train` is a generator of its steps.
 
     Attributes:
-        recipe: with its paths absolute.
-        folder: of the run.
+        plan: of its recipe, whose paths are absolute.
+        folder: of the run, locked.
         source: the data, on the device.
         flow_map: the map, with the weights that the last finished stage left.
         described: what the card says of the recipe and its data.
         engine: where it computes.
-        resume_from: name of the checkpoint to go on from; the last one unless given.
+        checkpoint: name of the checkpoint to go on from; `None` for a run that begins.
+        say: prints a line.
         teacher: the velocity that the map learns from, once there is one.
-        seconds: of training so far, without those spent in `averaged`.
-        stopped: whether training ended because it was asked to, to be resumed.
-        at: the stage at hand and the steps taken of it.
-        logged: the last line of the log.
-        say: where words go.
+        trainer: of the stage at hand.
     """
 
-    recipe: Recipe
-    folder: Path
+    plan: Plan
+    folder: RunFolder
     source: Source
     flow_map: FlowMap
     described: dict[str, Any]
     engine: Engine
-    resume_from: str | None = None
-    teacher: Field | None = None
-    seconds: float = 0.0
-    stopped: bool = False
-    at: tuple[str, int] = ("", 0)
-    logged: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
     say: Callable[[str], None] = field(default=print)
-    _lock: BaseFileLock | None = None
-    _state: State | None = None
-    _away: float = 0.0
+    teacher: Field | None = None
+    trainer: Trainer | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
              say: Callable[[str], None] = print, watch: Watch = quiet) -> Run:  # fmt: skip
-        """Check everything and make the folder.
+        """Check everything, and make the folder or open it.
 
         Raises:
-            ValueError: the recipe cannot run, the folder exists already or another run holds it, or there is nothing
-                to resume.
+            ValueError: the recipe cannot run, the folder exists already or another run has locked it, or there is
+                nothing to resume.
         """
-        plans.check(recipe)
+        resolve(recipe)
         engine = start(recipe.device, shard=recipe.shard)
-        on_first(lambda: plans.check(recipe, processes=ranks()))
+        on_first(lambda: resolve(recipe, processes=ranks()) and None)
         resume = resume or resume_from is not None
         if not resume:
             on_first(lambda: check_folder(folder))
-        recipe = anywhere(recipe)
-        source = in_turn(lambda: source_of(recipe, watch=watch)).to(engine.device)
-        described = on_first(lambda: describe(recipe, watch))
+        plan = resolve(with_absolute_paths(recipe))
+        source = in_turn(lambda: open_source(recipe, watch=watch)).to(engine.device)
+        described = on_first(lambda: describe(plan.recipe, watch))
         if resume:
-            on_first(lambda: _resumable(recipe, folder, described))
-            resume_from = snapshots.find(folder / CHECKPOINTS, resume_from)
+            on_first(lambda: _check_resumable(folder, plan, described))
+            resume_from = checkpoints.find(folder / "checkpoints", resume_from)
         fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
-        run = cls(recipe, folder, source, fresh, described, engine, resume_from, say=say)
+        run = cls(plan, RunFolder(folder, {}), source, fresh, described, engine, resume_from, say)
         teacher = each(run._given_teacher) if recipe.teacher and not resume else None
-        each(lambda: check_steps(recipe, run.flow_map))
+        if recipe.from_run and not resume:
+            each(run._given_start)
+        each(lambda: check_steps(plan, run.flow_map))
         on_first(lambda: run._make(teacher, resume))
+        run.folder = RunFolder.open(folder) if run.folder.card == {} else run.folder
         return run
 
     def _given_teacher(self) -> FlowMap:
         """The teacher that the recipe names, whose weights the map begins with."""
-        teacher = given_teacher(self.recipe, self.source, self.described)
-        initial.adopt(self.flow_map, teacher)
+        teacher = inherit.given_teacher(self.plan, self.source, self.described)
+        inherit.start_from_teacher(self.flow_map, teacher)
         return teacher
 
-    def _make(self, teacher: FlowMap | None, resume: bool) -> None:
-        """Make the folder and hold it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder)
-        if teacher is not None:
-            options: dict[str, Any] = {"extra": {"teacher_of": self.recipe.teacher}, "overwrite": True}
-            checkpoint.save(teacher, self.folder / "teacher", interpolant=plans.interpolant(self.recipe), **options)
-        if not resume:
-            card = {"format": checkpoint.FORMAT, **self.described}
-            write_atomically(self.folder / checkpoint.CARD, json.dumps(card, indent=2) + "\n")
+    def _given_start(self) -> None:
+        """Check that the map can start from the run that the recipe names."""
+        start = inherit.given_start(self.plan, self.source, self.described)
+        inherit.copy_weights(self.flow_map, start, "the run to start from")
 
-    def train(self, stop: Callable[[], bool] = lambda: False) -> Generator[tuple[plans.Stage, Step], None, None]:
+    def _make(self, teacher: FlowMap | None, resume: bool) -> None:
+        """Make the folder, or open it, and lock it; the first process does."""
+        if resume:
+            self.folder = RunFolder.open(self.folder.path)
+            self.folder.lock()
+            self.folder.note_length(self.plan.recipe)
+            return
+        self.folder = RunFolder.create(self.folder.path, self.described)
+        if teacher is not None:
+            self.folder.save_map(teacher, "teacher", self.plan.interpolant, teacher_of=self.plan.recipe.teacher)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the plan."""
+        return self.plan.recipe
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training ended before its last step; `None` where it did not."""
+        return self.trainer and self.trainer.stopped
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return 0.0 if self.trainer is None else self.trainer.seconds
+
+    @property
+    def logged(self) -> dict[str, Any]:
+        """The last line of the log."""
+        return {} if self.trainer is None else self.trainer.logged
+
+    @property
+    def at(self) -> tuple[str, int]:
+        """The stage at hand and the steps taken of it, or those from which the run goes on."""
+        if self.trainer is not None:
+            return self.trainer.stage, self.trainer.step
+        stage, _, step = (self.checkpoint or "").removesuffix(checkpoints.BEFORE).rpartition("-")
+        known = stage in [entry.name for entry in self.plan.stages] and step.isdecimal()
+        return (stage, int(step)) if known else (self.plan.stages[0].name, 0)
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> Generator[tuple[Stage, Step], None, None]:
         """Train all stages, saving as it goes; each step that is taken is yielded with its stage.
 
         Args:
@@ -135,172 +149,109 @@ class Run:
         Raises:
             ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
         """
+        path = self.folder.path
         try:
-            yield from self._stages(stop)
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise ValueError(
-                f"{self.folder} cannot be written: {error.strerror or error}{where}. {self._intact()}"
-            ) from None
-        except RuntimeError as error:
-            if not is_lost(error):
-                raise
-            raise Lost(f"{LOST} ({first_line(error)}). {self._intact()}") from None
+            with explained(path, lambda: left_in(path)):
+                yield from self._stages(stop)
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self.folder.release()
 
-    def _stages(self, stop: Callable[[], bool]) -> Generator[tuple[plans.Stage, Step], None, None]:
-        stages = plans.stages(self.recipe)
-        names = [stage.name for stage in stages]
-        at = self._first_stage(names)
-        if self.recipe.teacher:
+    def _stages(self, stop: Callable[[], bool]) -> Generator[tuple[Stage, Step], None, None]:
+        stages, first = self.plan.stages, self._first_stage()
+        if self.plan.recipe.teacher:
             self._take_teacher()
         for number, stage in enumerate(stages):
-            last = number == len(stages) - 1
-            if number < at:
-                self._adopt(checkpoint.load(self.folder / stage.name), stage)
+            if number < first:
+                self._take_over(self.folder.load_map(stage.name), stage)
                 continue
-            self._state = state = self._begin(stage)
-            if self.resume_from and number == at:
-                self._go_on(self.resume_from, names, stage.name, state)
-            elif number:
-                self._checkpoint(number, stage, state)
-            yield from self._steps(number, stage, state, stop)
-            if self.stopped:
-                return
-            self._finish(stage, state, self.folder if last else self.folder / stage.name)
-            if not last:
-                self._adopt(self.flow_map, stage)
-        on_first(lambda: _clear(self.folder, self.recipe.keep_every))
-
-    def _begin(self, stage: plans.Stage) -> State:
-        recipe = self.recipe
-        torch.manual_seed(recipe.seed)
-        flow_map = copy.deepcopy(self.flow_map) if self.engine.shard else self.flow_map  # weights become shares
-        objective = stage.build(flow_map, self.teacher).to(self.engine.device)
-        settings, precision = plans.optimiser(recipe, stage.name), getattr(torch, recipe.precision)
-        evaluate = compiled(objective.evaluate, self.say) if plans.gains(recipe, self.engine.device) else None
-        return begin(objective, settings, engine=self.engine, evaluate=evaluate, precision=precision)
-
-    def _steps(
-        self, number: int, stage: plans.Stage, state: State, stop: Callable[[], bool]
-    ) -> Iterator[tuple[plans.Stage, Step]]:
-        recipe, request = self.recipe, Request()
-        before, begun = self.seconds + self._away, time.monotonic()
-        settings: dict[str, Any] = {"steps": stage.steps, "seed": generator(recipe.seed, number).initial_seed()}
-        try:
-            for step in train(
-                state, self.source, plans.optimiser(recipe, stage.name), **settings, device=self.engine.device
-            ):
-                self.seconds, self.at = time.monotonic() - begun + before - self._away, (stage.name, step.number)
-                logs = step.number % recipe.log_every == 0 or step.number == stage.steps
-                if state.waits or logs:
-                    state.guard.settle()
-                    journal.check_patience(recipe.patience, stage.name, step, state, self._intact)
-                if logs:
-                    self.logged = journal.log(self.folder, stage.name, step, state, self.seconds)
+            self.trainer = trainer = self._trainer(number, stage, stop)
+            if self.checkpoint and number == first:
+                trainer.resume(self.checkpoint)
+            for step in trainer:
                 yield stage, step
-                # before the checkpoint, from which a run that is killed in between goes on
-                if recipe.optimiser.widths and step.number % recipe.snapshot_every == 0:
-                    averages.snapshot(self.folder, stage.name, step.number, list(state.parameters), state.averages)
-                self.stopped = request(stop())
-                if self.stopped or step.number % recipe.checkpoint_every == 0:
-                    self._checkpoint(number, stage, state)
-                if self.stopped:
-                    return
-        except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
-            if state.whole and not together():
-                self._checkpoint(number, stage, state)
-            raise
+            if trainer.stopped:
+                return
+            self._save(trainer, MAP if stage is stages[-1] else stage.name)
+            if stage is not stages[-1]:
+                self._take_over(self.flow_map, stage)
+            else:
+                trainer.clear()
 
-    def _checkpoint(self, number: int, stage: plans.Stage, state: State) -> None:
-        """Save the training state, unless it has gone bad: then the last good one stays."""
-        tensors = state.tensors()
-        if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
-            raise ValueError(
-                f"the training state is not finite at step {state.step} of stage {stage.name} ({bad[0]}): lower "
-                f"--optimiser.rate or --optimiser.clip. {self._intact()}"
-            )
-        about = {"stage": number, "seconds": self.seconds, **state.about(), **journal.versions(), "processes": ranks()}
-        kept = {"keep": self.recipe.keep, "keep_every": self.recipe.keep_every}
-        snapshots.save(self.folder / CHECKPOINTS, f"{stage.name}-{state.step:08}", tensors, about, **kept)
-
-    def _first_stage(self, names: list[str]) -> int:
-        """The number of the stage to begin with or to go on in; a run that begins has no log yet."""
-        if self.resume_from is None:
-            on_first(lambda: (self.folder / LOG).unlink(missing_ok=True))
+    def _first_stage(self) -> int:
+        """The number of the stage to begin with, or to go on in."""
+        names = [stage.name for stage in self.plan.stages]
+        if self.checkpoint is None:
             return 0
-        name = self.resume_from.rpartition("-")[0]
+        name = self.checkpoint.rpartition("-")[0]
         if name not in names:
-            raise ValueError(f"{self.resume_from} is no checkpoint of this run, whose stages are {', '.join(names)}.")
+            raise ValueError(f"{self.checkpoint} is no checkpoint of this run, whose stages are {', '.join(names)}.")
         return names.index(name)
 
-    def _go_on(self, name: str, stages: list[str], stage: str, state: State) -> None:
-        """Take over a checkpoint of a stage, and cut the log back to it."""
-        tensors, about = snapshots.read(self.folder / CHECKPOINTS, name, state.template)
-        state.restore(tensors, about)
-        self.seconds = about["seconds"]
-        on_first(lambda: journal.cut_back(self.folder, stages, stage, state.step))
+    def _trainer(self, number: int, stage: Stage, stop: Callable[[], bool]) -> Trainer:
+        """The engine of a stage, whose weights it begins with."""
+        recipe = self.plan.recipe
+        if recipe.from_run and stage is self.plan.stages[-1]:
+            self._given_start()
+        torch.manual_seed(recipe.seed)
+        objective = stage.build(self.flow_map, self.teacher)
+        settings = Settings(
+            precision=recipe.precision,
+            compile=self.plan.compiles(self.engine.device),
+            seed=generator(recipe.seed, number).initial_seed(),
+            **{name: getattr(recipe, name) for name in _SHARED},
+        )
+        return Trainer(
+            objective,
+            self.source,
+            self.folder.path,
+            steps=stage.steps,
+            optimiser=stage.optimiser,
+            settings=settings,
+            engine=self.engine,
+            stage=stage.name,
+            earlier=[entry.name for entry in self.plan.stages[:number]],
+            steps_before=self.plan.steps_before(stage.name),
+            config=dataclasses.asdict(recipe),
+            seconds=self.seconds,
+            stop=stop,
+            owns_folder=False,
+            say=self.say,
+        )
 
     def _take_teacher(self) -> None:
         """Start from the teacher that was given, of which the folder has a copy."""
-        teacher = checkpoint.load(self.folder / "teacher").to(self.engine.device)
-        initial.adopt(self.flow_map, teacher)
+        teacher = self.folder.load_map("teacher").to(self.engine.device)
+        inherit.start_from_teacher(self.flow_map, teacher)
         self.teacher = Frozen(teacher).velocity
 
-    def _adopt(self, flow_map: FlowMap, stage: plans.Stage) -> None:
+    def _take_over(self, flow_map: FlowMap, stage: Stage) -> None:
         """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
         self.flow_map.load_state_dict(flow_map.state_dict())
         if stage.name == "teacher":
             self.teacher = Frozen(self.flow_map).velocity
 
-    def _finish(self, stage: plans.Stage, state: State, where: Path) -> None:
-        """Write the map that a stage has learned, and its other averages."""
-        state.use_averages()
-        self.flow_map.load_state_dict(state.weights())
-        if bad := not_finite(self.flow_map.state_dict()):
-            raise ValueError(
-                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip. "
-                f"{self._intact()}"
-            )
-        averages.finish(self.folder, stage.name, list(state.parameters), state.averages)
-        units, path = dataclasses.asdict(self.source.units), plans.interpolant(self.recipe)
-        extra = {**self.described, "seconds": round(self.seconds, 1), "units": units}
-        on_first(lambda: checkpoint.save(self.flow_map, where, interpolant=path, extra=extra, overwrite=True) and None)
+    def _save(self, trainer: Trainer, where: str) -> None:
+        """Write the map that a stage has learned."""
+        flow_map = trainer.finish()
+        extra = {**self.described, "seconds": round(trainer.seconds, 1)}
+        extra["units"] = dataclasses.asdict(self.source.units)
+        on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[FlowMap]:
-        """The map with its averages for weights, in evaluation mode, between two steps; each process calls this."""
-        assert self._state is not None
-        flow_map, begun = self._state.objective.flow_map, time.monotonic()
-        mode = flow_map.training
-        try:
-            with self._state.averaged():
-                yield flow_map.eval()
-        finally:
-            flow_map.train(mode)
-            self._away += time.monotonic() - begun
-
-    def _intact(self) -> str:
-        """What is left after a failure, and how to go on."""
-        try:
-            every = snapshots.names(self.folder / CHECKPOINTS)
-            name = every[-1] if every else None  # by itself: the others may be gone
-        except (OSError, ValueError):
-            name = None
-        left = f"The last checkpoint, {name}, is intact: go on with the same command and --resume."
-        return left if name else "No checkpoint was saved before it."
+        """The map with the EMA for weights, in evaluation mode, between two steps; each process calls this."""
+        assert self.trainer is not None
+        with self.trainer.averaged() as flow_map:
+            yield flow_map
 
 
-def _clear(folder: Path, keep_every: int) -> None:
-    """Remove what only a run in training needs."""
-    snapshots.clear(folder / CHECKPOINTS, keep_every)
-    (folder / LOCK).unlink(missing_ok=True)
+_SHARED = ("checkpoint_every", "keep", "keep_every", "snapshot_every", "log_every", "patience", "track")
+"""Settings of the engine that are fields of a recipe."""
 
 
-def _resumable(recipe: Recipe, folder: Path, described: dict[str, Any]) -> None:
+def _check_resumable(path: Path, plan: Plan, described: dict[str, Any]) -> None:
     """Refuse a run that cannot go on; one that was killed at its very end is cleared as it would have been."""
-    if folder.is_dir() and finished(folder, checkpoint.read_card(folder)):
-        _clear(folder, recipe.keep_every)
-    check_resumable(folder, recipe, described)
+    folder = RunFolder.open(path)
+    if folder.finished:
+        folder.clear()
+    folder.check_resumable(plan.recipe, described)

@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,16 @@ def read(folder: Path, name: str, template: Template) -> tuple[dict[str, Tensor]
     return tensors, {"seconds": 0.0, **card["about"]}
 
 
-def clear(folder: Path, keep_every: int = 0) -> None:
-    """Remove the checkpoints of a run that has ended, but those whose step is a multiple of `keep_every`.
+def clear(folder: Path, keep_every: int = 0, kept: Collection[str] = ()) -> None:
+    """Remove the checkpoints of a run that has ended, but those named and those of a multiple of `keep_every` steps.
 
     What cannot be removed stays: the run has ended well.
     """
     with contextlib.suppress(OSError):
         _sweep(folder)
         for entry in listed(folder):
-            if not entry.stays and not (entry.card and _is_multiple(entry.card, keep_every)):
+            stays = entry.stays or entry.name in kept
+            if not stays and not (entry.card and _is_multiple(entry.card, keep_every)):
                 _try_to_discard(folder / entry.name)
         folder.rmdir()  # unless something is left in it
 

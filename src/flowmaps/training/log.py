@@ -30,8 +30,8 @@ WIDEST = 64  # names in a line of the log, and letters in a name
 Line = dict[str, Any]
 
 
-def log(folder: Path, stage: str, step: Step, state: State, seconds: float) -> Line:
-    """Add a line to the log; losses are means over all processes, and `None` where they are not finite.
+def log(folder: Path | None, stage: str, step: Step, state: State, seconds: float) -> Line:
+    """Add a line to the log, if there is a folder; losses are means over all processes, `None` if not finite.
 
     Raises:
         OSError: the log cannot be written.
@@ -44,7 +44,9 @@ def log(folder: Path, stage: str, step: Step, state: State, seconds: float) -> L
     line |= {"skipped": guard.skipped} if guard.skipped else {}
     line |= {"spikes": spikes} if (spikes := guard.take_spikes()) else {}
     line["seconds"] = round(seconds, 2)
-    on_first(lambda: _append(folder / LOG, line))
+    if folder is not None:
+        path = folder / LOG
+        on_first(lambda: _append(path, line))
     return line
 
 
@@ -86,13 +88,20 @@ def _are_pairs(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, list) and len(value) == 2 for value in values)
 
 
-def cut_back(folder: Path, stages: Sequence[str], stage: str, step: int) -> None:
-    """Forget the lines after a step of a stage, from which a run goes on."""
-    order = {name: number for number, name in enumerate(stages)}
+def cut_back(folder: Path, earlier: Sequence[str], stage: str, step: int) -> None:
+    """Remove the lines of the log after a step of a stage, from which a run goes on.
+
+    Args:
+        folder: of the run.
+        earlier: names of the stages before this one, all lines of which stay.
+        stage: name of the stage.
+        step: its last step that stays.
+    """
     lines = [
-        line for line in read_log(folder)
-        if (order.get(line.get("stage", ""), len(order)), line["step"]) <= (order[stage], step)
-    ]  # fmt: skip
+        line
+        for line in read_log(folder)
+        if line.get("stage") in earlier or (line.get("stage") == stage and line["step"] <= step)
+    ]
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
 
 

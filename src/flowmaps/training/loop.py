@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..data import Source
 from ..objectives import Loss
+from ..shapes import Condition
 from ..system import devices
 from ..system.processes import rank, ranks
 from ..velocities import Draw
@@ -22,6 +22,14 @@ from .optimisers import Optimiser, schedule
 from .state import State
 
 DROPOUT, RANK = 1, 2  # streams of the seed
+
+
+class Batches(Protocol):
+    """What training draws its batches from."""
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """A batch `(B, *shape)` of so many rows, and its condition or `None`."""
+        ...
 
 
 class Step(NamedTuple):
@@ -57,7 +65,7 @@ def generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> t
 
 def train(
     state: State,
-    source: Source,
+    source: Batches,
     settings: Optimiser,
     *,
     steps: int,

@@ -180,6 +180,11 @@ class State:
         """The parts that a draw is taken in."""
         if self.shares is None:
             return [draw]
+        if len(draw.s) != self.shares.numel():
+            raise ValueError(
+                f"gradient accumulation takes batches of {self.shares.numel()} rows, got {len(draw.s)}: give "
+                "batch=, or leave out accumulate."
+            )
         return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
 
     def descend(self, draw: Draw) -> Loss:

@@ -46,7 +46,7 @@ def show(run: Run, stage: str, step: int, say: Callable[[str], None] | None = No
     """
     if not can_show(run.recipe, run.source):
         return None
-    path = run.folder / FOLDER / f"{stage}-{step:08d}.png"
+    path = run.folder.path / FOLDER / f"{stage}-{step:08d}.png"
 
     def draw() -> Path | None:
         try:

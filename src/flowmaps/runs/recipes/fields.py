@@ -84,6 +84,9 @@ class Recipe:
     teacher: str = ""
     """Folder of a finished run whose velocity is the teacher, for a method that learns from one; unless it is given, a
     teacher is trained first."""
+    from_run: str = ""
+    """Folder of a finished run from whose weights the map starts; a method that starts from a trained velocity or from
+    a map of a strip takes those for it, and trains none first."""
     stop: Literal["velocity", "target"] = "velocity"
     """Where gradients of lmd and emd stop: at the teacher's velocity, or at the whole right-hand side of the equation,
     which halves the cost of a step."""

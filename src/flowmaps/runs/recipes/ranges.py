@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = {
     "method": _text(1, 100),
     "data": _text(0, 4_096),
     "teacher": _text(0, 4_096),
+    "from-run": _text(0, 4_096),
     "device": _text(1, 100),
     "steps": COUNT,
     "teacher-steps": COUNT,

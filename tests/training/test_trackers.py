@@ -17,10 +17,11 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowmaps.cli import commands
-from flowmaps.runs import recipes, trackers
+from flowmaps.runs import recipes
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
+from flowmaps.training import trackers
 
 RECIPE = dataclasses.replace(
     recipes.checkerboard(),

@@ -1,0 +1,129 @@
+"""What a run takes over from another one: its velocity as a teacher, or its weights to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+
+from ..data import Source, Units
+from ..maps import FlowMap
+from ..methods import Jumps
+from ..storage import models
+from .folder import RunFolder
+from .initial import network_of
+from .plan import Plan
+from .recipes import Recipe
+
+
+def given_teacher(plan: Plan, source: Source, described: dict[str, Any]) -> FlowMap:
+    """The map whose velocity is the teacher that a recipe names with `--teacher`.
+
+    Args:
+        plan: of the run that learns from it.
+        source: its data.
+        described: from `describe`.
+
+    Raises:
+        ValueError: the folder is no finished run, or its velocity is another than that of the recipe's flow: of other
+            data, another path, or without what guidance needs.
+    """
+    recipe, other = plan.recipe, RunFolder.open(Path(plan.recipe.teacher))
+    flow_map, begun = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
+    _check_same_flow(plan, other, source, described, begun)
+    theirs = other.plan
+    if theirs.method.jumps in (Jumps.TO_DATA, Jumps.FROM_BASE):
+        raise ValueError(
+            f"{begun} by {theirs.method.name}, whose map has no velocity: take a run of flow matching, or the folder "
+            "teacher/ of a run that trained its own."
+        )
+    if not recipe.guidance and theirs.recipe.guidance not in ((), (1.0,)):
+        had = " ".join(f"{weight:g}" for weight in theirs.recipe.guidance)
+        raise ValueError(
+            f"{begun} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
+        )
+    needed = recipe.guidance if plan.method.copies_teacher else (1.0,)
+    if recipe.guidance and theirs.recipe.guidance != needed:
+        had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.recipe.guidance, needed))
+        plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
+        raise ValueError(
+            f"{begun} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
+            f"--guidance train it with --guidance {take}{plain}."
+        )
+    return flow_map
+
+
+def given_start(plan: Plan, source: Source, described: dict[str, Any]) -> FlowMap:
+    """The map whose weights a run starts from, that of the run that a recipe names with `--from-run`.
+
+    Args:
+        plan: of the run that starts.
+        source: its data.
+        described: from `describe`.
+
+    Raises:
+        ValueError: the folder is no finished run, or its map is of other data or another path.
+    """
+    other = RunFolder.open(Path(plan.recipe.from_run))
+    flow_map = other.load_map()
+    _check_same_flow(plan, other, source, described, f"the map in {plan.recipe.from_run} was trained")
+    return flow_map
+
+
+def _check_same_flow(plan: Plan, other: RunFolder, source: Source, described: dict[str, Any], begun: str) -> None:
+    """Refuse a run of other data or of another path."""
+    recipe, theirs = plan.recipe, other.recipe
+    if other.units != source.units or other.card.get("data_sha256") != described["data_sha256"]:
+        raise ValueError(
+            f"{begun} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give both "
+            "the same --data, --resolution and --labels."
+        )
+    if models.load_interpolant(other.path) != plan.interpolant:
+        raise ValueError(
+            f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {recipe.interpolant} here: give both the "
+            "same --interpolant, and a method of the trigonometric path only what was trained on that path."
+        )
+
+
+def _data_of(recipe: Recipe, units: Units) -> str:
+    classes = "no classes" if units.classes is None else f"{units.classes} classes"
+    return f"{recipe.data} ({' x '.join(map(str, units.shape))}, {classes})"
+
+
+def copy_weights(flow_map: FlowMap, source: FlowMap, what: str) -> None:
+    """Start a map from the weights of another.
+
+    Args:
+        flow_map: the map that starts.
+        source: the other.
+        what: whose that is, for a message: "the teacher".
+
+    Raises:
+        ValueError: their networks differ.
+    """
+    own, its = network_of(flow_map), network_of(source)
+    free = ("dropout",) if its.arguments["guidance"] else ("dropout", "guidance")
+    differ = [name for name in its.arguments if name not in free and own.arguments.get(name) != its.arguments[name]]
+    if type(own) is not type(its) or type(flow_map) is not type(source):
+        differ = [f"{type(source).__name__} of {type(its).__name__}"]
+    if differ:
+        raise ValueError(
+            f"the network of {what} is not that of the recipe ({', '.join(differ)}): give the options that it was "
+            "trained with, such as --labels, --backbone or --unet.width."
+        )
+    state, fresh = source.state_dict(), flow_map.state_dict()
+    for name, weights in state.items():  # a guidance weight's own start at zero; those of an MLP are its last columns
+        if weights.shape != fresh[name].shape:
+            state[name] = F.pad(weights, (0, fresh[name].shape[1] - weights.shape[1]))
+    flow_map.load_state_dict(state, strict=False)
+
+
+def start_from_teacher(flow_map: FlowMap, teacher: FlowMap) -> None:
+    """Start a map from jumps along its teacher's velocity, with the teacher's weights.
+
+    Raises:
+        ValueError: their networks differ.
+    """
+    copy_weights(flow_map, teacher, "the teacher")
+    network_of(flow_map).hold_velocity()

@@ -1,0 +1,142 @@
+"""Where the batches of a training come from: tensors, a `Source`, or an iterable of batches of the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Source
+from ..shapes import Condition, on_each
+
+
+class FromSource:
+    """Batches of a `Source`: a function of the seed and the step alone."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        return self.source.sample(number, generator)
+
+    def position(self) -> Any:
+        """What a checkpoint keeps, as JSON, to go on from here; nothing, where draws are a function of the seed."""
+        return None
+
+    def restore(self, position: Any) -> None:
+        """Go on from a position."""
+
+
+class FromRows(FromSource):
+    """Rows of tensors, drawn with replacement.
+
+    Args:
+        x1: data, `(N, *shape)`, floating-point and finite.
+        cond: their conditions, a tree of tensors of N rows; none unless given.
+    """
+
+    def __init__(self, x1: Tensor, cond: Condition = None) -> None:
+        if x1.ndim < 2 or not x1.is_floating_point() or not len(x1):
+            raise ValueError(f"data must be floating-point rows (N, *shape), got {x1.dtype} {tuple(x1.shape)}.")
+        if not bool(x1.isfinite().all()):
+            raise ValueError("data must be finite, got rows with NaN or infinity: leave them out.")
+
+        def check(value: Tensor) -> Tensor:
+            if value.shape[:1] != x1.shape[:1]:
+                raise ValueError(
+                    f"a condition needs a row for each of the {len(x1)} rows of data, got {tuple(value.shape)}."
+                )
+            return value
+
+        self.x1, self.cond = x1, on_each(cond, check)
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        rows = torch.randint(len(self.x1), (number,), generator=generator, device=self.x1.device)
+        return self.x1[rows], on_each(self.cond, lambda value: value[rows])
+
+
+class FromIterable:
+    """Batches of an iterable, such as a `DataLoader`, begun again where it ends.
+
+    A resume is to the bit if the iterable has `state_dict` and `load_state_dict`, as torchdata's loaders do; if not, it
+    begins the iterable again.
+
+    Args:
+        data: gives `x1` or `(x1, cond)`; the size of a batch is its own.
+        device: where batches are moved.
+        say: prints a line.
+    """
+
+    def __init__(self, data: Iterable[Any], device: torch.device, say: Callable[[str], None] = print) -> None:
+        self.data, self.device, self.say = data, device, say
+        self._iterator: Iterator[Any] | None = None
+        self.exact = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        try:
+            batch = self._next()
+        except StopIteration:
+            raise ValueError(
+                "the data have no batch any more: give fewer steps, or an iterable that can be begun again, such as a "
+                "list or a DataLoader, in the place of an iterator."
+            ) from None
+        parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if not 1 <= len(parts) <= 2 or not isinstance(parts[0], Tensor):
+            kinds = ", ".join(type(part).__name__ for part in parts[:4])
+            raise ValueError(f"a batch is a tensor x1, or a pair (x1, cond), got {type(batch).__name__} of {kinds}.")
+        x1, cond = parts[0], parts[1] if len(parts) == 2 else None
+        return x1.to(self.device), on_each(cond, lambda value: value.to(self.device))
+
+    def _next(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self.data)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._iterator = iter(self.data)
+            return next(self._iterator)
+
+    def position(self) -> Any:
+        if not self.exact:
+            return None
+        position = self.data.state_dict()  # type: ignore[attr-defined]
+        try:
+            json.dumps(position)
+        except TypeError:
+            self.exact = False
+            self.say("the state_dict of the data is no JSON, and is not kept: a resume begins the data again.")
+            return None
+        return position
+
+    def restore(self, position: Any) -> None:
+        if self.exact and position is not None:
+            self.data.load_state_dict(position)  # type: ignore[attr-defined]
+        else:
+            self.say(
+                "the data are an iterable without state_dict: it is begun again, so that this resume is not to the bit."
+            )
+
+
+def as_source(data: Any, device: torch.device, say: Callable[[str], None] = print) -> FromSource | FromIterable:
+    """What a training draws from, on a device.
+
+    Raises:
+        ValueError: the data are nothing that gives batches.
+    """
+    if isinstance(data, (FromSource, FromIterable)):
+        return data
+    if isinstance(data, Source):
+        return FromSource(data.to(device))
+    if isinstance(data, Tensor):
+        return FromRows(data.to(device))
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+        return FromRows(data[0].to(device), on_each(data[1], lambda value: value.to(device)))
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        return FromIterable(data, device, say)
+    raise ValueError(
+        f"data must be a tensor of rows, a pair (rows, conditions), a Source, or an iterable of batches, got a "
+        f"{type(data).__name__}."
+    )

@@ -1,0 +1,155 @@
+"""`fit`: train an objective on data in one call."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..maps import FlowMap
+from ..objectives import Objective
+from ..storage import models
+from ..system.processes import on_first
+from .distributed import start
+from .optimisers import Optimiser
+from .trainer import Settings, Trainer
+
+REPORT_SECONDS = 10.0
+"""Time between lines of progress."""
+DEFAULTS: dict[str, Any] = {"rate": 1e-3, "decay": "constant"}
+"""Settings of the optimiser that differ from those of the recipes: a constant rate lets a training be made longer."""
+
+
+def fit(
+    objective: Objective,
+    data: Any,
+    folder: str | Path | None = None,
+    *,
+    steps: int,
+    batch: int = 256,
+    checkpoint_every: int = 1_000,
+    stop: Callable[[], bool] | None = None,
+    device: str = "auto",
+    shard: bool = False,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> FlowMap:
+    """Train the map of an objective on data; with a folder go on where an earlier call was interrupted, to the bit.
+
+    Args:
+        objective: such as `fm.methods.lsd(flow_map)`, of a map of any `nn.Module` of `(x, s, t, cond)`.
+        data: rows `(N, *shape)`; a pair of rows and conditions; a `Source`; or an iterable of batches (see `Trainer`).
+        folder: for checkpoints, log.jsonl, and in the end the map (`fm.load(folder)`); nothing is written unless given.
+        steps: optimiser steps in all. A later call may give more, if the rate is constant and the objective has no
+            schedule.
+        batch: rows of a step, over all processes; an iterable has batch sizes of its own.
+        checkpoint_every: steps between checkpoints.
+        stop: asked after each step; once it is true a checkpoint is saved and the call returns.
+        device: `cpu`, `cuda`, `mps` or `auto`.
+        shard: under a launcher of several processes, FSDP2 in the place of DDP.
+        say: prints a line.
+        settings: further fields of `flowmaps.training.Optimiser` and `flowmaps.training.Settings` by name, such as the
+            learning rate, the decay of the EMA, gradient accumulation, `precision`, `compile`, `seed`, `track`.
+
+    Returns:
+        The map of the objective: with the EMA for weights, in evaluation mode, if all steps are taken.
+
+    Raises:
+        ValueError: an unknown setting, data that do not suit the objective, a folder that another process writes into,
+            or a training that cannot go on.
+    """
+    given = {**DEFAULTS, **settings, "batch": batch, "checkpoint_every": checkpoint_every}
+    optimiser, others = _split(given)
+    trainer = Trainer(
+        objective,
+        data,
+        folder,
+        steps=steps,
+        optimiser=optimiser,
+        settings=others,
+        engine=start(device, shard=shard),
+        stop=stop or (lambda: False),
+        say=say,
+    )
+    if trainer.folder is not None:
+        if (taken := _finished(trainer.folder)) and not trainer.resume():
+            return _reloaded(objective, trainer.folder, taken, steps)
+        if taken or trainer.resume():
+            say(f"going on from {trainer.resumed_from} in {folder}")
+    _run(trainer, say)
+    if trainer.stopped:
+        say(f"stopped after {trainer.step:,} of {steps:,} steps ({trainer.stopped}): call fit again to go on.")
+        return objective.flow_map
+    flow_map = trainer.finish().eval()
+    if trainer.folder is not None:
+        _save(flow_map, objective, trainer.folder, steps, say)
+        trainer.clear()
+    return flow_map
+
+
+def _split(given: dict[str, Any]) -> tuple[Optimiser, Settings]:
+    """The settings by what they belong to."""
+    of_optimiser, others = ({field.name for field in fields(kind)} for kind in (Optimiser, Settings))
+    for name in given:
+        if name not in of_optimiser | others:
+            near = difflib.get_close_matches(name, of_optimiser | others, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown setting {name!r}: {hint}choose from {', '.join(sorted(of_optimiser | others))}.")
+    return (
+        Optimiser(**{name: value for name, value in given.items() if name in of_optimiser}),
+        Settings(**{name: value for name, value in given.items() if name in others}),
+    )
+
+
+def _run(trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Take the steps, with a line of progress now and then."""
+    begun = spoken = time.monotonic()
+    first = trainer.step
+    for step in trainer:
+        now = time.monotonic()
+        if now - spoken > REPORT_SECONDS:
+            spoken, pace = now, (step.number - first) / (now - begun)
+            left = (trainer.steps - step.number) / pace
+            say(f"step {step.number:,} of {trainer.steps:,}: loss {float(step.loss.value):.4g}, {left:.0f} s left")
+
+
+def _finished(folder: Path) -> int:
+    """Steps of a training that has ended in this folder; 0 where none has.
+
+    Raises:
+        ValueError: the folder is that of a run of the command line.
+    """
+    if not (folder / models.WEIGHTS).exists():
+        return 0
+    card = models.read_card(folder)
+    if "trained_steps" not in card:
+        raise ValueError(f"{folder} holds a map that fit did not train: choose another folder.")
+    return int(card["trained_steps"])
+
+
+def _reloaded(objective: Objective, folder: Path, taken: int, steps: int) -> FlowMap:
+    """The map of a training that has ended and keeps no checkpoint."""
+    if steps != taken:
+        raise ValueError(
+            f"{folder} has a training of {taken:,} steps that cannot be made one of {steps:,}, because its learning "
+            "rate or its objective has a schedule that ended there: train into another folder from its weights."
+        )
+    weights = models.load(folder, net=objective.flow_map.net).state_dict()  # type: ignore[arg-type]
+    objective.flow_map.load_state_dict(weights)
+    return objective.flow_map.eval()
+
+
+def _save(flow_map: FlowMap, objective: Objective, folder: Path, steps: int, say: Callable[[str], None]) -> None:
+    """Write the map into the folder; one of a class that is not saved is left to its user."""
+
+    def write() -> None:
+        try:
+            extra = {"trained_steps": steps}
+            models.save(flow_map, folder, interpolant=objective.interpolant, extra=extra, overwrite=True)
+        except ValueError as error:
+            say(f"the map is not written into {folder}: {error}")
+
+    on_first(write)

@@ -1,0 +1,377 @@
+"""The engine: trains the map of any objective on any data, with checkpoints, a log, and an exact resume.
+
+    trainer = Trainer(objective, data, "runs/mine", steps=10_000)
+    trainer.resume()                       # where the folder has a checkpoint; else it starts at step 0
+    for step in trainer:                   # the body of this loop is the hook
+        if step.number % 1_000 == 0:
+            with trainer.averaged() as flow_map:
+                ...                        # look at the EMA of the weights
+    flow_map = trainer.finish()
+
+It is the same on one device and under a launcher of several processes (`torchrun`, `accelerate launch`): every process
+makes the same calls, the first one writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import BaseFileLock
+
+from ..maps import FlowMap
+from ..objectives import Objective
+from ..storage import checkpoints
+from ..system.devices import compiled
+from ..system.processes import LOST, Lost, all_of, first_line, is_lost, on_first, ranks, together
+from . import averages, log
+from .batches import as_source
+from .distributed import Engine, not_finite, start
+from .guards import Request, lock, signals
+from .loop import Step, train
+from .optimisers import Optimiser
+from .state import State, begin
+from .trackers import Trackers, open_trackers, values_of
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a `Trainer` does besides taking steps.
+
+    Attributes:
+        precision: type in which networks compute, by autocast; weights and times stay in float32.
+        compile: compile the objective; left out with a word where there is no compiler.
+        seed: of every draw.
+        checkpoint_every: steps between checkpoints.
+        keep: number of checkpoints that are kept, the last ones.
+        keep_every: keep each checkpoint whose step is a multiple of this too; 0 for none.
+        snapshot_every: steps between stored power-function EMAs.
+        log_every: steps between lines of log.jsonl.
+        patience: skipped steps in a row, those without a finite gradient, after which training ends.
+        track: trackers that get what the log gets: tensorboard, wandb, trackio.
+    """
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    seed: int = 0
+    checkpoint_every: int = 1_000
+    keep: int = 2
+    keep_every: int = 0
+    snapshot_every: int = 1_000
+    log_every: int = 50
+    patience: int = 20
+    track: tuple[str, ...] = ()
+
+
+class Trainer:
+    """An iterable of the steps of a training.
+
+    Args:
+        objective: what is minimised; its `flow_map`, any `FlowMap` round any `nn.Module`, is trained in place.
+        data: rows `(N, *shape)`; a pair of rows and their conditions, a tree of tensors with N rows; a `Source`; or an
+            iterable of batches, each `x1` or `(x1, cond)`.
+        folder: where checkpoints and log.jsonl go; none are written unless given.
+        steps: optimiser steps in all.
+        optimiser: its settings, the batch size among them.
+        settings: precision, checkpoints, log.
+        engine: device, and how several processes share the module; this machine's best device unless given.
+        stage: name of this training in checkpoints and log, where a folder has several one after the other.
+        earlier: names of the stages before it.
+        steps_before: optimiser steps of the stages before it, which trackers count too.
+        seconds: that those took.
+        config: what trackers show of the run.
+        stop: asked after each step; once it is true in any process, a checkpoint is saved and training ends there.
+        owns_folder: lock the folder and handle SIGINT and SIGTERM as a wish to stop; not where a caller does so.
+        say: prints a line.
+
+    Attributes:
+        seconds: of training so far, without those spent in `averaged`.
+        stopped: why training ended before its last step, `None` where it did not.
+        logged: the last line of the log.
+        resumed_from: name of the checkpoint that `resume` took over, `None` where there was none.
+        trackers: those at work, once training has begun.
+
+    Raises:
+        ValueError: settings, data and objective do not go together.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Any,
+        folder: str | Path | None = None,
+        *,
+        steps: int,
+        optimiser: Optimiser | None = None,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+        stage: str = "map",
+        earlier: Sequence[str] = (),
+        steps_before: int = 0,
+        seconds: float = 0.0,
+        config: dict[str, Any] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        owns_folder: bool = True,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.engine = start("auto") if engine is None else engine
+        self.steps, self.stage, self.earlier, self.steps_before = steps, stage, tuple(earlier), steps_before
+        self.optimiser = Optimiser() if optimiser is None else optimiser
+        self.settings = Settings() if settings is None else settings
+        self.folder = None if folder is None else Path(folder)
+        self.source = as_source(data, self.engine.device, say)
+        self.config, self.stop, self.owns_folder, self.say = config or {}, stop, owns_folder, say
+        self.seconds = seconds
+        self.stopped: str | None = None
+        self.resumed_from: str | None = None
+        self.logged: dict[str, Any] = {}
+        self.trackers = Trackers({}, say)
+        self._away = 0.0
+        self._locks: list[BaseFileLock] = []
+        self.flow_map = objective.flow_map
+        self._state = self._begin(objective)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _begin(self, objective: Objective) -> State:
+        objective = objective.to(self.engine.device)
+        if self.engine.shard:  # its weights become shares, the caller's map gets the whole ones at the end
+            objective = copy.deepcopy(objective)
+        evaluate = compiled(objective.evaluate, self.say) if self.settings.compile else None
+        precision = getattr(torch, self.settings.precision)
+        return begin(objective, self.optimiser, engine=self.engine, evaluate=evaluate, precision=precision)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self._state.step
+
+    def resume(self, name: str | None = None) -> bool:
+        """Go on from a checkpoint of the folder, to the bit.
+
+        Args:
+            name: of the checkpoint, such as `map-00001000`, or `previous` for the last but one; the last unless given.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ValueError: there is no folder or no checkpoint of that name, the checkpoint is damaged or of another
+                network, or the number of steps has changed where the schedules of the training do not allow it.
+        """
+        if self.folder is None:
+            raise ValueError("resume needs the folder of a training, got none: pass Trainer(..., folder=...).")
+        self._lock()
+        found = checkpoints.find(self.folder / CHECKPOINTS, name)
+        if found is None:
+            return False
+        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found, self._state.template)
+        self._check_length(about.get("steps", self.steps), int(about["step"]))
+        self._state.restore(tensors, about)
+        self.source.restore(about.get("data"))
+        self.seconds, self.resumed_from = about["seconds"], found
+        folder = self.folder
+        on_first(lambda: log.cut_back(folder, self.earlier, self.stage, self.step))
+        return True
+
+    def _check_length(self, before: int, taken: int) -> None:
+        """Refuse another number of steps where what was done so far depended on it."""
+        if self.steps == before or not taken:
+            return
+        if self.steps < taken:
+            raise ValueError(f"{taken:,} steps are taken already, got {self.steps:,} in all: give {taken:,} or more.")
+        if why := self.fixed_length():
+            raise ValueError(
+                f"a training of {before:,} steps cannot be made one of {self.steps:,}: {why}. Give {before:,} steps, "
+                "or start another training from its weights."
+            )
+
+    def fixed_length(self) -> str | None:
+        """Why the number of steps cannot be changed once training has begun; `None` if it can."""
+        if self.optimiser.decay != "constant":
+            return f"its learning rate falls along the {self.optimiser.decay} schedule to the last step"
+        if self._state.follows or self._state.objective.changes_with_progress():
+            return "its objective has a schedule that runs to the last step"
+        return None
+
+    def __iter__(self) -> Generator[Step, None, None]:
+        """Take the steps that are left, saving and logging as they are taken.
+
+        Raises:
+            ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
+        """
+        with contextlib.ExitStack() as stack:
+            asked: Callable[[], str | None] = lambda: None  # noqa: E731
+            if self.owns_folder:
+                asked = stack.enter_context(signals())
+                self._lock()
+                stack.callback(self._release)
+            stack.enter_context(explained(self.folder, self.last_checkpoint))
+            yield from self._steps(asked)
+
+    def _lock(self) -> None:
+        """Lock the folder, until training ends."""
+        if self.folder is not None and self.owns_folder and not self._locks:
+            folder = self.folder
+            on_first(lambda: self._locks.append(lock(folder)))
+
+    def _release(self) -> None:
+        for held in self._locks:
+            held.release()
+        self._locks.clear()
+
+    def _steps(self, asked: Callable[[], str | None]) -> Iterator[Step]:
+        state, settings, request = self._state, self.settings, Request()
+        if self.folder is not None and not self.resumed_from:
+            if self.earlier:
+                self.save()  # from which a run that is killed before the next one goes on
+            else:
+                path = self.folder / log.LOG
+                on_first(lambda: path.unlink(missing_ok=True))
+        self.trackers = self._open_trackers()
+        before, begun = self.seconds + self._away, time.monotonic()
+        options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.engine.device}
+        try:
+            for step in train(state, self.source, self.optimiser, **options):
+                self.seconds = time.monotonic() - begun + before - self._away
+                self._record(step)
+                yield step
+                # before the checkpoint, from which a run that is killed in between goes on
+                if self.folder and self.optimiser.widths and step.number % settings.snapshot_every == 0:
+                    names = list(state.parameters)
+                    averages.snapshot(self.folder, self.stage, step.number, names, state.averages)
+                if request(self.stop() or asked() is not None):
+                    self.stopped = asked() or "stop"
+                last = step.number == self.steps and self.folder and not self.fixed_length()
+                if self.stopped or last or step.number % settings.checkpoint_every == 0:
+                    self.save()
+                if self.stopped:
+                    return
+        except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
+            if state.whole and not together():
+                self.save()
+            raise
+        finally:
+            self.trackers.close()
+
+    def _record(self, step: Step) -> None:
+        """Log a step where its turn has come; end after too many skipped ones."""
+        state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
+        if state.waits or due:
+            state.guard.settle()
+            log.check_patience(self.settings.patience, self.stage, step, state, self.last_checkpoint)
+        if due:
+            self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
+            self.trackers.log(values_of(self.logged), self.steps_before + step.number)
+
+    def _open_trackers(self) -> Trackers:
+        if not self.settings.track:
+            return Trackers({}, self.say)
+        if self.folder is None:
+            raise ValueError(f"track={self.settings.track} needs a folder, got none: pass folder=... or leave it out.")
+        first = self.steps_before + self.step
+        return open_trackers(self.settings.track, self.folder, self.config, first=first, say=self.say)
+
+    def save(self) -> None:
+        """Save a checkpoint, unless the state has gone bad: then the last good one stays. Without a folder nothing.
+
+        Raises:
+            ValueError: a weight, an average or a moment is not finite, or the checkpoint cannot be written.
+        """
+        if self.folder is None:
+            return
+        state, settings, tensors = self._state, self.settings, self._state.tensors()
+        if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
+            raise ValueError(
+                f"the training state is not finite at step {state.step} of stage {self.stage} ({bad[0]}): lower "
+                f"--optimiser.rate or --optimiser.clip. {self.last_checkpoint()}"
+            )
+        about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": self.source.position()}
+        about |= {**log.versions(), "processes": ranks()}
+        kept = {"keep": settings.keep, "keep_every": settings.keep_every}
+        checkpoints.save(self.folder / CHECKPOINTS, f"{self.stage}-{state.step:08}", tensors, about, **kept)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[FlowMap]:
+        """The map with the EMA for weights, in evaluation mode, between two steps; each process calls this."""
+        flow_map, begun = self._state.objective.flow_map, time.monotonic()
+        mode = flow_map.training
+        try:
+            with self._state.averaged():
+                yield flow_map.eval()
+        finally:
+            flow_map.train(mode)
+            self._away += time.monotonic() - begun
+
+    def finish(self) -> FlowMap:
+        """Put the EMA into the map that was given, and write the other averages into the folder; each process calls it.
+
+        Returns:
+            The map.
+
+        Raises:
+            ValueError: its weights are not finite, or the folder cannot be written.
+        """
+        self._state.use_averages()
+        self.flow_map.load_state_dict(self._state.weights())
+        if bad := not_finite(self.flow_map.state_dict()):
+            raise ValueError(
+                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip. "
+                f"{self.last_checkpoint()}"
+            )
+        if self.folder is not None:
+            averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
+        return self.flow_map
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a training that has ended, but those of `keep_every` and, where it can be made
+        longer, the last one."""
+        if self.folder is not None:
+            folder, last = self.folder / CHECKPOINTS, f"{self.stage}-{self.step:08}"
+            kept = () if self.fixed_length() else (last,)
+            on_first(lambda: checkpoints.clear(folder, self.settings.keep_every, kept))
+
+    def last_checkpoint(self) -> str:
+        """What is left after a failure, in words, and how to go on."""
+        return "No checkpoint is kept, because no folder was given." if self.folder is None else left_in(self.folder)
+
+
+def left_in(folder: Path) -> str:
+    """The last checkpoint of a folder, in words, and how to go on from it."""
+    try:
+        names = checkpoints.names(folder / CHECKPOINTS)
+    except (OSError, ValueError) as error:
+        return f"Whether a checkpoint is left cannot be told: {folder / CHECKPOINTS} cannot be read ({error})."
+    if not names:
+        return "No checkpoint was saved before it."
+    return f"The last checkpoint, {names[-1]}, is intact: go on with the same command and --resume."
+
+
+@contextlib.contextmanager
+def explained(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
+    """While this lasts, errors of the disk and of other processes are raised as one line that says what is left.
+
+    Args:
+        folder: that is written.
+        left: the words for what is left.
+
+    Raises:
+        ValueError: the folder cannot be written; `Lost` if another process has ended.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}{where}. {left()}") from None
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise Lost(f"{LOST} ({first_line(error)}). {left()}") from None
