@@ -24,13 +24,12 @@ from ..system.devices import can_compile
 from ..system.processes import first_line, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
 from ..training.distributed import Engine, start
-from ..training.optimisers import build
+from ..training.optimisers import MIN_ROWS, build
 from ..velocities import Draw
 from . import initial, trackers
 from . import plan as plans
 from .folder import describe, given_teacher, source_of
 from .recipes import ImageRecipe, Optimiser, Recipe
-from .recipes.ranges import ROWS
 
 BYTES = 4
 """Of a number of weights, moments and averages, in float32."""
@@ -172,7 +171,7 @@ def _try(recipe: Recipe, stage: plans.Stage, objective: Objective, source: Sourc
 
 def _rows(recipe: Recipe) -> int:
     """How many are tried: of those that a process takes at a time a few."""
-    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * ROWS)
+    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
 
 
 def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: list[torch.Tensor]) -> dict[str, float]:
