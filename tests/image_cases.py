@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from flowmaps.cli.main import main as cli
+from flowmaps.cli import main as cli
 from flowmaps.data import Images
 from flowmaps.runs.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
 from flowmaps.runs.run import Run

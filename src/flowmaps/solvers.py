@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Time, check_time, like
@@ -66,6 +65,8 @@ def integrate(
 
     if steps is not None:
         return _fixed(field, x, method, steps)
+    from torchdiffeq import odeint  # imports scipy: half a second
+
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
     options = {"step_t": ends[1:]}  # land on t: no look beyond the end of time
     try:

@@ -23,7 +23,7 @@ from rich.console import Console
 import flowmaps as fm
 from flowmaps import data
 from flowmaps.cli import commands, sampling, terminal
-from flowmaps.cli.main import main as cli
+from flowmaps.cli import main as cli
 from flowmaps.runs import run as runs
 from flowmaps.runs.folder import RunFolder
 from flowmaps.storage import checkpoints as snapshots
@@ -420,15 +420,15 @@ def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
         ("train checkerboard --out OUT --steps", "Missing value for argument '--steps'"),
         ("train checkerboard --out OUT --steps 0", "--steps must be at least 1, got 0"),
         ("train checkerboard --out OUT --teacher-steps -3", "--teacher-steps must be at least 1, got -3"),
-        ("train checkerboard --out OUT --seed -1", "--seed must be from 0 to 2^32 - 1, got -1"),
+        ("train checkerboard --out OUT --seed -1", "--seed must be from 0 to 4,294,967,295, got -1"),
         ("train checkerboard --out OUT --interpolant spline", "'spline' for argument '--interpolant'. Expected one of"),
         ("train checkerboard --out OUT --optimiser.rate nan", "--optimiser.rate must be positive, got nan"),
         ("train checkerboard --out OUT --optimiser.batch 1", "--optimiser.batch must be at least 2, got 1"),
         ("train checkerboard --out OUT --optimiser.ema 1", "--optimiser.ema must be at least 0 and below 1, got 1.0"),
         ("train checkerboard --out OUT --network.width 0", "--network.width must be at least 1, got 0"),
         ("train checkerboard --out OUT --network.time-frequencies -1", "time-frequencies must be at least 0, got -1"),
-        ("train checkerboard --out OUT --evaluation.steps 0 4", "steps must be one or more numbers >= 1, got (0, 4)"),
-        ("train checkerboard --out OUT --evaluation.steps", "steps must be one or more numbers >= 1, got ()"),
+        ("train checkerboard --out OUT --evaluation.steps 0 4", "a list, each entry of it at least 1, got (0, 4)"),
+        ("train checkerboard --out OUT --evaluation.steps", "steps must be a list of 1 to 64 entries, got ()"),
         ("train checkerboard --out OUT --log-every 0", "--log-every must be at least 1, got 0"),
         ("train checkerboard --out OUT --device abacus", "--device abacus is not there"),
         ("train checkerboard --out OUT --data elsewhere", "must be 'checkerboard', 'digits' or a file ending in .npy"),
@@ -488,8 +488,8 @@ def test_classes_out_of_range_are_refused(capsys: pytest.CaptureFixture, classes
 def test_evaluations_that_are_refused_leave_the_last_one(capsys: pytest.CaptureFixture, board: Path):
     before = contents(board)
     for options, said in [
-        (["--steps", 0], "steps must be one or more numbers >= 1, got (0,)"),
-        (["--steps"], "steps must be one or more numbers >= 1, got ()"),
+        (["--steps", 0], "steps must be a list, each entry of it at least 1, got (0,)"),
+        (["--steps"], "steps must be a list of 1 to 64 entries, got ()"),
         (["--samples", 3], "samples must be at least 100, got 3"),
         (["--seed", "-1"], "seed must be from 0"),
         (["--stepz", 3], "did you mean --steps?"),

@@ -13,7 +13,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from flowmaps.cli import compare, main
+from flowmaps.cli import compare
+from flowmaps.cli.main import main
 from flowmaps.evaluation import measure
 from flowmaps.evaluation import rows as evaluate
 from flowmaps.methods import METHODS

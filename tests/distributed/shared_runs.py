@@ -154,7 +154,7 @@ def command(words: list[str], out: Path) -> int:
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(failed),
     ):
-        from flowmaps.cli.main import main as cli  # which asks for the number of its process when it is imported
+        from flowmaps.cli import main as cli  # which asks for the number of its process when it is imported
 
         try:
             cli.main(words)

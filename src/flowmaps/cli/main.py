@@ -11,16 +11,14 @@ import io
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import tyro
 
 from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
-from ..runs.recipes.images import Unused
 from ..system.processes import LOST, Lost, first_line, is_lost, together
+from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train
 from .terminal import FIRST
 
 T = TypeVar("T")
@@ -39,111 +37,6 @@ Learn a flow map, sample it in a few steps, measure it.
 {PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
 those of a recipe.
 """
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a recipe, then measure it: a table, metrics.json, figures and report.html in the folder --out."""
-
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Folder of the run; it must not exist, unless --resume is given. Only --check does without."""
-    resume: bool = False
-    """Go on with an interrupted run, with the options it began with."""
-    resume_from: str | None = None
-    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`; --resume
-    need not be given too."""
-    minutes: float | None = None
-    """Stop after so many minutes of training, to go on with --resume."""
-    check: bool = False
-    """Try all but the training, say what the run would take, and write nothing."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw samples from a trained map and write them to a file."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of a run."""
-    out: Path
-    """File to write, .npz (arrays `x`, and `labels` of classes), .npy or, of images, .png; it must not exist."""
-    steps: int = 4
-    """Jumps from noise to data."""
-    number: int = 10_000
-    """How many samples."""
-    label: int | None = None
-    """Class to sample, where the data have classes; all of them in turn unless given."""
-    guidance: float | None = None
-    """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
-    seed: int = 0
-    """Seed of the noise."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a trained map again: print the table, write metrics.json, figures and report.html into its folder."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of a run."""
-    steps: tuple[int, ...] | None = None
-    """Numbers of jumps; the recipe's unless given."""
-    samples: int | None = None
-    """Samples of each row; the recipe's unless given."""
-    features: str | None = None
-    """Network whose features of images are compared, `efficientnet-lite0:SIZE`, `inception`, or `inception:WEIGHTS`;
-    the recipe's unless given."""
-    seed: int | None = None
-    """Seed of noise and data; the recipe's unless given."""
-
-
-@dataclass(frozen=True)
-class Average:
-    """Make a run like one that is there, with another moving average for weights, to be sampled and measured."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of a finished run."""
-    out: Path
-    """Folder of the new one; it must not exist."""
-    width: float | None = None
-    """Relative width of a power-function average, for a run trained with --optimiser.widths."""
-    decay: float | None = None
-    """Decay of one of the averages that the run was trained with, --optimiser.emas."""
-    step: int | None = None
-    """With --width: average the steps up to this one; all of them unless given."""
-    stage: str = "map"
-    """Stage whose map gets it."""
-
-
-@dataclass(frozen=True)
-class Compared(Recipe):
-    """A recipe without the options that a comparison does not use."""
-
-    name: Unused[str]
-    method: Unused[str] = Recipe.method
-    shard: Unused[bool] = Recipe.shard
-    checkpoint_every: Unused[int] = Recipe.checkpoint_every
-    keep: Unused[int] = Recipe.keep
-    keep_every: Unused[int] = Recipe.keep_every
-    snapshot_every: Unused[int] = Recipe.snapshot_every
-    show_every: Unused[int] = Recipe.show_every
-    log_every: Unused[int] = Recipe.log_every
-    track: Unused[tuple[Literal["tensorboard", "wandb", "trackio"], ...]] = Recipe.track
-    patience: Unused[int] = Recipe.patience
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
-
-    recipe: Annotated[Compared, tyro.conf.arg(name="")]
-    out: Path = field(default=Path("runs/compare"))
-    """Folder to write; it must not exist, unless --resume is given."""
-    methods: tuple[str, ...] = ("all",)
-    """Methods to compare, or `all`."""
-    budget: float = 120.0
-    """Seconds of training for each method, its teacher included."""
-    resume: bool = False
-    """Go on in the folder of an interrupted comparison, or with more methods."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,7 +135,9 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 def _train(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("train", words)
-    given = _parse(Train, rest, program, Train(recipe=recipe))
+    options = ImageOptions(**vars(recipe)) if isinstance(recipe, ImageRecipe) else recipe
+    given = _parse(Train, rest, program, Train(recipe=options))
+    recipe = type(recipe)(**vars(given.recipe))
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
@@ -250,9 +145,9 @@ def _train(words: list[str]) -> None:
     from . import commands
 
     if given.check or given.out is None:
-        return commands.check(given.recipe, given.out)
-    options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
-    commands.train(given.recipe, given.out, **options, again=_again(words))
+        return commands.check(recipe, given.out)
+    how = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
+    commands.train(recipe, given.out, **how, again=_again(words))
 
 
 def _again(words: list[str]) -> str:

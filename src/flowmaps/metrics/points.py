@@ -17,7 +17,6 @@ import math
 from typing import Any, Protocol
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -115,6 +114,8 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
         ValueError: shapes differ, there are no rows, or values are not finite.
         ValueError: the simplex did not reach the minimum.
     """
+    import ot  # takes two seconds
+
     rows, others = _pair(a, b, "a", "b")
     cost = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square_()
     uniform = np.full(len(rows), 1 / len(rows))

@@ -25,13 +25,12 @@ from ..system.processes import first_line, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
 from ..training import trackers
 from ..training.distributed import Engine, start
-from ..training.optimisers import build
+from ..training.optimisers import MIN_ROWS, build
 from ..velocities import Draw
 from . import inherit, initial
 from .folder import describe, open_source
 from .plan import Plan, Stage, resolve
 from .recipes import ImageRecipe, Optimiser, Recipe
-from .recipes.ranges import ROWS
 
 BYTES = 4
 """Of a number of weights, moments and averages, in float32."""
@@ -176,7 +175,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
 
 def _rows(recipe: Recipe) -> int:
     """How many are tried: of those that a process takes at a time a few."""
-    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * ROWS)
+    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
 
 
 def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: list[torch.Tensor]) -> dict[str, float]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 from torch import Tensor
 from torch.optim import Optimizer
+
+from .averages import NARROWEST, WIDEST
+from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
+
+MIN_ROWS = 2
+"""Fewest rows that a process takes at a time: an objective of two halves needs one for each."""
+
+RelativeWidth = Annotated[float, Interval(ge=NARROWEST, le=WIDEST)]
 
 
 @dataclass(frozen=True)
@@ -18,30 +27,30 @@ class Optimiser:
 
     kind: Literal["adam", "adamw", "radam", "muon"] = "adam"
     """The optimiser. Muon is for the matrices between hidden layers, AdamW beside it for all other weights."""
-    batch: int = 1024
+    batch: Annotated[int, Ge(MIN_ROWS), Le(2**24)] = 1024
     """Rows of a step, over all processes."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Ge(1), Le(2**16)] = 1
     """Parts in which a process takes its rows, one after the other: less memory, the same step."""
-    rate: float = 8e-3
+    rate: Annotated[float, Gt(0), Le(100)] = 8e-3
     """Highest learning rate."""
-    warmup: int = 200
+    warmup: CountOrNone = 200
     """Steps over which the rate rises."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls to its floor; `constant` leaves it where it is."""
-    floor: float = 0.01
+    floor: Share = 0.01
     """Last learning rate, as a share of the highest."""
-    clip: float = 10.0
+    clip: Annotated[float, Gt(0), Le(1e9)] = 10.0
     """Largest norm of the gradient."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Interval(ge=0, le=100)] = 0.0
     """Decoupled weight decay of adamw, radam and muon, a share of the rate."""
-    ema: float = 0.999
+    ema: ShareBelowOne = 0.999
     """Decay of the moving average of the weights that becomes the map."""
-    emas: tuple[float, ...] = ()
+    emas: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()
     """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
-    widths: tuple[float, ...] = ()
+    widths: Annotated[tuple[RelativeWidth, ...], Len(0, 16), Predicate(without_repeats)] = ()
     """Relative widths of power-function averages, such as 0.05 0.1, of whose snapshots `flowmaps average` makes one of
     any other width."""
-    beta2: float = 0.999
+    beta2: ShareBelowOne = 0.999
     """Adam's decay of the mean square of the gradient."""
 
 

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
 from ...training.optimisers import Optimiser
+from ...training.settings import Count, CountOrNone, PositiveShare, Share, ShareBelowOne, printable, without_repeats
+
+Width = Annotated[int, Ge(1), Le(2**16)]
+Depth = Annotated[int, Ge(1), Le(1_000)]
+Frequencies = Annotated[int, Ge(0), Le(1_000)]
+Samples = Annotated[int, Ge(100), Le(10**8)]
+Points = Annotated[int, Ge(10), Le(10**6)]
+SolverSteps = Annotated[int, Ge(1), Le(10**5)]
+Word = Annotated[str, Len(1, 200), Predicate(printable)]
+PathOrNone = Annotated[str, Len(0, 4_096), Predicate(printable)]
+
+
+def rising(numbers: tuple[float, ...]) -> bool:
+    """Whether each number of a list is above the one before it."""
+    return all(low < high for low, high in pairwise(numbers))
 
 
 @dataclass(frozen=True)
 class Network:
     """The multilayer perceptron; its fields are those of `flowmaps.nn.MLP`."""
 
-    width: int = 128
+    width: Width = 128
     """Hidden width."""
-    depth: int = 4
+    depth: Depth = 4
     """Hidden layers."""
     residual: bool = True
     """Add each hidden layer to its input."""
-    time_frequencies: int = 4
+    time_frequencies: Frequencies = 4
     """Frequencies of the features of s and t - s."""
-    space_frequencies: int = 0
+    space_frequencies: Frequencies = 0
     """Frequencies of the features of x; 0 for plain x."""
-    modulation: int = 32
+    modulation: Annotated[int, Ge(0), Le(2**16)] = 32
     """Width of the embedding of (s, t) that scales and shifts each layer; 0 for none."""
 
 
@@ -30,17 +48,17 @@ class Network:
 class Evaluation:
     """What is measured at the end."""
 
-    steps: tuple[int, ...] = (1, 2, 4, 8)
+    steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64)] = (1, 2, 4, 8)
     """Numbers of jumps."""
-    samples: int = 1_000_000
+    samples: Samples = 1_000_000
     """Samples for KL."""
-    points: int = 5_000
+    points: Points = 5_000
     """Points for W2, energy distance and map error."""
-    chunk: int = 10_000
+    chunk: Count = 10_000
     """Samples generated at a time."""
-    tolerance: float = 1e-5
+    tolerance: Annotated[float, Interval(ge=1e-12, le=0.5)] = 1e-5
     """Tolerance of the teacher's dopri5."""
-    euler: int = 80
+    euler: SolverSteps = 80
     """Steps of the teacher's Euler solver."""
 
 
@@ -48,43 +66,43 @@ class Evaluation:
 class Recipe:
     """All that a run depends on."""
 
-    name: str
+    name: Word
     """Name of the recipe."""
-    method: str = "lmd"
+    method: Word = "lmd"
     """How the map is learned: the name of a function of `flowmaps.methods`."""
-    data: str = ""
+    data: PathOrNone = ""
     """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
     `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
-    steps: int = 6_000
+    steps: Count = 6_000
     """Optimiser steps of the map (shared out among its stages)."""
-    teacher_steps: int = 6_000
+    teacher_steps: Count = 6_000
     """Optimiser steps of the teacher, for a method that needs one; the others add them to their own. None are taken
     with --teacher."""
     interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
     """Path between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
-    from_base: float = 0.25
+    from_base: Share = 0.25
     """Share of a distillation's rows that start from noise, s = 0, where one-step samples do."""
-    late: float = 1.0
+    late: Annotated[float, Interval(ge=1, le=10)] = 1.0
     """Pull of the times of velocity matching towards the data, t <- 1 - (1 - t)^late: 1 for none."""
-    adaptive: float = 0.5
+    adaptive: Share = 0.5
     """Power of the adaptive weight of lmd, emd and neural_operator, 0 for none: 0.5 makes jumps between modes sharp."""
-    guidance: tuple[float, ...] = ()
+    guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
     """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
     `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
-    label_dropout: float = 0.1
+    label_dropout: ShareBelowOne = 0.1
     """Share of the rows whose label is dropped, with --guidance."""
-    careful: float = 0.25
+    careful: PositiveShare = 0.25
     """Rate of the methods that are unstable at the full one (esd, meanflow, sct, ayf_emd and their kin), as a share."""
-    map_rate: float = 1.0
+    map_rate: PositiveShare = 1.0
     """Rate of a map that learns from a teacher, as a share of the teacher's."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
-    teacher: str = ""
+    teacher: PathOrNone = ""
     """Folder of a finished run whose velocity is the teacher, for a method that learns from one; unless it is given, a
     teacher is trained first."""
-    from_run: str = ""
+    from_run: PathOrNone = ""
     """Folder of a finished run from whose weights the map starts; a method that starts from a trained velocity or from
     a map of a strip takes those for it, and trains none first."""
     stop: Literal["velocity", "target"] = "velocity"
@@ -93,9 +111,9 @@ class Recipe:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
     float16 the loss is scaled."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of weights, batches, times and samples."""
-    device: str = "auto"
+    device: Word = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
     compile: bool = True
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
@@ -103,21 +121,21 @@ class Recipe:
     shard: bool = False
     """With several processes, share out weights, moments and averages among them (FSDP2) where each would have a copy
     (DDP)."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: Count = 1_000
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, Ge(1), Le(10**6)] = 2
     """Checkpoints that are kept, the last ones."""
-    keep_every: int = 0
+    keep_every: CountOrNone = 0
     """Keep each checkpoint whose step is a multiple of this too; 0 for none."""
-    snapshot_every: int = 1_000
+    snapshot_every: Count = 1_000
     """Steps between snapshots of the power-function averages, with --optimiser.widths."""
-    show_every: int = 2_000
+    show_every: CountOrNone = 2_000
     """Steps between pictures of samples while training; 0 for none."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between lines of log.jsonl."""
-    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Predicate(without_repeats)] = ()
     """Trackers that are told what log.jsonl is told, and shown the pictures."""
-    patience: int = 20
+    patience: Annotated[int, Ge(1), Le(10**6)] = 20
     """Steps in a row without a finite gradient, which are skipped, after which the run stops."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Annotated, Literal
 
-import tyro
+from annotated_types import Ge, Gt, Le, Len, Predicate
 
-from .fields import Evaluation, Network, Optimiser, Recipe
+from ...training.settings import Count, CountOrNone, ShareBelowOne, printable
+from .fields import Depth, Evaluation, Frequencies, Optimiser, Points, Recipe, Samples, SolverSteps, Width
 
-T = TypeVar("T")
-Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]  # no option
+Pixels = Annotated[int, Ge(1), Le(2**14)]
 
 
 @dataclass(frozen=True)
 class UNetNetwork:
     """The U-Net; its fields are those of `flowmaps.nn.UNet`."""
 
-    width: int = 128
+    width: Width = 128
     """Channels of the first level."""
-    multipliers: tuple[int, ...] = (2, 2, 2)
+    multipliers: Annotated[tuple[Annotated[int, Ge(1), Le(1_024)], ...], Len(1, 16)] = (2, 2, 2)
     """Channels of each level, as multiples of the width; each has half the resolution of the last."""
-    blocks: int = 4
+    blocks: Annotated[int, Ge(1), Le(100)] = 4
     """Residual blocks of a level."""
-    attention: tuple[int, ...] = (16,)
+    attention: Annotated[tuple[Pixels, ...], Len(0, 16)] = (16,)
     """Resolutions with self-attention."""
-    head: int = 64
+    head: Width = 64
     """Channels of a head of attention."""
-    dropout: float = 0.13
+    dropout: ShareBelowOne = 0.13
     """Share of activations dropped while training the teacher, or a map without one."""
-    patch: int = 1
+    patch: Pixels = 1
     """Side of the square of pixels that is taken as one."""
-    frequencies: int = 8
+    frequencies: Frequencies = 8
     """Frequencies of the features of s and t - s."""
 
 
@@ -41,19 +41,19 @@ class UNetNetwork:
 class DiTNetwork:
     """The transformer, with --backbone dit; its fields are those of `flowmaps.nn.DiT`."""
 
-    patch: int = 2
+    patch: Pixels = 2
     """Side of the square of pixels that is one token."""
-    width: int = 384
+    width: Width = 384
     """Hidden width."""
-    depth: int = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: int = 6
+    heads: Annotated[int, Ge(1), Le(2**12)] = 6
     """Heads of attention."""
-    ratio: float = 4.0
+    ratio: Annotated[float, Gt(0), Le(100)] = 4.0
     """Width of the perceptron of a block, as a multiple of the width."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Share of activations dropped while training the teacher, or a map without one."""
-    frequencies: int = 8
+    frequencies: Frequencies = 8
     """Frequencies of the features of s and t - s."""
 
 
@@ -61,29 +61,29 @@ class DiTNetwork:
 class ImageEvaluation(Evaluation):
     """What is measured at the end."""
 
-    samples: int = 50_000
+    samples: Samples = 50_000
     """Samples of each row; 50,000 for a figure to be quoted."""
-    reference: int = 0
+    reference: CountOrNone = 0
     """Training images that samples are compared with, spread evenly over the data; 0 for all."""
-    points: int = 5_000
+    points: Points = 5_000
     """Samples of them for kernel distance, precision, recall and map error; of latents for W2, or fewer if they are
     large."""
-    chunk: int = 500
+    chunk: Count = 500
     """Samples generated at a time."""
-    euler: int = 18
+    euler: SolverSteps = 18
     """Steps of the teacher's Heun solver, of two evaluations each."""
-    features: str = "efficientnet-lite0:128"
+    features: Annotated[str, Len(1, 4_096), Predicate(printable)] = "efficientnet-lite0:128"
     """Network whose features are compared: `efficientnet-lite0:SIZE` with the size in pixels that images are enlarged
     to, `inception`, or `inception:FILE` with its weights."""
 
 
 @dataclass(frozen=True)
 class ImageRecipe(Recipe):
-    """All that a run on images depends on."""
+    """All that a run on images depends on; `network` is of points alone, and no option here."""
 
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
-    resolution: int = 0
+    resolution: Annotated[int, Ge(0), Le(2**14)] = 0
     """Average images down to this size; 0 leaves them as they are."""
     flips: bool = True
     """Mirror images at random while training, latents never."""
@@ -93,7 +93,6 @@ class ImageRecipe(Recipe):
     """Forget the activations of blocks and compute them again in the backward pass: less memory, more time."""
     unet: UNetNetwork = field(default_factory=UNetNetwork)
     dit: DiTNetwork = field(default_factory=DiTNetwork)
-    network: Unused[Network] = field(default_factory=Network)
     evaluation: ImageEvaluation = field(default_factory=ImageEvaluation)
 
 

@@ -1,0 +1,170 @@
+"""Settings as frozen dataclasses: the annotation of a field is its type and its range, and both are checked.
+
+Annotated[float, Gt(0), Le(100)]          bounds are told one by one: "must be positive", "must be at most 100"
+Annotated[float, Interval(ge=0, lt=1)]    an interval is told whole: "must be at least 0 and below 1"
+tuple[Annotated[int, Ge(1)], ...]         what each entry of a list must be
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Predicate
+
+T = TypeVar("T")
+
+# The greatest numbers are far beyond what is of use, and below what would bring a machine down.
+Count = Annotated[int, Ge(1), Le(10**9)]
+CountOrNone = Annotated[int, Ge(0), Le(10**9)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def check(group: Any) -> None:
+    """Refuse a dataclass of settings with a value of the wrong type or out of range.
+
+    Raises:
+        ValueError: names the first such field as an option, such as --optimiser.batch, and what it must be.
+    """
+    for name, value, hint in options(group):
+        if (allowed := requirement(value, hint)) is not None:
+            raise ValueError(f"--{name} must be {allowed}, got {shown(value)}.")
+
+
+def options(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each field of a dataclass as an option, such as `optimiser.batch`, with its value and its annotation."""
+    hints = hints_of(type(group))
+    for field in fields(group):
+        value, hint, name = getattr(group, field.name), hints[field.name], prefix + field.name.replace("_", "-")
+        if is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
+            yield from options(value, f"{name}.")
+        else:
+            yield name, value, hint
+
+
+@functools.cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass by the names of its fields, ranges included."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it."""
+    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def requirement(value: Any, hint: Any) -> str | None:
+    """What a value must be, in words, if it has not the type or is not in the range of an annotation; else `None`."""
+    kind, ranges = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
+    if not _has_type(value, kind):
+        return type_in_words(kind)
+    for entry in value if get_origin(kind) is tuple else ():
+        if (words := requirement(entry, get_args(kind)[0])) is not None:
+            return f"a list, each entry of it {words}"
+    return next((words for bounds in ranges if (words := _out_of(bounds, value)) is not None), None)
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value has a type, its entries left aside: a truth value is no number, a whole number is one."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    kinds = (int, float) if kind is float else (get_origin(kind) or kind,)
+    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+
+
+def type_in_words(kind: Any) -> str:
+    """A type of settings, in words."""
+    if get_origin(kind) is Annotated:
+        return type_in_words(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return f"a list, each entry of it {type_in_words(get_args(kind)[0])}"
+    return NAMES.get(kind) or f"the options of a {kind.__name__}"
+
+
+def _out_of(bounds: Any, value: Any) -> str | None:
+    """What the bounds of an annotation ask for, in words, if a value breaks them; NaN breaks all of them."""
+    match bounds:
+        case Gt(gt=low):
+            inside, words = value > low, "positive" if low == 0 else f"above {_number(low)}"
+        case Ge(ge=low):
+            inside, words = value >= low, f"at least {_number(low)}"
+        case Lt(lt=high):
+            inside, words = value < high, f"below {_number(high)}"
+        case Le(le=high):
+            inside, words = value <= high, f"at most {_number(high)}"
+        case Interval():
+            broken = [_out_of(bound, value) for bound in bounds]
+            inside, words = not any(broken), _interval(bounds)
+        case Len(min_length=least, max_length=int(most)):
+            what = f"{least} to {most:,}"
+            words = f"text of {what} characters" if isinstance(value, str) else f"a list of {what} entries"
+            inside = least <= len(value) <= most
+        case Predicate(func=function):
+            inside, words = function(value), function.__name__.replace("_", " ")
+        case _:
+            raise TypeError(f"no check for the annotation {bounds!r}")
+    return None if inside else words
+
+
+def _interval(bounds: Interval) -> str:
+    if bounds.ge is not None and bounds.le is not None:
+        return f"from {_number(bounds.ge)} to {_number(bounds.le)}"
+    low, high = ([bound for bound in bounds if isinstance(bound, kinds)] for kinds in ((Gt, Ge), (Lt, Le)))
+    return " and ".join(str(_out_of(bound, float("nan"))) for bound in (*low, *high))
+
+
+def _number(number: Any) -> str:
+    return f"{number:g}" if isinstance(number, float) else f"{number:,}"
+
+
+def printable(text: str) -> bool:
+    """Whether a text has no control characters."""
+    return text.isprintable()
+
+
+def without_repeats(values: tuple[Any, ...]) -> bool:
+    """Whether no two entries of a list are the same to six digits, those that names of files have."""
+    return len({six_digits(value) for value in values}) == len(values)
+
+
+def six_digits(value: Any) -> str:
+    """A number as names of files have it, other values as they are."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """A dataclass of settings from the object of a JSON text: lists as tuples; fields left out have their defaults.
+
+    Args:
+        kind: the dataclass.
+        values: by the names of its fields, groups of settings as objects, which must not be left out.
+        prefix: of the fields' names in messages.
+
+    Raises:
+        ValueError: a field is missing or unknown, or a group is no object; types and ranges are `check`'s.
+    """
+    hints, known, given = hints_of(kind), {field.name: field for field in fields(kind)}, dict[str, Any]()  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"it has {shown(prefix + str(unknown[0]))}, which is no option.")
+    for name, field in known.items():
+        group = is_dataclass(hints[name])
+        if name not in values:
+            if group or (field.default is MISSING and field.default_factory is MISSING):
+                raise ValueError(f"it has no {prefix}{name}.")
+            continue
+        value = values[name]
+        if group and not isinstance(value, Mapping):
+            raise ValueError(f"--{prefix}{name} must be {type_in_words(hints[name])}, got {shown(value)}.")
+        if group:
+            value = read(hints[name], value, f"{prefix}{name}.")
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
