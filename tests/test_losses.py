@@ -1,4 +1,4 @@
-"""Weights and distances against their formulas, written out."""
+"""Distances and weights against their formulas, written out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from cases import INTERPOLANTS
 from flowmaps.interpolants import Linear, VarianceExploding
 from flowmaps.losses import (
     Adaptive,
+    Cauchy,
+    Chain,
     Constant,
     Learned,
-    OnJump,
+    Perceptual,
     PerNoise,
     Power,
     PseudoHuber,
     SplitPower,
     StripWeight,
     TruncatedSNR,
+    absolute,
+    measure,
     squared,
 )
 
@@ -41,12 +45,26 @@ def test_squared_sums_over_dimensions_and_keeps_rows_apart():
 
 
 def test_pseudo_huber_is_the_papers_formula_and_its_limits():
-    r, (_, s, t) = residual(5, 3), uniforms(5)
-    norms, d = r.norm(dim=1), squared(r)
-    torch.testing.assert_close(PseudoHuber(0.3)(d, s, t), (norms**2 + 0.09).sqrt() - 0.3)
-    torch.testing.assert_close(PseudoHuber(1e-9)(d, s, t), norms, rtol=1e-6, atol=0)  # far away: the norm
-    torch.testing.assert_close(PseudoHuber(1e4)(d, s, t), norms**2 / 2e4, rtol=1e-6, atol=0)  # near zero: squared
-    assert PseudoHuber(0.3)(torch.zeros(5), s, t).tolist() == [0] * 5
+    r = residual(5, 3)
+    norms = r.norm(dim=1)
+    torch.testing.assert_close(PseudoHuber(0.3)(r), (norms**2 + 0.09).sqrt() - 0.3)
+    torch.testing.assert_close(PseudoHuber(1e-9)(r), norms, rtol=1e-6, atol=0)  # far away: the norm
+    torch.testing.assert_close(PseudoHuber(1e4)(r), norms**2 / 2e4, rtol=1e-6, atol=0)  # near zero: squared
+    assert PseudoHuber(0.3)(torch.zeros(5, 3)).tolist() == [0] * 5
+
+
+def test_cauchy_and_absolute_are_their_formulas():
+    r = residual(5, 3, 2)
+    for got, row in zip(Cauchy(0.3)(r).tolist(), r, strict=True):
+        assert got == pytest.approx(math.log(1 + float(row.square().sum()) / (2 * 0.09)))
+    assert absolute(r).tolist() == pytest.approx([sum(abs(float(v)) for v in row.flatten()) for row in r])
+
+
+def test_a_distance_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"one number for each row, shape \(5,\), got \(5, 3\): sum over the other axes"):
+        measure(torch.square, residual(5, 3))
+    with pytest.raises(ValueError, match=r"got \(\)"):
+        measure(Perceptual(torch.nn.functional.mse_loss), residual(5, 3), residual(5, 3))
 
 
 def test_constant_power_and_strip():
@@ -94,17 +112,7 @@ def test_learned_weight_starts_at_one_and_settles_at_the_log_of_the_distance():
     torch.testing.assert_close(factor.detach(), torch.ones_like(s), rtol=0, atol=0.15)
 
 
-# distances of the jump, and weights by noise -------------------------------------------------------------------------
-
-
-def test_on_jump_is_the_distance_of_the_jump():
-    r, (_, s, t) = residual(7, 3), uniforms(7)
-    jump = (t - s)[:, None] * r
-    d = squared(r)
-    torch.testing.assert_close(OnJump(Constant())(d, s, t), squared(jump))
-    torch.testing.assert_close(OnJump(Constant())(d, s, t), Power(2)(d, s, t))
-    torch.testing.assert_close(OnJump(PseudoHuber(0.2))(d, s, t), (jump.square().sum(1) + 0.04).sqrt() - 0.2)
-    assert not torch.allclose(OnJump(PseudoHuber(0.2))(d, s, t), Power(2)(PseudoHuber(0.2)(d, s, t), s, t))
+# weights by noise and by the first leg -------------------------------------------------------------------------------
 
 
 QUIET = ["linear", "trigonometric", "variance-preserving", "variance-exploding"]
@@ -119,10 +127,7 @@ def test_per_noise_is_the_weight_of_improved_consistency_training(name: str):
     w = s + split * (t - s)
     lost = path.noise_to_signal(s, scale) - path.noise_to_signal(w, scale)
     expected = d / lost.clamp_max(80)
-    torch.testing.assert_close(PerNoise(Constant(), path, scale)(d, s, t, split), expected)
-    inner = OnJump(PseudoHuber(0.1))
-    expected = inner(d, s, t) / lost.clamp_max(80)
-    torch.testing.assert_close(PerNoise(inner, path, scale)(d, s, t, split), expected)
+    torch.testing.assert_close(PerNoise(path, scale)(d, s, t, split), expected)
 
 
 def test_per_noise_on_edms_grid():
@@ -132,7 +137,7 @@ def test_per_noise_on_edms_grid():
     sigma = 80 * (torch.arange(18, dtype=torch.float64) / 17) ** 7
     s, one = 1 - (i + 1) / 17, torch.ones(17, dtype=torch.float64)
     split = (1 / 17) / (1 - s)
-    got = PerNoise(Constant(), path, 80.0)(one, s, one, split)
+    got = PerNoise(path, 80.0)(one, s, one, split)
     torch.testing.assert_close(got, 1 / sigma.diff(), rtol=1e-6, atol=0)
 
 
@@ -140,7 +145,7 @@ def test_per_noise_is_held_where_there_is_no_noise_to_lose():
     """At 1e-4 of the noise at hand; and from s = 0, where sigma is infinite, the difference counts as 80."""
     one = torch.ones(3, dtype=torch.float64)
     s, split = torch.tensor([0.0, 0.5, 0.2], dtype=torch.float64), torch.tensor([0.5, 0.0, 1e-6], dtype=torch.float64)
-    got = PerNoise(Constant(), Linear())(one, s, one, split).tolist()
+    got = PerNoise(Linear())(one, s, one, split).tolist()
     assert got == pytest.approx([1 / 80, 1e4, 1e4 / 4])
 
 
@@ -151,7 +156,7 @@ def test_split_power_and_the_two_weights_of_alphaflow():
     torch.testing.assert_close(SplitPower(-1.0)(d, s, t, split), d / split)
     torch.testing.assert_close(SplitPower(0.0)(d, s, t, split), d)
     d = d.requires_grad_()
-    value = SplitPower(1.0, Adaptive(1.0, 1e-3))(d, s, t, split)
+    value = Chain(Adaptive(1.0, 1e-3), SplitPower(1.0))(d, s, t, split)
     torch.testing.assert_close(value, split * d / (d + 1e-3))
     (gradient,) = torch.autograd.grad(value.sum(), d)
     torch.testing.assert_close(gradient, split / (d.detach() + 1e-3))
@@ -208,22 +213,22 @@ def test_truncated_snr_is_regular_where_the_times_meet():
 def test_weights_of_a_first_leg_ask_for_its_share():
     d, s, t = uniforms(5)
     with pytest.raises(ValueError, match="PerNoise is for a composition of two legs: it needs the share of the first"):
-        PerNoise(Constant(), Linear())(d, s, t)
+        PerNoise(Linear())(d, s, t)
     with pytest.raises(ValueError, match="SplitPower is for a composition of two legs: it needs the share"):
         SplitPower(1.0)(d, s, t)
 
 
-def test_the_share_reaches_a_weight_within_a_weight():
+def test_a_chain_applies_its_weights_in_order():
     d, s, t = uniforms(5)
     split = torch.full_like(s, 0.25)
-    torch.testing.assert_close(OnJump(SplitPower(-1.0))(d, s, t, split), 4 * (t - s) ** 2 * d)
-    nested = PerNoise(SplitPower(-1.0), VarianceExploding(5.0, 1.0))(d, s, torch.ones_like(s), split)
+    torch.testing.assert_close(Chain(Power(2.0), SplitPower(-1.0))(d, s, t, split), 4 * (t - s) ** 2 * d)
+    one, other = Chain(Constant(2.0), Adaptive()), Chain(Adaptive(), Constant(2.0))
+    torch.testing.assert_close(one(d, s, t), 2 * d / (2 * d + 1e-3))
+    torch.testing.assert_close(other(d, s, t), 2 * d / (d + 1e-3))
+    nested = Chain(SplitPower(-1.0), PerNoise(VarianceExploding(5.0, 1.0)))(d, s, torch.ones_like(s), split)
     torch.testing.assert_close(nested, 4 * d / (0.25 * (1 - s)))
-    huber = PerNoise(OnJump(PseudoHuber(math.pi)), Linear())
-    torch.testing.assert_close(
-        SplitPower(2.0, huber)(d, s, torch.ones_like(s), split),
-        split**2 * huber(d, s, torch.ones_like(s), split),
-    )
+    with pytest.raises(ValueError, match="Chain needs at least one weight, got none"):
+        Chain()
 
 
 def test_parameters_that_are_refused():
@@ -231,7 +236,8 @@ def test_parameters_that_are_refused():
         (lambda: Constant(0), "value > 0, got 0"),
         (lambda: StripWeight(1.5), r"width in \(0, 1\], got 1.5"),
         (lambda: Adaptive(offset=0.0), "offset > 0, got 0.0"),
-        (lambda: PseudoHuber(-1.0), "scale > 0, got -1.0"),
+        (lambda: PseudoHuber(-1.0), "PseudoHuber needs scale > 0, got -1.0"),
+        (lambda: Cauchy(0.0), "Cauchy needs scale > 0, got 0.0"),
     ]:
         with pytest.raises(ValueError, match=words):
             make()

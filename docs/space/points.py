@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 from flowmaps import times
 from flowmaps.equations import Equation, Eulerian, Lagrangian, Semigroup, Stop
+from flowmaps.losses import Power
 from flowmaps.maps import AverageVelocity
-from flowmaps.objectives import MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
+from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
 from flowmaps.velocities import FromInterpolant, FromMap
 
 from . import words
@@ -50,7 +51,6 @@ def point(objective: Objective) -> Point:
     """The coordinates of an objective, read off what it is composed of."""
     main = off_diagonal(objective)
     equation = None if isinstance(main, VelocityMatching) else main.equation
-    word, on_jump = words.weight(main.weight)
     return Point(
         equation=_equation(equation),
         path=words.name(main.interpolant),
@@ -60,8 +60,8 @@ def point(objective: Objective) -> Point:
         split=_split(main),
         stop=_stop(equation),
         target=_target(main),
-        compared=_compared(main, on_jump),
-        weight=word,
+        compared=_compared(main),
+        weight=words.loss(main.distance, main.weight),
         tangent=_tangent(main),
         diagonal=_diagonal(objective),
         coupling=words.coupling(main.coupling),
@@ -163,15 +163,17 @@ def _target(main: Main) -> str:
     return "itself"
 
 
-def _compared(main: Main, on_jump: bool) -> str:
+def _compared(main: Main) -> str:
     match main:
         case RoundTrip():
             return "u and X"
-        case MapMatching(at_data=True):
+        case MapMatching(compare=Compare.DATA):
             return "X at the data end"
+        case MapMatching(compare=Compare.JUMP):
+            return "X"
         case MapMatching(equation=Equation(normalise=float())) if not isinstance(main.flow_map, AverageVelocity):
             return "output"
-    return "X" if on_jump else "u"
+    return "X" if isinstance(main.weight, Power) and main.weight.exponent == 2 else "u"
 
 
 def _tangent(main: Main) -> str:

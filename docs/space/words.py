@@ -10,13 +10,18 @@ from flowmaps.losses import (
     Adaptive,
     Constant,
     Learned,
-    OnJump,
+    Cauchy,
+    Chain,
+    Distance,
+    Perceptual,
     PerNoise,
     Power,
     PseudoHuber,
     SplitPower,
     TruncatedSNR,
     Weight,
+    absolute,
+    squared,
 )
 from flowmaps.maps import FlowMap, Frozen, Near
 from flowmaps.solvers import SolverFlow
@@ -94,33 +99,44 @@ def pairs(law: times.Times) -> str:
     return name(law)
 
 
-def weight(part: Weight) -> tuple[str, bool]:
-    """The words of a weight, and whether it is of the residual of X rather than of u."""
+def loss(distance: Distance, part: Weight) -> str:
+    """The words of a weight, and of a distance other than the squared norm: "1 / noise", "pseudo-Huber / noise"."""
+    factor = weight(part)
+    if distance is squared:
+        return factor
+    match distance:
+        case PseudoHuber():
+            words = "pseudo-Huber"
+        case Cauchy() | Perceptual():
+            words = name(distance)
+        case _:
+            words = "L1" if distance is absolute else getattr(distance, "__name__", name(distance))
+    return words + factor.removeprefix("1") if factor == "1" or factor.startswith("1 /") else f"{factor} {words}"
+
+
+def weight(part: Weight) -> str:
+    """The words of a weight; that of `Power(2)`, which makes a residual of u one of X, is "1"."""
     match part:
         case Constant(value=value):
-            return f"{value:g}", False
+            return f"{value:g}"
         case Power(exponent=2):
-            return "1", True
+            return "1"
         case Power(exponent=exponent):
-            return f"|t - s|^{exponent:g}", False
+            return f"|t - s|^{exponent:g}"
         case Adaptive(power=power):
-            return "1 / (|r|^2 + c)" + ("" if power == 1 else f"^{power:g}"), False
-        case PseudoHuber():
-            return "pseudo-Huber", False
+            return "1 / (|r|^2 + c)" + ("" if power == 1 else f"^{power:g}")
         case Learned():
-            return "learned", False
-        case OnJump():
-            return weight(part.weight)[0], True
+            return "learned"
         case PerNoise():
-            word, on_jump = weight(part.weight)
-            return f"{word} / noise", on_jump
+            return "1 / noise"
         case SplitPower(exponent=exponent):
-            word, on_jump = weight(part.weight)
-            power = "l" if exponent == 1 else f"l^{exponent:g}"
-            return f"{power} {word.removeprefix('1').strip()}".strip(), on_jump
+            return "l" if exponent == 1 else f"l^{exponent:g}"
+        case Chain():
+            *first, last = [weight(inner) for inner in part.weights]  # type: ignore[arg-type]
+            return " ".join([last, *(word.removeprefix("1").strip() for word in reversed(first))]).strip()
         case TruncatedSNR():
-            return "max(SNR, 1)", False
-    return name(part), False
+            return "max(SNR, 1)"
+    return name(part)
 
 
 def coupling(part: Coupling) -> str:

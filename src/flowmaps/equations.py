@@ -68,6 +68,14 @@ class Residual(NamedTuple):
         return self.prediction - self.target
 
 
+_PURPOSE = {
+    "split": "split is for the semigroup equation with two legs",
+    "warm": "warm is for a derivative with stop=Stop.TARGET",
+    "target": "target is for a semigroup whose legs are not those of a FromMap",
+}
+"""What the optional arguments of an equation are for, as its errors say."""
+
+
 class Point(NamedTuple):
     """Where an equation is taken, and with what; see `Equation.__call__`."""
 
@@ -78,7 +86,7 @@ class Point(NamedTuple):
     velocity: Field
     split: Tensor | None
     cond: Condition
-    target: FlowMap
+    target: FlowMap | None
     warm: Tensor | None
 
     @property
@@ -141,19 +149,19 @@ class Equation(ABC):
         """
         check_time(s, x, "s")
         check_time(t, x, "t")
-        semigroup = isinstance(self, Semigroup)
         if split is not None:
             check_time(split, x, "split")
-            if not (semigroup and self.legs == 2):
-                raise ValueError(f"split is for the semigroup equation with two legs, got it for {self}.")
-        finite = semigroup or (isinstance(self, Eulerian) and self.step is not None)
-        if warm is not None and (finite or self.stop is not Stop.TARGET):
-            raise ValueError(f"warm is for a derivative with stop=Stop.TARGET, got it for {self}.")
-        if target is not None and (not semigroup or (isinstance(velocity, FromMap) and not self.led)):
-            raise ValueError(f"target is for a semigroup whose legs are not those of a FromMap, got it for {self}.")
-        at = Point(flow_map, x, s, t, velocity, split, cond, flow_map if target is None else target, warm)
+        for name, value in {"split": split, "warm": warm, "target": target}.items():
+            if value is not None and name not in self.accepts:
+                raise ValueError(f"{_PURPOSE[name]}, got it for {self}: leave {name} out.")
+        at = Point(flow_map, x, s, t, velocity, split, cond, target, warm)
         residual = self.residual(at)
         return residual if self.normalise is None else self._normalised(at, residual)
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Which of the arguments split, target and warm a call of this equation may be given."""
+        return frozenset({"warm"} if self.stop is Stop.TARGET else ())
 
     @abstractmethod
     def residual(self, at: Point) -> Residual:
@@ -214,6 +222,10 @@ class Eulerian(Equation):
         if self.own and (self.stop is not Stop.TARGET or self.step is not None):
             raise ValueError("own is a direction of the derivative with stop=Stop.TARGET: leave step out.")
 
+    @property
+    def accepts(self) -> frozenset[str]:
+        return super().accepts if self.step is None else frozenset()
+
     def residual(self, at: Point) -> Residual:
         with self._held():
             b = at.velocity(at.x, at.s, at.cond)
@@ -265,12 +277,21 @@ class Semigroup(Equation):
         if self.legs < (1 if self.led else 2):
             raise ValueError(f"Semigroup needs legs >= 2, or 1 with led=True, got {self.legs}.")
 
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"split", "target"} if self.legs == 2 else {"target"})
+
     def residual(self, at: Point) -> Residual:
         u = at.u(at.x, at.s, at.t)
         share = torch.full_like(at.s, 1 / self.legs)
         shares = [share] * self.legs if at.split is None else [at.split, 1 - at.split]
-        walker = at.velocity.flow_map if isinstance(at.velocity, FromMap) and not self.led else at.target
-        leg = walker.average_velocity
+        if isinstance(at.velocity, FromMap) and not self.led:
+            if at.target is not None:
+                raise ValueError(f"{_PURPOSE['target']}, got it for {self}: leave target out.")
+            legs_of = at.velocity.flow_map
+        else:
+            legs_of = at.flow_map if at.target is None else at.target
+        leg = legs_of.average_velocity
         with self._held():
             return Residual(u, _legs(at, shares, _leg(at.velocity) if self.led else leg, leg))
 

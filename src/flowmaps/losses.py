@@ -1,12 +1,27 @@
-"""Weights w_{s,t}: how residuals add up to a loss.
+"""How a residual becomes a loss: a distance d of each row, and a weight w_{s,t} on it.
 
-A residual `(B, *shape)` has one squared norm a row, a sum over dimensions; a weight turns these into the terms whose
-mean over the batch is the loss.
+    loss  =  mean over the batch of w_{s,t} d(r),        r = prediction - target,  `(B, *shape)`
+
+A **distance** is any callable `(B, *shape) -> (B,)` of the residual: `squared` (the default), `absolute`, `PseudoHuber`,
+`Cauchy`, or a function or `torch.nn.Module` of your own. Every objective and every method takes it as `distance=`:
+
+    mask = torch.ones(3, 32, 32); mask[:, 8:24, 8:24] = 4          # a loss by pixel
+    methods.meanflow(flow_map, distance=lambda residual: (mask * residual.square()).flatten(1).sum(1))
+
+A distance of two images rather than of their difference, such as LPIPS, is wrapped in `Perceptual`:
+
+    net = lpips.LPIPS(net="vgg")
+    methods.consistency_training(flow_map, distance=Perceptual(lambda one, other: net(one, other).flatten()))
+
+A **weight** multiplies distances by w_{s,t}; `Learned` also adds the term that keeps a learned w from vanishing.
+Neither changes `Loss.parts`, which holds squared residuals without a weight.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +30,95 @@ from .interpolants import Interpolant
 from .nn.embeddings import Fourier
 from .shapes import Batch, Time, per_row
 
+Distance: TypeAlias = Callable[..., Tensor]
+"""A distance of the residual, `(B, *shape) -> (B,)`, or a `Perceptual`."""
+
+
+# distances ------------------------------------------------------------------------------------------------------------
+
 
 def squared(residual: Batch) -> Time:
     """|r|^2, summed over dimensions: `(B, *shape) -> (B,)`."""
     return per_row(residual.square())
+
+
+def absolute(residual: Batch) -> Time:
+    """The L1 norm, sum of |r_i| over dimensions: `(B, *shape) -> (B,)`."""
+    return per_row(residual.abs())
+
+
+class PseudoHuber(nn.Module):
+    """sqrt(|r|^2 + c^2) - c of the whole row (2310.14189, equation 8): quadratic near zero, the norm far away.
+
+    Args:
+        scale: c, positive, in the units of the residual; the paper takes 0.00054 sqrt(number of dimensions).
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
+        self.scale = scale
+
+    def forward(self, residual: Batch) -> Time:
+        """`(B, *shape) -> (B,)`."""
+        return (squared(residual) + self.scale**2).sqrt() - self.scale
+
+
+class Cauchy(nn.Module):
+    """log(1 + |r|^2 / (2 c^2)) of the whole row (2502.01441): outliers count by the logarithm of their size.
+
+    Args:
+        scale: c, positive, in the units of the residual.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"Cauchy needs scale > 0, got {scale}.")
+        self.scale = scale
+
+    def forward(self, residual: Batch) -> Time:
+        """`(B, *shape) -> (B,)`."""
+        return torch.log1p(squared(residual) / (2 * self.scale**2))
+
+
+class Perceptual(nn.Module):
+    """A distance of two batches of data points, `fn(one, other) -> (B,)`, such as LPIPS, instead of a residual.
+
+    The points are where the two sides of the residual lead in one straight step: of velocities u and u' at x and time s
+    the distance compares x + (1 - s) u and x + (1 - s) u'. At t = 1 these are the jumps X_{s,1}, at s = t on the linear
+    path the denoiser and the data point.
+
+    Args:
+        fn: function or module; a module is frozen and stays in evaluation mode.
+    """
+
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, one: Batch, other: Batch) -> Time:
+        """`(B, *shape), (B, *shape) -> (B,)`."""
+        return self.fn(one, other)
+
+
+def measure(distance: Distance, *sides: Batch) -> Time:
+    """Call a distance, with a residual or (a `Perceptual`) with two batches, `(B, *shape)`, and return `(B,)`.
+
+    Raises:
+        ValueError: the distance returns anything but one number for each row.
+    """
+    found, rows = distance(*sides), sides[0].shape[:1]
+    if found.shape != rows:
+        raise ValueError(
+            f"a distance must return one number for each row, shape {tuple(rows)}, got {tuple(found.shape)}: sum over the "
+            "other axes, with .flatten(1).sum(1)."
+        )
+    return found
+
+
+# weights --------------------------------------------------------------------------------------------------------------
 
 
 class Weight(nn.Module, ABC):
@@ -85,23 +185,6 @@ class Adaptive(Weight):
         return distance * (distance.detach() + self.offset) ** -self.power
 
 
-class PseudoHuber(Weight):
-    """sqrt(|r|^2 + c^2) - c in the place of |r|^2 (2310.14189, equation 8): squared near zero, linear far away.
-
-    Args:
-        scale: c, positive, in the units of the residual; the paper takes 0.00054 sqrt(number of dimensions).
-    """
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        if scale <= 0:
-            raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
-        self.scale = scale
-
-    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
-        return (distance + self.scale**2).sqrt() - self.scale
-
-
 class Learned(Weight):
     """exp(-w_{s,t}) d + w_{s,t} with w a small network of (s, t) (EDM2, 2312.02696; 2505.18825, equation 17).
 
@@ -120,61 +203,63 @@ class Learned(Weight):
         return torch.exp(-w) * distance + w
 
 
-class OnJump(Weight):
-    """Another weight, of the distance of X rather than of u: |(t - s) r|^2.
-
-    Args:
-        weight: the weight, or distance such as `PseudoHuber`; `OnJump(Constant())` is `Power(2)`.
-    """
-
-    def __init__(self, weight: Weight) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
-        return self.weight((t - s).square() * distance, s, t, split)
-
-
 class PerNoise(Weight):
-    """Another weight over the noise that the first leg takes away, sigma_s - sigma_w with sigma = omega / beta.
+    """w = 1 / (sigma_s - sigma_w), the noise that the first leg takes away, sigma = omega / beta.
 
     iCT's lambda = 1 / (sigma_{i+1} - sigma_i) (2310.14189, equation 9), ECT's 1 / (t - r) (2406.14548).
 
     Args:
-        weight: the weight, or distance such as `PseudoHuber`.
         interpolant: the path.
-        scale: deviation of the base.
+        scale: standard deviation of the base.
         highest: greatest difference, the papers' greatest sigma; at s = 0 sigma is infinite on most paths.
     """
 
-    def __init__(self, weight: Weight, interpolant: Interpolant, scale: float = 1.0, highest: float = 80.0) -> None:
+    def __init__(self, interpolant: Interpolant, scale: float = 1.0, highest: float = 80.0) -> None:
         super().__init__()
-        self.weight, self.interpolant, self.scale, self.highest = weight, interpolant, scale, highest
+        self.interpolant, self.scale, self.highest = interpolant, scale, highest
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         if split is None:
             raise ValueError("PerNoise is for a composition of two legs: it needs the share of the first.")
-        here, after = (self.interpolant.noise_to_signal(r, self.scale) for r in (s, torch.lerp(s, t, split)))
-        lost = torch.where(here == after, 0, here - after)  # both may be infinite
-        return self.weight(distance, s, t, split) / torch.maximum(lost, 1e-4 * here).clamp_max(self.highest)
+        start, end = (self.interpolant.noise_to_signal(r, self.scale) for r in (s, torch.lerp(s, t, split)))
+        lost = torch.where(start == end, 0, start - end)  # both may be infinite
+        return distance / torch.maximum(lost, 1e-4 * start).clamp_max(self.highest)
 
 
 class SplitPower(Weight):
-    """Another weight times l^exponent, l the share of the first leg: AlphaFlow's (2510.20771, definition 1).
+    """w = l^exponent, l the share of the first leg: AlphaFlow's (2510.20771, definition 1).
 
     Args:
-        exponent: -1 makes the gradient of |l r|^2 that of |r|^2 / 2 with a fixed target; 1 with `Adaptive` does so too.
-        weight: the weight; 1 unless given.
+        exponent: -1 makes the gradient of |l r|^2 that of |r|^2 / 2 with a fixed target; 1 after `Adaptive` does so too.
     """
 
-    def __init__(self, exponent: float, weight: Weight | None = None) -> None:
+    def __init__(self, exponent: float) -> None:
         super().__init__()
-        self.exponent, self.weight = exponent, Constant() if weight is None else weight
+        self.exponent = exponent
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         if split is None:
             raise ValueError("SplitPower is for a composition of two legs: it needs the share of the first.")
-        return split**self.exponent * self.weight(distance, s, t, split)
+        return split**self.exponent * distance
+
+
+class Chain(Weight):
+    """Several weights, one after the other: each is applied to what the one before it returns.
+
+    Args:
+        weights: in their order; `Adaptive` and `Learned` depend on what they are applied to.
+    """
+
+    def __init__(self, *weights: Weight) -> None:
+        super().__init__()
+        if not weights:
+            raise ValueError("Chain needs at least one weight, got none: use Constant() for w = 1.")
+        self.weights = nn.ModuleList(weights)
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        for weight in self.weights:
+            distance = weight(distance, s, t, split)
+        return distance
 
 
 class TruncatedSNR(Weight):

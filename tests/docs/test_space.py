@@ -140,6 +140,9 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
         ("alphaflow", {"alpha": 0.5}, "split", "0.5"),
         ("alphaflow", {"own": True}, "velocity", "itself"),
         ("alphaflow", {"weight": weights.SplitPower(-1.0)}, "weight", "l^-1"),
+        ("lsd", {"distance": weights.PseudoHuber(0.1)}, "weight", "pseudo-Huber"),
+        ("meanflow", {"distance": weights.absolute, "weight": weights.SplitPower(1)}, "weight", "l L1"),
+        ("consistency_training", {"distance": weights.Perceptual(min), "weight": weights.PerNoise(Linear())}, "weight", "perceptual / noise"),
         ("split_meanflow", {"teacher": torch.sin}, "diagonal", "50%, teacher"),
     ],
 )
@@ -283,7 +286,7 @@ def test_alphaflow_tends_to_meanflow() -> None:
 
 
 def test_consistency_training_tends_to_the_eulerian_equation() -> None:
-    flow_map, weight, law = new_map(), weights.SplitPower(-1.0, weights.Power(2)), times.ToData()
+    flow_map, weight, law = new_map(), weights.SplitPower(-1.0), times.ToData()
     limit = MapMatching(flow_map, Linear(), Eulerian(Stop.TARGET), times=law, weight=weights.Power(2))
     far, near = (methods.consistency_training(flow_map, cells=n, times=law, weight=weight) for n in (200, 2000))
     one, two, three = gradients(far, near, limit)

@@ -283,17 +283,15 @@ def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tens
             return d * (t - s).abs() ** 1.5
         case weights.Adaptive():
             return d / (d.detach() + 0.02) ** 0.75
-        case weights.PseudoHuber():
-            return (d + 0.2**2).sqrt() - 0.2
         case weights.Learned():
             w = weight.net(torch.cat([weight.time(s), weight.time(t)], 1)).squeeze(1)
             return d / w.exp() + w
-        case weights.OnJump():
-            return ((t - s) ** 2 * d + 0.3**2).sqrt() - 0.3
         case weights.PerNoise():
             sigma, after = ((1 / r - 1).clamp_max(80.0) for r in (s, s + share * (t - s)))  # the linear path's
-            return 1.5 * d / torch.maximum(sigma - after, 1e-4 * sigma)
+            return d / torch.maximum(sigma - after, 1e-4 * sigma)
         case weights.SplitPower():
+            return d / share
+        case weights.Chain():
             return d / (d.detach() + 1e-3) / share
         case weights.TruncatedSNR():
             return d * torch.maximum(s**2, (1 - s) ** 2)
@@ -305,11 +303,10 @@ WEIGHTS: dict[str, Callable[[], weights.Weight]] = {
     "strip": lambda: weights.StripWeight(0.3),
     "power": lambda: weights.Power(1.5),
     "adaptive": lambda: weights.Adaptive(0.75, 0.02),
-    "pseudo-huber": lambda: weights.PseudoHuber(0.2),
     "learned": learned,
-    "on-jump": lambda: weights.OnJump(weights.PseudoHuber(0.3)),
-    "per-noise": lambda: weights.PerNoise(weights.Constant(1.5), Linear()),
-    "split-power": lambda: weights.SplitPower(-1.0, weights.Adaptive()),
+    "per-noise": lambda: weights.PerNoise(Linear()),
+    "split-power": lambda: weights.SplitPower(-1.0),
+    "chain": lambda: weights.Chain(weights.Adaptive(), weights.SplitPower(-1.0)),
     "truncated-snr": lambda: weights.TruncatedSNR(Linear()),
 }
 
@@ -330,8 +327,8 @@ def refused(name: str, module: weights.Weight) -> None:
 def test_weights(weight: Callable[[], weights.Weight], name: str):
     """w_{s,t} multiplies the whole of a row's loss: both terms of FMM together."""
     module = weight()
-    vanishing = isinstance(module, (weights.Power, weights.OnJump)) and name in SELF
-    lonely = isinstance(module, (weights.PerNoise, weights.SplitPower)) and not name.startswith("psd")
+    vanishing = isinstance(module, weights.Power) and name in SELF
+    lonely = isinstance(module, (weights.PerNoise, weights.SplitPower, weights.Chain)) and not name.startswith("psd")
     if vanishing or lonely:  # refused: no velocity would be learned; there is no first leg
         with pytest.raises(ValueError, match="vanishes at s = t" if vanishing else "composition of two legs"):
             refused(name, module)
@@ -343,6 +340,27 @@ def test_weights(weight: Callable[[], weights.Weight], name: str):
     if name in SELF:
         share[:DIAGONAL] = 1  # no first leg on the diagonal
     assert_same(objective, paper, by_hand(module, distance, paper.draw.s, paper.draw.t, share).mean())
+
+
+# distances ------------------------------------------------------------------------------------------------------------
+
+DISTANCES: dict[str, tuple[weights.Distance, Callable[[Tensor], Tensor]]] = {
+    "pseudo-huber": (weights.PseudoHuber(0.2), lambda d: (d + 0.2**2).sqrt() - 0.2),
+    "cauchy": (weights.Cauchy(0.3), lambda d: torch.log(1 + d / (2 * 0.3**2))),
+    "function": (lambda r: squares(r) ** 2, lambda d: d**2),
+}
+
+
+@pytest.mark.parametrize("name", ["lmd-none", "lmd-velocity", "fmm", "lsd", "psd-uniform"])
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distances(kind: str, name: str):
+    """The distance of each residual, diagonal and not, and of both terms of FMM; parts are squared norms as ever."""
+    distance, formula = DISTANCES[kind]
+    objective, paper = build(name, AVERAGE, Linear(), distance=distance)
+    terms = literal_terms(name, paper)
+    assert_same(objective, paper, sum(formula(term) for term in terms).mean())  # type: ignore[union-attr]
+    total = sum(objective.evaluate(paper.draw).parts.values())
+    torch.testing.assert_close(total, sum(terms), rtol=CLOSE, atol=CLOSE)
 
 
 # engines --------------------------------------------------------------------------------------------------------------

@@ -492,8 +492,7 @@ def test_consistency_training_in_sigma(name: str, cells: int):
     improved = name != "consistency_training"
     law: dict[str, Any] = {"times": times.Snapped(ToData(), cells)} if improved else {}
     if improved:  # in units of the data: the base has deviation 80
-        distance = weights.OnJump(weights.PseudoHuber(0.02))
-        law["weight"] = weights.PerNoise(distance, path, scale=80.0)
+        law |= {"distance": weights.PseudoHuber(0.02), "weight": weights.PerNoise(path, scale=80.0)}
     flow_map, coupling = AVERAGE.build(net), Independent(Normal(80.0))
     objective = getattr(methods, name)(flow_map, cells=cells, interpolant=path, coupling=coupling, **law)
     x1, cond = torch.randn(2, ROWS, DIM, generator=rng).double().unbind(0)

@@ -17,9 +17,9 @@ from flowmaps.couplings import Independent, Normal
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.guidance import Guidance
 from flowmaps.interpolants import Linear, Trigonometric, VarianceExploding
-from flowmaps.losses import Constant, OnJump, PerNoise, Power
+from flowmaps.losses import Constant, Perceptual, PerNoise, Power, absolute, squared
 from flowmaps.maps import AverageVelocity, FlowMap, Frozen, Near
-from flowmaps.objectives import MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
+from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
 from flowmaps.shapes import Condition, Guide, label_of
 from flowmaps.solvers import SolverFlow
 from flowmaps.times import Diagonal, FromBase, ToData, Triangle
@@ -318,7 +318,7 @@ def test_the_split_and_the_warm_up_are_drawn_for_a_progress():
 def test_a_weight_of_the_first_leg_sees_its_share():
     """CT's loss in full, iCT's weight: |X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2 / (sigma_s - sigma_w)."""
     flow_map, path = a_map(), Trigonometric()
-    weight = PerNoise(OnJump(Constant()), path)
+    weight = PerNoise(path)
     objective = methods.consistency_training(flow_map, cells=6, interpolant=path, weight=weight)
     x1, labels = batch(33)
     draw = objective.draw(x1, cond=labels, generator=generator(0))
@@ -335,12 +335,12 @@ def test_a_weight_of_the_first_leg_sees_its_share():
     torch.testing.assert_close(got, wanted)
 
 
-def test_at_data_compares_where_the_frozen_map_carries_both_sides():
+def test_the_data_end_is_where_the_frozen_map_carries_both_sides():
     """CTM: |X-_{t,1}(X_{s,t}(I_s)) - X-_{t,1}(X-_{w,t}(solver(I_s)))|^2, gradient through the inner jump alone."""
     flow_map, target = a_map(), Frozen(AverageVelocity(Net(11)))
     teacher, split = FromTeacher(lambda x, t, cond=None: torch.cos(x) + t[:, None]), times.UniformLeg()
     equation = Semigroup(Stop.TARGET, led=True)
-    options: dict[str, Any] = {"times": Triangle(), "split": split, "target": target, "at_data": True}
+    options: dict[str, Any] = {"times": Triangle(), "split": split, "target": target, "compare": Compare.DATA}
     objective = MapMatching(flow_map, Linear(), equation, teacher, **options)
     x1, labels = batch(17)
     draw = objective.draw(x1, cond=labels, generator=generator(0))
@@ -355,6 +355,78 @@ def test_at_data_compares_where_the_frozen_map_carries_both_sides():
     got, wanted = (torch.autograd.grad(loss, list(flow_map.parameters())) for loss in (value, expected))
     torch.testing.assert_close(got, wanted)
     assert max(float(g.abs().max()) for g in got) > 1e-3  # no_grad around the outer map would kill it
+
+
+# distances -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_distance_of_ones_own_needs_no_subclass():
+    """A loss by pixel, and an L1, in a method of two objectives: the mean over all rows, parts squared as ever."""
+    mask = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    by_pixel = lambda residual: (mask * residual.square()).sum(1)  # noqa: E731
+    flow_map = a_map()
+    x1, labels = batch(12)
+    plain = methods.psd(flow_map)
+    draw = plain.draw(x1, cond=labels, generator=generator(0))
+    parts = plain.evaluate(draw).parts
+    for distance in (by_pixel, absolute, squared):
+        objective = methods.psd(flow_map, distance=distance)
+        first, second = objective.first, objective.second  # type: ignore[attr-defined]
+        diagonal, jumps = draw.rows(slice(0, 9)), draw.rows(slice(9, 12))
+        x = Linear().point(diagonal.x0, diagonal.x1, diagonal.t)
+        one = distance(flow_map.velocity(x, diagonal.t, labels[:9]) - (diagonal.x1 - diagonal.x0))
+        x = Linear().point(jumps.x0, jumps.x1, jumps.s)
+        two = distance(second.equation(flow_map, x, *jumps[3:5], FromMap(flow_map), jumps.split, cond=jumps.cond).value)
+        loss = objective.evaluate(draw)
+        torch.testing.assert_close(loss.value, torch.cat([one, two]).mean())
+        assert first.distance is distance
+        assert all(torch.equal(loss.parts[name], parts[name]) for name in parts)
+
+
+class Features(nn.Module):
+    """Stands for LPIPS: a distance of the features of two images, with weights and dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(2, 5, dtype=torch.float64), nn.Dropout(0.5)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return (self.dropout(self.layer(one).tanh()) - self.layer(other).tanh()).square().sum(1)
+
+
+def test_a_perceptual_distance_compares_images():
+    """Of a consistency model the two jumps to the data; on the diagonal the denoiser and the data point."""
+    flow_map, features = a_map(), Features()
+    x1, labels = batch(12)
+    objective = methods.consistency_training(flow_map, cells=6, distance=Perceptual(features)).train()
+    assert not features.dropout.training
+    assert not any(p.requires_grad for p in features.parameters())
+    draw = objective.draw(x1, cond=labels, generator=generator(0))
+    s, one, w = draw.s, torch.ones(12, dtype=torch.float64), (draw.s + 1 / 6).clamp_max(1)
+    here, there = Linear().point(draw.x0, draw.x1, s), Linear().point(draw.x0, draw.x1, w)
+    target = flow_map(there, w, one, labels).detach()
+    expected = features(flow_map(here, s, one, labels), target).mean()
+    value = objective.evaluate(draw).value
+    torch.testing.assert_close(value, expected)
+    got, wanted = (torch.autograd.grad(loss, flow_map.net.last)[0] for loss in (value, expected))  # type: ignore[arg-type]
+    torch.testing.assert_close(got, wanted)
+    matching = VelocityMatching(flow_map, Linear(), distance=Perceptual(features))
+    denoised = Linear().velocity_to_denoiser(flow_map.velocity(here, s, labels), here, s)
+    expected = features(denoised, draw.x1).mean()
+    torch.testing.assert_close(matching.evaluate(draw._replace(t=s)).value, expected)
+
+
+def test_comparisons_that_are_refused():
+    options: dict[str, Any] = {"times": ToData()}
+    equation = Eulerian(Stop.TARGET, normalise=0.1)
+    with pytest.raises(ValueError, match=r"Compare.DATA is for jumps of a semigroup, got Eulerian"):
+        MapMatching(a_map(), Linear(), Eulerian(), compare=Compare.DATA, **options)
+    for refused in ({"compare": Compare.JUMP}, {"distance": Perceptual(Features())}):
+        with pytest.raises(ValueError, match="a normalised residual is no difference of points, got"):
+            MapMatching(a_map(), Linear(), equation, **options, **refused)
+    with pytest.raises(ValueError, match="warm is for a derivative with stop=Stop.TARGET, got it for Eulerian"):
+        x, t = torch.zeros(3, 2), torch.zeros(3)
+        Eulerian(step=0.1)(a_map(), x, t, t, FromTeacher(torch.sin), warm=t)
 
 
 # targets that follow -------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from .. import schedules, times
 from ..dual import Engine
 from ..equations import Eulerian, Semigroup, Stop
 from ..interpolants import Trigonometric
-from ..losses import Learned, OnJump, PerNoise, Power, PseudoHuber
+from ..losses import Learned, PerNoise, PseudoHuber
 from ..maps import FlowMap
 from ..maps import Trigonometric as TrigonometricMap
-from ..objectives import MapMatching, Objective
+from ..objectives import Compare, MapMatching, Objective
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import LogNormal, ToData
@@ -50,7 +50,8 @@ def consistency_training(
     The paper:
         Time is sigma, from data to noise: its noisier neighbour is our s. Only the noisier side takes gradients; the
         other is taken with an average whose decay follows the number of cells, `target=Frozen(flow_map, decay=...)`
-        here with one decay. The weight lambda = 1 multiplies a distance of X, on images LPIPS; here the squared norm.
+        here with one decay. The weight lambda = 1 multiplies a distance of X, on images
+        LPIPS (`distance=`, see `flowmaps.losses`); here the squared norm.
         openai/consistency_models counts cells in the exponent of that decay where the paper counts times;
         Kinyugo/consistency_models has another schedule of cells.
 
@@ -63,8 +64,8 @@ def consistency_training(
         target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
             `Frozen(flow_map, decay=0.95)`.
     """
-    path, rest = settle(options, times=times.Snapped(ToData(), cells), weight=Power(2))
-    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, **rest)
+    path, rest = settle(options, times=times.Snapped(ToData(), cells))
+    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, compare=Compare.JUMP, **rest)
 
 
 def improved_consistency_training(
@@ -98,8 +99,8 @@ def improved_consistency_training(
     """
     (path, rest), scale = settle(options), deviation(options)
     law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
-    defaults = {"times": law, "weight": PerNoise(OnJump(PseudoHuber(huber)), path, scale)}
-    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), **defaults | rest)
+    defaults = {"times": law, "distance": PseudoHuber(huber), "weight": PerNoise(path, scale)}
+    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), compare=Compare.JUMP, **defaults | rest)
 
 
 def easy_consistency_tuning(
@@ -126,10 +127,13 @@ def easy_consistency_tuning(
         split: law of the step; `Shrink(interpolant)` unless given.
     """
     (path, rest), scale = settle(options), deviation(options)
-    distance = OnJump(PseudoHuber(1e-4))  # the norm, without its kink
-    defaults = {"times": LogNormal(ToData(), path, -1.1, 2.0, scale), "weight": PerNoise(distance, path, scale)}
+    defaults = {
+        "times": LogNormal(ToData(), path, -1.1, 2.0, scale),
+        "distance": PseudoHuber(1e-4),  # the norm, without its kink
+        "weight": PerNoise(path, scale),
+    }
     split = times.ShrinkingLeg(path, scale=scale) if split is None else split
-    return MapMatching(flow_map, path, _EQUATION, split=split, **defaults | rest)
+    return MapMatching(flow_map, path, _EQUATION, split=split, compare=Compare.JUMP, **defaults | rest)
 
 
 def consistency_distillation(
@@ -165,8 +169,9 @@ def consistency_distillation(
             `Frozen(flow_map, decay=0.95)`.
     """
     flow = solved(taught(teacher, flow_map, "consistency_distillation", options), solver, 1)
-    path, rest = settle(options, times=times.Snapped(ToData(), cells), weight=Power(2))
-    return MapMatching(flow_map, path, _EQUATION, flow, split=times.CellLeg(cells), target=target, **rest)
+    path, rest = settle(options, times=times.Snapped(ToData(), cells))
+    law = times.CellLeg(cells)
+    return MapMatching(flow_map, path, _EQUATION, flow, split=law, target=target, compare=Compare.JUMP, **rest)
 
 
 def _continuous(

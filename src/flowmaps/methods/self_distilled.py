@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
-from ..losses import Adaptive, SplitPower
+from ..losses import Adaptive, Chain, SplitPower
 from ..maps import FlowMap, Near, frozen
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
@@ -168,14 +168,14 @@ def alphaflow(
         diagonal: law of t there; logit-normal unless given.
     """
     path, rest = settle(options, times=LogitNormal(Triangle()))
-    weight = {} if "weight" in rest else {"weight": SplitPower(1.0, Adaptive())}
+    weight = {} if "weight" in rest else {"weight": Chain(Adaptive(), SplitPower(1.0))}
     equation, velocity = Semigroup(Stop.TARGET, led=not own), FromMap(flow_map) if own else None
     matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
     return beside(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})
 
 
 def _alphaflow(choices: Choices) -> dict[str, Any]:
-    weight = choices.mean_weight and SplitPower(-1.0, choices.mean_weight)
+    weight = choices.mean_weight and Chain(choices.mean_weight, SplitPower(-1.0))
     return {"weight": weight, "diagonal": choices.velocity_times, "times": Triangle()}
 
 

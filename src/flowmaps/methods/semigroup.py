@@ -13,7 +13,7 @@ from ..equations import Semigroup, Stop
 from ..losses import Power, TruncatedSNR
 from ..maps import FlowMap, Frozen
 from ..maps import frozen as copied
-from ..objectives import MapMatching, Objective, Sum, VelocityMatching
+from ..objectives import Compare, MapMatching, Objective, Sum, VelocityMatching
 from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
@@ -164,7 +164,7 @@ def ctm(
     velocity = taught(teacher, flow_map, "ctm", options)
     path, rest = settle(options, times=Triangle())
     equation, flow = Semigroup(Stop.TARGET, led=True), solved(velocity, solver, solver_steps)
-    jumps = MapMatching(flow_map, path, equation, flow, split=times.UniformLeg(), target=target, at_data=True, **rest)
+    jumps = MapMatching(flow_map, path, equation, flow, split=times.UniformLeg(), target=target, compare=Compare.DATA, **rest)
     diagonal = velocity if options.get("guidance") else None  # of a guided teacher the guided velocity
     return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **rest | {"weight": None})], [1.0, matching])
 

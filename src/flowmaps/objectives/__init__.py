@@ -8,6 +8,6 @@ several devices, as one. `draw` holds all the randomness; `evaluate` is a determ
 
 from .base import Common, Drawn, Loss, Objective
 from .combined import Split, Sum
-from .matching import MapMatching, RoundTrip, VelocityMatching
+from .matching import Compare, MapMatching, RoundTrip, VelocityMatching
 
-__all__ = ["Common", "Drawn", "Loss", "MapMatching", "Objective", "RoundTrip", "Split", "Sum", "VelocityMatching"]
+__all__ = ["Common", "Compare", "Drawn", "Loss", "MapMatching", "Objective", "RoundTrip", "Split", "Sum", "VelocityMatching"]

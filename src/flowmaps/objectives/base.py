@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..couplings import Coupling, Independent
 from ..interpolants import Interpolant
-from ..losses import Constant, Weight, squared
+from ..losses import Constant, Distance, Perceptual, Weight, measure, squared
 from ..maps import FlowMap, Frozen
-from ..shapes import Batch, Condition
+from ..shapes import Batch, Condition, Time, like
 from ..times import Times
 from ..velocities import Draw, FromInterpolant, Guidance, SelfGuided, Velocity
 
@@ -36,6 +36,7 @@ class Common(TypedDict, total=False):
     """Options of every objective; see `Objective`."""
 
     coupling: Coupling | None
+    distance: Distance | None
     weight: Weight | None
     guidance: Guidance | None
 
@@ -48,6 +49,7 @@ class Objective(nn.Module, ABC):
         interpolant: the path between base and data.
         coupling: the law of (x0, x1); a standard normal base, independent of the data, unless given.
         times: the law of (s, t).
+        distance: of the residual, `(B, *shape) -> (B,)`; the squared norm unless given. A module is frozen.
         weight: w_{s,t}; 1 unless given.
         guidance: how strongly the condition is followed; not at all unless given.
     """
@@ -59,14 +61,25 @@ class Objective(nn.Module, ABC):
         *,
         times: Times,
         coupling: Coupling | None = None,
+        distance: Distance | None = None,
         weight: Weight | None = None,
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
         self.flow_map, self.interpolant, self.times = flow_map, interpolant, times
         self.coupling = Independent() if coupling is None else coupling
+        self.distance = squared if distance is None else distance
+        if isinstance(self.distance, nn.Module):
+            self.distance.requires_grad_(False).eval()
         self.weight = Constant() if weight is None else weight
         self.guidance = guidance
+
+    def train(self, mode: bool = True) -> Objective:
+        """Set the mode of the modules that are trained; a distance stays in evaluation mode."""
+        super().train(mode)
+        if isinstance(self.distance, nn.Module):
+            self.distance.eval()
+        return self
 
     def forward(
         self,
@@ -173,7 +186,15 @@ class Objective(nn.Module, ABC):
     def evaluate(self, draw: Draw) -> Loss:
         """The loss of a draw: deterministic, and what to give to `torch.compile`."""
 
-    def weigh(self, residual: Tensor, draw: Draw, split: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The weighted loss of a residual, and its unweighted squared norms `(B,)`; `split` where there are legs."""
-        distance = squared(residual)
-        return self.weight(distance, draw.s, draw.t, split).mean(), distance.detach()
+    def between_points(self, one: Batch, other: Batch) -> Time:
+        """The distance of two batches of points, `(B,)`."""
+        if isinstance(self.distance, Perceptual):
+            return measure(self.distance, one, other)
+        return measure(self.distance, one - other)
+
+    def between_velocities(self, u: Batch, target: Batch, x: Batch, s: Time) -> Time:
+        """The distance of two velocities at points `x` of times `s`, `(B,)`: see `losses.Perceptual`."""
+        if not isinstance(self.distance, Perceptual):
+            return measure(self.distance, u - target)
+        to_data = like(1 - s, x)
+        return measure(self.distance, x + to_data * u, x + to_data * target)

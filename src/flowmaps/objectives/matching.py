@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Unpack
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
-from ..losses import Learned, squared
+from ..losses import Learned, Perceptual, measure, squared
 from ..maps import Detached, FlowMap, frozen
 from ..shapes import Batch, like
 from ..times import Diagonal, LegLaw, Square, Times
@@ -50,13 +51,28 @@ class VelocityMatching(Objective):
     def evaluate(self, draw: Draw) -> Loss:
         x0, x1, z, _, t, _, cond, _ = draw
         x = self.interpolant.point(x0, x1, t, z)
-        residual = self.flow_map.velocity(x, t, cond) - self.velocity.bind(draw)(x, t, cond)
-        value, part = self.weigh(residual, draw, draw.split)
-        return Loss(value, {"diagonal": part})
+        v, target = self.flow_map.velocity(x, t, cond), self.velocity.bind(draw)(x, t, cond)
+        value = self.weight(self.between_velocities(v, target, x, t), draw.s, t, draw.split).mean()
+        return Loss(value, {"diagonal": squared((v - target).detach())})
+
+
+class Compare(Enum):
+    """What the distance of an equation's two sides is of; `Loss.parts` holds the squared norms.
+
+    | value | the distance is of | parts are of |
+    |---|---|---|
+    | VELOCITY | u | u |
+    | JUMP | the jumps X_{s,t}, whose difference is (t - s) times that of u: consistency models | u |
+    | DATA | the jumps as the target map carries them on to t = 1, detached in its weights: CTM (2310.02279) | the same |
+    """
+
+    VELOCITY = "velocity"
+    JUMP = "jump"
+    DATA = "data"
 
 
 class MapMatching(Objective):
-    """E w_{s,t} |residual of an equation at (I_s, s, t)|^2.
+    """E w_{s,t} d(residual of an equation at (I_s, s, t)), with d = |.|^2 unless a distance is given.
 
     Args:
         equation: the law that the map should obey, with its stop-gradient.
@@ -65,8 +81,7 @@ class MapMatching(Objective):
         warmup: schedule of the share of the equation's derivative that counts, `progress -> [0, 1]`.
         target: the map of the legs, in the place of the one that is trained (semigroup): a `Frozen` is taken as it is,
             so that it may follow, any other map is copied.
-        at_data: compare both sides as the map carries them on to the data end, where distances mean something
-            (consistency trajectory models, 2310.02279); no gradient into the map that carries, which is the target.
+        compare: what the distance is of: velocities, jumps, or points at the data end.
     """
 
     def __init__(
@@ -80,18 +95,24 @@ class MapMatching(Objective):
         split: LegLaw | None = None,
         warmup: Callable[[float], float] | None = None,
         target: FlowMap | None = None,
-        at_data: bool = False,
+        compare: Compare = Compare.VELOCITY,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(flow_map, interpolant, times=times, **common)
         self.equation, self.velocity = equation, self.data_velocity() if velocity is None else velocity
         self.target = None if target is None else frozen(target)
-        self.split, self.warmup, self.at_data = split, warmup, at_data
+        self.split, self.warmup, self.compare = split, warmup, compare
         legs = isinstance(equation, Semigroup)
         if legs and not equation.led and not isinstance(self.velocity, FromMap):
             raise ValueError("a semigroup takes its legs with a map: pass velocity=FromMap(flow_map), or led=True.")
-        if at_data and (not legs or equation.normalise is not None):
-            raise ValueError(f"at_data compares jumps of a semigroup, got {equation}.")
+        if compare is Compare.DATA and not legs:
+            raise ValueError(f"Compare.DATA is for jumps of a semigroup, got {equation}: leave compare out.")
+        points = compare is not Compare.VELOCITY or isinstance(self.distance, Perceptual)
+        if points and equation.normalise is not None:
+            raise ValueError(
+                f"a normalised residual is no difference of points, got {compare} and the distance {self.distance} for "
+                f"{equation}: pass normalise=None, or leave both out."
+            )
         self.share = 1 / equation.legs if legs else None
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
@@ -109,19 +130,28 @@ class MapMatching(Objective):
         options["warm"] = None if self.warmup is None else draw.warm
         residual = self.equation(self.flow_map, x, draw.s, draw.t, self.velocity.bind(draw), **options)
         legs = None if self.share is None else draw.split
-        value, part = self.weigh(self._carried(residual, x, draw) if self.at_data else residual.value, draw, legs)
-        part = part if residual.raw is None else squared(residual.raw).detach()
+        distance, part = self._compared(residual, x, draw)
+        value = self.weight(distance, draw.s, draw.t, legs).mean()
         return Loss(value, {type(self.equation).__name__.lower(): part})
 
-    def _carried(self, residual: Residual, x: Tensor, draw: Draw) -> Tensor:
+    def _compared(self, residual: Residual, x: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The distance of the two sides, and the squared norm of their difference, each `(B,)`."""
+        if self.compare is Compare.DATA:
+            ends = self._at_data(residual, x, draw)
+            return self.between_points(*ends), squared((ends[0] - ends[1]).detach())
+        part = squared((residual.value if residual.raw is None else residual.raw).detach())
+        if self.compare is Compare.JUMP and not isinstance(self.distance, Perceptual):
+            return measure(self.distance, like(draw.t - draw.s, x) * residual.value), part
+        return self.between_velocities(residual.prediction, residual.target, x, draw.s), part
+
+    def _at_data(self, residual: Residual, x: Tensor, draw: Draw) -> list[Tensor]:
         outer = Detached(self.flow_map if self.target is None else self.target)
         h, one = like(draw.t - draw.s, x), torch.ones_like(draw.t)
-        ends = [outer(x + h * u, draw.t, one, draw.cond) for u in (residual.prediction, residual.target)]
-        return ends[0] - ends[1]
+        return [outer(x + h * u, draw.t, one, draw.cond) for u in (residual.prediction, residual.target)]
 
 
 class RoundTrip(Objective):
-    """E w ( |Lagrangian residual at x = X_{t,s}(I_t), with dI_t|^2 + |X_{s,t}(x) - I_t|^2 ): FMM, proposition 3.11.
+    """E w ( d(Lagrangian residual at x = X_{t,s}(I_t), with dI_t) + d(X_{s,t}(x) - I_t) ): FMM, proposition 3.11.
 
     The path starts from where the map itself carries I_t, so both terms share one pull-back and one jump. Without the
     second term the map is not determined.
@@ -149,6 +179,8 @@ class RoundTrip(Objective):
         back = self.flow_map(here, t, s, cond)
         residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(draw), cond=cond)
         assert residual.jump is not None
-        transport, returning = squared(residual.value), squared(residual.jump - here)
-        value = self.weight(transport + returning, s, t).mean()  # one weight on both: w ( | |^2 + | |^2 )
-        return Loss(value, {"lagrangian": transport.detach(), "round_trip": returning.detach()})
+        transport = self.between_velocities(residual.prediction, residual.target, back, s)
+        returning = self.between_points(residual.jump, here)
+        value = self.weight(transport + returning, s, t).mean()  # one weight on both: w ( d + d )
+        parts = {"lagrangian": residual.value, "round_trip": residual.jump - here}
+        return Loss(value, {name: squared(part.detach()) for name, part in parts.items()})
