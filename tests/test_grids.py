@@ -163,7 +163,7 @@ def test_the_greedy_search_finds_the_wells_deepest_first():
 
 
 @pytest.mark.parametrize("best", [0.02, 0.371, 0.999])
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-7])
 def test_the_optimum_is_found_to_the_tolerance(best: float, tolerance: float):
     found = grids.restart(lambda grid: abs(grid[1] - best), 2, candidates=3, tolerance=tolerance)
     assert abs(found[1] - best) <= tolerance
@@ -219,8 +219,8 @@ def test_restart_searches_that_are_refused():
     for start in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"start must lie in \[0, 1\), got"):
             grids.restart(wells, 2, start=start)
-    for tolerance in (0.0, math.nan):
-        with pytest.raises(ValueError, match="tolerance must be at least 1e-9, got"):
+    for tolerance in (0.0, 1e-8, math.nan):
+        with pytest.raises(ValueError, match="tolerance must be at least 1e-7, got"):
             grids.restart(wells, 2, tolerance=tolerance)
     with pytest.raises(ValueError, match=r"score must return a number, lower is better, got NaN for \[0\.0, 0\.5\]"):
         grids.restart(lambda _: math.nan, 2, candidates=1)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MOST_PIVOTS = 10_000_000  # of the network simplex: the default, 100,000, is too few for thousands of points
+_MAX_PIVOTS = 10_000_000  # of the network simplex: the default, 100,000, is too few for thousands of points
 _BLOCK = 1024  # rows of a block of distances: 1024 x 5000 float64 is 41 MB
 
 
@@ -119,7 +119,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     rows, others = _pair(a, b, "a", "b")
     cost = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square_()
     uniform = np.full(len(rows), 1 / len(rows))
-    value, log = ot.emd2(uniform, uniform, cost.numpy(), numItermax=_MOST_PIVOTS, log=True)
+    value, log = ot.emd2(uniform, uniform, cost.numpy(), numItermax=_MAX_PIVOTS, log=True)
     if log["warning"] is not None:
         raise ValueError(f"the exact transport of {len(rows)} points failed: {log['warning']} Use fewer points.")
     return math.sqrt(max(float(value), 0.0))
