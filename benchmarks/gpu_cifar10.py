@@ -29,9 +29,10 @@ from flowmaps.cli.terminal import watching
 from flowmaps.data import Source, resolve
 from flowmaps.evaluation.measure import open_features
 from flowmaps.runs import plan as plans
-from flowmaps.runs.folder import load_run, read_log
+from flowmaps.runs.folder import load_run
 from flowmaps.runs.run import Run
 from flowmaps.system.devices import pick_device
+from flowmaps.training.log import read_log
 
 MARK = "packed.json"  # in a run folder that was made from packed weights: their card
 
