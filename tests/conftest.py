@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+import shapecheck
 
-CHECKED = ["flowmaps.couplings", "flowmaps.samplers", "flowmaps.times"]
-install_import_hook(CHECKED, "shapecheck.check")
+shapecheck.install()
 
 
 @pytest.fixture(scope="session")
