@@ -1,7 +1,7 @@
 # make demo    train on the checkerboard, measure, write a report     make test    all checks, then the tests
 # make venv    the environment only                                   make lint    all checks without the tests
 #
-# Another Python: make venv PYTHON=python3.12. More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
+# Tests of minutes, too: make test SLOW=1. Another Python: make venv PYTHON=python3.12. More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -38,7 +38,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadgroup $(if $(SLOW),,-m "not slow")
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -28,9 +28,11 @@ from flowmaps.cli import commands
 from flowmaps.cli.terminal import watching
 from flowmaps.data import Source, resolve
 from flowmaps.evaluation.measure import open_features
-from flowmaps.runs.folder import load_run, read_log
+from flowmaps.runs import plan as plans
+from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.run import Run
 from flowmaps.system.devices import pick_device
+from flowmaps.training.log import read_log
 
 MARK = "packed.json"  # in a run folder that was made from packed weights: their card
 
@@ -126,15 +128,15 @@ def _speed(plan: Plan, run: Run) -> report.Found:
     parameters = sum(p.numel() for p in run.flow_map.parameters())
     weights.room(parameters, len(plan.names))
     recipe, device = run.recipe, pick_device(plan.device)
-    operations = speed.operations(recipe, run.source, run.folder, device)
+    operations = speed.operations(recipe, run.source, run.folder.path, device)
     ceiling = speed.ceiling(device, recipe.precision)
     per_image = operations / recipe.optimiser.batch / 1e9
     say(
-        f"{run.folder.name}: {parameters / 1e6:.2f} million parameters, {per_image:.3g} Gflop an image forward and "
+        f"{run.folder.path.name}: {parameters / 1e6:.2f} million parameters, {per_image:.3g} Gflop an image forward and "
         f"backward; a large product in {recipe.precision} runs at {ceiling / 1e12:.1f} TFLOP/s; "
         f"{plan.left():.0f} s are left to train"
     )
-    part: report.Found = {"steps": resolve(recipe).stages[-1].steps, "batch": recipe.optimiser.batch}
+    part: report.Found = {"steps": plans.resolve(recipe).stages[-1].steps, "batch": recipe.optimiser.batch}
     part |= {"parameters": parameters, "operations": operations, "ceiling": ceiling, "precision": recipe.precision}
     return part | {"images_per_second": None, "mfu": None}
 
@@ -143,7 +145,10 @@ def measure(plan: Plan, name: str) -> None:
     """The figures of a trained map: of as many samples as fit in the time."""
     folder, source = restored(plan, name)
     settings = plan.recipe(name).evaluation
-    _, flow_map, teacher, source = load_run(folder, source=source)
+    run = RunFolder.open(folder)
+    flow_map, teacher = run.load_map().to(run.device), run.load_teacher()
+    teacher = teacher and teacher.to(run.device)
+    source = run.open_source() if source is None else source
     number = samples_that_fit(teacher or flow_map, source.shape, settings, plan.left())
     if number < plan.samples:
         say(f"{plan.samples:,} samples a row do not fit in {plan.left():.0f} s: {number:,} are taken")

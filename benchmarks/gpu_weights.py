@@ -18,8 +18,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from flowmaps.runs.folder import FREE
-from flowmaps.runs.plan import resolve
+from flowmaps.runs.folder import RESUMABLE
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
@@ -30,7 +29,7 @@ from flowmaps.training.trainer import CHECKPOINTS
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together
 FORMAT = 2
-ELSEWHERE = (*FREE, "data", "teacher")  # what may differ on another machine; data by their checksum
+ELSEWHERE = (*RESUMABLE, "data", "teacher")  # what may differ on another machine; data by their checksum
 Card = dict[str, Any]
 Named = dict[str, Tensor]
 
@@ -203,16 +202,16 @@ def unpack(out: Path, run: Run) -> Card:
     Raises:
         ValueError: a file is missing or damaged, or the run differs from the one that was packed.
     """
-    folder, name = run.folder, run.folder.name
+    folder, name = run.folder.path, run.folder.path.name
     card = read_packed(out, name)
     _check_same(card, checkpoint.read_card(folder), out / f"{name}.json")
     sets = read_shards(out, name)
     state = {f"{average(run.recipe.optimiser.ema)}{k}": value for k, value in sets["ema"].items()}
     state |= {f"parameter.{k}": value for k, value in sets.get("raw", sets["ema"]).items()}
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in card["log"]))
-    run.resume_from = f"{resolve(run.recipe).stages[0].name}-{card['step']:08}"
+    run.checkpoint = f"{run.plan.stages[0].name}-{card['step']:08}"
     about = {"stage": 0, "step": card["step"], "seconds": card["seconds"]}
-    snapshots.save(folder / CHECKPOINTS, run.resume_from, state, about, keep=1)
+    snapshots.save(folder / CHECKPOINTS, run.checkpoint, state, about, keep=1)
     return card
 
 

@@ -1,18 +1,31 @@
-"""Shapes in signatures are checked in the test run, where neither the compiler nor a `Dual` passes through.
-
-And what runs on images have in common: small data, quick features.
-"""
+"""What all tests share: one thread a process, shapes that are checked, groups for workers, small images."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from jaxtyping import install_import_hook
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}  # read when torch is imported; also by children
 
-CHECKED = ["flowmaps.couplings", "flowmaps.samplers", "flowmaps.times"]
-install_import_hook(CHECKED, "shapecheck.check")
+import pytest
+import shapecheck
+import torch
+
+torch.set_num_threads(1)
+shapecheck.install()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests that share a fixture of their file run in one worker, which makes the fixture once."""
+    for item in items:
+        shared = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
+        if any(fixture.scope == "module" for fixture in shared):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

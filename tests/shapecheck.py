@@ -1,5 +1,115 @@
-"""The checker of shapes: an integer will do where a float is asked for."""
+"""Shapes in signatures are checked while the tests run: every annotated function of the mathematics, at every call.
 
-from beartype import BeartypeConf, beartype
+A call is checked after it has returned, so that an error of the function's own comes first. A `Dual` is checked by its
+value. Nothing is checked, nor traced, under `torch.compile`.
+"""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from jaxtyping import AbstractArray, jaxtyped
+
+SOURCES = Path(__file__).parents[1] / "src" / "flowmaps"
+CORE = {path.stem for path in SOURCES.glob("[!_]*.py")} | {"exact", "methods", "nn", "objectives"}
+"""The files and folders of `flowmaps` that are the mathematics."""
+CHECKED: set[str] = set()
+"""The functions that are checked, by name."""
+NUMBERS = BeartypeConf(is_pep484_tower=True)  # an integer will do where a float is asked for
+
+
+def names_a_shape(hint: Any) -> bool:
+    """Whether an annotation speaks of a tensor's shape."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(names_a_shape(part) for part in typing.get_args(hint))
+
+
+def annotated(fn: FunctionType) -> bool:
+    """Whether a signature has a name of a shape in it."""
+    return any(re.search(r"\b(Batch|Time)\b", str(hint)) for hint in fn.__annotations__.values())
+
+
+def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with the shapes of its arguments and of what it returns compared with its annotations."""
+    signature = inspect.signature(fn)
+
+    @functools.cache
+    def hints() -> dict[str, Any]:
+        return {name: hint for name, hint in typing.get_type_hints(fn).items() if names_a_shape(hint)}
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        returned = fn(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            bound = signature.bind(*args, **kwargs).arguments
+            compare(fn.__qualname__, hints(), {**bound, "return": returned})
+        return returned
+
+    CHECKED.add(f"{fn.__module__}.{fn.__qualname__}")
+    return wrapper
+
+
+def compare(name: str, hints: dict[str, Any], values: dict[str, Any]) -> None:
+    """Refuse values that do not have the shapes of their annotations, taken together.
+
+    Raises:
+        TypeError: a value has another shape.
+    """
+    from flowmaps.dual.core import plain
+
+    with jaxtyped("context"):
+        for key, hint in hints.items():
+            if key in values and not is_bearable(plain(values[key]), hint, conf=NUMBERS):
+                shapes = {k: getattr(plain(v), "shape", v) for k, v in values.items() if k in hints}
+                raise TypeError(f"{name}: {key} is not {hint}, among {shapes}.")
+
+
+def check_functions(owner: ModuleType | type, module: str) -> None:
+    """Have each annotated function of a module, or of a class of it, checked."""
+    for name, value in list(vars(owner).items()):
+        inner = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        if isinstance(value, type) and value.__module__ == module:
+            check_functions(value, module)
+        elif isinstance(inner, FunctionType) and inner.__module__ == module and annotated(inner):
+            setattr(owner, name, checked(value) if inner is value else type(value)(checked(inner)))
+
+
+class Loader(importlib.machinery.SourceFileLoader):
+    """Runs a module, then has its functions checked, before another module imports them."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        check_functions(module, module.__name__)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of the mathematics."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        package, _, rest = name.partition(".")
+        if package != "flowmaps" or rest.partition(".")[0] not in CORE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin is not None:
+            spec.loader = Loader(name, spec.origin)
+        return spec
+
+
+def install() -> None:
+    """Have the mathematics checked from its import on."""
+    assert "flowmaps.shapes" not in sys.modules, "flowmaps is imported already, unchecked"
+    sys.meta_path.insert(0, Finder())

@@ -61,7 +61,9 @@ def test_cauchy_and_absolute_are_their_formulas():
 
 
 def test_a_distance_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"one number for each row, shape \(5,\), got \(5, 3\): sum over the other axes"):
+    with pytest.raises(
+        ValueError, match=r"one number for each row, shape \(5,\), got \(5, 3\): sum over the other axes"
+    ):
         measure(torch.square, residual(5, 3))
     with pytest.raises(ValueError, match=r"got \(\)"):
         measure(Perceptual(torch.nn.functional.mse_loss), residual(5, 3), residual(5, 3))

@@ -8,11 +8,11 @@ from flowmaps import times
 from flowmaps.couplings import Carried, Coupling, Independent, MinibatchOT, NoData, Paired
 from flowmaps.losses import (
     Adaptive,
-    Constant,
-    Learned,
     Cauchy,
     Chain,
+    Constant,
     Distance,
+    Learned,
     Perceptual,
     PerNoise,
     Power,

@@ -142,7 +142,12 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
         ("alphaflow", {"weight": weights.SplitPower(-1.0)}, "weight", "l^-1"),
         ("lsd", {"distance": weights.PseudoHuber(0.1)}, "weight", "pseudo-Huber"),
         ("meanflow", {"distance": weights.absolute, "weight": weights.SplitPower(1)}, "weight", "l L1"),
-        ("consistency_training", {"distance": weights.Perceptual(min), "weight": weights.PerNoise(Linear())}, "weight", "perceptual / noise"),
+        (
+            "consistency_training",
+            {"distance": weights.Perceptual(min), "weight": weights.PerNoise(Linear())},
+            "weight",
+            "perceptual / noise",
+        ),
         ("split_meanflow", {"teacher": torch.sin}, "diagonal", "50%, teacher"),
     ],
 )

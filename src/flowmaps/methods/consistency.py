@@ -65,7 +65,9 @@ def consistency_training(
             `Frozen(flow_map, decay=0.95)`.
     """
     path, rest = settle(options, times=times.Snapped(ToData(), cells))
-    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, compare=Compare.JUMP, **rest)
+    return MapMatching(
+        flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, compare=Compare.JUMP, **rest
+    )
 
 
 def improved_consistency_training(

@@ -164,7 +164,9 @@ def ctm(
     velocity = taught(teacher, flow_map, "ctm", options)
     path, rest = settle(options, times=Triangle())
     equation, flow = Semigroup(Stop.TARGET, led=True), solved(velocity, solver, solver_steps)
-    jumps = MapMatching(flow_map, path, equation, flow, split=times.UniformLeg(), target=target, compare=Compare.DATA, **rest)
+    jumps = MapMatching(
+        flow_map, path, equation, flow, split=times.UniformLeg(), target=target, compare=Compare.DATA, **rest
+    )
     diagonal = velocity if options.get("guidance") else None  # of a guided teacher the guided velocity
     return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **rest | {"weight": None})], [1.0, matching])
 

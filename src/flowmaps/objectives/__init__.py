@@ -10,4 +10,15 @@ from .base import Common, Drawn, Loss, Objective
 from .combined import Split, Sum
 from .matching import Compare, MapMatching, RoundTrip, VelocityMatching
 
-__all__ = ["Common", "Compare", "Drawn", "Loss", "MapMatching", "Objective", "RoundTrip", "Split", "Sum", "VelocityMatching"]
+__all__ = [
+    "Common",
+    "Compare",
+    "Drawn",
+    "Loss",
+    "MapMatching",
+    "Objective",
+    "RoundTrip",
+    "Split",
+    "Sum",
+    "VelocityMatching",
+]
