@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -46,6 +46,7 @@ def annotated(fn: FunctionType) -> bool:
 def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with the shapes of its arguments and of what it returns compared with its annotations."""
     signature = inspect.signature(fn)
+    several = {name for name, one in signature.parameters.items() if one.kind is one.VAR_POSITIONAL}
 
     @functools.cache
     def hints() -> dict[str, Any]:
@@ -56,14 +57,14 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         returned = fn(*args, **kwargs)
         if not torch.compiler.is_compiling():
             bound = signature.bind(*args, **kwargs).arguments
-            compare(fn.__qualname__, hints(), {**bound, "return": returned})
+            compare(fn.__qualname__, hints(), {**bound, "return": returned}, several & bound.keys())
         return returned
 
     CHECKED.add(f"{fn.__module__}.{fn.__qualname__}")
     return wrapper
 
 
-def compare(name: str, hints: dict[str, Any], values: dict[str, Any]) -> None:
+def compare(name: str, hints: dict[str, Any], values: dict[str, Any], several: Collection[str] = ()) -> None:
     """Refuse values that do not have the shapes of their annotations, taken together.
 
     Raises:
@@ -73,9 +74,10 @@ def compare(name: str, hints: dict[str, Any], values: dict[str, Any]) -> None:
 
     with jaxtyped("context"):
         for key, hint in hints.items():
-            if key in values and not is_bearable(plain(values[key]), hint, conf=NUMBERS):
-                shapes = {k: getattr(plain(v), "shape", v) for k, v in values.items() if k in hints}
-                raise TypeError(f"{name}: {key} is not {hint}, among {shapes}.")
+            for value in values[key] if key in several else [values[key]] if key in values else []:
+                if not is_bearable(plain(value), hint, conf=NUMBERS):
+                    shapes = {k: getattr(plain(v), "shape", v) for k, v in values.items() if k in hints}
+                    raise TypeError(f"{name}: {key} is not {hint}, among {shapes}.")
 
 
 def check_functions(owner: ModuleType | type, module: str) -> None:

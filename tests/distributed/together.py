@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "accelerate", "flowmaps.runs.run", "shared_cases"])
+CONTEXT.set_forkserver_preload(["pytest", "accelerate", "flowmaps.runs.run", "shared_cases", "shared_trainer"])
 
 
 class Failed(AssertionError):

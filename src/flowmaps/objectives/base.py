@@ -153,7 +153,7 @@ class Objective(nn.Module, ABC):
 
     def changes_with_progress(self) -> bool:
         """Whether the times that are drawn, or a target, depend on how far training has come."""
-        x1 = torch.zeros(64, 1)
+        x1 = torch.zeros(64, 8)
         draws = [self.draw_times(x1, torch.Generator().manual_seed(0), progress) for progress in (0.0, 0.4, 1.0)]
         first, *others = [torch.stack(draw) for draw in draws]
         renewed = any(target.rounds is not None for target in self.followers())

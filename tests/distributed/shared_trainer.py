@@ -1,0 +1,74 @@
+"""A `Trainer` in one process or in several that have the same rows between them: what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import flowmaps as fm
+from flowmaps.couplings import Coupling
+from flowmaps.objectives import Objective
+from flowmaps.shapes import Condition, Time
+from flowmaps.system.processes import rank, ranks
+from flowmaps.times import Times
+from flowmaps.training import Optimiser, Settings, Trainer
+from flowmaps.training.distributed import start
+
+ROWS, STEPS = 16, 6
+
+
+class Folded(Coupling):
+    """Noise that is a function of the datum, so that a row is the same in whichever process."""
+
+    def match(self, x0: Tensor, x1: Tensor, cond: Condition = None) -> tuple[Tensor, Tensor]:
+        return torch.sin(7 * x1), x1
+
+
+@dataclass(frozen=True)
+class FromRows(Times):
+    """Times that are a function of the datum: s < t, or s = t."""
+
+    diagonal: bool = False
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        raise NotImplementedError
+
+    def draw(
+        self, rows: int, generator: torch.Generator | None = None, progress: float = 1.0, like: Tensor | None = None
+    ) -> tuple[Time, Time]:
+        assert like is not None
+        s = like[:, 0].sin().abs() / 2
+        return (s, s) if self.diagonal else (s, s + like[:, 1].cos().abs() / 2)
+
+
+def objective() -> Objective:
+    torch.manual_seed(0)
+    flow_map = fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2).double())
+    laws = {"times": FromRows(), "diagonal": FromRows(diagonal=True), "coupling": Folded()}
+    return fm.methods.lsd(flow_map, **laws)  # type: ignore[arg-type]
+
+
+def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[str, np.ndarray]:
+    """The weights after the steps that were asked for; each process has its part of the same rows."""
+    made = objective()
+    rows = torch.randn(STEPS, ROWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    engine = start("cpu", shard=shard)
+    mine = made.shares(ROWS, ranks())[rank()]
+    trainer = Trainer(
+        made,
+        [batch[mine] for batch in rows],
+        folder,
+        steps=STEPS,
+        optimiser=Optimiser(batch=ROWS, rate=1e-2, decay="constant", warmup=0, ema=0.9),
+        settings=Settings(checkpoint_every=2, log_every=1),
+        engine=engine,
+        stop=lambda: trainer.step >= stop_after,
+        say=lambda text: None,
+    )
+    for _ in trainer:
+        pass
+    return {name: value.detach().numpy().copy() for name, value in trainer.finish().named_parameters()}

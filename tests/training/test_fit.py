@@ -1,0 +1,310 @@
+"""`fit` and `Trainer`: any objective, network and data; interrupted, resumed to the same bytes, made longer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_cases import log
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import flowmaps as fm
+from flowmaps.data import Board
+from flowmaps.objectives import Objective
+from flowmaps.training import Optimiser, Settings, Trainer
+from flowmaps.training.guards import lock
+
+ROWS = torch.randn(101, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(101) % 4
+QUICK: dict[str, Any] = {"batch": 17, "checkpoint_every": 3, "log_every": 1}
+
+
+class Net(nn.Module):
+    """A user's own network."""
+
+    def __init__(self, dim: int = 3) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(dim + 2, 8), nn.Tanh(), nn.Linear(8, dim))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        shift = 0 if cond is None else cond[:, None] / 4
+        return self.inner(torch.cat([x, s[:, None], t[:, None]], 1)) + shift
+
+
+def objective(method: Callable[..., Objective] = fm.methods.lsd, dim: int = 3) -> Objective:
+    torch.manual_seed(0)
+    return method(fm.maps.AverageVelocity(Net(dim)))
+
+
+def after(number: int) -> Callable[[], bool]:
+    """A wish to stop after so many steps."""
+    asked = iter(range(1, 10**6))
+    return lambda: next(asked) >= number
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def content(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+DATA: dict[str, Callable[[], Any]] = {
+    "rows": lambda: ROWS,
+    "pair": lambda: (ROWS, LABELS),
+    "source": Board,
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(kind: str, tmp_path: Path):
+    dim, given = 2 if kind == "source" else 3, {**QUICK, "steps": 10, "say": quiet}
+    fm.fit(objective(dim=dim), DATA[kind](), tmp_path / "a", **given)
+    for step in (2, 5):
+        fm.fit(objective(dim=dim), DATA[kind](), tmp_path / "b", **given, stop=after(step))
+        assert not (tmp_path / "b" / "weights.safetensors").exists()
+    fm.fit(objective(dim=dim), DATA[kind](), tmp_path / "b", **given)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert log(tmp_path / "a") == log(tmp_path / "b")
+    assert [line["step"] for line in log(tmp_path / "a")] == list(range(1, 11))
+
+
+def test_a_folder_that_is_trained_gives_its_map_again(tmp_path: Path):
+    for decay in ("constant", "cosine"):
+        given = {**QUICK, "steps": 4, "decay": decay, "say": quiet}
+        first = fm.fit(objective(), ROWS, tmp_path / decay, **given)
+        before = content(tmp_path / decay)
+        again = fm.fit(objective(), ROWS, tmp_path / decay, **given)
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+        assert not again.training
+        assert content(tmp_path / decay) == before
+        loaded = fm.load(tmp_path / decay, net=Net())
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_training_of_a_constant_rate_can_be_made_longer(tmp_path: Path):
+    """It is then the longer training, to the byte: also where it was finished."""
+    fm.fit(objective(), ROWS, tmp_path / "long", **QUICK, steps=9, say=quiet)
+    fm.fit(objective(), ROWS, tmp_path / "short", **QUICK, steps=4, say=quiet)
+    fm.fit(objective(), ROWS, tmp_path / "short", **QUICK, steps=9, say=quiet)
+    assert content(tmp_path / "long") == content(tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "words"),
+    [
+        ({"decay": "cosine"}, fm.methods.lsd, "its learning rate falls along the cosine schedule"),
+        ({}, fm.methods.alphaflow, "its objective has a schedule that runs to the last step"),
+    ],
+)
+def test_a_training_with_a_schedule_cannot_be_made_longer(
+    settings: dict[str, Any], method: Callable[..., Objective], words: str, tmp_path: Path
+):
+    given = {**QUICK, **settings, "say": quiet}
+    fm.fit(objective(method), ROWS, tmp_path, **given, steps=6, stop=after(4))
+    with pytest.raises(ValueError, match=rf"a training of 6 steps cannot be made one of 9: {words}"):
+        fm.fit(objective(method), ROWS, tmp_path, **given, steps=9)
+    fm.fit(objective(method), ROWS, tmp_path, **given, steps=6)
+    with pytest.raises(ValueError, match="cannot be made one of 9"):
+        fm.fit(objective(method), ROWS, tmp_path, **given, steps=9)
+
+
+def test_fewer_steps_than_are_taken_are_refused(tmp_path: Path):
+    fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=6, say=quiet)
+    with pytest.raises(ValueError, match="6 steps are taken already, got 5 in all"):
+        fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=5, say=quiet)
+
+
+class Positioned(list):
+    """Batches that can be asked where they are."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        super().__init__(batches)
+        self.next = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.next < len(self):
+            self.next += 1
+            yield self[self.next - 1]
+        self.next = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+def test_an_iterable_that_can_be_asked_for_its_position_is_resumed_to_the_byte(tmp_path: Path):
+    batches = list(ROWS.split(17))[:5]
+    fm.fit(objective(), Positioned(batches), tmp_path / "a", **QUICK, steps=8, say=quiet)
+    fm.fit(objective(), Positioned(batches), tmp_path / "b", **QUICK, steps=8, say=quiet, stop=after(4))
+    fm.fit(objective(), Positioned(batches), tmp_path / "b", **QUICK, steps=8, say=quiet)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_data_loader_trains_and_says_that_its_resume_is_not_to_the_bit(tmp_path: Path):
+    said: list[str] = []
+    loader = DataLoader(TensorDataset(ROWS, LABELS), batch_size=20, drop_last=True)
+    given = {**QUICK, "steps": 7, "say": said.append}  # more steps than the five batches
+    fm.fit(objective(), loader, tmp_path, **given, stop=after(4))
+    assert not any("not to the bit" in text for text in said)
+    fm.fit(objective(), loader, tmp_path, **given)
+    assert any("not to the bit" in text for text in said)
+    assert [line["step"] for line in log(tmp_path)] == list(range(1, 8))
+
+
+def test_an_iterator_that_ends_is_told_of():
+    with pytest.raises(ValueError, match="the data have no batch any more: give fewer steps, or an iterable"):
+        fm.fit(objective(), iter(ROWS.split(20)[:3]), steps=9, say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (torch.arange(12).reshape(4, 3), r"floating-point rows \(N, \*shape\), got torch.int64 \(4, 3\)"),
+        (torch.full((4, 3), float("nan")), "data must be finite"),
+        ((ROWS, LABELS[:5]), r"a row for each of the 101 rows of data, got \(5,\)"),
+        (7, "got a int"),
+        ("board.npy", "got a str"),
+        ([("a", "b")], "a batch is a tensor x1, or a pair"),
+    ],
+)
+def test_data_of_another_kind_are_refused(data: Any, words: str):
+    with pytest.raises(ValueError, match=words):
+        fm.fit(objective(), data, steps=3, say=quiet)
+
+
+def test_a_setting_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"unknown setting 'checkpoint_evry': did you mean 'checkpoint_every'\?"):
+        fm.fit(objective(), ROWS, steps=3, checkpoint_evry=5)
+
+
+def test_conditions_may_be_a_tree():
+    class Tree(Net):
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+            return super().forward(x, s, t) + cond["a"] + cond["b"][0]
+
+    torch.manual_seed(0)
+    tree = {"a": ROWS, "b": (2 * ROWS, LABELS)}
+    made = fm.methods.flow_matching(fm.maps.AverageVelocity(Tree()))
+    losses = [float(step.loss.value) for step in Trainer(made, (ROWS, tree), steps=3, say=quiet)]
+    assert len(set(losses)) == 3
+
+
+def test_the_steps_of_a_trainer_are_those_of_fit(tmp_path: Path):
+    """The loop body sees the map with its EMA, which is not the trained weights; and nothing of that shows later."""
+    fitted = fm.fit(objective(), ROWS, steps=6, batch=17, seed=3, rate=0.02, ema=0.5, say=quiet)
+    trainer = Trainer(
+        made := objective(),
+        ROWS,
+        tmp_path,
+        steps=6,
+        optimiser=Optimiser(batch=17, rate=0.02, decay="constant", ema=0.5),
+        settings=Settings(seed=3),
+    )
+    numbers = []
+    for step in trainer:
+        numbers.append(step.number)
+        with trainer.averaged() as flow_map:
+            averaged = [value.clone() for value in flow_map.parameters()]
+            assert not flow_map.training
+        own = list(made.flow_map.parameters())
+        assert step.number == 1 or not all(torch.equal(a, b) for a, b in zip(averaged, own, strict=True))
+    assert (numbers, trainer.step, trainer.stopped) == ([1, 2, 3, 4, 5, 6], 6, None)
+    trainer.finish()
+    pairs = zip(fitted.parameters(), made.flow_map.parameters(), averaged, strict=True)
+    assert all(torch.equal(a, b) and torch.equal(b, c) for a, b, c in pairs)
+
+
+def test_a_trainer_saves_when_it_is_told(tmp_path: Path):
+    trainer = Trainer(objective(), ROWS, tmp_path, steps=5, say=quiet)
+    for step in trainer:
+        if step.number == 2:
+            trainer.save()
+            break
+    again = Trainer(objective(), ROWS, tmp_path, steps=5, say=quiet)
+    assert again.resume()
+    assert (again.step, again.resumed_from) == (2, "map-00000002")
+    assert not Trainer(objective(), ROWS, tmp_path / "new", steps=5).resume()
+    with pytest.raises(ValueError, match="resume needs the folder of a training, got none"):
+        Trainer(objective(), ROWS, steps=5).resume()
+
+
+def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path):
+    held = lock(tmp_path)
+    with pytest.raises(ValueError, match=r"another run is writing into .*: wait for it to end"):
+        fm.fit(objective(), ROWS, tmp_path, steps=3, say=quiet)
+    held.release()
+    fm.fit(objective(), ROWS, tmp_path, steps=3, say=quiet)
+
+
+def test_a_map_that_fit_did_not_train_is_left_alone(tmp_path: Path):
+    fm.save(fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2)), tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="holds a map that fit did not train: choose another folder"):
+        fm.fit(objective(), ROWS, tmp_path, steps=3, say=quiet)
+    assert content(tmp_path) == before
+
+
+def test_accumulated_parts_need_batches_of_the_size_that_was_given():
+    with pytest.raises(ValueError, match="gradient accumulation takes batches of 16 rows, got 20"):
+        fm.fit(objective(), list(ROWS.split(20)), steps=3, batch=16, accumulate=2, say=quiet)
+
+
+def test_a_sigterm_saves_and_ends(tmp_path: Path):
+    """And the training goes on to the bytes of one that was left alone."""
+    code = """
+        import sys, time, torch, flowmaps as fm
+        torch.manual_seed(0)
+        rows = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        objective = fm.methods.psd(fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2)))
+        slow = sys.argv[2] == "slow"
+        def stop():
+            if slow:
+                print("step", flush=True)
+                time.sleep(0.2)
+            return False
+        fm.fit(objective, rows, sys.argv[1], steps=30, batch=16, device="cpu", stop=stop)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen([*words, str(tmp_path / "a"), "slow"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "step" in process.stdout.readline()
+        os.kill(process.pid, signal.SIGTERM)
+        said = process.stdout.read()
+        process.wait(60)
+    assert process.returncode == 0
+    assert "of 30 steps (SIGTERM): call fit again to go on" in said
+    (name,) = os.listdir(tmp_path / "a" / "checkpoints")
+    assert 1 <= int(name.split("-")[1]) < 30
+    for folder in ("a", "b"):
+        subprocess.run([*words, str(tmp_path / folder), "fast"], check=True, capture_output=True)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_progress_is_told_of(monkeypatch: pytest.MonkeyPatch):
+    said = list[str]()
+    monkeypatch.setattr(sys.modules["flowmaps.training.fit"], "REPORT_SECONDS", -1.0)
+    fm.fit(objective(), ROWS, steps=9, say=said.append)
+    assert any(text.startswith("step ") and "of 9: loss " in text for text in said)
+
+
+def test_what_is_logged_can_be_read_as_json(tmp_path: Path):
+    fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=2, say=quiet)
+    lines = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"loss", "diagonal", "lagrangian", "norm", "rate", "seconds"} <= lines[0].keys()
+    assert time.time() > (tmp_path / "log.jsonl").stat().st_mtime - 60
