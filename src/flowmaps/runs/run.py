@@ -105,7 +105,6 @@ class Run:
         if resume:
             self.folder = RunFolder.open(self.folder.path)
             self.folder.lock()
-            self.folder.note_length(self.plan.recipe)
             return
         self.folder = RunFolder.create(self.folder.path, self.described)
         if teacher is not None:
@@ -165,8 +164,10 @@ class Run:
                 self._take_over(self.folder.load_map(stage.name), stage)
                 continue
             self.trainer = trainer = self._trainer(number, stage, stop)
-            if self.checkpoint and number == first:
-                trainer.resume(self.checkpoint)
+            if number == first:
+                if self.checkpoint:
+                    trainer.resume(self.checkpoint)
+                on_first(lambda: self.folder.note_length(self.plan.recipe))
             for step in trainer:
                 yield stage, step
             if trainer.stopped:
