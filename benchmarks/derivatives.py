@@ -59,7 +59,7 @@ def objective(method: str, net: nn.MLP, teacher: Teacher, share: float, engine: 
         return methods.lmd(flow_map, teacher=teacher, interpolant=Linear(), engine=engine)
     build, options = {"lsd": methods.lsd, "esd": methods.esd, "psd": methods.psd}[method], {"engine": engine}
     split = build(flow_map, interpolant=Linear(), share=share or 0.5, **({} if method == "psd" else options))
-    assert isinstance(split, objectives.Split)
+    assert isinstance(split, objectives.SplitRows)
     return split if share else split.second
 
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowmaps.data import Source
-from flowmaps.maps import Frozen
+from flowmaps.maps import Target
 from flowmaps.objectives import Objective
 from flowmaps.runs import initial
 from flowmaps.runs.plan import resolve
@@ -41,7 +41,7 @@ def fresh(recipe: Recipe, source: Source, folder: Path, device: torch.device) ->
     if recipe.teacher:
         given = checkpoint.load(folder / "teacher").to(device)
         inherit.start_from_teacher(flow_map, given)
-        teacher = Frozen(given).velocity
+        teacher = Target(given).velocity
     return resolve(recipe).stages[-1].build(flow_map, teacher).to(device)
 
 

@@ -72,14 +72,14 @@ def example(name: str) -> fm.objectives.Objective:
     """A method with the options of its paper, on the library's network; its teacher is a network of the same make."""
     torch.manual_seed(0)
     net, teacher = fm.nn.MLP(dim=2), fm.maps.AverageVelocity(fm.nn.MLP(dim=2))
-    given = {"teacher": teacher.velocity} if taught(name) else {}
+    given = {"teacher": teacher.velocity} if needs_teacher(name) else {}
     objective = function(name)(fm.maps.AverageVelocity(net), **given)
     if isinstance(objective.interpolant, fm.interpolants.Trigonometric):  # the paper's map goes with its path
         objective = function(name)(fm.maps.Trigonometric(net), **given)
     return objective
 
 
-def taught(name: str) -> bool:
+def needs_teacher(name: str) -> bool:
     """Whether a method cannot do without a teacher."""
     if "teacher" not in inspect.signature(function(name)).parameters:
         return False
@@ -91,9 +91,9 @@ def taught(name: str) -> bool:
 
 
 @cache
-def point(name: str) -> space.Point:
+def point(name: str) -> space.Coordinates:
     """Where a method lies."""
-    return space.point(example(name))
+    return space.coordinates(example(name))
 
 
 @cache
@@ -101,7 +101,7 @@ def cost(name: str) -> tuple[space.Cost, float]:
     """What a row off the diagonal costs, and the mean work of all rows."""
     objective = example(name)
     off = space.cost(objective)
-    if not isinstance(objective, fm.objectives.Split):
+    if not isinstance(objective, fm.objectives.SplitRows):
         return off, off.work
     return off, objective.share * space.cost(objective.first).work + (1 - objective.share) * off.work
 
@@ -123,7 +123,7 @@ def neighbours(name: str) -> list[str]:
 
 
 VELOCITY = ["# first train it by fm.methods.flow_matching(flow_map), then let its jumps follow that velocity:",
-            "flow_map.net.hold_velocity()"]  # fmt: skip
+            "flow_map.net.zero_second_time()"]  # fmt: skip
 FIRST = {
     "progressive_distillation": VELOCITY,
     "easy_consistency_tuning": VELOCITY,
@@ -137,7 +137,7 @@ def snippet(name: str) -> str:
     at, objective = point(name), example(name)
     rotating = isinstance(objective.flow_map, fm.maps.Trigonometric)
     path = "interpolant=fm.interpolants.Trigonometric()" if rotating else ""
-    given = ", teacher=board.velocity" if taught(name) else ""
+    given = ", teacher=board.velocity" if needs_teacher(name) else ""
     why = "data, and their exact velocity as the teacher" if given else "data"
     sampler = "fm.samplers.Jump(steps=4)(flow_map, torch.randn(1000, 2))"
     if at.equation == "velocity":
@@ -146,7 +146,7 @@ def snippet(name: str) -> str:
         sampler = sampler.replace("4", "1", 1)
     elif at.pairs.startswith("t = 1"):
         grid = f"grid=[0.0, 0.5]{', ' + path if path else ''}"
-        sampler = f"fm.samplers.Restart({grid})(flow_map, torch.randn(1000, 2), torch.randn(1, 1000, 2))"
+        sampler = f"fm.samplers.MultistepConsistency({grid})(flow_map, torch.randn(1000, 2), torch.randn(1, 1000, 2))"
     lines = [
         "import torch", "import flowmaps as fm", "",
         f"board = fm.exact.Checkerboard({path})  # {why}",
@@ -158,8 +158,10 @@ def snippet(name: str) -> str:
         "    loss = objective(board.sample(256), progress=step / steps)",
         "    optimiser.zero_grad()", "    loss.value.backward()", "    optimiser.step()",
     ]  # fmt: skip
-    if objective.followers():
-        lines += ["    objective.follow(step / steps, (step + 1) / steps)  # the frozen map, renewed after each round"]
+    if objective.moving_targets():
+        lines += [
+            "    objective.update_targets(step / steps, (step + 1) / steps)  # the frozen map, renewed after each round"
+        ]
     if at.equation == "velocity":
         lines += ["x0, one = torch.randn(1000, 2), torch.ones(1000)"]
     return "\n".join([*lines, f"samples = {sampler}"])

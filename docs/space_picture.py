@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from space import NONE, Cost, Point
+from space import NONE, Coordinates, Cost
 
 from flowmaps.reports.figures import save as save_figure
 from flowmaps.reports.style import FAINT, INK, RULE
 
-Methods = Mapping[str, Mapping[str, tuple[Point, Cost]]]
+Methods = Mapping[str, Mapping[str, tuple[Coordinates, Cost]]]
 
 WIDTH, DPI = 1400, 140
 """Of the picture, in pixels, and dots an inch."""
@@ -105,7 +105,7 @@ def save(methods: Methods, path: Path) -> None:
     save_figure(figure, path, dpi=DPI)
 
 
-def words(at: Point, cost: Cost) -> dict[str, str]:
+def words(at: Coordinates, cost: Cost) -> dict[str, str]:
     """What stands in the cells of a row."""
     return {
         "velocity from": at.velocity,
@@ -119,7 +119,7 @@ def words(at: Point, cost: Cost) -> dict[str, str]:
     }
 
 
-def _step(at: Point) -> str:
+def _step(at: Coordinates) -> str:
     """The right-hand side in a few words."""
     number, _, jumps = at.legs.replace("two", "2").partition(" ")
     if jumps == "jumps":

@@ -19,7 +19,7 @@ from flowmaps import grids, metrics
 from flowmaps.exact import Checkerboard
 from flowmaps.interpolants import Linear
 from flowmaps.runs.folder import load_run
-from flowmaps.samplers import Gamma, Jump, Restart
+from flowmaps.samplers import GammaSampling, Jump, MultistepConsistency
 
 NUMBER, STEPS = 250_000, (2, 3, 4)
 
@@ -46,8 +46,8 @@ def main(folder: Path) -> None:
             quality(Jump(n)(flow_map, x0)),
             quality(Jump(grid=grid)(flow_map, x0)),
             " ".join(f"{t:.3g}" for t in grid),
-            quality(Gamma(n, gamma=0.3)(flow_map, x0, fresh[: n - 1])),
-            quality(Restart([k / n for k in range(n)])(flow_map, x0, fresh[: n - 1])),
+            quality(GammaSampling(n, gamma=0.3)(flow_map, x0, fresh[: n - 1])),
+            quality(MultistepConsistency([k / n for k in range(n)])(flow_map, x0, fresh[: n - 1])),
         ]
         table.add_row(str(n), *ways)
     Console().print(table)

@@ -112,10 +112,10 @@ WRAPPED: dict[str, Parametrisation] = {
     "composed-trigonometric": replace(
         MAPS["trigonometric"], build=lambda net: maps.Composed(maps.Trigonometric(net), 2)
     ),
-    "near": replace(AVERAGE, build=lambda net: maps.Near(maps.AverageVelocity(net), 0.0)),
-    "frozen": replace(AVERAGE, build=lambda net: maps.Frozen(maps.AverageVelocity(net)), trained=False),
+    "near": replace(AVERAGE, build=lambda net: maps.VelocityForShortJumps(maps.AverageVelocity(net), 0.0)),
+    "frozen": replace(AVERAGE, build=lambda net: maps.Target(maps.AverageVelocity(net)), trained=False),
     "frozen-endpoint": replace(
-        MAPS["endpoint"], build=lambda net: maps.Frozen(maps.Composed(maps.Endpoint(net), 2)), trained=False
+        MAPS["endpoint"], build=lambda net: maps.Target(maps.Composed(maps.Endpoint(net), 2)), trained=False
     ),
 }
 """Maps made of other maps; exact where those are."""
@@ -129,7 +129,9 @@ EQUATIONS: dict[str, Callable[..., equations.Equation]] = {
     "lagrangian": equations.Lagrangian,
     "eulerian": equations.Eulerian,
     "semigroup": equations.Semigroup,
-    "eulerian-own": lambda stop=Stop.NONE, engine="dual": equations.Eulerian(stop, engine, own=stop is Stop.TARGET),
+    "eulerian-own": lambda stop=Stop.NONE, engine="dual": equations.Eulerian(
+        stop, engine, along_own_velocity=stop is Stop.TARGET
+    ),
     "semigroup-3": lambda stop=Stop.NONE, engine="dual": equations.Semigroup(stop, engine, legs=3),
 }
 DERIVATIVES = ("lagrangian", "eulerian", "eulerian-own")

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flowmaps.couplings import Carried, Empirical, Independent, MinibatchOT, NoData, Normal, Paired
+from flowmaps.couplings import Empirical, FlowPairs, Independent, MinibatchOT, NoData, Normal, Paired
 from flowmaps.exact import GaussianMixture
 from flowmaps.shapes import Guide, label_of
 from flowmaps.solvers import SolverFlow
@@ -126,13 +126,13 @@ def test_carried_pairs_are_the_flow_of_their_noise(labelled: bool):
     cond = torch.tensor([0, 1, 1, 0, 1]) if labelled else None
     flow = SolverFlow(MIXTURE.velocity, rtol=1e-9, atol=1e-9)
     data = points(5, 2)
-    x0, x1 = Carried(flow).pair(data, generator=torch.Generator().manual_seed(3), cond=cond)
+    x0, x1 = FlowPairs(flow).pair(data, generator=torch.Generator().manual_seed(3), cond=cond)
     zero = torch.zeros(5, dtype=torch.float64)
     torch.testing.assert_close(x1, MIXTURE.flow_map(x0, zero, zero + 1, cond), rtol=1e-6, atol=1e-6)
     assert torch.equal(x0, Normal().sample(data, torch.Generator().manual_seed(3)))
     assert not torch.allclose(x1, data)  # the data give the shape alone
     given = points(5, 2, seed=9)
-    a, b = Carried(flow).pair(data, given, cond=cond)
+    a, b = FlowPairs(flow).pair(data, given, cond=cond)
     assert a is given
     torch.testing.assert_close(b, MIXTURE.flow_map(given, zero, zero + 1, cond), rtol=1e-6, atol=1e-6)
 
@@ -140,7 +140,7 @@ def test_carried_pairs_are_the_flow_of_their_noise(labelled: bool):
 def test_carried_pairs_have_the_base_and_the_flows_law():
     """The law of x1 is that of the data: mean and second moments, within standard errors."""
     flow = SolverFlow(MIXTURE.velocity, method="rk4", steps=16)
-    x0, x1 = Carried(flow, Normal()).pair(torch.zeros(20_001, 2).double(), generator=torch.Generator().manual_seed(0))
+    x0, x1 = FlowPairs(flow, Normal()).pair(torch.zeros(20_001, 2).double(), generator=torch.Generator().manual_seed(0))
     mean = (MIXTURE.weights[:, None] * MIXTURE.means).sum(0)
     assert bool(((x1.mean(0) - mean).abs() < 4.5 * x1.std(0) / len(x1) ** 0.5).all())
     second = (MIXTURE.covariances + MIXTURE.means[:, :, None] * MIXTURE.means[:, None]) * MIXTURE.weights[:, None, None]
@@ -158,7 +158,7 @@ def test_carried_pairs_of_guided_flows_have_a_weight_for_each_row():
 
     labels, weights = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0]).double()
     flow, data = SolverFlow(guided, method="rk4", steps=20), points(5, 2)
-    _, x1 = Carried(flow).pair(data, data, cond=Guide(labels, weights))
+    _, x1 = FlowPairs(flow).pair(data, data, cond=Guide(labels, weights))
     zero = torch.zeros(5, dtype=torch.float64)
     plain = MIXTURE.flow_map(data, zero, zero + 1, labels)
     torch.testing.assert_close(x1[:2], plain[:2], rtol=1e-4, atol=1e-4)
@@ -168,7 +168,7 @@ def test_carried_pairs_of_guided_flows_have_a_weight_for_each_row():
 def test_no_gradient_is_kept_of_carried_pairs():
     matrix = torch.eye(2, dtype=torch.float64, requires_grad=True)
     flow = SolverFlow(lambda x, t, cond=None: x @ matrix, method="euler", steps=2)
-    x0, x1 = Carried(flow).pair(points(5, 2))
+    x0, x1 = FlowPairs(flow).pair(points(5, 2))
     assert not x1.requires_grad
     torch.testing.assert_close(x1, 2.25 * x0)  # (1 + 1/2)^2: Euler's
 

@@ -15,7 +15,7 @@ from flowmaps.exact import Gaussian
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VariancePreserving, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
-from flowmaps.samplers import Jump, Restart
+from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.shapes import like
 
 
@@ -155,17 +155,17 @@ def wells(grid: list[float]) -> float:
 
 
 def test_the_greedy_search_finds_the_wells_deepest_first():
-    assert grids.restart(wells, 2, tolerance=1e-4) == pytest.approx([0, 0.7], abs=1e-3)
-    assert grids.restart(wells, 3, tolerance=1e-4) == pytest.approx([0, 0.31, 0.7], abs=1e-3)
-    four = grids.restart(wells, 4, tolerance=1e-4)
+    assert grids.multistep(wells, 2, tolerance=1e-4) == pytest.approx([0, 0.7], abs=1e-3)
+    assert grids.multistep(wells, 3, tolerance=1e-4) == pytest.approx([0, 0.31, 0.7], abs=1e-3)
+    four = grids.multistep(wells, 4, tolerance=1e-4)
     assert four == pytest.approx([0, 0.31, 0.47, 0.7], abs=1e-3)
-    assert set(grids.restart(wells, 3, tolerance=1e-4)) < set(four)  # greedy: times found are kept
+    assert set(grids.multistep(wells, 3, tolerance=1e-4)) < set(four)  # greedy: times found are kept
 
 
 @pytest.mark.parametrize("best", [0.02, 0.371, 0.999])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-7])
 def test_the_optimum_is_found_to_the_tolerance(best: float, tolerance: float):
-    found = grids.restart(lambda grid: abs(grid[1] - best), 2, candidates=3, tolerance=tolerance)
+    found = grids.multistep(lambda grid: abs(grid[1] - best), 2, candidates=3, tolerance=tolerance)
     assert abs(found[1] - best) <= tolerance
 
 
@@ -175,52 +175,52 @@ def test_the_optimum_of_an_analytic_map_for_restart():
     x0, fresh = noise(5, 3), noise(2, 5, 3, seed=1)
 
     def score(grid: list[float]) -> float:
-        return float(Restart(grid)(flow_map, x0, fresh[: len(grid) - 1]).abs().mean())
+        return float(MultistepConsistency(grid)(flow_map, x0, fresh[: len(grid) - 1]).abs().mean())
 
-    assert grids.restart(score, 2) == pytest.approx([0.0, 0.6], abs=1e-3)
-    assert grids.restart(score, 3)[0] == 0.0
-    assert score(grids.restart(score, 3)) <= score(grids.restart(score, 2))
+    assert grids.multistep(score, 2) == pytest.approx([0.0, 0.6], abs=1e-3)
+    assert grids.multistep(score, 3)[0] == 0.0
+    assert score(grids.multistep(score, 3)) <= score(grids.multistep(score, 2))
 
 
 def test_every_grid_that_is_scored_suits_a_restart():
     seen: list[list[float]] = []
 
     def score(grid: list[float]) -> float:
-        Restart(grid)
+        MultistepConsistency(grid)
         seen.append(grid)
         return wells(grid)
 
-    found = grids.restart(score, 3, candidates=5, start=0.25)
+    found = grids.multistep(score, 3, candidates=5, start=0.25)
     assert all(grid[0] == 0.25 for grid in seen)
     assert found in seen
     assert wells(found) == min(map(wells, seen))
 
 
 def test_a_score_that_tells_nothing_leaves_the_candidates():
-    assert grids.restart(lambda _: 0.0, 4, candidates=3) == pytest.approx([0.0, 0.25, 0.5, 0.75])
-    assert grids.restart(lambda _: math.inf, 2, candidates=1, start=0.5) == pytest.approx([0.5, 0.75])
+    assert grids.multistep(lambda _: 0.0, 4, candidates=3) == pytest.approx([0.0, 0.25, 0.5, 0.75])
+    assert grids.multistep(lambda _: math.inf, 2, candidates=1, start=0.5) == pytest.approx([0.5, 0.75])
 
 
 def test_one_step_needs_no_score():
     def score(grid: list[float]) -> float:
         raise AssertionError(grid)
 
-    assert grids.restart(score, 1) == [0.0]
-    assert grids.restart(score, 1, start=0.2) == [0.2]
+    assert grids.multistep(score, 1) == [0.0]
+    assert grids.multistep(score, 1, start=0.2) == [0.2]
 
 
 def test_restart_searches_that_are_refused():
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        grids.restart(wells, 0)
+        grids.multistep(wells, 0)
     with pytest.raises(ValueError, match="4 steps need at least 3 candidates, got 2"):
-        grids.restart(wells, 4, candidates=2)
+        grids.multistep(wells, 4, candidates=2)
     with pytest.raises(ValueError, match="need at least 1 candidates, got 0"):
-        grids.restart(wells, 1, candidates=0)
+        grids.multistep(wells, 1, candidates=0)
     for start in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"start must lie in \[0, 1\), got"):
-            grids.restart(wells, 2, start=start)
+            grids.multistep(wells, 2, start=start)
     for tolerance in (0.0, 1e-8, math.nan):
         with pytest.raises(ValueError, match="tolerance must be at least 1e-7, got"):
-            grids.restart(wells, 2, tolerance=tolerance)
+            grids.multistep(wells, 2, tolerance=tolerance)
     with pytest.raises(ValueError, match=r"score must return a number, lower is better, got NaN for \[0\.0, 0\.5\]"):
-        grids.restart(lambda _: math.nan, 2, candidates=1)
+        grids.multistep(lambda _: math.nan, 2, candidates=1)

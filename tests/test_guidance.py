@@ -18,7 +18,7 @@ from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.objectives import VelocityMatching
 from flowmaps.shapes import Condition, Guide, label_of
-from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher, Guided, SelfGuided
+from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs, SelfGuided
 
 ROWS, CLASSES = 40_001, 3
 
@@ -160,11 +160,11 @@ class Net(nn.Module):
         return torch.sin(h + cond.weight[:, None].sqrt() if isinstance(cond, Guide) else h) @ self.last
 
 
-def a_draw(cond: Condition, rows: int = 7) -> Draw:
+def a_draw(cond: Condition, rows: int = 7) -> RandomInputs:
     rng = generator(1)
     x0, x1, z = torch.randn(3, rows, 2, generator=rng, dtype=torch.float64)
     s, t, split = torch.rand(3, rows, generator=rng, dtype=torch.float64)
-    return Draw(x0, x1, z, s, t, split, cond)
+    return RandomInputs(x0, x1, z, s, t, split, cond)
 
 
 @pytest.mark.parametrize("path", [Linear(), Trigonometric(), WithNoise(Linear(), 0.3)], ids=str)
@@ -317,7 +317,7 @@ def test_the_mean_target_at_a_point_is_the_guided_velocity(mix: float | None, w:
     x0, x1 = pairs_through(x, time, label, rows)
     t, cond = torch.full((rows,), time, dtype=torch.float64), torch.full((rows,), label)
     guidance = Guidance(w, CLASSES, mix=mix)
-    draw = Draw(x0, x1, None, t, t, t, cond)
+    draw = RandomInputs(x0, x1, None, t, t, t, cond)
     points = Linear().point(x0, x1, t)
     torch.testing.assert_close(points, x.expand(rows, 2))
     target = SelfGuided(Linear(), ExactGuided(guidance), guidance).bind(draw)(points, t, cond)

@@ -214,7 +214,9 @@ def test_truncated_snr_is_regular_where_the_times_meet():
 
 def test_weights_of_a_first_leg_ask_for_its_share():
     d, s, t = uniforms(5)
-    with pytest.raises(ValueError, match="PerNoise is for a composition of two legs: it needs the share of the first"):
+    with pytest.raises(
+        ValueError, match="PerNoise is for a composition of two legs: it needs the share of the first leg, split"
+    ):
         PerNoise(Linear())(d, s, t)
     with pytest.raises(ValueError, match="SplitPower is for a composition of two legs: it needs the share"):
         SplitPower(1.0)(d, s, t)

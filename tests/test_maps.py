@@ -15,13 +15,13 @@ from flowmaps.interpolants import Trigonometric as TrigonometricPath
 from flowmaps.maps import (
     AverageVelocity,
     Composed,
-    Detached,
+    DetachedWeights,
     Endpoint,
     FlowMap,
-    Frozen,
-    Near,
     Preconditioned,
+    Target,
     Trigonometric,
+    VelocityForShortJumps,
 )
 from flowmaps.samplers import Jump
 from flowmaps.schedules import Halving
@@ -52,9 +52,9 @@ MAPS: list[Callable[[], FlowMap]] = [
     lambda: Trigonometric(Wavy()).eval(),
     lambda: Composed(AverageVelocity(Wavy()), 3).eval(),
     lambda: Composed(Trigonometric(Wavy()), 2).eval(),
-    lambda: Near(Endpoint(Wavy()), 0.2).eval(),
+    lambda: VelocityForShortJumps(Endpoint(Wavy()), 0.2).eval(),
     lambda: Endpoint(Preconditioned(Wavy(), Linear())).eval(),
-    lambda: Frozen(AverageVelocity(Wavy())),
+    lambda: Target(AverageVelocity(Wavy())),
     lambda: SolverFlow(EXACT.velocity, method="rk4", steps=3),
 ]
 
@@ -177,12 +177,12 @@ def test_conditions_reach_the_network():
 def test_a_frozen_map_keeps_its_weights_until_refreshed():
     x, s, t = batch()
     flow_map = AverageVelocity(Wavy()).eval()
-    frozen = Frozen(flow_map)
+    frozen = Target(flow_map)
     before = flow_map(x, s, t)
     with torch.no_grad():
         flow_map.net.matrix.mul_(1.5)  # type: ignore[operator, union-attr]
     assert torch.equal(frozen(x, s, t), before)
-    frozen.refresh(flow_map)
+    frozen.copy_from(flow_map)
     assert torch.equal(frozen(x, s, t), flow_map(x, s, t))
     assert not torch.allclose(frozen(x, s, t), before)
     assert flow_map.net.matrix.requires_grad  # type: ignore[union-attr]  # the map itself is not frozen
@@ -190,7 +190,7 @@ def test_a_frozen_map_keeps_its_weights_until_refreshed():
 
 def test_a_frozen_map_takes_no_gradient_but_passes_one_to_its_input():
     x, s, t = batch()
-    frozen = Frozen(AverageVelocity(Wavy()))
+    frozen = Target(AverageVelocity(Wavy()))
     x = x.requires_grad_(True)
     frozen(x, s, t).sum().backward()
     assert [p.grad for p in frozen.parameters()] == [None]
@@ -200,7 +200,7 @@ def test_a_frozen_map_takes_no_gradient_but_passes_one_to_its_input():
 
 def test_a_frozen_map_stays_in_evaluation_mode():
     x, s, t = batch()
-    frozen = Frozen(AverageVelocity(Wavy().train()))
+    frozen = Target(AverageVelocity(Wavy().train()))
     whole = nn.ModuleList([frozen]).train()
     assert whole.training
     assert not any(module.training for module in frozen.modules())
@@ -249,7 +249,7 @@ def test_held_is_the_factor_of_the_point_and_the_output_as_a_velocity(name: str,
     t = s if meeting else t
     n = batch(1)[0]
     flow_map = build(Fixed(n))
-    factor, output = flow_map.held(x, s, t, flow_map.average_velocity(x, s, t))
+    factor, output = flow_map.decompose(x, s, t, flow_map.average_velocity(x, s, t))
     y = x.clone().requires_grad_()
     if name == "endpoint":  # there v = (n - x) / (1 - s): fixed, n moves with x
         flow_map = build(Along(n, x))
@@ -267,7 +267,7 @@ def test_held_stays_finite_over_the_whole_of_time(name: str):
     x = batch()[0][:4]
     s, t = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     flow_map = build(Fixed(batch(1)[0][:4]))
-    factor, output = flow_map.held(x, s, t, flow_map.average_velocity(x, s, t))
+    factor, output = flow_map.decompose(x, s, t, flow_map.average_velocity(x, s, t))
     assert bool(factor.isfinite().all())
     assert bool(output.isfinite().all())
 
@@ -275,13 +275,13 @@ def test_held_stays_finite_over_the_whole_of_time(name: str):
 def test_held_gives_the_two_brackets_of_scm():
     """-(2/pi) cos(tp) (dX_{s,1}/ds) = -cos^2(tp) (F - dx/dtp) - cos sin (x + dF/dtp) (2410.11081, algorithm 1).
 
-    Its first bracket, all that is left at the start of the warm-up, is a^2 (v - b) with a and v from `held`.
+    Its first bracket, all that is left at the start of the warm-up, is a^2 (v - b) with a and v from `decompose`.
     """
     x, s, _ = batch()
     b, (n, n_dot) = batch(2)[0], (batch(1)[0], batch(3)[0])
     one, column = torch.ones_like(s), lambda time: time[:, None]
     flow_map = Trigonometric(Fixed(n))
-    a, v = flow_map.held(x, s, one, flow_map.average_velocity(x, s, one))
+    a, v = flow_map.decompose(x, s, one, flow_map.average_velocity(x, s, one))
     tp = 0.5 * math.pi * (1 - s)  # their time: noise at pi / 2
     torch.testing.assert_close(a, torch.cos(tp))
     # their network points from the data to the noise, F = -n, and their time runs so too: d/dtp = -(2 / pi) d/ds
@@ -303,7 +303,7 @@ def test_near_jumps_are_taken_with_the_velocity(sign: int):
     """u_{s,s} up to the step, both directions of time, u_{s,t} beyond: the smallest legs of shortcut models."""
     x, _, _ = batch()
     flow_map = AverageVelocity(Wavy()).eval()
-    near = Near(flow_map, 2.0**-7)
+    near = VelocityForShortJumps(flow_map, 2.0**-7)
     s = torch.full((BATCH,), 0.5, dtype=torch.float64)
     t = s + sign * torch.tensor([0, 0.25, 0.999, 1, 1 + 1e-7, 1.01, 40], dtype=torch.float64) / 128
     u = near.average_velocity(x, s, t)
@@ -318,7 +318,7 @@ def test_near_passes_conditions_on():
     x, s, t = batch()
     cond = torch.arange(BATCH, dtype=torch.float64)
     for step in (0.0, 0.5, 1.0):
-        near = Near(AverageVelocity(Wavy()), step).eval()
+        near = VelocityForShortJumps(AverageVelocity(Wavy()), step).eval()
         change = near.average_velocity(x, s, t, cond) - near.average_velocity(x, s, t)
         torch.testing.assert_close(change, cond[:, None].expand_as(x))
 
@@ -350,12 +350,12 @@ def set_to(flow_map: AverageVelocity, value: float) -> None:
 def test_a_moving_average_has_its_closed_form():
     """theta- <- mu theta- + (1 - mu) theta after each step: mu^n theta_0 + (1 - mu) sum mu^(n-k) theta_k."""
     flow_map, mu = counted(1.0), 0.9
-    frozen = Frozen(flow_map, decay=mu)
-    assert frozen.follows
+    frozen = Target(flow_map, decay=mu)
+    assert frozen.moves
     values = [math.sin(3 * k) for k in range(1, 21)]
     for k, value in enumerate(values):
         set_to(flow_map, value)
-        frozen.follow(flow_map, k / 20, (k + 1) / 20)
+        frozen.update(flow_map, k / 20, (k + 1) / 20)
     expected = mu**20 + (1 - mu) * sum(mu ** (19 - k) * value for k, value in enumerate(values))
     inner = frozen.flow_map.net
     assert inner.weight.item() == pytest.approx(expected, rel=1e-12)
@@ -367,9 +367,9 @@ def test_a_moving_average_has_its_closed_form():
 
 def test_a_decay_of_zero_is_the_map_after_each_step():
     flow_map = counted(1.0)
-    frozen = Frozen(flow_map, decay=0.0)
+    frozen = Target(flow_map, decay=0.0)
     set_to(flow_map, 3.0)
-    frozen.follow(flow_map, 0.0, 0.1)
+    frozen.update(flow_map, 0.0, 0.1)
     assert frozen.flow_map.net.weight.item() == 3
 
 
@@ -378,12 +378,12 @@ def test_a_decay_of_zero_is_the_map_after_each_step():
 def test_rounds_refresh_the_copy_at_their_ends_alone(rounds: int, total: int):
     """Step k takes progress from k / total to (k + 1) / total; the copy is made when a round is over."""
     flow_map = counted(0.0)
-    frozen = Frozen(flow_map, rounds=rounds)
+    frozen = Target(flow_map, rounds=rounds)
     changes = []
     for k in range(total):
         set_to(flow_map, k + 1)
         before = frozen.flow_map.net.weight.item()
-        frozen.follow(flow_map, k / total, (k + 1) / total)
+        frozen.update(flow_map, k / total, (k + 1) / total)
         after = frozen.flow_map.net.weight.item()
         assert after in (before, k + 1)
         if after != before:
@@ -393,10 +393,10 @@ def test_rounds_refresh_the_copy_at_their_ends_alone(rounds: int, total: int):
 
 def test_a_copy_without_a_rule_does_not_follow():
     flow_map = counted(1.0)
-    frozen = Frozen(flow_map)
-    assert not frozen.follows
+    frozen = Target(flow_map)
+    assert not frozen.moves
     set_to(flow_map, 2.0)
-    frozen.follow(flow_map, 0.0, 1.0)
+    frozen.update(flow_map, 0.0, 1.0)
     assert frozen.flow_map.net.weight.item() == 1
 
 
@@ -404,11 +404,11 @@ def test_the_rounds_of_a_copy_are_those_of_the_halving_grid():
     """Progressive distillation: a new teacher exactly when the cells double in length."""
     for total in (60, 49, 1000):
         law, flow_map = Halving(32), counted(0.0)
-        frozen = Frozen(flow_map, rounds=law.rounds)
+        frozen = Target(flow_map, rounds=law.rounds)
         for k in range(total - 1):
             set_to(flow_map, k + 1)
             old = frozen.flow_map.net.weight.item()
-            frozen.follow(flow_map, k / total, (k + 1) / total)
+            frozen.update(flow_map, k / total, (k + 1) / total)
             assert (frozen.flow_map.net.weight.item() != old) == (law(k / total) != law((k + 1) / total))
 
 
@@ -419,7 +419,7 @@ def test_the_rounds_of_a_copy_are_those_of_the_halving_grid():
 def test_a_detached_map_takes_gradients_to_its_point_and_none_to_its_weights(make: Callable[[], FlowMap]):
     x, s, t = batch()
     flow_map = make()
-    detached = Detached(flow_map)
+    detached = DetachedWeights(flow_map)
     y, z = x.clone().requires_grad_(), x.clone().requires_grad_()
     jump, own = detached(y, s, t), flow_map(z, s, t)
     assert torch.equal(jump, own)
@@ -439,9 +439,9 @@ def test_a_detached_map_inside_a_trained_one_keeps_the_inner_gradient():
     """CTM: the gradient of X-_{t,1}(X_{s,t}(x)) is that through the inner jump alone, here by a frozen copy."""
     x, s, t = batch()
     flow_map, one, cond = AverageVelocity(Wavy()).eval(), torch.ones_like(s), torch.arange(BATCH).double()
-    frozen = Frozen(flow_map)
+    frozen = Target(flow_map)
     weight = flow_map.net.matrix
-    outer = Detached(flow_map)(flow_map(x, s, t, cond), t, one, cond)
+    outer = DetachedWeights(flow_map)(flow_map(x, s, t, cond), t, one, cond)
     (got,) = torch.autograd.grad(outer.square().sum(), weight)  # type: ignore[arg-type]
     (expected,) = torch.autograd.grad(frozen(flow_map(x, s, t, cond), t, one, cond).square().sum(), weight)  # type: ignore[arg-type]
     torch.testing.assert_close(got, expected)
@@ -451,7 +451,7 @@ def test_a_detached_map_inside_a_trained_one_keeps_the_inner_gradient():
 def test_a_detached_map_follows_the_map_and_lists_no_weights():
     x, s, t = batch()
     flow_map = AverageVelocity(Wavy()).eval()
-    detached = Detached(flow_map)
+    detached = DetachedWeights(flow_map)
     assert not isinstance(detached, nn.Module)
     holder = nn.Module()
     holder.flow_map, holder.detached = flow_map, detached  # type: ignore[assignment]
@@ -558,15 +558,15 @@ def test_preconditioning_passes_conditions_and_gradients():
 
 def test_settings_of_maps_that_are_refused():
     for step in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=rf"Near needs a step in \[0, 1\], got {step}"):
-            Near(MAPS[0](), step)
+        with pytest.raises(ValueError, match=rf"VelocityForShortJumps needs a step in \[0, 1\], got {step}"):
+            VelocityForShortJumps(MAPS[0](), step)
     for decay in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=rf"Frozen needs a decay in \[0, 1\), got {decay}"):
-            Frozen(MAPS[0](), decay=decay)
-    with pytest.raises(ValueError, match="rounds >= 1 and no decay beside it, got 0 and None"):
-        Frozen(MAPS[0](), rounds=0)
-    with pytest.raises(ValueError, match=r"rounds >= 1 and no decay beside it, got 3 and 0.9"):
-        Frozen(MAPS[0](), rounds=3, decay=0.9)
+        with pytest.raises(ValueError, match=rf"Target needs a decay in \[0, 1\), got {decay}"):
+            Target(MAPS[0](), decay=decay)
+    with pytest.raises(ValueError, match="Target takes rounds >= 1 or a decay, not both, got rounds=0 and decay=None"):
+        Target(MAPS[0](), rounds=0)
+    with pytest.raises(ValueError, match=r"rounds >= 1 or a decay, not both, got rounds=3 and decay=0.9"):
+        Target(MAPS[0](), rounds=3, decay=0.9)
     for name in ("deviation", "scale", "floor"):
         with pytest.raises(ValueError, match=r"Preconditioned needs deviation, scale and floor > 0, got .*0\.0"):
             Preconditioned(Wavy(), Linear(), **{name: 0.0})

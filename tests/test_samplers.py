@@ -13,7 +13,7 @@ from flowmaps.exact import Gaussian
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
-from flowmaps.samplers import Gamma, Jump, Restart, encode
+from flowmaps.samplers import GammaSampling, Jump, MultistepConsistency, encode
 
 EXACT = Gaussian([0.5, -1.0, 2.0], [[0.4, 0.1, 0.0], [0.1, 0.6, 0.0], [0.0, 0.0, 0.2]])
 
@@ -103,10 +103,10 @@ def test_the_path_passes_through_the_samplers_points():
 
 def test_conditions_go_to_each_jump():
     cond = torch.arange(5)
-    for sampler in (Jump(3), Jump(3).path, Restart((0.0, 0.5, 0.7)), Gamma(3, gamma=0.5)):
+    for sampler in (Jump(3), Jump(3).path, MultistepConsistency((0.0, 0.5, 0.7)), GammaSampling(3, gamma=0.5)):
         flow_map = Known()
         x0 = noise(5, 3)
-        more = {"noise": noise(2, 5, 3)} if isinstance(sampler, Restart | Gamma) else {}
+        more = {"noise": noise(2, 5, 3)} if isinstance(sampler, MultistepConsistency | GammaSampling) else {}
         sampler(flow_map, x0, cond=cond, **more)
         assert len(flow_map.conditions) == 3
         assert all(c is cond for c in flow_map.conditions)
@@ -115,9 +115,9 @@ def test_conditions_go_to_each_jump():
 def test_sampling_keeps_no_graph():
     x0, flow_map = noise(5, 3), untrained()
     assert not Jump(2)(flow_map, x0).requires_grad
-    assert not Restart((0.0,))(flow_map, x0).requires_grad
-    assert not Gamma(2, gamma=0.5)(flow_map, x0, noise(1, 5, 3)).requires_grad
-    assert not Gamma(2, gamma=0.5).path(flow_map, x0, noise(1, 5, 3)).requires_grad
+    assert not MultistepConsistency((0.0,))(flow_map, x0).requires_grad
+    assert not GammaSampling(2, gamma=0.5)(flow_map, x0, noise(1, 5, 3)).requires_grad
+    assert not GammaSampling(2, gamma=0.5).path(flow_map, x0, noise(1, 5, 3)).requires_grad
 
 
 @pytest.mark.parametrize("path", [Linear(), Trigonometric(), WithNoise(Linear(), 0.4)])
@@ -131,19 +131,19 @@ def test_restart_is_multistep_consistency_sampling_step_by_step(path: Interpolan
         if path.noisy:
             renoised = renoised + 0.4 * math.sin(math.pi * time) ** 2 * fresh[2 + k]
         x = flow_map(renoised, full(x0, time), full(x0, 1.0))
-    torch.testing.assert_close(Restart((0.0, 0.4, 0.9), path)(flow_map, x0, fresh), x.detach())
+    torch.testing.assert_close(MultistepConsistency((0.0, 0.4, 0.9), path)(flow_map, x0, fresh), x.detach())
 
 
 def test_restart_of_one_time_is_one_jump():
     flow_map, x0 = untrained(), noise(5, 3)
-    torch.testing.assert_close(Restart((0.0,))(flow_map, x0), Jump(1)(flow_map, x0))
-    torch.testing.assert_close(Restart((0.3,))(flow_map, x0), Jump(grid=(0.3, 1.0))(flow_map, x0))
+    torch.testing.assert_close(MultistepConsistency((0.0,))(flow_map, x0), Jump(1)(flow_map, x0))
+    torch.testing.assert_close(MultistepConsistency((0.3,))(flow_map, x0), Jump(grid=(0.3, 1.0))(flow_map, x0))
 
 
 def test_restart_keeps_the_law_of_an_exact_map():
     """Mean and covariance of the data come out, whatever the times of renoising."""
     rows = 40_001
-    x = Restart((0.0, 0.3, 0.8))(Known(), noise(rows, 3), noise(2, rows, 3, seed=1))
+    x = MultistepConsistency((0.0, 0.3, 0.8))(Known(), noise(rows, 3), noise(2, rows, 3, seed=1))
     torch.testing.assert_close(x.mean(0), EXACT.mean.to(x), rtol=0, atol=0.02)
     torch.testing.assert_close(torch.cov(x.T), EXACT.covariance.to(x), rtol=0, atol=0.02)
 
@@ -152,12 +152,12 @@ def test_restart_keeps_the_law_of_an_exact_map():
 def test_restart_refuses_noise_of_another_shape(shape: tuple[int, ...] | None):
     fresh = None if shape is None else noise(*shape)
     with pytest.raises(ValueError, match=r"over 3 times needs noise of shape \(2, 5, 3\), got"):
-        Restart((0.0, 0.4, 0.9))(untrained(), noise(5, 3), fresh)
+        MultistepConsistency((0.0, 0.4, 0.9))(untrained(), noise(5, 3), fresh)
 
 
 def test_restart_with_latent_noise_needs_twice_as_much():
     with pytest.raises(ValueError, match=r"needs noise of shape \(2, 5, 3\), got \(1, 5, 3\)"):
-        Restart((0.0, 0.5), WithNoise(Linear()))(untrained(), noise(5, 3), noise(1, 5, 3))
+        MultistepConsistency((0.0, 0.5), WithNoise(Linear()))(untrained(), noise(5, 3), noise(1, 5, 3))
 
 
 PATHS = [Linear(), Trigonometric(), VariancePreserving(), VarianceExploding(sigma_max=8.0, rho=3.0)]
@@ -168,16 +168,18 @@ GRID = (0.0, 0.2, 0.55, 0.9, 1.0)
 def test_gamma_zero_is_jump(path: Interpolant):
     flow_map, x0 = untrained(), noise(5, 3)
     for grid in (GRID, (0.1, 0.4, 0.7), (0.0, 1.0)):
-        assert Gamma(grid=grid, gamma=0, interpolant=path).targets == grid[1:]
-        assert torch.equal(Gamma(grid=grid, gamma=0, interpolant=path)(flow_map, x0), Jump(grid=grid)(flow_map, x0))
-    assert torch.equal(Gamma(3, gamma=0.0)(flow_map, x0, noise(2, 5, 3)), Jump(3)(flow_map, x0))
+        assert GammaSampling(grid=grid, gamma=0, interpolant=path).targets == grid[1:]
+        assert torch.equal(
+            GammaSampling(grid=grid, gamma=0, interpolant=path)(flow_map, x0), Jump(grid=grid)(flow_map, x0)
+        )
+    assert torch.equal(GammaSampling(3, gamma=0.0)(flow_map, x0, noise(2, 5, 3)), Jump(3)(flow_map, x0))
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_gamma_one_is_restart(path: Interpolant):
     flow_map, x0, fresh = untrained(), noise(5, 3), noise(3, 5, 3, seed=1)
-    want = Restart(GRID[:-1], path)(flow_map, x0, fresh)
-    assert torch.equal(Gamma(grid=GRID, gamma=1, interpolant=path)(flow_map, x0, fresh), want)
+    want = MultistepConsistency(GRID[:-1], path)(flow_map, x0, fresh)
+    assert torch.equal(GammaSampling(grid=GRID, gamma=1, interpolant=path)(flow_map, x0, fresh), want)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -186,7 +188,7 @@ def test_gamma_keeps_the_law_at_each_time(path: Interpolant, gamma: float):
     """Points on the way are linear in (x at the start, fresh noise): mean and covariance to rounding."""
     scale = path.sigma_max if isinstance(path, VarianceExploding) else 1.0
     exact = Gaussian(EXACT.mean, EXACT.covariance, None, scale**2 * torch.eye(3), path)
-    sampler = Gamma(grid=GRID, gamma=gamma, interpolant=path)
+    sampler = GammaSampling(grid=GRID, gamma=gamma, interpolant=path)
 
     def law(time: float) -> tuple[Tensor, Tensor]:
         t = torch.tensor([time], dtype=torch.float64)
@@ -217,14 +219,14 @@ def test_gamma_is_the_papers_algorithm_in_sigma():
         x = flow_map(x, full(x, start), full(x, beyond)) + gamma * sigma * eps
         start = time
     x = flow_map(x, full(x, start), full(x, 1.0))
-    sampler = Gamma(grid=(0.0, 0.3, 0.7, 1.0), gamma=gamma, interpolant=path)
+    sampler = GammaSampling(grid=(0.0, 0.3, 0.7, 1.0), gamma=gamma, interpolant=path)
     torch.testing.assert_close(sampler(flow_map, x0, 8.0 * fresh), x.detach())
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("gamma", [1e-9, 0.3, 1.0])
 def test_gamma_jumps_beyond_the_next_time(path: Interpolant, gamma: float):
-    sampler = Gamma(grid=GRID, gamma=gamma, interpolant=path)
+    sampler = GammaSampling(grid=GRID, gamma=gamma, interpolant=path)
     assert sampler.targets[-1] == 1
     for t, w in zip(GRID[1:-1], sampler.targets, strict=False):
         assert t <= w <= 1
@@ -234,14 +236,14 @@ def test_gamma_jumps_beyond_the_next_time(path: Interpolant, gamma: float):
 
 def test_the_path_of_gamma_ends_in_its_samples():
     flow_map, x0, fresh = untrained(), noise(5, 3), noise(3, 5, 3, seed=1)
-    sampler = Gamma(4, gamma=0.4, interpolant=Trigonometric())
+    sampler = GammaSampling(4, gamma=0.4, interpolant=Trigonometric())
     points = sampler.path(flow_map, x0, fresh)
     assert points.shape == (5, 5, 3)
     assert torch.equal(points[0], x0)
     assert torch.equal(points[-1], sampler(flow_map, x0, fresh))
-    torch.testing.assert_close(Gamma(1, gamma=0.4)(flow_map, x0), Jump(1)(flow_map, x0))
+    torch.testing.assert_close(GammaSampling(1, gamma=0.4)(flow_map, x0), Jump(1)(flow_map, x0))
     images = noise(4, 3, 2, 5)
-    still = Gamma(3, gamma=0.7)(Still(), images, noise(2, 4, 3, 2, 5, seed=1))
+    still = GammaSampling(3, gamma=0.7)(Still(), images, noise(2, 4, 3, 2, 5, seed=1))
     assert still.shape == images.shape
 
 
@@ -255,23 +257,25 @@ class Still(FlowMap):
 @pytest.mark.parametrize("shape", [None, (1, 5, 3), (2, 4, 3), (3, 5, 3)])
 def test_gamma_refuses_noise_of_another_shape(shape: tuple[int, ...] | None):
     fresh = None if shape is None else noise(*shape)
-    for sample in (Gamma(3, gamma=0.5), Gamma(3, gamma=0.5).path):
-        with pytest.raises(ValueError, match=r"Gamma over 4 times needs noise of shape \(2, 5, 3\), got"):
+    for sample in (GammaSampling(3, gamma=0.5), GammaSampling(3, gamma=0.5).path):
+        with pytest.raises(ValueError, match=r"GammaSampling over 4 times needs noise of shape \(2, 5, 3\), got"):
             sample(untrained(), noise(5, 3), fresh)
 
 
 def test_gammas_that_are_refused():
-    with pytest.raises(ValueError, match="Gamma takes steps or grid, one of the two, got steps=None, grid=None"):
-        Gamma(gamma=0.5)
+    with pytest.raises(
+        ValueError, match="GammaSampling takes steps or grid, one of the two, got steps=None, grid=None"
+    ):
+        GammaSampling(gamma=0.5)
     for gamma in (-0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match=r"gamma in \[0, 1\] \(0 is Jump, 1 is Restart\), got"):
-            Gamma(2, gamma=gamma)
+        with pytest.raises(ValueError, match=r"gamma in \[0, 1\] \(0 is Jump, 1 is MultistepConsistency\), got"):
+            GammaSampling(2, gamma=gamma)
     with pytest.raises(ValueError, match="goes from noise to data, got the falling grid"):
-        Gamma(grid=(1.0, 0.5, 0.0), gamma=0.5)
+        GammaSampling(grid=(1.0, 0.5, 0.0), gamma=0.5)
     with pytest.raises(ValueError, match="without latent noise, got WithNoise"):
-        Gamma(2, gamma=0.5, interpolant=WithNoise(Linear()))
+        GammaSampling(2, gamma=0.5, interpolant=WithNoise(Linear()))
     with pytest.raises(ValueError, match="at least two times"):
-        Gamma(grid=(0.5,), gamma=0.5)
+        GammaSampling(grid=(0.5,), gamma=0.5)
 
 
 def test_samplers_that_are_refused():
@@ -288,6 +292,6 @@ def test_samplers_that_are_refused():
             Jump(grid=grid)
     for grid in [(), (0.5, 0.2), (-0.1, 0.5)]:
         with pytest.raises(ValueError, match="at least two times"):
-            Restart(grid)
+            MultistepConsistency(grid)
     with pytest.raises(ValueError, match=r"takes the times before 1, got \[0.2, 1.0\]: leave the last out"):
-        Restart((0.2, 1.0))
+        MultistepConsistency((0.2, 1.0))

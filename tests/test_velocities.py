@@ -14,7 +14,7 @@ from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.shapes import Guide
 from flowmaps.solvers import SolverFlow
-from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher, Guided
+from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs
 
 
 class Field(nn.Module):
@@ -40,11 +40,11 @@ def batch(rows: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.rand(rows, generator=generator, dtype=torch.float64)
 
 
-def a_draw(rows: int = 7) -> Draw:
+def a_draw(rows: int = 7) -> RandomInputs:
     generator = torch.Generator().manual_seed(1)
     x0, x1, z = torch.randn(3, rows, 3, generator=generator, dtype=torch.float64)
     s, t, split = torch.rand(3, rows, generator=generator, dtype=torch.float64)
-    return Draw(x0, x1, z, s, t, split, torch.arange(rows, dtype=torch.float64))
+    return RandomInputs(x0, x1, z, s, t, split, torch.arange(rows, dtype=torch.float64))
 
 
 # a teacher -----------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_the_interpolant_as_a_source_is_the_derivative_of_the_path(path):
 
 def test_the_interpolant_has_to_be_bound_to_its_pairs():
     x, t = batch()
-    with pytest.raises(ValueError, match=r"use it in an objective, or call .bind\(draw\) first"):
+    with pytest.raises(ValueError, match=r"use it in an objective, or call .bind\(inputs\) first"):
         FromInterpolant(Linear())(x, t)
 
 
@@ -131,11 +131,11 @@ def test_rows_of_a_draw_are_rows_of_each_part():
     part = draw.rows(slice(2, 5))
     for whole, some in zip(draw[:7], part[:7], strict=True):
         assert torch.equal(some, whole[2:5])
-    assert part.warm is None
-    warm = draw._replace(warm=torch.arange(7.0)).rows(slice(2, 5)).warm
+    assert part.warmup is None
+    warmup = draw._replace(warmup=torch.arange(7.0)).rows(slice(2, 5)).warmup
     assert warm is not None
-    assert warm.tolist() == [2, 3, 4]
-    assert Draw(draw.x0, draw.x1, None, draw.s, draw.t, draw.split).rows(slice(0, 2)).z is None
+    assert warmup.tolist() == [2, 3, 4]
+    assert RandomInputs(draw.x0, draw.x1, None, draw.s, draw.t, draw.split).rows(slice(0, 2)).z is None
 
 
 def test_a_guide_is_cut_and_moved_with_its_rows():

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowmaps.couplings import Carried
+from flowmaps.couplings import FlowPairs
 from flowmaps.dual import Dual
 from flowmaps.maps import FlowMap
-from flowmaps.objectives import Objective, Split
+from flowmaps.objectives import Objective, SplitRows
 from flowmaps.shapes import Batch, Condition
 from flowmaps.velocities import FromTeacher, Velocity
 
@@ -55,7 +55,7 @@ def cost(objective: Objective, x1: Batch | None = None, cond: Condition = None) 
         The counts, and the work, a row.
     """
     copied = copy.deepcopy(objective)
-    part = copied.second if isinstance(copied, Split) else copied
+    part = copied.second if isinstance(copied, SplitRows) else copied
     x1 = torch.zeros(ROWS, DIM) if x1 is None else x1
     unit = FlopCounterMode(display=False)
     with unit, torch.no_grad():
@@ -101,6 +101,6 @@ def _counting(objective: Objective, count: Cost) -> Iterator[None]:
 def _modules(objective: Objective) -> set[nn.Module]:
     """All the modules of an objective, those of its coupling too."""
     found = set(objective.modules())
-    if isinstance(objective.coupling, Carried):
+    if isinstance(objective.coupling, FlowPairs):
         found |= set(objective.coupling.flow.modules())
     return found

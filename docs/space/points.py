@@ -12,7 +12,7 @@ from flowmaps import times
 from flowmaps.equations import Equation, Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.losses import Power
 from flowmaps.maps import AverageVelocity
-from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
+from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, SplitRows, Sum, VelocityMatching
 from flowmaps.velocities import FromInterpolant, FromMap
 
 from . import words
@@ -23,7 +23,7 @@ Main: TypeAlias = MapMatching | RoundTrip | VelocityMatching
 
 
 @dataclass(frozen=True)
-class Point:
+class Coordinates:
     """Where an objective lies in the space of methods, a few words an axis.
 
     `equation`, `path` (interpolant), `velocity` (where it comes from), `pairs` (law of (s, t) off the diagonal), `legs`
@@ -47,11 +47,11 @@ class Point:
     coupling: str
 
 
-def point(objective: Objective) -> Point:
+def coordinates(objective: Objective) -> Coordinates:
     """The coordinates of an objective, read off what it is composed of."""
     main = off_diagonal(objective)
     equation = None if isinstance(main, VelocityMatching) else main.equation
-    return Point(
+    return Coordinates(
         equation=_equation(equation),
         path=words.name(main.interpolant),
         velocity=words.source(main.velocity, main.flow_map) + (", along itself" if _own(equation) else ""),
@@ -75,7 +75,7 @@ def off_diagonal(objective: Objective) -> Main:
         ValueError: it is of a class that this module does not know.
     """
     match objective:
-        case Split():
+        case SplitRows():
             return off_diagonal(objective.second)
         case Sum():
             return off_diagonal(objective.terms[0])  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def _equation(equation: Equation | None) -> str:
 
 
 def _own(equation: Equation | None) -> bool:
-    return isinstance(equation, Eulerian) and equation.own
+    return isinstance(equation, Eulerian) and equation.along_own_velocity
 
 
 def _legs(equation: Equation | None) -> str:
@@ -105,7 +105,7 @@ def _legs(equation: Equation | None) -> str:
             return "velocity, then a jump"
         case Semigroup(legs=1):
             return "velocity"
-        case Semigroup(led=True):
+        case Semigroup(velocity_first=True):
             return "velocity, then a jump"
         case Semigroup(legs=2):
             return "two jumps"
@@ -154,11 +154,11 @@ def _target(main: Main) -> str:
     match main:
         case VelocityMatching():
             return NONE
-        case MapMatching(equation=Semigroup(led=led, legs=legs)):
-            if led and legs == 1:
+        case MapMatching(equation=Semigroup(velocity_first=velocity_first, legs=legs)):
+            if velocity_first and legs == 1:
                 return NONE
             source = main.velocity
-            walker = source.flow_map if isinstance(source, FromMap) and not led else main.target
+            walker = source.flow_map if isinstance(source, FromMap) and not velocity_first else main.target
             return words.whose(main.flow_map if walker is None else walker, main.flow_map)
     return "itself"
 
@@ -189,7 +189,7 @@ def _diagonal(objective: Objective) -> str:
     match objective:
         case VelocityMatching():
             return "all rows"
-        case Split(first=VelocityMatching() as diagonal):
+        case SplitRows(first=VelocityMatching() as diagonal):
             source = words.source(diagonal.velocity, diagonal.flow_map)
             return f"{objective.share:.0%}" + ("" if isinstance(diagonal.velocity, FromInterpolant) else f", {source}")
         case Sum() if any(isinstance(term, VelocityMatching) for term in objective.terms):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowmaps import times
-from flowmaps.couplings import Carried, Coupling, Independent, MinibatchOT, NoData, Paired
+from flowmaps.couplings import Coupling, FlowPairs, Independent, MinibatchOT, NoData, Paired
 from flowmaps.losses import (
     Adaptive,
     Cauchy,
@@ -23,7 +23,7 @@ from flowmaps.losses import (
     absolute,
     squared,
 )
-from flowmaps.maps import FlowMap, Frozen, Near
+from flowmaps.maps import FlowMap, Target, VelocityForShortJumps
 from flowmaps.solvers import SolverFlow
 from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, Guided, SelfGuided, Velocity
 
@@ -52,15 +52,15 @@ def source(velocity: Velocity, flow_map: FlowMap) -> str:
 def whose(walker: FlowMap, flow_map: FlowMap) -> str:
     """Whose a map is, beside the one that is trained."""
     match walker:
-        case Near():
+        case VelocityForShortJumps():
             return whose(walker.flow_map, flow_map)
         case SolverFlow():
             return "teacher, solved"
-        case Frozen(decay=decay) if decay is not None:
+        case Target(decay=decay) if decay is not None:
             return f"average {decay:g}"
-        case Frozen(rounds=rounds) if rounds is not None:
+        case Target(rounds=rounds) if rounds is not None:
             return "frozen, renewed"
-        case Frozen():
+        case Target():
             return "frozen"
     return "itself" if walker is flow_map else "another map"
 
@@ -88,7 +88,7 @@ def pairs(law: times.Times) -> str:
             return "cells of a grid"
         case times.Snapped():
             return pairs(law.law) + ", grid"
-        case times.Late():
+        case times.TowardsData():
             return pairs(law.law) + ", late"
         case times.LogitNormal():
             return pairs(law.law) + ", logit-normal"
@@ -146,7 +146,7 @@ def coupling(part: Coupling) -> str:
             return "independent"
         case NoData():
             return "noise alone"
-        case Carried():
+        case FlowPairs():
             return "noise, solved"
         case MinibatchOT():
             return "optimal in the batch"

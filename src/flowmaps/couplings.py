@@ -1,7 +1,7 @@
 """Couplings rho(x0, x1): where the base comes from, and how its samples are paired with data.
 
-A base is a law of x0; a coupling draws x0 for a batch of data and pairs the two. Marginals are kept: only the pairing
-changes.
+A base is a law of x0. A coupling draws x0 for a batch of data x1 and pairs the two; it changes the pairing, not the
+laws of x0 and x1 (but `FlowPairs` replaces x1 by samples of a flow).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Base(ABC):
 
     @property
     def deviation(self) -> float:
-        """Its standard deviation, where the law is a normal one; else 1."""
+        """The standard deviation of a `Normal`; 1 for any other law."""
         return 1.0
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Normal(Base):
 
 @dataclass(frozen=True, eq=False)
 class Empirical(Base):
-    """Rows of a data set, drawn with replacement: for maps from data to data.
+    """Rows of a data set, drawn with replacement, for maps from one data set to another.
 
     Args:
         data: `(N, *shape)`.
@@ -81,20 +81,24 @@ class Coupling(ABC):
         generator: torch.Generator | None = None,
         cond: Condition = None,
     ) -> tuple[Batch, Batch]:
-        """Return `(x0, x1)`, row by row a pair with the condition `cond`.
+        """Return pairs `(x0, x1)` of the shape of `x1`.
 
-        `x0` given by the caller replaces a draw from the base.
+        Args:
+            x1: data, `(B, *shape)`.
+            x0: base samples; drawn from the base unless given.
+            generator: source of randomness.
+            cond: condition of each row of `x1`.
         """
         return self.match(self.base.sample(x1, generator) if x0 is None else x0, x1, cond)
 
     @abstractmethod
     def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
-        """The pairs of a batch of each end."""
+        """Pair a batch of base samples with a batch of data."""
 
 
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """rho(x0, x1) = rho0(x0) rho1(x1)."""
+    """rho(x0, x1) = rho0(x0) rho1(x1): rows are paired as they come."""
 
     base: Base = Normal()
 
@@ -106,22 +110,22 @@ class Independent(Coupling):
 class MinibatchOT(Coupling):
     """The optimal pairing of each batch under |x0 - x1|^2 (Tong et al., 2302.00482; Pooladian et al., 2304.14772).
 
-    Solved exactly by scipy on the CPU, in time cubic in the batch size. The base is reordered, so labels of the data
-    stay in place.
+    scipy solves the assignment exactly, on the CPU, in a time cubic in the batch size. The rows of x0 are permuted, so
+    that the labels of x1 stay in place.
     """
 
     base: Base = Normal()
 
     def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
-        from scipy.optimize import linear_sum_assignment  # only this coupling needs it
+        from scipy.optimize import linear_sum_assignment  # slow to import, and only this coupling needs it
 
         cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
-        _, order = linear_sum_assignment(cost)  # of the rows of x0, one for each row of x1
+        _, order = linear_sum_assignment(cost)  # the row of x0 for each row of x1
         return x0[torch.as_tensor(order, device=x0.device)], x1
 
 
 class Unknown(Base):
-    """No law: x0 comes from the caller."""
+    """A base that cannot be sampled: the caller gives x0."""
 
     def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:
         raise ValueError("the coupling Paired() needs both ends of each pair: call objective(x1, x0).")
@@ -129,7 +133,7 @@ class Unknown(Base):
 
 @dataclass(frozen=True)
 class Paired(Coupling):
-    """Pairs that the caller has: `objective(x1, x0)`."""
+    """Pairs that the caller gives, `objective(x1, x0)`."""
 
     base: Base = field(default_factory=Unknown, init=False, compare=False, repr=False)
 
@@ -139,7 +143,7 @@ class Paired(Coupling):
 
 @dataclass(frozen=True)
 class NoData(Coupling):
-    """x0 alone, x1 = 0: I_0 = x0, for objectives that look at s = 0 only and need no data (FreeFlow, 2511.19428)."""
+    """x0 with x1 = 0, for objectives at s = 0 alone, where I_0 = x0: they need no data (FreeFlow, 2511.19428)."""
 
     base: Base = Normal()
 
@@ -148,8 +152,8 @@ class NoData(Coupling):
 
 
 @dataclass(frozen=True, eq=False)
-class Carried(Coupling):
-    """(x0, X_{0,1}(x0)): each noise with the sample that a flow makes of it; reflow (2209.03003).
+class FlowPairs(Coupling):
+    """(x0, X_{0,1}(x0)), each noise with the sample that a flow makes of it: the pairs of reflow (2209.03003).
 
     Args:
         flow: the flow of a trained model, a `SolverFlow` or another map.

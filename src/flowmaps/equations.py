@@ -8,9 +8,11 @@ With X_{s,t}(x) = x + h u_{s,t}(x), h = t - s, and the velocity b:
 
 Each is regular at s = t, where the first two say u_{t,t} = b_t, and holds for any (s, t) in [0, 1]^2, both orders.
 Where gradients stop is a field of the equation (`Stop`): it changes what a step of training does, never the residual.
-A finite step is a semigroup whose first leg follows the velocity: with w = s + l h and b held over the leg,
+A finite step is a semigroup whose first leg is one Euler step of the velocity: with w = s + l h,
 
-    u_{s,t}  =  l b_s + (1 - l) u_{w,t}(x + l h b_s),     of which (u - right-hand side) / l tends to the Eulerian one.
+    u_{s,t}  =  l b_s + (1 - l) u_{w,t}(x + l h b_s),
+
+and (u - right-hand side) / l tends to the Eulerian residual as l tends to 0.
 
 References: N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, 2024, arXiv 2406.07507, propositions 3.5 and 3.6; 2025, arXiv
 2505.18825, proposition 2.2.
@@ -31,7 +33,7 @@ from torch import Tensor
 from . import dual
 from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Time, check_time, like, per_row
-from .velocities import Bound, FromMap, Velocity
+from .velocities import BoundVelocity, FromMap, Velocity
 
 
 class Stop(Enum):
@@ -68,16 +70,16 @@ class Residual(NamedTuple):
         return self.prediction - self.target
 
 
-_PURPOSE = {
+_FOR = {
     "split": "split is for the semigroup equation with two legs",
-    "warm": "warm is for a derivative with stop=Stop.TARGET",
+    "warmup": "warmup is for a derivative with stop=Stop.TARGET",
     "target": "target is for a semigroup whose legs are not those of a FromMap",
 }
-"""What the optional arguments of an equation are for, as its errors say."""
+"""What the optional arguments of `Equation.__call__` are for, in the words of its errors."""
 
 
-class Point(NamedTuple):
-    """Where an equation is taken, and with what; see `Equation.__call__`."""
+class EquationInputs(NamedTuple):
+    """The arguments of `Equation.__call__`, checked."""
 
     flow_map: FlowMap
     x: Tensor
@@ -87,7 +89,7 @@ class Point(NamedTuple):
     split: Tensor | None
     cond: Condition
     target: FlowMap | None
-    warm: Tensor | None
+    warmup: Tensor | None
 
     @property
     def h(self) -> Tensor:
@@ -95,20 +97,20 @@ class Point(NamedTuple):
         return like(self.t - self.s, self.x)
 
     def u(self, x: Any, s: Any, t: Any) -> Any:
-        """u_{s,t}(x) of the map, or of its dual."""
+        """u_{s,t}(x) of the map; x, s or t may be a `Dual`."""
         return self.flow_map.average_velocity(x, s, t, self.cond)
 
 
 @dataclass(frozen=True)
 class Equation(ABC):
-    """A law of flow maps as a residual.
+    """A law of flow maps, which returns its residual.
 
     Args:
         stop: where gradients stop.
         engine: how derivatives are taken: `dual`, `torch` or `finite-difference` (see `flowmaps.dual.jvp`).
-        normalise: c: the residual r counts as a r / (|a r| + c), a prediction of the network's output read as a
-            velocity, with `FlowMap.held`'s a; TARGET only. `None` for r itself. (sCM, 2410.11081, section 4.1: "tangent
-            normalisation".)
+        normalise: c of sCM's tangent normalisation (2410.11081, section 4.1), with stop=Stop.TARGET only; `None` for
+            none. The prediction is then the network's output v and the target v - a r / (|a r| + c), with r the
+            residual and a, v those of `FlowMap.decompose`.
     """
 
     stop: Stop = Stop.NONE
@@ -130,54 +132,54 @@ class Equation(ABC):
         *,
         cond: Condition = None,
         target: FlowMap | None = None,
-        warm: Time | None = None,
+        warmup: Time | None = None,
     ) -> Residual:
-        """The residual at (x, s, t).
+        """Return the residual at (x, s, t).
 
         Args:
             flow_map: the map.
             x: points at time s, `(B, *shape)`.
             s, t: times in [0, 1], `(B,)`, either order.
-            velocity: b, a field `(x, t, cond) -> like x`; the semigroup takes the legs with the map of a `FromMap`.
+            velocity: b, a field `(x, t, cond) -> like x`. The semigroup takes its legs with the map of a `FromMap`.
             split: share l of [s, t] that the first leg covers, `(B,)` in [0, 1]; semigroup with two legs only.
-            cond: what the map and the field are conditioned on.
-            target: the map of the semigroup's legs, an average of the map for instance; the map itself unless given.
-            warm: share of the derivative that counts, `(B,)` in [0, 1], for a start without it; TARGET only.
+            cond: what the map and the velocity are conditioned on.
+            target: the map of the semigroup's legs, such as an EMA of the map; the map itself unless given.
+            warmup: factor on the derivative, `(B,)` in [0, 1], that training raises from 0 to 1; stop=Stop.TARGET only.
 
         Raises:
-            ValueError: a time of the wrong shape or outside [0, 1], or an argument that the equation has no use for.
+            ValueError: a time of the wrong shape or outside [0, 1], or an argument that the equation does not use.
         """
         check_time(s, x, "s")
         check_time(t, x, "t")
         if split is not None:
             check_time(split, x, "split")
-        for name, value in {"split": split, "warm": warm, "target": target}.items():
+        for name, value in {"split": split, "warmup": warmup, "target": target}.items():
             if value is not None and name not in self.accepts:
-                raise ValueError(f"{_PURPOSE[name]}, got it for {self}: leave {name} out.")
-        at = Point(flow_map, x, s, t, velocity, split, cond, target, warm)
+                raise ValueError(f"{_FOR[name]}, got it for {self}: leave {name} out.")
+        at = EquationInputs(flow_map, x, s, t, velocity, split, cond, target, warmup)
         residual = self.residual(at)
         return residual if self.normalise is None else self._normalised(at, residual)
 
     @property
     def accepts(self) -> frozenset[str]:
-        """Which of the arguments split, target and warm a call of this equation may be given."""
-        return frozenset({"warm"} if self.stop is Stop.TARGET else ())
+        """Which of the optional arguments `split`, `target` and `warmup` this equation uses."""
+        return frozenset({"warmup"} if self.stop is Stop.TARGET else ())
 
     @abstractmethod
-    def residual(self, at: Point) -> Residual:
-        """The residual, arguments checked."""
+    def residual(self, at: EquationInputs) -> Residual:
+        """The residual, from arguments that `__call__` has checked."""
 
-    def _normalised(self, at: Point, residual: Residual) -> Residual:
+    def _normalised(self, at: EquationInputs, residual: Residual) -> Residual:
         assert self.normalise is not None
-        factor, output = at.flow_map.held(at.x, at.s, at.t, residual.prediction)
+        factor, output = at.flow_map.decompose(at.x, at.s, at.t, residual.prediction)
         with torch.no_grad():
             tangent = like(factor, at.x) * residual.value
             size = like(per_row(tangent.square()).sqrt(), at.x)
             target = output - tangent / (size + self.normalise)
         return Residual(output, target, residual.jump, residual.value.detach())
 
-    def _held(self) -> torch.no_grad | nullcontext:
-        """The context of what every stop but NONE detaches."""
+    def _detached(self) -> torch.no_grad | nullcontext:
+        """The context for what every stop but NONE detaches: `torch.no_grad` or nothing."""
         return nullcontext() if self.stop is Stop.NONE else torch.no_grad()
 
     def _derivative(self, fn: Callable[..., Tensor], primals: tuple, tangents: tuple) -> tuple[Tensor, Tensor]:
@@ -187,16 +189,16 @@ class Equation(ABC):
 
 @dataclass(frozen=True)
 class Lagrangian(Equation):
-    """d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, along t."""
+    """d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, in t."""
 
-    def residual(self, at: Point) -> Residual:
+    def residual(self, at: EquationInputs) -> Residual:
         u, u_dot = self._derivative(lambda r: at.u(at.x, at.s, r), (at.t,), (torch.ones_like(at.t),))
         jump = at.x + at.h * u
-        with self._held():
+        with self._detached():
             b = at.velocity(jump if self.stop is Stop.NONE else jump.detach(), at.t, at.cond)
         if self.stop is not Stop.TARGET:
             return Residual(u + at.h * u_dot, b, jump)
-        return Residual(u, b - (at.h if at.warm is None else like(at.warm, at.x) * at.h) * u_dot, jump)
+        return Residual(u, b - (at.h if at.warmup is None else like(at.warmup, at.x) * at.h) * u_dot, jump)
 
 
 @dataclass(frozen=True)
@@ -204,30 +206,32 @@ class Eulerian(Equation):
     """d_s X_{s,t}(x) + grad X_{s,t}(x) . b_s(x) = 0: one derivative, along (b_s, 1) in (x, s).
 
     Args:
-        step: `None` for the derivative; a number for the difference over a step of that length from s towards t
-            (never beyond t), X_{s,t}(x) = X_{s+d,t}(x + d b_s), the discrete form of consistency models.
-        own: take the derivative along the map's own velocity u_{s,s}, detached, while b stays in the target (improved
-            MeanFlow, 2512.02012); TARGET only.
+        step: `None` for the derivative; a number d for the difference quotient X_{s,t}(x) = X_{s+d,t}(x + d b_s) of
+            discrete consistency models, over a step from s towards t that never goes beyond t.
+        along_own_velocity: take the derivative along the map's own velocity u_{s,s}, detached, and leave b in the
+            target (improved MeanFlow, 2512.02012); stop=Stop.TARGET only.
     """
 
     step: float | None = None
-    own: bool = field(default=False, kw_only=True)
+    along_own_velocity: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step is not None and not 0 < self.step <= 1:
             raise ValueError(f"Eulerian needs a step in (0, 1], or None for the derivative, got {self.step}.")
         if self.step is not None and self.stop is Stop.TANGENT:
-            raise ValueError("a finite step has no spatial derivative of its own: use another stop than TANGENT.")
-        if self.own and (self.stop is not Stop.TARGET or self.step is not None):
-            raise ValueError("own is a direction of the derivative with stop=Stop.TARGET: leave step out.")
+            raise ValueError("a finite step has no spatial derivative to detach: use another stop than TANGENT.")
+        if self.along_own_velocity and (self.stop is not Stop.TARGET or self.step is not None):
+            raise ValueError(
+                "along_own_velocity is a direction of the derivative with stop=Stop.TARGET: leave step out."
+            )
 
     @property
     def accepts(self) -> frozenset[str]:
         return super().accepts if self.step is None else frozenset()
 
-    def residual(self, at: Point) -> Residual:
-        with self._held():
+    def residual(self, at: EquationInputs) -> Residual:
+        with self._detached():
             b = at.velocity(at.x, at.s, at.cond)
         one = torch.ones_like(at.s)
         if self.step is not None:
@@ -237,19 +241,19 @@ class Eulerian(Equation):
             with torch.no_grad():
                 _, u_x = self._derivative(lambda y: at.u(y, at.s, at.t), (at.x,), (b,))
             return Residual(u - at.h * u_s, b + at.h * u_x)
-        with self._held():
-            along = at.flow_map.velocity(at.x, at.s, at.cond) if self.own else b
+        with self._detached():
+            along = at.flow_map.velocity(at.x, at.s, at.cond) if self.along_own_velocity else b
         u, u_dot = self._derivative(lambda y, r: at.u(y, r, at.t), (at.x, at.s), (along, one))
         target = b + at.h * u_dot
-        return Residual(u, target if at.warm is None else self._warmed(at, u.detach(), b, target))
+        return Residual(u, target if at.warmup is None else self._warmed(at, u.detach(), b, target))
 
-    def _warmed(self, at: Point, u: Tensor, b: Tensor, target: Tensor) -> Tensor:
-        """The target of a residual that starts as that of the network's output held fixed, a (v - b)."""
-        assert at.warm is not None
-        factor, output = at.flow_map.held(at.x, at.s, at.t, u)
-        return u - torch.lerp(like(factor, at.x) * (output - b), u - target, like(at.warm, at.x))
+    def _warmed(self, at: EquationInputs, u: Tensor, b: Tensor, target: Tensor) -> Tensor:
+        """The target of the residual a (v - b) + warmup (r - a (v - b)), which leaves the derivative out at 0."""
+        assert at.warmup is not None
+        factor, output = at.flow_map.decompose(at.x, at.s, at.t, u)
+        return u - torch.lerp(like(factor, at.x) * (output - b), u - target, like(at.warmup, at.x))
 
-    def _difference(self, at: Point, b: Tensor) -> Residual:
+    def _difference(self, at: EquationInputs, b: Tensor) -> Residual:
         assert self.step is not None
         share = (self.step / (at.t - at.s).abs()).clamp_max(1)
         u = at.u(at.x, at.s, at.t)
@@ -261,48 +265,52 @@ class Eulerian(Equation):
 
 @dataclass(frozen=True)
 class Semigroup(Equation):
-    """X_{w,t}(X_{s,w}(x)) = X_{s,t}(x), as u: no derivative.
+    """X_{w,t}(X_{s,w}(x)) = X_{s,t}(x), as an equation of u: no derivative.
 
     Args:
-        legs: number of jumps on the right-hand side, at least 2; equal ones unless a `split` is given for two.
-        led: the first leg follows the velocity: a straight step along b_s, the chord of the interpolant, or with a
-            `FromMap` a jump of its map, such as a teacher's solver; one leg will then do.
+        legs: number of jumps on the right-hand side, at least 2, of equal length; two may have a `split` instead.
+        velocity_first: take the first leg with the velocity: an Euler step along b_s, the chord of the interpolant, or
+            with a `FromMap` a jump of its map, such as a teacher's solver. One leg is then enough.
     """
 
     legs: int = 2
-    led: bool = field(default=False, kw_only=True)
+    velocity_first: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.legs < (1 if self.led else 2):
-            raise ValueError(f"Semigroup needs legs >= 2, or 1 with led=True, got {self.legs}.")
+        if self.legs < (1 if self.velocity_first else 2):
+            raise ValueError(f"Semigroup needs legs >= 2, or 1 with velocity_first=True, got {self.legs}.")
 
     @property
     def accepts(self) -> frozenset[str]:
         return frozenset({"split", "target"} if self.legs == 2 else {"target"})
 
-    def residual(self, at: Point) -> Residual:
+    def residual(self, at: EquationInputs) -> Residual:
         u = at.u(at.x, at.s, at.t)
         share = torch.full_like(at.s, 1 / self.legs)
         shares = [share] * self.legs if at.split is None else [at.split, 1 - at.split]
-        if isinstance(at.velocity, FromMap) and not self.led:
+        if isinstance(at.velocity, FromMap) and not self.velocity_first:
             if at.target is not None:
-                raise ValueError(f"{_PURPOSE['target']}, got it for {self}: leave target out.")
+                raise ValueError(f"{_FOR['target']}, got it for {self}: leave target out.")
             legs_of = at.velocity.flow_map
         else:
             legs_of = at.flow_map if at.target is None else at.target
         leg = legs_of.average_velocity
-        with self._held():
-            return Residual(u, _legs(at, shares, _leg(at.velocity) if self.led else leg, leg))
+        with self._detached():
+            return Residual(u, _legs(at, shares, _leg(at.velocity) if self.velocity_first else leg, leg))
 
 
 def _leg(velocity: Field) -> Callable[..., Tensor]:
-    """The mean velocity over a leg; of any other field a straight step."""
-    return velocity.leg if isinstance(velocity, (Velocity, Bound)) else lambda x, s, t, cond: velocity(x, s, cond)
+    """The function `(x, s, t, cond)` for the mean velocity over a leg: that of an Euler step, for a plain field."""
+    if isinstance(velocity, (Velocity, BoundVelocity)):
+        return velocity.leg
+    return lambda x, s, t, cond: velocity(x, s, cond)
 
 
-def _legs(at: Point, shares: list[Tensor], first: Callable[..., Tensor], rest: Callable[..., Tensor]) -> Tensor:
-    """The u of several legs from s to t, each starting where the last one landed: the sum of share times u."""
+def _legs(
+    at: EquationInputs, shares: list[Tensor], first: Callable[..., Tensor], rest: Callable[..., Tensor]
+) -> Tensor:
+    """The average velocity over consecutive legs from s to t: the sum of each leg's share of [s, t] times its u."""
     x, start, total = at.x, at.s, torch.zeros_like(at.x)
     for k, share in enumerate(shares):
         end = at.t if k == len(shares) - 1 else start + share * (at.t - at.s)

@@ -4,16 +4,16 @@ r"""Grids: choosing the times of a few-step sampler after training.
 
     r_k = |X_{t_k, t_{k+1}}(I_{t_k}) - X_{m, t_{k+1}}(X_{t_k, m}(I_{t_k}))|,       m = (t_k + t_{k+1}) / 2,
 
-it takes the grid of least sum_k E r_k^2. Let d_k be the error of step k from I_{t_k}, and L_k the Lipschitz constant of
-the jumps that follow it. Errors add up along the jumps, and d_k <= r_k + the errors of the two half steps, the first of
-them stretched by the second:
+it returns the grid with the least sum_k E r_k^2. Let d_k be the error of step k from I_{t_k}, and L_k the Lipschitz
+constant of the jumps after it. Errors add up along the jumps, and d_k is at most r_k plus the errors of the two half
+steps, the first of them times the Lipschitz constant of the second:
 
     W2(law of N jumps, law of the flow at 1)^2 <= E (sum_k L_k d_k)^2 <= N sum_k L_k^2 E d_k^2.
 
-The sum bounds the error up to Lipschitz constants therefore, as far as half steps are better than whole ones. It is
-blind to a map that agrees with itself and is wrong.
+So the sum bounds the error up to Lipschitz constants, as far as half steps are better than whole ones. It cannot see
+the errors of a map that satisfies the semigroup equation with another velocity.
 
-`restart` needs a score of samples instead, such as a distance to data, and suits consistency multistep sampling.
+`multistep` needs a score of samples instead, such as a distance to data: it is for multistep consistency sampling.
 
 References: Y. Song, P. Dhariwal, M. Chen, I. Sutskever, "Consistency models", 2023, arXiv 2303.01469 (greedy search by
 a score); Y. Song, P. Dhariwal, "Improved techniques for training consistency models", 2023, arXiv 2310.14189; N. M.
@@ -58,12 +58,12 @@ def semigroup(
     Args:
         flow_map: the map, in evaluation mode.
         x0, x1: base and data samples, `(B, *shape)`; their coupling is the one of training.
-        interpolant: the path that the map was trained on; steps are looked at from its points I_t.
+        interpolant: the path that the map was trained on; the residual of a step from t is taken at I_t.
         steps: number N of jumps, at least 1.
         candidates: number of equally spaced times from 0 to 1 to choose from, above `steps`.
         cond: condition, row by row with `x0` and `x1`.
         z: latent noise, `(B, *shape)`, for an interpolant that has it.
-        progress: called with the share of the work that is done, in (0, 1], after each pair of times.
+        progress: called after each pair of times with the share of the pairs that are done, in (0, 1].
 
     Returns:
         N + 1 rising times from 0.0 to 1.0, for `samplers.Jump(grid=...)`.
@@ -123,7 +123,7 @@ def semigroup_costs(
 
 
 def shortest_path(costs: Tensor, steps: int) -> list[int]:
-    """The cheapest way from the first node to the last in exactly `steps` rising edges, by dynamic programming.
+    """The cheapest path from the first node to the last in exactly `steps` rising edges, by dynamic programming.
 
         V_0 = (0, inf, ..., inf),       V_k(j) = min_{i < j} V_{k-1}(i) + costs(i, j)
 
@@ -132,7 +132,7 @@ def shortest_path(costs: Tensor, steps: int) -> list[int]:
         steps: number of edges, from 1 to n - 1.
 
     Returns:
-        The `steps + 1` nodes, rising from 0 to n - 1; of equal ways, one.
+        The `steps + 1` nodes, rising from 0 to n - 1; any one of several paths of equal cost.
 
     Raises:
         ValueError: `steps` outside 1 to n - 1, or a cost that is NaN.
@@ -143,7 +143,7 @@ def shortest_path(costs: Tensor, steps: int) -> list[int]:
     upper = torch.ones(nodes, nodes, dtype=torch.bool, device=costs.device).triu(1)
     edges = torch.where(upper, costs, math.inf)
     if bool(edges.isnan().any()):
-        raise ValueError("costs must be numbers, got NaN: does the map, or do the samples, have values not finite?")
+        raise ValueError("costs must be numbers, got NaN: check that the samples, and the map at them, are finite.")
     value = torch.full_like(edges[0], math.inf)
     value[0] = 0
     before = []
@@ -156,7 +156,7 @@ def shortest_path(costs: Tensor, steps: int) -> list[int]:
     return path[::-1]
 
 
-def restart(
+def multistep(
     score: Score,
     steps: int,
     *,
@@ -164,25 +164,26 @@ def restart(
     start: float = 0.0,
     tolerance: float = 1e-3,
 ) -> list[float]:
-    """A grid for `samplers.Restart` by greedy search: keep the times found for N - 1 steps, add the best one more.
+    """A grid of `steps` times for `samplers.MultistepConsistency`, by greedy search: the times are added one by one.
 
-    A new time is looked for among `candidates` equally spaced ones, then by Brent's search (scipy) between the
-    neighbours of the best of these. Consistency models search by ternary sections alone (2303.01469), which takes the score to have
-    one minimum in the time; here several do no harm, as long as a candidate falls into the deepest.
+    Each time is the best of `candidates` equally spaced ones, refined by Brent's method between the neighbours of the
+    best. Consistency models use a ternary search alone (2303.01469), which is right for a score with one minimum in
+    the time; this search also is for several, as long as a candidate lies near the deepest.
 
     Args:
-        score: `grid -> float`, lower is better: the figure of samples that `Restart(grid)` gives, from the same noise
-            at each call. It is called about `candidates + 10` times for each new time.
+        score: `grid -> float`, lower is better, such as a distance between data and samples of
+            `MultistepConsistency(grid)` from the same noise at each call. It is called about `candidates + 10` times
+            for each time.
         steps: number N of jumps, at least 1.
-        candidates: number of times between `start` and 1 to try first, at least N - 1.
+        candidates: number of equally spaced times between `start` and 1, at least N - 1.
         start: the first time of every grid, in [0, 1).
-        tolerance: how far a time may lie from the best one near it, at least 1e-7.
+        tolerance: error of each time, at least 1e-7.
 
     Returns:
         N rising times in [start, 1), the first being `start`.
 
     Raises:
-        ValueError: a number out of its range, or a score that is NaN.
+        ValueError: an argument out of its range, or a score that is NaN.
     """
     _check_steps(steps)
     if candidates < max(steps - 1, 1):
@@ -198,8 +199,8 @@ def restart(
 
 
 def _insert(score: Score, times: list[float], tries: list[float], tolerance: float) -> list[float]:
-    """`times` and the best one to add; `tries` are the times to try first, between its two ends."""
-    from scipy.optimize import minimize_scalar
+    """`times` and the time that improves their score most, searched around the inner times of the grid `tries`."""
+    from scipy.optimize import minimize_scalar  # slow to import, and only this search needs it
 
     def with_time(t: float) -> float:
         tried = sorted([*times, float(t)])
@@ -212,9 +213,9 @@ def _insert(score: Score, times: list[float], tries: list[float], tolerance: flo
     best = min(values, key=values.__getitem__)
     marks = sorted({*times, *tries})
     place = marks.index(best)
-    bounds = (marks[place - 1], marks[place + 1])
-    found = minimize_scalar(with_time, bounds=bounds, method="bounded", options={"xatol": tolerance})
-    return sorted([*times, float(found.x) if found.fun < values[best] else best])
+    bounds, options = (marks[place - 1], marks[place + 1]), {"xatol": tolerance}
+    found = minimize_scalar(with_time, bounds=bounds, method="bounded", options=options)
+    return sorted([*times, float(found.x) if found.fun < values[best] else best])  # type: ignore[attr-defined]
 
 
 def _check_steps(steps: int) -> None:

@@ -1,7 +1,7 @@
-"""Guidance: how strongly a condition is followed, as one value for all methods.
+"""Classifier-free guidance: the velocity b(none) + w (b(label) - b(none)) in the place of b(label).
 
-It says which labels are dropped, which weight each row has, and where in time it acts. What is done with the weight is
-a source's: `velocities.Guided` for a teacher, `velocities.SelfGuided` for a method that learns from data.
+`Guidance` holds the guidance weight w, the label dropout, and the times between which guidance acts. The sources
+`velocities.Guided` (a teacher) and `velocities.SelfGuided` (learning from data) compute the guided velocity.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from .shapes import Batch, Condition, Field, Guide, Time, label_of
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly a condition is followed, for training: one thing for all methods.
+    """Classifier-free guidance in training, the same for all methods.
 
         b^w = b(none) + w (b(label) - b(none)),    w = weight for t in the interval, 1 outside
 
-    A method with a teacher distils b^w of the teacher. A direct method learns b^w itself, with what the map knows in
-    the place of the unconditional and (in part) of the conditional velocity (see `flowmaps.velocities.SelfGuided`).
+    A method with a teacher distils the teacher's b^w. A method that learns from data takes b(none), and in part
+    b(label), from the map in training (see `flowmaps.velocities.SelfGuided`).
 
     References: 2207.12598 (guidance), 2404.07724 (interval), 2406.02507 (a weaker model as the negative), 2210.03142
     and 2512.02012 (the weight as an input).
 
     Args:
-        weight: w; a pair (low, high) draws log w uniformly for each row and gives it to the network, which then takes
-            a `Guide` and can be sampled at any weight between.
-        classes: number of classes; the label `classes` means none. Needed for `dropout`.
-        dropout: share of the rows whose label is dropped, so that the map learns b(none) too.
+        weight: w; a pair (low, high) draws log w uniformly for each row and gives w to the network, in a `Guide`, so
+            that samples can be drawn at any weight in between.
+        classes: number of classes; the label `classes` means no label. Needed for `dropout`.
+        dropout: share of the rows whose label is replaced by `classes`, for the map to learn b(none) too.
         interval: times between which guidance acts.
-        mix: kappa, the share of the conditional velocity that a direct method takes from the map (MeanFlow, 2505.13447,
-            section 4.2); `None` for 1 - 1/w, which leaves dI its full weight (improved MeanFlow, 2512.02012).
-        negative: a weaker field `(x, t, cond)` to be guided away from instead of b(none): autoguidance.
+        mix: kappa, the share of b(label) that a method without a teacher takes from the map, not from dI (MeanFlow,
+            2505.13447, section 4.2); `None` for 1 - 1/w, which gives dI the factor 1 (improved MeanFlow, 2512.02012).
+        negative: a weaker field `(x, t, cond)` in the place of b(none): autoguidance.
     """
 
     weight: float | tuple[float, float] = 1.0
@@ -54,17 +54,19 @@ class Guidance:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
         if self.dropout and (self.classes is None or self.classes < 1):
-            raise ValueError("Guidance drops labels: pass classes=, the number of classes, or dropout=0.")
+            raise ValueError(
+                f"Guidance drops labels, got classes={self.classes}: pass the number of classes, or dropout=0."
+            )
         if self.mix is not None and not 0 <= self.mix < 1:
             raise ValueError(f"Guidance needs a mix in [0, 1), or None for 1 - 1/w, got {self.mix}.")
         check_interval("Guidance", self.interval)
 
     def condition(self, cond: Condition, x1: Batch, generator: torch.Generator | None = None) -> Condition:
-        """The condition to train on: some labels dropped, and a weight for each row where it is drawn."""
+        """The condition to train with: labels after dropout, in a `Guide` with a weight for each row if w is drawn."""
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
         if isinstance(cond, Guide):
-            raise ValueError("guidance draws the weights itself: call objective(x1, cond=labels), not a Guide.")
+            raise ValueError("guidance draws the weights itself, got cond=Guide(...): call objective(x1, cond=labels).")
         if self.dropout and (not isinstance(cond, Tensor) or cond.is_floating_point() or cond.shape != x1.shape[:1]):
             raise ValueError(
                 f"only integer labels of shape ({len(x1)},) can be dropped, got {_shown(cond)}: pass dropout=0."
@@ -79,10 +81,10 @@ class Guidance:
         return Guide(cond, torch.exp(low + (high - low) * uniform))
 
     def weights(self, t: Time, cond: Condition) -> Time:
-        """w of each row, `(B,)`: 1 outside the interval, and where there is no label.
+        """w of each row, `(B,)`: 1 outside the interval, and for rows without a label.
 
         Raises:
-            ValueError: weights are drawn, and the condition is no `Guide`, which has one for each row.
+            ValueError: w is drawn for each row, and the condition is not a `Guide` with these weights.
         """
         if isinstance(cond, Guide):
             w = cond.weight.to(t.dtype)
@@ -97,7 +99,7 @@ class Guidance:
 
 
 def within(t: Time, interval: tuple[float, float]) -> Tensor:
-    """Which times lie in the interval, ends included; `(B,)`, booleans."""
+    """Whether each time lies in the interval, ends included: booleans, `(B,)`."""
     return (t >= interval[0]) & (t <= interval[1])
 
 
@@ -106,17 +108,17 @@ def _shown(label: Any) -> str:
 
 
 def check_interval(name: str, interval: tuple[float, float]) -> None:
-    """Refuse an interval that is not inside [0, 1].
+    """Check that an interval lies inside [0, 1].
 
     Raises:
-        ValueError: it is not.
+        ValueError: the interval does not.
     """
     if not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"{name} needs an interval inside [0, 1], got {interval}.")
 
 
 class AtWeight(FlowMap):
-    """A map with a guidance weight as its input, at one weight: conditions are plain labels.
+    """A map that takes the guidance weight as an input, at one fixed weight: its conditions are plain labels.
 
     Args:
         flow_map: the map, of conditions `Guide(label, weight)`.
@@ -133,7 +135,7 @@ class AtWeight(FlowMap):
 
 
 class GuidedMap(FlowMap):
-    """u(none) + weight (u(label) - u(none)) of a map: on the diagonal its guided velocity.
+    """u(none) + weight (u(label) - u(none)) of another map; at s = t this is its guided velocity.
 
     Args:
         flow_map: the map.

@@ -1,4 +1,4 @@
-r"""Stochastic interpolants: paths of random variables from a base to data.
+r"""Stochastic interpolants. Here alpha multiplies the noise; in diffusion papers it multiplies the signal.
 
     I_t = alpha_t x0 + beta_t x1 + gamma_t z,      (x0, x1) ~ rho(x0, x1),      z ~ N(0, Id) independent,
 
@@ -28,15 +28,19 @@ from .shapes import Batch, Time, like
 
 
 class Interpolant(ABC):
-    """Coefficients alpha, beta, gamma of a path and their time derivatives, each `(B,) -> (B,)`."""
+    """I_t = alpha_t x0 + beta_t x1 + gamma_t z, with alpha on the noise; in diffusion papers it is on the signal.
+
+    A subclass gives alpha, beta and their time derivatives, each `(B,) -> (B,)`; with latent noise gamma and its
+    derivative too.
+    """
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
-        """Coefficient of the base."""
+        """Coefficient of the base (noise), from 1 at t = 0 to 0 at t = 1."""
 
     @abstractmethod
     def beta(self, t: Time) -> Time:
-        """Coefficient of the data."""
+        """Coefficient of the data, from 0 at t = 0 to 1 at t = 1."""
 
     @abstractmethod
     def alpha_dot(self, t: Time) -> Time:
@@ -47,11 +51,11 @@ class Interpolant(ABC):
         """Time derivative of `beta`."""
 
     def alpha_alpha_dot(self, t: Time) -> Time:
-        """alpha_t alpha_t': finite also where alpha_t' is not."""
+        """alpha_t alpha_t', which is finite even where alpha_t' is not."""
         return self.alpha(t) * self.alpha_dot(t)
 
     def gamma(self, t: Time) -> Time:
-        """Coefficient of the latent noise; zero unless the interpolant says otherwise."""
+        """Coefficient of the latent noise z; zero unless a subclass overrides it."""
         return torch.zeros_like(t)
 
     def gamma_dot(self, t: Time) -> Time:
@@ -60,7 +64,7 @@ class Interpolant(ABC):
 
     @property
     def noisy(self) -> bool:
-        """Whether gamma is not zero, so that `point` and `velocity` need a latent `z`."""
+        """Whether there is latent noise: gamma is not zero, and `point` and `velocity` need `z`."""
         return False
 
     def point(self, x0: Batch, x1: Batch, t: Time, z: Batch | None = None) -> Batch:
@@ -94,7 +98,7 @@ class Interpolant(ABC):
     # conversions for a Gaussian base N(0, scale^2 Id) ---------------------------------------------------------------
 
     def omega(self, t: Time, scale: float = 1.0) -> Time:
-        """Standard deviation of the noise in I_t, sqrt(alpha^2 scale^2 + gamma^2)."""
+        """Standard deviation of the noise in I_t, sqrt(alpha^2 scale^2 + gamma^2), for a base N(0, scale^2 Id)."""
         if not self.noisy:
             return self.alpha(t) * scale
         return (self.alpha(t).square() * scale**2 + self.gamma(t).square()).sqrt()
@@ -106,11 +110,11 @@ class Interpolant(ABC):
         return (self.alpha_alpha_dot(t) * scale**2 + self.gamma(t) * self.gamma_dot(t)) / self.omega(t, scale)
 
     def noise_to_signal(self, t: Time, scale: float = 1.0) -> Time:
-        """sigma = omega_t / beta_t of the diffusion papers: I_t / beta_t = x1 + sigma eps."""
+        """The sigma of diffusion papers, omega_t / beta_t, for which I_t / beta_t = x1 + sigma eps."""
         return self.omega(t, scale) / self.beta(t)
 
     def time_of(self, ratio: Time, scale: float = 1.0) -> Time:
-        """The time at which omega_t / beta_t, noise to signal, is `ratio` in [0, inf]; `(B,) -> (B,)`, by bisection."""
+        """The time at which `noise_to_signal` is `ratio`, in [0, inf]; `(B,) -> (B,)`, by bisection."""
         time = torch.zeros_like(ratio)
         for k in range(1, 60):
             later = time + 0.5**k
@@ -118,7 +122,7 @@ class Interpolant(ABC):
         return time
 
     def velocity_to_denoiser(self, v: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
-        """D = E[x1 | I_t = x] from the velocity `v = b_t(x)`, all `(B, *shape)`; `scale` is the base's deviation."""
+        """D = E[x1 | I_t = x] from the velocity `v = b_t(x)`, all `(B, *shape)`; `scale` as in `omega`."""
         w, wd, b, bd = self._pair(t, x, scale)
         return (wd * x - w * v) / (wd * b - w * bd)
 
@@ -196,7 +200,7 @@ class VariancePreserving(Interpolant):
     """I_t = sqrt(1 - t^2) x0 + t x1: the variance-preserving diffusion (2011.13456; 2303.08797, section 5.1).
 
     Every variance-preserving schedule is this one after a change of time, t = exp(-int beta / 2). The derivative of
-    alpha grows like (1 - t)^(-1/2) at t = 1; there, within 1e-6 of the end, it is held constant.
+    alpha grows like (1 - t)^(-1/2) towards t = 1; it is constant for the last 1e-6 of time.
     """
 
     def alpha(self, t: Time) -> Time:
@@ -222,12 +226,12 @@ class VariancePreserving(Interpolant):
 class VarianceExploding(Interpolant):
     """I_t = sigma_t / sigma_max x0 + x1 with x0 ~ N(0, sigma_max^2): the diffusion of EDM (2206.00364, equation 5).
 
-    sigma_t = sigma_max (1 - t)^rho is EDM's grid with sigma_min = 0. Here beta_0 = 1: the law at t = 0 is that of
-    data plus noise, for which the base stands up to an error of order (data scale / sigma_max)^2. Use the base
+    sigma_t = sigma_max (1 - t)^rho is EDM's grid with sigma_min = 0. Here beta_0 = 1, so that I_0 is the base plus the
+    data; the base alone replaces it up to an error of order (data scale / sigma_max)^2. Use the base
     `Normal(scale=sigma_max)`, and pass `scale=sigma_max` to the conversions.
 
     Args:
-        sigma_max: deviation of the base, in units of the data.
+        sigma_max: standard deviation of the base, in units of the data.
         rho: exponent of the grid, at least 1; EDM's is 7.
     """
 
@@ -258,7 +262,9 @@ class VarianceExploding(Interpolant):
 
 @dataclass(frozen=True)
 class WithNoise(Interpolant):
-    """Any interpolant with latent noise gamma_t = scale sin^2(pi t) added, smooth at both ends (2303.08797, table 4).
+    """Another interpolant plus latent noise gamma_t z, gamma_t = scale sin^2(pi t), smooth at both ends.
+
+    Reference: 2303.08797, table 4.
 
     Args:
         path: the interpolant without noise.
@@ -272,7 +278,7 @@ class WithNoise(Interpolant):
         if self.scale <= 0:
             raise ValueError(f"WithNoise needs scale > 0, got {self.scale}: use the path itself for no noise.")
         if self.path.noisy:
-            raise ValueError(f"{self.path} already has latent noise: pass its path and one scale.")
+            raise ValueError(f"{self.path} already has latent noise: pass the path inside it, and one scale.")
 
     @property
     def noisy(self) -> bool:

@@ -2,10 +2,10 @@
 
     loss  =  mean over the batch of w_{s,t} d(r),        r = prediction - target,  `(B, *shape)`
 
-A **distance** is any callable `(B, *shape) -> (B,)` of the residual: `squared` (the default), `absolute`, `PseudoHuber`,
-`Cauchy`, or a function or `torch.nn.Module` of your own. Every objective and every method takes it as `distance=`:
+A **distance** is any callable `(B, *shape) -> (B,)` of the residual: `squared` (the default), `absolute`,
+`PseudoHuber`, `Cauchy`, or a function or module of your own. Every objective and method takes it as `distance=`:
 
-    mask = torch.ones(3, 32, 32); mask[:, 8:24, 8:24] = 4          # a loss by pixel
+    mask = torch.ones(3, 32, 32)                                    # a weight for each pixel
     methods.meanflow(flow_map, distance=lambda residual: (mask * residual.square()).flatten(1).sum(1))
 
 A distance of two images rather than of their difference, such as LPIPS, is wrapped in `Perceptual`:
@@ -13,8 +13,8 @@ A distance of two images rather than of their difference, such as LPIPS, is wrap
     net = lpips.LPIPS(net="vgg")
     methods.consistency_training(flow_map, distance=Perceptual(lambda one, other: net(one, other).flatten()))
 
-A **weight** multiplies distances by w_{s,t}; `Learned` also adds the term that keeps a learned w from vanishing.
-Neither changes `Loss.parts`, which holds squared residuals without a weight.
+A **weight** multiplies distances by w_{s,t}; `Learned` also adds the term that keeps its w from growing without bound.
+`Loss.parts` holds the squared norms of the residuals, whatever the distance and the weight.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Cauchy(nn.Module):
 class Perceptual(nn.Module):
     """A distance of two batches of data points, `fn(one, other) -> (B,)`, such as LPIPS, instead of a residual.
 
-    The points are where the two sides of the residual lead in one straight step: of velocities u and u' at x and time s
-    the distance compares x + (1 - s) u and x + (1 - s) u'. At t = 1 these are the jumps X_{s,1}, at s = t on the linear
-    path the denoiser and the data point.
+    The points are where the two sides of a residual reach t = 1 on a straight line: for velocities u and u' at x and
+    time s they are x + (1 - s) u and x + (1 - s) u'. At t = 1 these are the jumps X_{s,1} of a consistency model, at
+    s = t on the linear path the denoiser and the data point.
 
     Args:
         fn: function or module; a module is frozen and stays in evaluation mode.
@@ -112,8 +112,8 @@ def measure(distance: Distance, *sides: Batch) -> Time:
     found, rows = distance(*sides), sides[0].shape[:1]
     if found.shape != rows:
         raise ValueError(
-            f"a distance must return one number for each row, shape {tuple(rows)}, got {tuple(found.shape)}: sum over the "
-            "other axes, with .flatten(1).sum(1)."
+            f"a distance must return one number for each row, shape {tuple(rows)}, got {tuple(found.shape)}: sum over "
+            "the other axes, with .flatten(1).sum(1)."
         )
     return found
 
@@ -122,11 +122,17 @@ def measure(distance: Distance, *sides: Batch) -> Time:
 
 
 class Weight(nn.Module, ABC):
-    """A weight w_{s,t}, applied to distances."""
+    """A function of a distance and its times, in most cases w_{s,t} times the distance."""
 
     @abstractmethod
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
-        """Weighted distances from the distances, their times and the share of a first leg, each `(B,)`."""
+        """The weighted distances, `(B,)`.
+
+        Args:
+            distance: of each row, `(B,)`.
+            s, t: times of each row, `(B,)`.
+            split: share of [s, t] that the first leg covers, `(B,)`, in a composition of two legs; else `None`.
+        """
 
 
 class Constant(Weight):
@@ -143,9 +149,9 @@ class Constant(Weight):
 
 
 class StripWeight(Weight):
-    """w = 1{|t - s| <= width}: the rows outside the strip count zero (2406.07507, section 3.4).
+    """w = 1{|t - s| <= width}: rows outside the strip have weight zero (2406.07507, section 3.4).
 
-    Drawing inside the strip (`times.Strip`) costs less; this is for laws of (s, t) that are given.
+    The law `times.Strip` draws inside the strip and wastes no rows; use `StripWeight` where the law of (s, t) is fixed.
     """
 
     def __init__(self, width: float) -> None:
@@ -172,7 +178,7 @@ class Power(Weight):
 class Adaptive(Weight):
     """w = (d + c)^(-power), detached (MeanFlow, 2505.13447, section 4.3).
 
-    With power 1 the weighted loss stays near 1 whatever happens: watch the unweighted residual.
+    With power 1 the weighted loss stays near 1 whatever the map does: watch `Loss.parts`.
     """
 
     def __init__(self, power: float = 1.0, offset: float = 1e-3) -> None:
@@ -188,7 +194,7 @@ class Adaptive(Weight):
 class Learned(Weight):
     """exp(-w_{s,t}) d + w_{s,t} with w a small network of (s, t) (EDM2, 2312.02696; 2505.18825, equation 17).
 
-    At the optimum exp(w) is the mean distance at (s, t), so that every (s, t) counts alike.
+    At the optimum exp(w) is the mean distance at (s, t), so that every (s, t) has the same influence.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -204,14 +210,14 @@ class Learned(Weight):
 
 
 class PerNoise(Weight):
-    """w = 1 / (sigma_s - sigma_w), the noise that the first leg takes away, sigma = omega / beta.
+    """w = 1 / (sigma_s - sigma_w), one over the noise that the first leg removes, with sigma = omega / beta.
 
     iCT's lambda = 1 / (sigma_{i+1} - sigma_i) (2310.14189, equation 9), ECT's 1 / (t - r) (2406.14548).
 
     Args:
         interpolant: the path.
         scale: standard deviation of the base.
-        highest: greatest difference, the papers' greatest sigma; at s = 0 sigma is infinite on most paths.
+        highest: upper bound on the difference, the papers' greatest sigma; at s = 0 sigma is infinite on most paths.
     """
 
     def __init__(self, interpolant: Interpolant, scale: float = 1.0, highest: float = 80.0) -> None:
@@ -220,17 +226,18 @@ class PerNoise(Weight):
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         if split is None:
-            raise ValueError("PerNoise is for a composition of two legs: it needs the share of the first.")
+            raise ValueError("PerNoise is for a composition of two legs: it needs the share of the first leg, split.")
         start, end = (self.interpolant.noise_to_signal(r, self.scale) for r in (s, torch.lerp(s, t, split)))
         lost = torch.where(start == end, 0, start - end)  # both may be infinite
         return distance / torch.maximum(lost, 1e-4 * start).clamp_max(self.highest)
 
 
 class SplitPower(Weight):
-    """w = l^exponent, l the share of the first leg: AlphaFlow's (2510.20771, definition 1).
+    """w = l^exponent, with l the share of the first leg: the weight of AlphaFlow (2510.20771, definition 1).
 
     Args:
-        exponent: -1 makes the gradient of |l r|^2 that of |r|^2 / 2 with a fixed target; 1 after `Adaptive` does so too.
+        exponent: -1 gives |l r|^2 the gradient of |r|^2 / 2 with a fixed target, for every l; so does 1 after
+            `Adaptive`.
     """
 
     def __init__(self, exponent: float) -> None:
@@ -239,7 +246,7 @@ class SplitPower(Weight):
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         if split is None:
-            raise ValueError("SplitPower is for a composition of two legs: it needs the share of the first.")
+            raise ValueError("SplitPower is for a composition of two legs: it needs the share of the first leg, split.")
         return split**self.exponent * distance
 
 
@@ -263,15 +270,15 @@ class Chain(Weight):
 
 
 class TruncatedSNR(Weight):
-    """max(SNR_s, 1) |difference of denoisers|^2, of a jump as long as the denoiser's (2202.00512, section 4).
+    """max(SNR_s, 1) on the squared difference of two denoisers, from that of two u (2202.00512, section 4).
 
-    A jump along a denoiser D from s to t is omega_t / omega_s x + (beta_t - beta_s omega_t / omega_s) D, so that
+    A DDIM step with the denoiser D from s to t is omega_t / omega_s x + (beta_t - beta_s omega_t / omega_s) D, so that
 
         w  =  max(beta_s^2, omega_s^2) ((t - s) / (beta_t omega_s - beta_s omega_t))^2:  max(s^2, (1 - s)^2) if linear.
 
     Args:
         interpolant: the path.
-        scale: deviation of the base.
+        scale: standard deviation of the base.
     """
 
     def __init__(self, interpolant: Interpolant, scale: float = 1.0) -> None:

@@ -1,7 +1,8 @@
 """Flow maps: X_{s,t}(x) = x + (t - s) u_{s,t}(x), in several parametrisations.
 
 X_{s,s} = Id by construction; u is the average velocity and u_{t,t} = b_t the instantaneous one. A parametrisation is a
-formula for u that is regular at s = t; the jump, the velocity and every equation follow from it.
+formula for u that is regular at s = t; the jump, the velocity and every equation follow from it. `Target` is a copy of
+a map without gradients: a fixed one, an EMA, or one that is made anew each round.
 
 Reference: N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, "Flow map matching with stochastic interpolants", 2024,
 arXiv 2406.07507; "How to build a consistency model", 2025, arXiv 2505.18825, equation 10 (the u form).
@@ -52,20 +53,24 @@ class FlowMap(nn.Module, ABC):
         check_time(t, x)
         return self.average_velocity(x, t, t, cond)
 
-    def held(self, x: Batch, s: Time, t: Time, u: Batch) -> tuple[Time, Batch]:
-        """The map as X_{s,t}(x) = a x + c v, with v the output of its network read as a velocity.
+    def decompose(self, x: Batch, s: Time, t: Time, u: Batch) -> tuple[Time, Batch]:
+        """Write the jump as X_{s,t}(x) = a x + c v, with v the network's output scaled to a velocity.
+
+        Args:
+            x, s, t: as in `forward`.
+            u: u_{s,t}(x), `(B, *shape)`.
 
         Returns:
-            The factor a of x, `(B,)`, and v, where `u` is u_{s,t}(x); v = u_{s,s}(x) at t = s.
+            a, `(B,)`, and v, `(B, *shape)`; at s = t v is the velocity u_{s,s}(x).
         """
         return torch.ones_like(s), u
 
 
-def evaluate(net: nn.Module, x: Tensor, s: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """Call `net(x, s, t, cond)` and refuse an output that is not shaped like `x`.
+def call_network(net: nn.Module, x: Tensor, s: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """Return `net(x, s, t, cond)`, an output of the shape of `x`.
 
     Raises:
-        ValueError: the network's output has another shape than its input.
+        ValueError: the output has another shape.
     """
     out = net(x, s, t, cond)
     if out.shape != x.shape:
@@ -88,18 +93,18 @@ class AverageVelocity(FlowMap):
         self.net = net
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        return evaluate(self.net, x, s, t, cond)
+        return call_network(self.net, x, s, t, cond)
 
 
 class Endpoint(FlowMap):
-    """u_{s,t}(x) = (net(x, s, t) - x) / (1 - s): the network points at the data end of the line through x along u.
+    """u_{s,t}(x) = (net(x, s, t) - x) / (1 - s): the network returns where the line from x along u reaches t = 1.
 
-    At t = 1 it is X_{s,1} itself, a consistency model; at t = s the denoiser of the linear interpolant; in between
-    CTM's g (2310.02279, equation 9). 1 - s is held above `floor`, so that s = 1 stays finite.
+    At t = 1 the network is X_{s,1} itself, a consistency model; at t = s the denoiser of the linear interpolant; in
+    between the g of CTM (2310.02279, equation 9). At least `floor` is divided by, so that u is finite at s = 1.
 
     Args:
         net: network `(x, s, t, cond=None) -> like x`.
-        floor: smallest 1 - s divided by.
+        floor: lower bound on the 1 - s that is divided by.
     """
 
     def __init__(self, net: nn.Module, floor: float = 1e-3) -> None:
@@ -109,7 +114,7 @@ class Endpoint(FlowMap):
         self.net, self.floor = net, floor
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        return (evaluate(self.net, x, s, t, cond) - x) / like((1 - s).clamp_min(self.floor), x)
+        return (call_network(self.net, x, s, t, cond) - x) / like((1 - s).clamp_min(self.floor), x)
 
 
 class Trigonometric(FlowMap):
@@ -127,17 +132,17 @@ class Trigonometric(FlowMap):
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         half = 0.25 * math.pi * (t - s)
-        towards = like(torch.sinc((t - s) / 2), x) * evaluate(self.net, x, s, t, cond)
+        towards = like(torch.sinc((t - s) / 2), x) * call_network(self.net, x, s, t, cond)
         return 0.5 * math.pi * (towards - like(torch.sin(half) * torch.sinc((t - s) / 4), x) * x)
 
-    def held(self, x: Batch, s: Time, t: Time, u: Batch) -> tuple[Time, Batch]:
+    def decompose(self, x: Batch, s: Time, t: Time, u: Batch) -> tuple[Time, Batch]:
         half = 0.25 * math.pi * (t - s)
         output = u / like(torch.sinc((t - s) / 2), x) + 0.5 * math.pi * like(torch.tan(half), x) * x
         return torch.cos(2 * half), output
 
 
 class Preconditioned(nn.Module):
-    """EDM's network: a denoiser for `Endpoint`, whose inner network sees and returns numbers of unit size.
+    """EDM's preconditioning: a denoiser for `Endpoint`, around a network of inputs and outputs of unit variance.
 
         g(x, s, t) = c_skip x + c_out net(c_in x, s, t),      V = omega_s^2 + beta_s^2 sigma^2,
         c_skip = beta_s sigma^2 / V,    c_out = omega_s sigma / sqrt(V),    c_in = 1 / sqrt(V)
@@ -149,8 +154,8 @@ class Preconditioned(nn.Module):
         net: network `(x, s, t, cond=None) -> like x`.
         interpolant: the path.
         deviation: sigma, the standard deviation of the data.
-        scale: deviation of the base.
-        floor: smallest omega_s that multiplies the output.
+        scale: standard deviation of the base.
+        floor: lower bound on the omega_s that multiplies the network's output.
     """
 
     def __init__(
@@ -172,17 +177,17 @@ class Preconditioned(nn.Module):
         """The denoiser, `(B, *shape)`; arguments as those of a network."""
         omega, beta = self.interpolant.omega(s, self.scale), self.interpolant.beta(s)
         variance = omega.square() + (beta * self.deviation).square()
-        inner = evaluate(self.net, x * like(variance.rsqrt(), x), s, t, cond)
+        inner = call_network(self.net, x * like(variance.rsqrt(), x), s, t, cond)
         skip, out = beta * self.deviation**2 / variance, omega.clamp_min(self.floor) * self.deviation * variance.rsqrt()
         return like(skip, x) * x + like(out, x) * inner
 
 
 class Composed(FlowMap):
-    """X^K_{s,t}: `legs` jumps of one map on the uniform grid from s to t; u is the mean of the legs' u.
+    """K jumps of one map, on the uniform grid from s to t, as one map; its u is the mean of the u of the legs.
 
     Args:
-        flow_map: the map that takes the legs.
-        legs: number of jumps, at least 1.
+        flow_map: the map of each leg.
+        legs: K, at least 1.
     """
 
     def __init__(self, flow_map: FlowMap, legs: int) -> None:
@@ -201,18 +206,18 @@ class Composed(FlowMap):
         return total  # type: ignore[return-value]
 
 
-class Near(FlowMap):
-    """A map that takes jumps of at most `step` with its velocity, u_{s,s} in the place of u_{s,t}.
+class VelocityForShortJumps(FlowMap):
+    """Another map, with u_{s,s} in the place of u_{s,t} for jumps of at most `step`: these are Euler steps.
 
     Args:
         flow_map: the map.
-        step: longest |t - s| that counts as near.
+        step: greatest |t - s| of a jump that is an Euler step.
     """
 
     def __init__(self, flow_map: FlowMap, step: float) -> None:
         super().__init__()
         if not 0 <= step <= 1:
-            raise ValueError(f"Near needs a step in [0, 1], got {step}.")
+            raise ValueError(f"VelocityForShortJumps needs a step in [0, 1], got {step}.")
         self.flow_map, self.step = flow_map, step
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
@@ -220,33 +225,33 @@ class Near(FlowMap):
         return self.flow_map.average_velocity(x, s, torch.where(near, s, t), cond)
 
 
-class Frozen(FlowMap):
-    """A copy of a map that takes no gradient: a teacher, or a target. It stays as it is until `refresh`.
+class Target(FlowMap):
+    """A copy of a map without gradients, for a target under a stop-gradient, or for a teacher.
 
-    A target that follows the map is refreshed by `Objective.follow` after each step of training.
+    The copy is fixed, unless `decay` or `rounds` is given: then `Objective.update_targets` updates it after each step.
 
     Args:
         flow_map: the map to copy.
-        decay: follow as a moving average of this decay (an EMA teacher), in [0, 1).
-        rounds: follow by copying the map at the end of each of this many equal parts of training.
+        decay: make the copy an EMA of the map, of this decay in [0, 1).
+        rounds: copy the map anew at the end of each of this many equal parts of training.
     """
 
     def __init__(self, flow_map: FlowMap, *, decay: float | None = None, rounds: int | None = None) -> None:
         super().__init__()
         if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"Frozen needs a decay in [0, 1), got {decay}.")
+            raise ValueError(f"Target needs a decay in [0, 1), got {decay}.")
         if rounds is not None and (rounds < 1 or decay is not None):
-            raise ValueError(f"Frozen needs rounds >= 1 and no decay beside it, got {rounds} and {decay}.")
+            raise ValueError(f"Target takes rounds >= 1 or a decay, not both, got rounds={rounds} and decay={decay}.")
         self.flow_map = copy.deepcopy(flow_map).requires_grad_(False).eval()
         self.decay, self.rounds = decay, rounds
 
-    def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode."""
+    def train(self, mode: bool = True) -> Target:
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
-    def refresh(self, flow_map: FlowMap, decay: float = 0.0) -> None:
-        """Take over the weights of `flow_map`, a map of the same make, all but a share `decay` of the old ones."""
+    def copy_from(self, flow_map: FlowMap, decay: float = 0.0) -> None:
+        """Set the weights to decay times the old ones plus 1 - decay times those of `flow_map`, a map of this kind."""
         if decay == 0:
             self.flow_map.load_state_dict(flow_map.state_dict())
             return
@@ -255,30 +260,30 @@ class Frozen(FlowMap):
             old.lerp_(new[name], 1 - decay) if old.is_floating_point() else old.copy_(new[name])
 
     @property
-    def follows(self) -> bool:
-        """Whether the copy changes while training goes on."""
+    def moves(self) -> bool:
+        """Whether `update` changes the copy."""
         return self.decay is not None or self.rounds is not None
 
-    def follow(self, flow_map: FlowMap, before: float, now: float) -> None:
-        """Follow `flow_map` over a step that took progress from `before` to `now`."""
+    def update(self, flow_map: FlowMap, before: float, now: float) -> None:
+        """Update the copy after a step of training `flow_map`, in which progress went from `before` to `now`."""
         if self.decay is not None:
-            self.refresh(flow_map, self.decay)
+            self.copy_from(flow_map, self.decay)
         elif self.rounds is not None and math.floor(before * self.rounds) < math.floor(now * self.rounds):
-            self.refresh(flow_map)
+            self.copy_from(flow_map)
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         return self.flow_map.average_velocity(x, s, t, cond)
 
 
-def frozen(flow_map: FlowMap) -> Frozen:
-    """A map that takes no gradient: a `Frozen` as it is, so that it may follow, any other copied."""
-    return flow_map if isinstance(flow_map, Frozen) else Frozen(flow_map)
+def as_target(flow_map: FlowMap) -> Target:
+    """Return a `Target`: the map itself if it is one, which may then move, else a fixed copy of it."""
+    return flow_map if isinstance(flow_map, Target) else Target(flow_map)
 
 
-class Detached:
-    """A map as it is now, for points that take gradients though its weights do not: `call(x, s, t, cond)`.
+class DetachedWeights:
+    """A map whose gradient reaches its input x but not its weights: call it as `(x, s, t, cond)`.
 
-    Not a module: the weights stay those of the map, and are not listed twice.
+    It uses the map's own weights, and is no module, so that they are not among the parameters twice.
 
     Args:
         flow_map: the map.

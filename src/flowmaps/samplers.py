@@ -1,6 +1,10 @@
-"""Samplers: how a flow map turns noise into data, and data into noise.
+"""Samplers: how a flow map X_{s,t} turns noise into data, and data into noise, along a grid t_0 < t_1 < ... of times.
 
-Noise and grids are drawn outside; inside, a sampler is deterministic. No gradients are kept: to differentiate through
+    Jump                    x <- X_{t_k, t_{k+1}}(x)
+    MultistepConsistency    x <- X_{t_k, 1}(x), then noise is added back to time t_{k+1}
+    GammaSampling           x <- X_{t_k, w}(x) with w beyond t_{k+1}, then some noise is added back to time t_{k+1}
+
+The caller gives the noise, so that a sampler is deterministic. Samplers keep no gradients: to differentiate through
 samples, call the map itself or `maps.Composed`.
 """
 
@@ -21,7 +25,7 @@ from .times import check_grid, grid
 
 @dataclass(frozen=True)
 class Jump:
-    """Jump along a grid of times: x_{k+1} = X_{t_k, t_{k+1}}(x_k), one evaluation a step.
+    """Jumps along a grid of times, x_{k+1} = X_{t_k, t_{k+1}}(x_k), with one evaluation a step.
 
     Args:
         steps: number of equal steps; or give `grid`.
@@ -50,7 +54,7 @@ class Jump:
 
     @torch.no_grad()
     def path(self, flow_map: FlowMap, x0: Batch, cond: Condition = None) -> Tensor:
-        """Every point on the way, `(len(grid), B, *shape)`, the first being `x0`."""
+        """The point at each time of the grid, `(len(grid), B, *shape)`, of which the first is `x0`."""
         points = [x0]
         for s, t in zip(self.times, self.times[1:], strict=False):
             points.append(Jump(grid=(s, t))(flow_map, points[-1], cond))
@@ -58,15 +62,14 @@ class Jump:
 
 
 @dataclass(frozen=True)
-class Restart:
-    """Multistep by renoising: jump to data, add fresh noise back to the next time, jump again (2303.01469, algorithm
-    1).
+class MultistepConsistency:
+    """Multistep consistency sampling: jump to the data, add fresh noise, jump again (2303.01469, algorithm 1).
 
         x <- X_{t_k, 1}(x);    x <- alpha x0_k + beta x (+ gamma z_k) at t_{k+1}
 
     Args:
-        grid: times from which to jump to data, rising, in [0, 1); the first is where the sampler starts.
-        interpolant: the path whose law at each time is restored.
+        grid: times of the jumps to the data, rising, in [0, 1); the sampler starts at the first.
+        interpolant: the path that the map was trained on.
     """
 
     grid: Sequence[float]
@@ -74,7 +77,9 @@ class Restart:
 
     def __post_init__(self) -> None:
         if len(self.grid) and self.grid[-1] >= 1:
-            raise ValueError(f"Restart takes the times before 1, got {list(self.grid)}: leave the last out.")
+            raise ValueError(
+                f"MultistepConsistency takes the times before 1, got {list(self.grid)}: leave the last out."
+            )
         check_grid([*self.grid, 1.0])
 
     @torch.no_grad()
@@ -93,7 +98,8 @@ class Restart:
         """
         rounds = len(self.grid) - 1
         if rounds:
-            _check_noise("Restart", len(self.grid), noise, (rounds * (2 if self.interpolant.noisy else 1), *x0.shape))
+            number = rounds * (2 if self.interpolant.noisy else 1)
+            _check_noise("MultistepConsistency", len(self.grid), noise, (number, *x0.shape))
         one = x0.new_ones(len(x0))
         x = flow_map(x0, one * self.grid[0], one, cond)
         for k, time in enumerate(self.grid[1:]):
@@ -105,24 +111,23 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Gamma:
-    """Jump beyond the next time, then add noise back to it (CTM, 2310.02279, algorithm 3): from t_k to t = t_{k+1},
+class GammaSampling:
+    """CTM's gamma-sampling (2310.02279, algorithm 3): jump beyond the next time t = t_{k+1}, then add noise back to t.
 
         alpha_w / beta_w = sqrt(1 - gamma^2) alpha_t / beta_t,       w in [t, 1]
         x <- beta_t / beta_w X_{t_k, w}(x) + gamma alpha_t x0_k.
 
-    I_w, scaled, has the data of I_t and noise of variance (1 - gamma^2) alpha_t^2; fresh noise makes up the rest. So an
-    exact map keeps the law of I_t at every time of the grid, whatever `gamma`: 0 is `Jump`, 1 is `Restart`, and in
-    between some of the error of a step is drowned in noise. For EDM's diffusion, beta = 1 and sigma = alpha sigma_max,
-    it is the paper's jump to sqrt(1 - gamma^2) sigma_{k+1} and its noise gamma sigma_{k+1}. The last step is a plain
-    jump. (This gamma is the paper's, not the coefficient of an interpolant's latent noise.)
+    beta_t / beta_w I_w has the data of I_t and noise of variance (1 - gamma^2) alpha_t^2; the fresh noise has the rest
+    of the variance. So samples of an exact map have the law of I_t at each time t of the grid, for every gamma: 0 is
+    `Jump`, 1 is `MultistepConsistency`. For EDM's diffusion, beta = 1 and sigma = alpha sigma_max, it is the paper's
+    jump to sqrt(1 - gamma^2) sigma_{k+1} with noise gamma sigma_{k+1}. The last step is a jump without noise.
 
     Args:
         steps: number of equal steps from 0 to 1; or give `grid`.
         grid: times to visit, rising.
-        interpolant: the path whose law at each time is kept, without latent noise.
-        gamma: share of the noise that is fresh, as a deviation, in [0, 1]. Strictly in between, the base has to be a
-            centred Gaussian, of any deviation: there the sum of two noises is a noise again.
+        interpolant: the path that the map was trained on, without latent noise.
+        gamma: standard deviation of the fresh noise over that of all noise, in [0, 1]; not the gamma of an interpolant.
+            Between 0 and 1 the base must be a centred normal law, for the sum of two noises to have the law of one.
 
     Attributes:
         times: the grid, t_0 to t_N.
@@ -140,18 +145,25 @@ class Gamma:
     targets: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        times = _times("Gamma", self.steps, self.grid)
+        times = _times("GammaSampling", self.steps, self.grid)
         if not 0 <= self.gamma <= 1:
-            raise ValueError(f"Gamma needs gamma in [0, 1] (0 is Jump, 1 is Restart), got {self.gamma}.")
+            raise ValueError(
+                f"GammaSampling needs gamma in [0, 1] (0 is Jump, 1 is MultistepConsistency), got {self.gamma}."
+            )
         if times[0] > times[-1]:
-            raise ValueError(f"Gamma goes from noise to data, got the falling grid {times}: use Jump to encode.")
+            raise ValueError(
+                f"GammaSampling goes from noise to data, got the falling grid {times}: use Jump to encode."
+            )
         if self.interpolant.noisy:
-            raise ValueError(f"Gamma needs a path without latent noise, got {self.interpolant}: use Jump or Restart.")
+            raise ValueError(
+                f"GammaSampling needs a path without latent noise, got {self.interpolant}: use Jump or "
+                "MultistepConsistency."
+            )
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "targets", (*self._beyond(times[1:-1]), times[-1]))
 
     def _beyond(self, times: tuple[float, ...]) -> tuple[float, ...]:
-        """The times w, each between its t and the data; t itself, to the last bit, for gamma = 0."""
+        """The times w, each from its t to 1; exactly t for gamma = 0."""
         if not times or self.gamma == 0:
             return times
         t = torch.tensor(times, dtype=torch.float64)
@@ -181,13 +193,13 @@ class Gamma:
 
     @torch.no_grad()
     def path(self, flow_map: FlowMap, x0: Batch, noise: Tensor | None = None, cond: Condition = None) -> Tensor:
-        """The point at each time of the grid, noise added, `(len(grid), B, *shape)`, the first being `x0`."""
+        """The point at each time of the grid, after its noise, `(len(grid), B, *shape)`; the first is `x0`."""
         return torch.stack([x0, *self._walk(flow_map, x0, noise, cond)])
 
     def _walk(self, flow_map: FlowMap, x: Tensor, noise: Tensor | None, cond: Condition) -> Iterator[Tensor]:
         rounds = len(self.times) - 2
         if noise is not None or (rounds and self.gamma > 0):
-            _check_noise("Gamma", len(self.times), noise, (rounds, *x.shape))
+            _check_noise("GammaSampling", len(self.times), noise, (rounds, *x.shape))
         one = x.new_ones(len(x))
         for k, (target, time) in enumerate(zip(self.targets, self.times[1:], strict=True)):
             s, w, t = one * self.times[k], one * target, one * time
@@ -200,14 +212,14 @@ class Gamma:
 
 
 def encode(flow_map: FlowMap, x1: Batch, steps: int = 1, cond: Condition = None) -> Batch:
-    """Data to noise in `steps` jumps backwards, `(B, *shape) -> (B, *shape)`."""
+    """Take data to noise in `steps` equal jumps from t = 1 to t = 0, `(B, *shape) -> (B, *shape)`."""
     return Jump(steps, reverse=True)(flow_map, x1, cond)
 
 
 def _times(
     name: str, steps: int | None, times: Sequence[float] | None, ends: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[float, ...]:
-    """The times of a sampler that takes a number of equal steps or a grid."""
+    """The times of a sampler, from a number of equal steps or from a grid."""
     if (steps is None) == (times is None):
         raise ValueError(f"{name} takes steps or grid, one of the two, got steps={steps}, grid={times}.")
     visited = list(times) if times is not None else grid(steps or 0, *ends)
@@ -216,7 +228,7 @@ def _times(
 
 
 def _check_noise(name: str, times: int, noise: Tensor | None, need: tuple[int, ...]) -> None:
-    """Refuse noise that is missing or of another shape than `need`."""
+    """Check that noise is given, and of the shape `need`."""
     got = None if noise is None else tuple(noise.shape)
     if got != need:
         raise ValueError(f"{name} over {times} times needs noise of shape {need}, got {got}.")

@@ -1,6 +1,10 @@
-"""Schedules: numbers that change while training goes on.
+"""Schedules: numbers that change during training, as functions of its progress p.
 
-A schedule is a function of progress, the share of the training steps that have been taken, in [0, 1].
+    Anneal        start + (end - start) min(p / until, 1)
+    Sigmoid       1 - sigmoid(steepness (p - middle) / span), from 1 down to a floor
+    SquareRoot, Doubling, Halving    numbers of cells of a grid, for consistency models and progressive distillation
+
+p, in [0, 1], is the share of the training steps that have been taken.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Anneal:
-    """A number that goes from `start` to `end` linearly while progress goes from 0 to `until`, then stays."""
+    """Linear from `start` at p = 0 to `end` at p = `until`, constant afterwards."""
 
     start: float
     end: float
@@ -27,9 +31,9 @@ class Anneal:
 
 @dataclass(frozen=True)
 class SquareRoot:
-    """ceil(sqrt(p ((end + 1)^2 - start^2) + start^2) - 1) cells, start - 1 to end: CT (2303.01469, appendix C).
+    """ceil(sqrt(p ((end + 1)^2 - start^2) + start^2) - 1) cells, from start - 1 to end: CT (2303.01469, appendix C).
 
-    The paper counts the times of the grid, one more than its cells.
+    The paper counts the times of the grid, which are one more than its cells.
     """
 
     start: int = 2
@@ -42,7 +46,7 @@ class SquareRoot:
 
 @dataclass(frozen=True)
 class Doubling:
-    """Cells start, 2 start, 4 start, ... up to `end`, for equal parts of training: iCT (2310.14189, equation 11)."""
+    """start, 2 start, 4 start, ... cells, up to `end`, in equal parts of training: iCT (2310.14189, equation 11)."""
 
     start: int = 10
     end: int = 1280
@@ -54,7 +58,7 @@ class Doubling:
 
 @dataclass(frozen=True)
 class Halving:
-    """Cells start, start / 2, ..., 1, for equal parts of training: the rounds of progressive distillation.
+    """start, start / 2, ..., 1 cells in equal parts of training, the rounds of progressive distillation.
 
     Args:
         start: cells of the first round, a power of two.
@@ -77,9 +81,9 @@ class Halving:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """1 down to `floor` along a sigmoid of progress between `start` and `end`: AlphaFlow's alpha (2510.20771).
+    """From 1 down to `floor` along a sigmoid between p = `start` and p = `end`: AlphaFlow's alpha (2510.20771).
 
-    1 - sigmoid(steepness (p - (start + end) / 2) / (end - start)),   put to 1 above 1 - floor, held at `floor`.
+    1 - sigmoid(steepness (p - (start + end) / 2) / (end - start)),    1 where above 1 - floor, floor where below it
     """
 
     start: float = 0.0

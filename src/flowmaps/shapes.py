@@ -1,7 +1,7 @@
-"""The shapes that every function of the library speaks of.
+"""The shapes of the library: a batch x is `(B, *shape)`, a time t is `(B,)`, one number a row.
 
-A batch `x` is `(B, *shape)`, a time `t` is always `(B,)`, one number a row. `like` is the only place where the two are
-aligned: elsewhere a `(B,)` tensor beside a `(B, B)` batch would broadcast the wrong way without a word.
+`like` is the only place where the two are aligned: a `(B,)` tensor beside a `(B, B)` batch would otherwise broadcast
+along the wrong axis without an error.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def label_of(cond: Condition) -> Any:
 
 
 def on_each(cond: Condition, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A function of each tensor of a condition, such as some of its rows; a tree stays a tree of its kind."""
-    if cond is None or isinstance(cond, Tensor):
-        return None if cond is None else fn(cond)
+    """Apply a function to each tensor of a condition; a dict, tuple or list stays one of its kind."""
+    if cond is None:
+        return None
+    if isinstance(cond, Tensor):
+        return fn(cond)
     if isinstance(cond, dict):
         return {name: on_each(value, fn) for name, value in cond.items()}
     if isinstance(cond, (tuple, list)):
@@ -63,9 +65,9 @@ def per_row(x: Tensor) -> Tensor:
 
 
 def check_time(t: Any, x: Tensor, name: str = "t") -> None:
-    """Refuse a time that is not one number in [0, 1] for each row of `x`.
+    """Check that a time is one number in [0, 1] for each row of `x`.
 
-    The shape is always looked at; the values where that costs no wait for a device: on the CPU, outside the compiler.
+    The values are checked on the CPU and outside the compiler only, where this needs no synchronisation.
 
     Raises:
         ValueError: the time is no tensor, not of shape `(B,)`, not floating point, or leaves [0, 1].

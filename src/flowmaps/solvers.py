@@ -1,4 +1,4 @@
-"""Flows of a velocity field by a numerical solver: the slow, faithful way along a trajectory.
+"""Flow maps by a numerical solver of the velocity's ODE.
 
 X_{s,t}(x) solves dx_r = b_r(x_r) dr from r = s to r = t. Each row has its own (s, t), so the solver runs on
 tau in [0, 1] with r = s + tau (t - s) and dx/dtau = (t - s) b_r(x), in either order of time.
@@ -22,7 +22,7 @@ TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
     "heun2": (((1.0,),), (1 / 2, 1 / 2)),
     "rk4": (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
-"""Butcher's tableaus: for each further stage the weights of the slopes before it, then the weights of all of them."""
+"""Butcher tableaus: the weights of the earlier slopes in each stage after the first, then those of all slopes."""
 FIXED = tuple(TABLEAUS)
 
 
@@ -68,10 +68,10 @@ def integrate(
     from torchdiffeq import odeint  # imports scipy: half a second
 
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-    options = {"step_t": ends[1:]}  # land on t: no look beyond the end of time
+    options = {"step_t": ends[1:]}  # a step ends at t, so that the field is not evaluated beyond it
     try:
         return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
-    except AssertionError as error:  # torchdiffeq's word for a step that shrinks to nothing
+    except AssertionError as error:  # what torchdiffeq raises if its step becomes too small
         raise ValueError(
             f"{method} found no step that meets rtol={rtol:g}, atol={atol:g} ({error}): the velocity has values that "
             f"are not finite, or is too stiff; take a fixed-step method, or a larger tolerance."
@@ -79,7 +79,7 @@ def integrate(
 
 
 def _fixed(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, method: str, steps: int) -> Tensor:
-    """Equal steps of tau from 0 to 1; torchdiffeq's wait for the device and break a compiled graph, these do not."""
+    """Equal steps of tau from 0 to 1. Those of torchdiffeq synchronise with the device and break a compiled graph."""
     rows, weights = TABLEAUS[method]
     step = 1 / steps
     for k in range(steps):
@@ -104,7 +104,7 @@ def _check(method: str, steps: int | None) -> None:
 
 
 class SolverFlow(FlowMap):
-    """The flow of a velocity field as a flow map, counting evaluations.
+    """The flow of a velocity field as a flow map; it counts evaluations of the field.
 
     Args:
         velocity: field `(x, t, cond=None) -> like x`; a `torch.nn.Module` becomes a submodule.
@@ -145,7 +145,7 @@ class SolverFlow(FlowMap):
         return {"method": self.method, "rtol": self.rtol, "atol": self.atol, "steps": self.steps}
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        """u_{s,t}(x), solved as it stands, du/dtau = b(x + (t - s) u) from u = 0: regular at s = t."""
+        """u_{s,t}(x), the solution at tau = 1 of du/dtau = b(x + (t - s) u) from u = 0, which is regular at s = t."""
         check_time(s, x, "s")
         check_time(t, x, "t")
         self.nfe = 0

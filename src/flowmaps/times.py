@@ -1,7 +1,16 @@
-"""Laws of a time and of pairs of times: where on the square [0, 1]^2 an objective looks.
+"""Laws of the times of an objective: of pairs (s, t) in [0, 1]^2, and of the first leg of a composition.
 
-A law draws `(s, t)`, each `(B,)`, row by row. `progress` in [0, 1] is how far training has come: laws that change
-with it (an annealed strip) read it, the others do not.
+A law of pairs is a map of three uniform numbers for each row to (s, t):
+
+    Diagonal      s = t uniform                       Square, Triangle    (s, t) uniform, on s <= t
+    ToData        t = 1, s uniform                    FromBase            s = 0, t uniform
+    Strip         |t - s| <= width                    Interval            t - s logit-normal
+    LogitNormal, LogNormal, TowardsData               another law of pairs, both times through one monotone function
+    Snapped, Cell, Dyadic                             times on equal grids
+    Mixture                                           one of two laws, row by row
+
+A leg law gives the share l of [s, t] that the first leg of X_{w,t}(X_{s,w}(x)) covers: w = s + l (t - s).
+`progress`, in [0, 1], is the share of the training steps that have been taken, for laws with a schedule.
 """
 
 from __future__ import annotations
@@ -25,12 +34,12 @@ class Times(ABC):
 
     @abstractmethod
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        """Turn uniform numbers `(3, B)` into times `(s, t)`."""
+        """The times (s, t), each `(B,)`, from independent uniform numbers, `(3, B)`."""
 
     def draw(
         self, rows: int, generator: torch.Generator | None = None, progress: float = 1.0, like: Tensor | None = None
     ) -> tuple[Time, Time]:
-        """Draw `rows` pairs, of the type and on the device of `like`."""
+        """Draw the times (s, t) of `rows` rows, each `(rows,)`, of the type and on the device of `like`."""
         dtype = torch.float32 if like is None else like.dtype
         device = None if like is None else like.device
         return self.pair(torch.rand(3, rows, dtype=dtype, device=device, generator=generator), progress)
@@ -54,7 +63,7 @@ class Square(Times):
 
 @dataclass(frozen=True)
 class Triangle(Times):
-    """s <= t: the smaller and the larger of two uniform times."""
+    """(s, t) uniform on s <= t: the smaller and the larger of two uniform times."""
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         return torch.minimum(uniforms[0], uniforms[1]), torch.maximum(uniforms[0], uniforms[1])
@@ -66,7 +75,7 @@ class Strip(Times):
 
     Args:
         width: in (0, 1], or a schedule `progress -> width` such as `Anneal(0.1, 1.0)`.
-        ordered: keep s <= t only.
+        ordered: whether s <= t; else both orders have probability 1/2.
     """
 
     width: float | Anneal
@@ -121,7 +130,7 @@ class Mixture(Times):
             raise ValueError(f"Mixture needs a share in [0, 1], got {self.share}.")
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        # one uniform number does for two: given its side of `share`, the rest of it is uniform again
+        # given the choice, what is left of its uniform number is uniform again: the chosen law gets it
         choice = uniforms[2] < self.share
         rest = torch.where(
             choice, uniforms[2] / max(self.share, 1e-9), (uniforms[2] - self.share) / max(1 - self.share, 1e-9)
@@ -132,12 +141,12 @@ class Mixture(Times):
 
 
 @dataclass(frozen=True)
-class Late(Times):
-    """Another law with its times pulled towards the data, t <- 1 - (1 - t)^power: more of training where detail forms.
+class TowardsData(Times):
+    """Another law with its times nearer to the data, t <- 1 - (1 - t)^power, where the details of samples form.
 
     Args:
         law: a law of pairs.
-        power: 1 leaves the law as it is; with 2 a uniform time has density 1 / (2 sqrt(1 - t)).
+        power: at least 1, which changes nothing; with 2 a uniform time gets the density 1 / (2 sqrt(1 - t)).
     """
 
     law: Times
@@ -145,7 +154,7 @@ class Late(Times):
 
     def __post_init__(self) -> None:
         if self.power < 1:
-            raise ValueError(f"Late needs power >= 1, got {self.power}.")
+            raise ValueError(f"TowardsData needs power >= 1, got {self.power}.")
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         s, t = self.law.pair(uniforms, progress)
@@ -154,11 +163,11 @@ class Late(Times):
 
 @dataclass(frozen=True)
 class LogitNormal(Times):
-    """Another law of uniform times made logit-normal: t <- sigmoid(mean + std Phi^-1(t)), in order (2403.03206).
+    """Another law of uniform times, made logit-normal by t <- sigmoid(mean + std Phi^-1(t)) (2403.03206).
 
     Args:
-        law: a law of pairs made of uniform times.
-        mean, std: of logit t. MeanFlow's (-0.4, 1) is of a time that runs from data to noise: 0.4 here.
+        law: a law of pairs of uniform times; their order stays.
+        mean, std: of logit t. The mean -0.4 of MeanFlow, whose time runs from data to noise, is 0.4 here.
     """
 
     law: Times
@@ -175,7 +184,7 @@ class LogitNormal(Times):
 
 @dataclass(frozen=True)
 class Interval(Times):
-    """The length first, t - s logit-normal, then s uniform where it fits (Align your flow, 2506.14603).
+    """t - s logit-normal, then s uniform in [0, 1 - (t - s)] (Align your flow, 2506.14603).
 
     Args:
         mean, std: of logit (t - s).
@@ -195,15 +204,15 @@ class Interval(Times):
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """Another law of uniform times with log-normal noise: log(omega_t / beta_t) = mean - std Phi^-1(t) (2206.00364).
+    """Another law of uniform times, made log-normal in sigma = omega / beta (2206.00364): the times 0 and 1 stay.
 
-    The ends stay: a time 0 or 1 of `law` is 0 or 1 here.
+        log sigma = mean - std Phi^-1(t)
 
     Args:
-        law: a law of pairs made of uniform times.
-        interpolant: the path whose noise-to-signal ratio is meant.
-        mean, std: of the logarithm of the ratio; EDM's are -1.2 and 1.2, for data of deviation 1/2.
-        scale: deviation of the base.
+        law: a law of pairs of uniform times.
+        interpolant: the path of omega and beta.
+        mean, std: of log sigma; EDM's are -1.2 and 1.2, for data of standard deviation 1/2.
+        scale: standard deviation of the base.
     """
 
     law: Times
@@ -241,10 +250,10 @@ def grid(steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:
 
 
 def check_grid(times: list[float]) -> None:
-    """Refuse a grid that does not go strictly one way inside [0, 1].
+    """Check that a grid is strictly rising or strictly falling inside [0, 1].
 
     Raises:
-        ValueError: fewer than two times, a time outside [0, 1], or a grid that turns back or stands still.
+        ValueError: fewer than two times, a time outside [0, 1], or a grid that is neither rising nor falling.
     """
     ups = [b > a for a, b in pairwise(times)]
     downs = [b < a for a, b in pairwise(times)]
@@ -259,7 +268,7 @@ def check_grid(times: list[float]) -> None:
 
 @dataclass(frozen=True)
 class Snapped(Times):
-    """Another law on a grid of equal cells: s to the start of its cell, t to the end of its own, never closer.
+    """Another law rounded to a grid of equal cells: s down and t up, so that at least one cell lies between them.
 
     Args:
         law: a law with s <= t.
@@ -278,7 +287,7 @@ class Snapped(Times):
 
 @dataclass(frozen=True)
 class Cell(Times):
-    """One of the equal cells of [0, 1], (s, t) = (k / cells, (k + 1) / cells): progressive distillation (2202.00512).
+    """A random cell of an equal grid, (s, t) = (k / cells, (k + 1) / cells): progressive distillation (2202.00512).
 
     Args:
         cells: number of cells, or a schedule `progress -> number`.
@@ -297,7 +306,7 @@ class Dyadic(Times):
     """A cell of a random dyadic grid: t - s = 2^-k with k uniform in 0..levels - 1 (shortcut models, 2410.12557).
 
     Args:
-        levels: number of lengths; the paper's shortest step 1/128 is never a jump of its own, so its 7 are 1..1/64.
+        levels: number of lengths. The paper has 7, from 1 to 1/64: its shortest step, 1/128, is only a leg.
     """
 
     levels: int = 7
@@ -316,7 +325,7 @@ def count(cells: int | Callable[[float], int], progress: float) -> int:
     """The number of cells at this point of training.
 
     Raises:
-        ValueError: it is below 1.
+        ValueError: the number is below 1.
     """
     number = cells(progress) if callable(cells) else cells
     if number < 1:
@@ -324,15 +333,15 @@ def count(cells: int | Callable[[float], int], progress: float) -> int:
     return number
 
 
-# laws of the first leg of a composition X_{w,t}(X_{s,w}(x)), w = s + l (t - s) ----------------------------------------
+# laws of the first leg ------------------------------------------------------------------------------------------------
 
 
 class LegLaw(ABC):
-    """A law of the share l of [s, t] that the first leg covers."""
+    """A law of the share l of [s, t] that the first leg of a composition covers, w = s + l (t - s)."""
 
     @abstractmethod
     def share(self, uniform: Time, s: Time, t: Time, progress: float = 1.0) -> Time:
-        """l, `(B,)` in [0, 1], from one uniform number a row, the row's times and progress."""
+        """l, `(B,)` in [0, 1], from one uniform number for each row, its times and the progress of training."""
 
 
 @dataclass(frozen=True)
@@ -374,20 +383,20 @@ class CellLeg(LegLaw):
 
     def share(self, uniform: Time, s: Time, t: Time, progress: float = 1.0) -> Time:
         length = 1 / count(self.cells, progress)
-        return (length / (t - s).abs()).clamp_max(1)  # 1 where s = t: there is nowhere to go
+        return (length / (t - s).abs()).clamp_max(1)  # 1 at s = t, where the quotient is infinite
 
 
 @dataclass(frozen=True)
 class ShrinkingLeg(LegLaw):
-    """A first leg that lowers the noise-to-signal ratio r = omega / beta by a share of itself (ECT, 2406.14548).
+    """A first leg that lowers sigma = omega / beta by a factor, which comes nearer to 1 in stages (ECT, 2406.14548).
 
-        r_w = r_s (1 - n(r_s) / q^a)_+,   n(r) = 1 + k sigmoid(-b r),   a = 1..stages as training goes on.
+        sigma_w = sigma_s (1 - n(sigma_s) / q^a)_+,   n(sigma) = 1 + k sigmoid(-b sigma),   a = 1..stages in training.
 
     Args:
         interpolant: the path.
         q, k, b: the paper's constants.
-        stages: how often the step shrinks by q.
-        scale: deviation of the base.
+        stages: number of equal parts of training; in each the leg is q times as short as in the one before.
+        scale: standard deviation of the base.
     """
 
     interpolant: Interpolant
@@ -399,7 +408,7 @@ class ShrinkingLeg(LegLaw):
 
     def share(self, uniform: Time, s: Time, t: Time, progress: float = 1.0) -> Time:
         a = 1 + min(math.floor(progress * self.stages), self.stages - 1)
-        ratio = self.interpolant.noise_to_signal(s, self.scale)
-        kept = (1 - (1 + self.k * torch.sigmoid(-self.b * ratio)) / self.q**a).clamp_min(0)
-        w = self.interpolant.time_of(torch.where(kept > 0, ratio, 0) * kept, self.scale)
+        sigma = self.interpolant.noise_to_signal(s, self.scale)
+        factor = (1 - (1 + self.k * torch.sigmoid(-self.b * sigma)) / self.q**a).clamp_min(0)
+        w = self.interpolant.time_of(torch.where(factor > 0, sigma, 0) * factor, self.scale)
         return ((w - s) / torch.where(t == s, 1, t - s)).clamp(0, 1)

@@ -1,8 +1,13 @@
 """Where the velocity b of an equation comes from: a teacher, the map itself, or the interpolant.
 
-Each source is a field `(x, t, cond=None) -> like x` that can also be followed over a leg from s to t, as the mean
-velocity there: a jump of a map, the chord of a path, or by default a straight step. The interpolant's velocity dI_t
-belongs to one pair (x0, x1), so an objective first binds the source to its draw; the others bind to themselves.
+    FromTeacher        b_t(x) of a given field
+    FromMap            u_{t,t}(x) of a flow map
+    FromInterpolant    dI_t of the pair (x0, x1), whose conditional mean is b_t
+    Guided, SelfGuided the same, guided
+
+A source is a field `(x, t, cond=None) -> like x`. It also has the mean velocity over a leg from s to t (`leg`): of a
+jump of the map, the chord of the path, or by default an Euler step. Since dI_t belongs to the pairs of one batch, an
+objective first calls `bind` with its random inputs; the other sources return themselves.
 """
 
 from __future__ import annotations
@@ -21,11 +26,16 @@ from .maps import FlowMap
 from .shapes import Batch, Condition, Field, Guide, Time, label_of, like, on_each
 
 
-class Draw(NamedTuple):
-    """All the randomness of one evaluation of an objective; whatever follows is deterministic.
+class RandomInputs(NamedTuple):
+    """All random inputs of a loss, which is a deterministic function of them.
 
-    `x0`, `x1`, `z` are `(B, *shape)` (`z` is `None` without latent noise), `s`, `t`, `split` are `(B,)`; so is `warm`,
-    the share of an equation's derivative that counts, where it is warmed up.
+    Attributes:
+        x0, x1: pairs of the base and the data, `(B, *shape)`.
+        z: latent noise, `(B, *shape)`, or `None` for a path without it.
+        s, t: times, `(B,)`.
+        split: share of [s, t] that a first leg covers, `(B,)`.
+        cond: the condition of each row, after label dropout.
+        warmup: factor on an equation's derivative, `(B,)`.
     """
 
     x0: Tensor
@@ -35,20 +45,20 @@ class Draw(NamedTuple):
     t: Tensor
     split: Tensor
     cond: Condition = None
-    warm: Tensor | None = None
+    warmup: Tensor | None = None
 
-    def rows(self, part: slice) -> Draw:
-        """Some of the rows."""
+    def rows(self, part: slice) -> RandomInputs:
+        """The inputs of some of the rows."""
         return self.map(lambda value: value[part])
 
-    def to(self, device: torch.device | str) -> Draw:
-        """The same draw on a device."""
+    def to(self, device: torch.device | str) -> RandomInputs:
+        """The same inputs on a device."""
         return self.map(lambda value: value.to(device, non_blocking=True))
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Draw:
-        """A function of each tensor that there is."""
+    def map(self, fn: Callable[[Tensor], Tensor]) -> RandomInputs:
+        """Apply a function to each tensor."""
         values: list[Any] = [on_each(value, fn) for value in self]
-        return Draw(*values)
+        return RandomInputs(*values)
 
 
 class Velocity(nn.Module, ABC):
@@ -62,14 +72,14 @@ class Velocity(nn.Module, ABC):
         """The mean velocity from `x` at `s` to `t`, `(B, *shape)`."""
         return self(x, s, cond)
 
-    def bind(self, draw: Draw) -> Velocity | Bound:
-        """The field for the rows of `draw`."""
+    def bind(self, inputs: RandomInputs) -> Velocity | BoundVelocity:
+        """The field for the rows of `inputs`."""
         return self
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A source bound to a draw: the field `at`, and the mean velocity `over` a leg."""
+class BoundVelocity:
+    """A source for the rows of one batch: a field `at(x, t, cond)`, and its mean `over(x, s, t, cond)` a leg."""
 
     at: Field
     over: Field
@@ -102,7 +112,7 @@ class FromTeacher(Velocity):
             self.owner.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FromTeacher:
-        """Stay in evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
@@ -113,10 +123,10 @@ class FromTeacher(Velocity):
 
 
 class FromMap(Velocity):
-    """The diagonal u_{t,t} of a flow map: of the one being trained, or of a frozen one.
+    """The velocity u_{t,t} of a flow map, the one in training or another.
 
     Args:
-        flow_map: the map; the semigroup equation takes its legs with it too.
+        flow_map: the map; the semigroup equation also takes its legs with it.
     """
 
     def __init__(self, flow_map: FlowMap) -> None:
@@ -131,7 +141,7 @@ class FromMap(Velocity):
 
 
 class FromInterpolant(Velocity):
-    """The velocity dI_t of the pair (x0, x1) at hand: its conditional mean is b_t.
+    """The velocity dI_t of each row's pair (x0, x1), whose conditional mean is b_t.
 
     Args:
         interpolant: the path.
@@ -143,24 +153,24 @@ class FromInterpolant(Velocity):
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         raise ValueError(
-            "FromInterpolant is a velocity of one pair (x0, x1): use it in an objective, or call .bind(draw) first."
+            "FromInterpolant is the velocity of pairs (x0, x1): use it in an objective, or call .bind(inputs) first."
         )
 
-    def bind(self, draw: Draw) -> Bound:
-        x0, x1, z = draw.x0, draw.x1, draw.z
+    def bind(self, inputs: RandomInputs) -> BoundVelocity:
+        x0, x1, z = inputs.x0, inputs.x1, inputs.z
         path = self.interpolant
 
         def over(x: Tensor, s: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
             h = like(t - s, x)
-            near = h.abs() < torch.finfo(x.dtype).eps ** 0.5  # a chord this short is rounding: take its middle
+            near = h.abs() < torch.finfo(x.dtype).eps ** 0.5  # too short a difference to divide: take dI in its middle
             chord = (path.point(x0, x1, t, z) - path.point(x0, x1, s, z)) / torch.where(near, 1, h)
             return torch.where(near, path.velocity(x0, x1, 0.5 * (s + t), z), chord)
 
-        return Bound(lambda x, t, cond=None: path.velocity(x0, x1, t, z), over)
+        return BoundVelocity(lambda x, t, cond=None: path.velocity(x0, x1, t, z), over)
 
 
 class Guided(Velocity):
-    """A guided source: v(x, t, none) + w (v(x, t, cond) - v(x, t, none)) for t inside an interval.
+    """Classifier-free guidance of a source: v(none) + w (v(cond) - v(none)) for t inside an interval, v(cond) outside.
 
     References: J. Ho, T. Salimans, "Classifier-free diffusion guidance", 2022, arXiv 2207.12598; T. Kynkäänniemi et
     al., "Applying guidance in a limited interval", 2024, arXiv 2404.07724; T. Karras et al., "Guiding a diffusion model
@@ -168,8 +178,9 @@ class Guided(Velocity):
 
     Args:
         velocity: the conditional source.
-        scale: w: 1 for none; greater pushes towards the condition. A `Guidance` says more, and has weights by row.
-        negative: a source guided away from, given the same condition; `None` for `velocity` without condition.
+        scale: w, where 1 is no guidance; or a `Guidance`, which can have a weight for each row.
+        negative: the source in the place of v(none), called with the condition (autoguidance); unless given,
+            `velocity` without the condition.
         interval: times between which guidance acts.
     """
 
@@ -184,7 +195,7 @@ class Guided(Velocity):
         check_interval("Guided", interval)
         given = isinstance(scale, Guidance)
         if given and interval != (0.0, 1.0):
-            raise ValueError("a Guidance has an interval of its own: leave interval out.")
+            raise ValueError(f"a Guidance has its own interval, got interval={interval} beside it: leave interval out.")
         self.guidance = scale if given else None
         if given and negative is None and scale.negative is not None:
             negative = FromTeacher(scale.negative)
@@ -194,10 +205,10 @@ class Guided(Velocity):
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         return self._guide(self.source, self.negative, x, t, cond)
 
-    def bind(self, draw: Draw) -> Velocity | Bound:
-        source = self.source.bind(draw)
-        negative = None if self.negative is None else self.negative.bind(draw)
-        return Bound(
+    def bind(self, inputs: RandomInputs) -> Velocity | BoundVelocity:
+        source = self.source.bind(inputs)
+        negative = None if self.negative is None else self.negative.bind(inputs)
+        return BoundVelocity(
             lambda x, t, cond=None: self._guide(source, negative, x, t, cond),
             lambda x, s, t, cond=None: self._guide(source, negative, x, s, cond),
         )
@@ -216,17 +227,17 @@ class Guided(Velocity):
 
 
 class SelfGuided(Velocity):
-    """The guided velocity of a direct method, from one pair and what the map knows; no gradient passes.
+    """The guided velocity for learning from data, of dI and the map's own velocities v, without gradient.
 
         w (1 - kappa) dI + kappa v(x, cond) + (1 - kappa - w (1 - kappa)) v(x, none)
 
-    Its mean is b(none) + w (b(label) - b(none)) where v(., none) is b(none) and v(., cond) is that mean itself:
-    MeanFlow's equation (2505.13447, section 4.2) with omega = w (1 - kappa), and at kappa = 1 - 1/w that of improved
-    MeanFlow (2512.02012), dI + (1 - 1/w) (v(x, cond) - v(x, none)).
+    If v(x, none) is b(none) and v(x, cond) the guided velocity, its mean is the guided velocity
+    b(none) + w (b(label) - b(none)). It is that of MeanFlow (2505.13447, section 4.2) with omega = w (1 - kappa), and
+    with kappa = 1 - 1/w that of improved MeanFlow (2512.02012), dI + (1 - 1/w) (v(x, cond) - v(x, none)).
 
     Args:
         interpolant: the path.
-        flow_map: the map that is trained; its label `guidance.classes` means none.
+        flow_map: the map in training; its label `guidance.classes` means no label.
         guidance: w, kappa and the interval.
     """
 
@@ -238,9 +249,9 @@ class SelfGuided(Velocity):
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         return self.source(x, t, cond)
 
-    def bind(self, draw: Draw) -> Bound:
-        source = self.source.bind(draw)
-        return Bound(
+    def bind(self, inputs: RandomInputs) -> BoundVelocity:
+        source = self.source.bind(inputs)
+        return BoundVelocity(
             lambda x, t, cond=None: self._guide(source(x, t), x, t, cond),
             lambda x, s, t, cond=None: self._guide(source.leg(x, s, t), x, s, cond),
         )

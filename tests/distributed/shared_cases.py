@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from flowmaps.data import Source, Units
-from flowmaps.maps import FlowMap, Frozen
+from flowmaps.maps import FlowMap, Target
 from flowmaps.methods import METHODS
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
 from flowmaps.runs import initial
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import DiTNetwork, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
-from flowmaps.velocities import Draw
+from flowmaps.velocities import RandomInputs
 
 CLASSES, ROWS = 3, 16
 SETTINGS = Optimiser(batch=ROWS, rate=1e-2, warmup=2, ema=0.9, clip=1.0)
@@ -159,14 +159,14 @@ def objective(net: str, name: str) -> Objective:
     """The objective of one of `stages`, the same in each process; its teacher is another network of the same make."""
     case, (method, _, stage) = NETS[net], name.partition("/")
     flow_map = case.build(method)
-    teacher = Frozen(case.build(method, seed=1)).velocity
+    teacher = Target(case.build(method, seed=1)).velocity
     built = {one.name: one for one in resolve(replace(case.recipe, method=method)).stages}[stage or "map"]
     made = built.build(flow_map, teacher).double()
     randomise(made.flow_map)  # a map that starts from its velocity has zeros again
     return made
 
 
-def draw(made: Objective, net: str, rows: int = ROWS, seed: int = 3) -> Draw:
+def draw(made: Objective, net: str, rows: int = ROWS, seed: int = 3) -> RandomInputs:
     """One draw, in the middle of training."""
     rng = torch.Generator().manual_seed(seed)
     x1, cond = NETS[net].source().sample(rows, rng)
@@ -178,7 +178,7 @@ def gradients(made: nn.Module) -> dict[str, Tensor | None]:
     return {name: value.grad for name, value in made.named_parameters() if value.requires_grad}
 
 
-def alone(made: Objective, given: Draw) -> dict[str, Tensor | None]:
+def alone(made: Objective, given: RandomInputs) -> dict[str, Tensor | None]:
     """Gradients of a draw in this process, of a copy."""
     copied = copy.deepcopy(made)
     copied.evaluate(given).value.backward()

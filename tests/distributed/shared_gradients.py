@@ -26,7 +26,7 @@ def table() -> dict[str, Row]:
 def _row(net: str, name: str, kinds: dict[str, Engine]) -> Row:
     begun, made = time.process_time(), objective(net, name)
     whole = draw(made, net)
-    rows = made.shares(ROWS, processes.ranks())[processes.rank()]
+    rows = made.micro_batches(ROWS, processes.ranks())[processes.rank()]
     mine = whole.map(lambda value: value[rows])
     expected, local = alone(made, whole), alone(made, mine)
     row = {"apart": gap(local, expected), "missing": float(sum(value is None for value in expected.values()))}

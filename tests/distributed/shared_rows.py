@@ -11,7 +11,7 @@ from shared_cases import NETS, SETTINGS, objective
 from flowmaps.training.distributed import start
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
-from flowmaps.velocities import Draw
+from flowmaps.velocities import RandomInputs
 
 STEPS, BREAK = 6, 2
 Drawn = dict[str, np.ndarray]
@@ -38,5 +38,5 @@ def drawn(batch: int, name: str = "lsd", shard: bool = False) -> tuple[list[Draw
     return whole, resumed, made.cut(len(whole[0]["s"])) if hasattr(made, "cut") else 0
 
 
-def _arrays(draw: Draw) -> Drawn:
+def _arrays(draw: RandomInputs) -> Drawn:
     return {name: getattr(draw, name).numpy() for name in ("x0", "x1", "s", "t", "split")}

@@ -57,7 +57,7 @@ def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[
     made = objective()
     rows = torch.randn(STEPS, ROWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     engine = start("cpu", shard=shard)
-    mine = made.shares(ROWS, ranks())[rank()]
+    mine = made.micro_batches(ROWS, ranks())[rank()]
     trainer = Trainer(
         made,
         [batch[mine] for batch in rows],

@@ -19,7 +19,7 @@ CASES = [("mlp", name) for name in stages("mlp")] + [("mlp-guided", "lsd"), ("un
 @pytest.mark.parametrize("net, name", CASES)
 def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     made = objective(net, name)
-    given, shares = draw(made, net), made.shares(ROWS, PARTS)
+    given, shares = draw(made, net), made.micro_batches(ROWS, PARTS)
     found = []
     for parts in (None, shares):
         state = begin(copy.deepcopy(made), SETTINGS)

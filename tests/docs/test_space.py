@@ -18,7 +18,7 @@ from flowmaps.couplings import MinibatchOT, Paired
 from flowmaps.equations import Eulerian, Semigroup, Stop
 from flowmaps.guidance import Guidance
 from flowmaps.interpolants import Linear, Trigonometric, VarianceExploding
-from flowmaps.maps import AverageVelocity, FlowMap, Frozen
+from flowmaps.maps import AverageVelocity, FlowMap, Target
 from flowmaps.objectives import MapMatching, Objective, RoundTrip, Sum
 from flowmaps.velocities import FromMap
 
@@ -112,7 +112,7 @@ def test_every_method_has_its_row() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_lies_where_its_paper_says(name: str) -> None:
-    at = space.point(build(name))
+    at = space.coordinates(build(name))
     assert (at.equation, at.velocity, at.pairs, at.stop, at.diagonal) == TABLE[name]
     for axis, word in REST.get(name, {}).items():
         assert vars(at)[axis] == word, axis
@@ -131,14 +131,14 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
         ("lmd", {"weight": weights.Power(-1)}, "weight", "|t - s|^-1"),
         ("lmd", {"weight": weights.StripWeight(0.5)}, "weight", "strip weight"),
         ("fmm", {"times": times.Strip(0.25)}, "pairs", "strip"),
-        ("lsd", {"times": times.Late(times.Triangle())}, "pairs", "s <= t, late"),
+        ("lsd", {"times": times.TowardsData(times.Triangle())}, "pairs", "s <= t, late"),
         ("ayf_emd", {"times": times.Triangle()}, "pairs", "s <= t"),
         ("ayf_emd", {"normalise": None}, "tangent", "warmed up to 0.99"),
         ("meanflow", {"guidance": Guidance(2.0, classes=3)}, "velocity", "dI, guided"),
         ("psd", {"midpoint": True}, "split", "1/2"),
         ("psd", {"stop": Stop.NONE}, "stop", "nothing"),
         ("alphaflow", {"alpha": 0.5}, "split", "0.5"),
-        ("alphaflow", {"own": True}, "velocity", "itself"),
+        ("alphaflow", {"velocity_first": False}, "velocity", "itself"),
         ("alphaflow", {"weight": weights.SplitPower(-1.0)}, "weight", "l^-1"),
         ("lsd", {"distance": weights.PseudoHuber(0.1)}, "weight", "pseudo-Huber"),
         ("meanflow", {"distance": weights.absolute, "weight": weights.SplitPower(1)}, "weight", "l L1"),
@@ -152,22 +152,22 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
     ],
 )
 def test_an_option_moves_the_point(name: str, options: dict, axis: str, word: str) -> None:
-    assert vars(space.point(build(name, **options)))[axis] == word
+    assert vars(space.coordinates(build(name, **options)))[axis] == word
 
 
 def test_the_target_is_named() -> None:
     flow_map = new_map()
-    average = Frozen(flow_map, decay=0.95)
-    assert space.point(build("consistency_training", flow_map, target=average)).target == "average 0.95"
-    assert space.point(build("shortcut", flow_map, target=average)).velocity == "average 0.95"
-    assert space.point(build("pfmm", flow_map, frozen=new_map())).target == "frozen"
+    average = Target(flow_map, decay=0.95)
+    assert space.coordinates(build("consistency_training", flow_map, target=average)).target == "average 0.95"
+    assert space.coordinates(build("shortcut", flow_map, target=average)).velocity == "average 0.95"
+    assert space.coordinates(build("pfmm", flow_map, frozen=new_map())).target == "frozen"
     other = MapMatching(flow_map, Linear(), Semigroup(), FromMap(new_map()), times=times.Square())
-    assert space.point(other).target == "another map"
+    assert space.coordinates(other).target == "another map"
 
 
 def test_a_finite_step_is_named() -> None:
     objective = MapMatching(new_map(), Linear(), Eulerian(Stop.TARGET, step=0.1), times=times.ToData())
-    at = space.point(objective)
+    at = space.coordinates(objective)
     assert (at.legs, at.split) == ("velocity, then a jump", "step 0.1")
 
 
@@ -175,13 +175,13 @@ def test_a_finite_step_is_named() -> None:
 def test_every_case_has_a_point(name: str) -> None:
     flow_map = fm.maps.Trigonometric(fm.nn.MLP(dim=2, width=8))
     objective = METHODS[name](
-        flow_map, velocity=new_map().velocity, frozen=Frozen(flow_map), interpolant=Trigonometric()
+        flow_map, velocity=new_map().velocity, frozen=Target(flow_map), interpolant=Trigonometric()
     )
-    assert all(isinstance(word, str) and word for word in vars(space.point(objective)).values())
+    assert all(isinstance(word, str) and word for word in vars(space.coordinates(objective)).values())
 
 
 def test_psd_and_split_meanflow_differ_in_the_share_alone() -> None:
-    one, two = vars(space.point(build("psd"))), vars(space.point(build("split_meanflow")))
+    one, two = vars(space.coordinates(build("psd"))), vars(space.coordinates(build("split_meanflow")))
     assert {axis for axis in one if one[axis] != two[axis]} == {"diagonal"}
 
 
@@ -191,7 +191,7 @@ def test_an_unknown_objective_is_refused() -> None:
             raise NotImplementedError
 
     with pytest.raises(ValueError, match=r"no point of the space is known for a Other: add it to flowmaps\.space"):
-        space.point(Other(new_map(), Linear(), times=times.Square()))
+        space.coordinates(Other(new_map(), Linear(), times=times.Square()))
 
 
 # what a method costs --------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_counting_changes_nothing() -> None:
 def test_a_sum_and_a_round_trip_have_points() -> None:
     flow_map = new_map()
     trip = RoundTrip(flow_map, Linear())
-    assert space.point(Sum([trip, trip])) == space.point(trip)
+    assert space.coordinates(Sum([trip, trip])) == space.coordinates(trip)
 
 
 # what the picture's last lines say ------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> float:
 def test_alphaflow_with_a_leg_of_its_own_is_psd_at_the_midpoint() -> None:
     flow_map, unit = new_map(), weights.Constant()
     one, two = gradients(
-        methods.alphaflow(flow_map, alpha=0.5, own=True, weight=unit, **PLAIN),
+        methods.alphaflow(flow_map, alpha=0.5, velocity_first=False, weight=unit, **PLAIN),
         methods.psd(flow_map, midpoint=True, weight=unit, **PLAIN),
     )
     assert apart(one, two) < 1e-12
@@ -291,7 +291,7 @@ def test_alphaflow_tends_to_meanflow() -> None:
 
 
 def test_consistency_training_tends_to_the_eulerian_equation() -> None:
-    flow_map, weight, law = new_map(), weights.SplitPower(-1.0), times.ToData()
+    flow_map, weight, law = new_map(), weights.Chain(weights.Power(2), weights.SplitPower(-1.0)), times.ToData()
     limit = MapMatching(flow_map, Linear(), Eulerian(Stop.TARGET), times=law, weight=weights.Power(2))
     far, near = (methods.consistency_training(flow_map, cells=n, times=law, weight=weight) for n in (200, 2000))
     one, two, three = gradients(far, near, limit)
@@ -333,4 +333,4 @@ def test_no_string_chooses_mathematics() -> None:
 
 
 def test_a_law_of_time_is_named() -> None:
-    assert space.point(build("lmd", times=times.Snapped(times.Square(), 4))).pairs == "square, grid"
+    assert space.coordinates(build("lmd", times=times.Snapped(times.Square(), 4))).pairs == "square, grid"

@@ -21,7 +21,7 @@ from flowmaps.maps import FlowMap
 from flowmaps.runs import plan as plans
 from flowmaps.runs import recipes
 from flowmaps.runs.recipes import Evaluation
-from flowmaps.samplers import Restart
+from flowmaps.samplers import MultistepConsistency
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.loop import generator
 
@@ -47,8 +47,8 @@ def board() -> Source:
     return open_data("checkerboard")
 
 
-def uniform(steps: int) -> Restart:
-    return Restart([k / steps for k in range(steps)], Linear())
+def uniform(steps: int) -> MultistepConsistency:
+    return MultistepConsistency([k / steps for k in range(steps)], Linear())
 
 
 def table(flow_map: FlowMap, source: Source, settings: Evaluation = SMALL, **options):

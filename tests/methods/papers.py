@@ -16,7 +16,7 @@ from torch.func import functional_call, jvp
 
 from flowmaps.interpolants import Interpolant
 from flowmaps.objectives import Objective
-from flowmaps.velocities import Draw
+from flowmaps.velocities import RandomInputs
 
 ROWS, DIM, DIAGONAL = 11, 3, 8
 """Eleven rows of three dimensions; 0.75 of eleven rows are eight, to the nearest row."""
@@ -38,12 +38,12 @@ class Paper:
     net: nn.Module
     case: Parametrisation
     interpolant: Interpolant
-    draw: Draw
+    draw: RandomInputs
     frozen: nn.Module | None = None
 
     def rows(self, part: slice) -> Paper:
         """Some of the rows."""
-        draw = Draw(*(None if value is None else value[part] for value in self.draw))
+        draw = RandomInputs(*(None if value is None else value[part] for value in self.draw))
         return Paper(self.net, self.case, self.interpolant, draw, self.frozen)
 
     def I(self, t: Tensor) -> Tensor:  # noqa: E743

@@ -38,12 +38,12 @@ from cases import (
 from torch import Tensor, nn
 
 from flowmaps import equations, exact, interpolants, maps, methods, solvers
-from flowmaps.couplings import Carried
+from flowmaps.couplings import FlowPairs
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear
-from flowmaps.maps import AverageVelocity, Frozen
-from flowmaps.objectives import Objective, Split
-from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher
+from flowmaps.maps import AverageVelocity, Target
+from flowmaps.objectives import Objective, SplitRows
+from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, RandomInputs
 
 ROWS = 7
 ORDERS = ("forward", "backward", "diagonal")
@@ -121,11 +121,11 @@ def test_residuals_vanish_at_the_exact_map(interpolant: Interpolant, case: Param
         residual = Semigroup(stop)(flow_map, x, s, t, FromMap(flow_map), split)
         assert float(residual.value.abs().max()) < TIGHT, stop
     for legs in (1, 2, 3):  # the first leg by a map of its own, as a teacher's solver
-        residual = Semigroup(legs=legs, led=True)(flow_map, x, s, t, FromMap(exact_map(law, AVERAGE)))
+        residual = Semigroup(legs=legs, velocity_first=True)(flow_map, x, s, t, FromMap(exact_map(law, AVERAGE)))
         assert float(residual.value.abs().max()) < TIGHT, legs
     for equation in (Lagrangian, Eulerian):  # normalised, and warmed up to the end: r / (|r| + c) is zero with r
         whole = equation(Stop.TARGET, normalise=0.1)
-        residual = whole(flow_map, x, s, t, law.velocity, warm=torch.ones_like(s))
+        residual = whole(flow_map, x, s, t, law.velocity, warmup=torch.ones_like(s))
         assert float(residual.value.abs().max()) < 100 * TIGHT, equation
     jump = flow_map(x, s, t)
     assert float((jump - law.flow_map(x, s, t)).abs().max()) < TIGHT
@@ -226,7 +226,7 @@ def test_solver_flow_obeys_lagrange_through_its_steps():
 
 def objective_at_exact(
     name: str, law: exact.Gaussian, case: Parametrisation, rows: int, seed: int = 0
-) -> tuple[Objective, Draw]:
+) -> tuple[Objective, RandomInputs]:
     """A method at the exact map of `law`, and a draw of `rows` whose `cond` moves the map away row by row.
 
     Times are pressed into the part of [0, 1] where the coefficients are smooth: the laws hold at each (s, t).
@@ -253,13 +253,13 @@ class Still(ExactNetwork):
         return super().forward(x, s, t)
 
 
-def row_gradients(objective: Objective, draw: Draw) -> Tensor:
+def row_gradients(objective: Objective, draw: RandomInputs) -> Tensor:
     """The gradient of each row's loss in the row's own parameters, `(B, FEATURES * D)`."""
     value = objective.evaluate(draw).value
     return len(draw.x1) * torch.autograd.grad(value, draw.cond)[0].flatten(1)
 
 
-def push(draw: Draw, size: float) -> Draw:
+def push(draw: RandomInputs, size: float) -> RandomInputs:
     """The same draw with the map moved away: one direction for all rows."""
     direction = torch.randn(draw.cond.shape[1:], dtype=torch.float64, generator=generator(4))
     return draw._replace(cond=(size * direction / direction.norm()).expand_as(draw.cond))
@@ -326,7 +326,7 @@ def test_reflow_has_no_gradient_at_the_flow_of_its_pairs(name: str, case: Parame
     objective = methods.reflow(
         exact_map(straight, case),  # type: ignore[arg-type]
         teacher=law.velocity,
-        coupling=Carried(exact_map(law, AVERAGE)),
+        coupling=FlowPairs(exact_map(law, AVERAGE)),
         interpolant=law.interpolant,
     )
     x1, x0 = law.sample(9, rng, torch.float64), base_sample(law, 9, rng)
@@ -347,12 +347,12 @@ def test_shortcut_is_exact_but_for_its_shortest_legs(interpolant: Interpolant, c
     law, worst = gaussian(2, interpolant), []
     for levels in (5, 6, 7):
         objective = methods.shortcut(exact_map(law, case), levels=levels, interpolant=interpolant)
-        assert isinstance(objective, Split)
+        assert isinstance(objective, SplitRows)
         rows = 64
         d = 2.0 ** -(torch.arange(rows) % levels).double()
         s = torch.floor(torch.rand(rows, generator=generator(2)).double() / d) * d
         x1, x0 = law.sample(rows, generator(3), torch.float64), base_sample(law, rows, generator(3))
-        draw = Draw(x0, x1, torch.randn(rows, 2, generator=generator(5)).double(), s, s + d, s, None)
+        draw = RandomInputs(x0, x1, torch.randn(rows, 2, generator=generator(5)).double(), s, s + d, s, None)
         last = last_time(interpolant)
         draw = draw._replace(s=last * s, t=last * (s + d))
         part = objective.second.evaluate(draw).parts["semigroup"].sqrt()
@@ -491,7 +491,7 @@ def test_a_bad_split_is_refused():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: Semigroup(legs=1), "Semigroup needs legs >= 2, or 1 with led=True, got 1"),
+        (lambda: Semigroup(legs=1), "Semigroup needs legs >= 2, or 1 with velocity_first=True, got 1"),
         (lambda: Eulerian(step=0.0), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 0\.0"),
         (lambda: Eulerian(step=1.5), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 1\.5"),
         (lambda: Eulerian(Stop.TANGENT, step=0.1), "a finite step has no spatial derivative of its own"),
@@ -539,11 +539,11 @@ def test_the_map_is_not_its_own_teacher(method):
     net = nn.Linear(2, 2)
     flow_map = AverageVelocity(net)
     for teacher in (flow_map, flow_map.velocity, AverageVelocity(net).velocity, net):
-        words = rf"{method.__name__}: the teacher is the map itself, or shares .*pass Frozen\(flow_map\)\.velocity"
+        words = rf"{method.__name__}: the teacher is the map itself, or shares .*pass Target\(flow_map\)\.velocity"
         with pytest.raises(ValueError, match=words):
             method(flow_map, teacher=teacher)
         assert all(p.requires_grad for p in flow_map.parameters())  # and the refusal froze nothing
-    method(flow_map, teacher=Frozen(flow_map).velocity)
+    method(flow_map, teacher=Target(flow_map).velocity)
     assert all(p.requires_grad for p in flow_map.parameters())
     with pytest.raises(ValueError, match="the teacher is the map itself"):
         method(flow_map, teacher=FromTeacher(flow_map.velocity))

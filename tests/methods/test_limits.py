@@ -38,10 +38,10 @@ from flowmaps import exact, methods, times
 from flowmaps import losses as weights
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
-from flowmaps.maps import FlowMap, Frozen
-from flowmaps.objectives import MapMatching, Objective, Split, VelocityMatching
+from flowmaps.maps import FlowMap, Target
+from flowmaps.objectives import MapMatching, Objective, SplitRows, VelocityMatching
 from flowmaps.times import Diagonal, ToData, Triangle
-from flowmaps.velocities import Draw, FromInterpolant, FromMap, FromTeacher, Velocity
+from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, RandomInputs, Velocity
 
 ROWS, DIM = 11, 3
 PATHS = {name: INTERPOLANTS[name] for name in ("linear", "trigonometric", "linear-noise", "variance-exploding")}
@@ -51,21 +51,21 @@ each_map = pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
-def draw_of(path: Interpolant, s: Tensor, t: Tensor, seed: int = 3) -> Draw:
+def draw_of(path: Interpolant, s: Tensor, t: Tensor, seed: int = 3) -> RandomInputs:
     """A draw at given times, with a split in (0, 1)."""
     rng = generator(seed)
     x0, x1, z = torch.randn(3, len(s), DIM, generator=rng).double().unbind(0)
     split, cond = 0.1 + 0.8 * torch.rand(len(s), generator=rng).double(), torch.randn(len(s), 2, generator=rng).double()
-    return Draw(x0, x1, z if path.noisy else None, s, t, split, cond, torch.ones_like(s))
+    return RandomInputs(x0, x1, z if path.noisy else None, s, t, split, cond, torch.ones_like(s))
 
 
-def ordered(path: Interpolant) -> Draw:
+def ordered(path: Interpolant) -> RandomInputs:
     """A draw with s < t, apart."""
     a, b = torch.rand(2, ROWS, generator=generator(1)).double().unbind(0)
     return draw_of(path, 0.4 * a, 0.5 + 0.4 * b)
 
 
-def to_data(path: Interpolant) -> Draw:
+def to_data(path: Interpolant) -> RandomInputs:
     """A draw with t = 1."""
     s = 0.7 * torch.rand(ROWS, generator=generator(1)).double()
     return draw_of(path, s, torch.ones_like(s))
@@ -77,13 +77,13 @@ def gradient(value: Tensor, objective: Objective) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, materialize_grads=True)])
 
 
-def sides(objective: Objective, draw: Draw) -> tuple[Tensor, Tensor]:
+def sides(objective: Objective, draw: RandomInputs) -> tuple[Tensor, Tensor]:
     """Value and gradient."""
     value = objective.evaluate(draw).value
     return value.detach(), gradient(value, objective)
 
 
-def assert_same(one: Objective, other: Objective, draw: Draw, factor: float = 1.0) -> None:
+def assert_same(one: Objective, other: Objective, draw: RandomInputs, factor: float = 1.0) -> None:
     """One is `factor` times the other on a draw, value and gradient."""
     (value, slope), (value2, slope2) = sides(one, draw), sides(other, draw)
     assert float(slope2.norm()) > 1e-3
@@ -105,7 +105,7 @@ def assert_order(distances: list[float], order: int = 1, last: float = 1e-2, sla
 
 def off_diagonal(objective: Objective) -> MapMatching:
     """The rows off the diagonal."""
-    assert isinstance(objective, Split)
+    assert isinstance(objective, SplitRows)
     assert isinstance(objective.second, MapMatching)
     return objective.second
 
@@ -182,7 +182,7 @@ def test_alphaflow_at_one_is_trajectory_flow_matching(path: Interpolant, case: P
 @pytest.mark.parametrize("cells", [1, 4, 32])
 def test_progressive_distillation_is_the_semigroup_on_a_dyadic_grid(cells: int, case: Parametrisation):
     """Up to its weight it is progressive flow map matching with two legs, shortcut with a target, and SD's midpoint."""
-    flow_map, frozen = case.build(Network(DIM, 1)), Frozen(case.build(Network(DIM, 2)))
+    flow_map, frozen = case.build(Network(DIM, 1)), Target(case.build(Network(DIM, 2)))
     options: dict[str, Any] = {"weight": UNIT}
     objective = methods.progressive_distillation(flow_map, frozen=frozen, cells=cells, **options)
     drawn = objective.draw(torch.zeros(ROWS, DIM).double(), generator=generator(2))
@@ -235,7 +235,7 @@ def test_a_finite_eulerian_step_is_a_led_semigroup_over_its_share(step: float, c
     velocity = FromTeacher(teacher)
     for stop in (Stop.NONE, Stop.TARGET):
         euler = Eulerian(stop, step=step)(flow_map, x, s, t, velocity, cond=draw.cond)
-        led = Semigroup(stop, led=True)(flow_map, x, s, t, velocity, share, cond=draw.cond)
+        led = Semigroup(stop, velocity_first=True)(flow_map, x, s, t, velocity, share, cond=draw.cond)
         torch.testing.assert_close(euler.value, led.value / share[:, None], rtol=1e-9, atol=1e-9)
 
 
@@ -255,7 +255,7 @@ LENGTHS = (4e-3, 2e-3, 1e-3)
 
 
 def eulerian_limit(
-    flow_map: FlowMap, path: Interpolant, draw: Draw, stop: Stop, velocity: Velocity
+    flow_map: FlowMap, path: Interpolant, draw: RandomInputs, stop: Stop, velocity: Velocity
 ) -> tuple[Tensor, Tensor]:
     """r for each row, and the gradient of the mean of h |r|^2."""
     objective = MapMatching(flow_map, path, Eulerian(stop), velocity, times=ToData(), weight=weights.Power(1))
@@ -294,7 +294,7 @@ def test_consistency_training_tends_to_the_eulerian_equation_with_the_velocity_o
     assert_step_limit(objective, draw, residual, slope, residual.square().sum(1).detach())
 
 
-def assert_step_limit(objective: Any, draw: Draw, residual: Tensor, slope: Tensor, loss: Tensor) -> None:
+def assert_step_limit(objective: Any, draw: RandomInputs, residual: Tensor, slope: Tensor, loss: Tensor) -> None:
     """Residual / d, gradient / d and the loss of each row / d^2 tend to their limits linearly in the step d."""
     x = objective.interpolant.point(draw.x0, draw.x1, draw.s, draw.z)
     h = draw.t - draw.s
@@ -370,7 +370,7 @@ def test_splitmeanflow_tends_to_an_equation_with_a_derivative_at_either_end(shar
 def test_the_target_of_pfmm_tends_to_that_of_the_neural_operator(legs: int, case: Parametrisation):
     """K jumps of a map along its velocity are Euler's steps: the target tends to the flow of that velocity, order 1."""
     flow_map, draw, path = case.build(Network(DIM, 1)), ordered(Linear()), Linear()
-    frozen = Frozen(case.build(Network(DIM, 2)))
+    frozen = Target(case.build(Network(DIM, 2)))
     x = path.point(draw.x0, draw.x1, draw.s)
     solved = methods.neural_operator(flow_map, teacher=frozen.velocity, solver_steps=64)
 
@@ -422,7 +422,7 @@ def at_exact(objective: Objective, law: exact.Gaussian, s: Tensor, split: Tensor
     x1, x0 = law.sample(len(s), rng, torch.float64), base_sample(law, len(s), rng)
     z = torch.randn(len(s), law.dim, generator=rng).double()
     cond = torch.zeros(len(s), FEATURES, law.dim).double().requires_grad_()
-    draw = Draw(x0, x1, z if law.interpolant.noisy else None, s, t, split, cond, torch.ones_like(s))
+    draw = RandomInputs(x0, x1, z if law.interpolant.noisy else None, s, t, split, cond, torch.ones_like(s))
     slope = len(s) * torch.autograd.grad(objective.evaluate(draw).value, cond)[0].flatten(1)
     return slope / split[:, None]
 
@@ -430,10 +430,10 @@ def at_exact(objective: Objective, law: exact.Gaussian, s: Tensor, split: Tensor
 SHORT = {
     "consistency_training": lambda m, path, d: methods.consistency_training(m, cells=round(1 / d), interpolant=path),
     "improved_consistency_training": lambda m, path, d: methods.improved_consistency_training(
-        m, cells=round(1 / d), interpolant=path, weight=UNIT
+        m, cells=round(1 / d), interpolant=path, weight=UNIT, distance=weights.squared
     ),
     "easy_consistency_tuning": lambda m, path, d: methods.easy_consistency_tuning(
-        m, split=times.ShrinkingLeg(path, q=1 / d, stages=1), interpolant=path, weight=UNIT
+        m, split=times.ShrinkingLeg(path, q=1 / d, stages=1), interpolant=path, weight=UNIT, distance=weights.squared
     ),
     "alphaflow": lambda m, path, d: off_diagonal(methods.alphaflow(m, alpha=d, interpolant=path, weight=UNIT)),
 }

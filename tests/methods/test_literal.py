@@ -29,10 +29,10 @@ from flowmaps import losses as weights
 from flowmaps import methods
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, WithNoise
-from flowmaps.maps import Frozen
-from flowmaps.objectives import Split, Sum
+from flowmaps.maps import Target
+from flowmaps.objectives import SplitRows, Sum
 from flowmaps.times import FromBase, Strip, Triangle
-from flowmaps.velocities import Draw, FromTeacher
+from flowmaps.velocities import FromTeacher, RandomInputs
 
 # the formulas: each returns |residual|^2 of each row, one array for each term -----------------------------------------
 
@@ -249,14 +249,14 @@ def test_pfmm_without_a_frozen_map_takes_a_copy_of_the_map_as_it_is():
 
 def test_pfmm_keeps_the_frozen_map_that_the_caller_refreshes():
     flow_map = AVERAGE.build(Network(DIM, 1))
-    frozen = Frozen(AVERAGE.build(Network(DIM, 2)))
+    frozen = Target(AVERAGE.build(Network(DIM, 2)))
     objective = methods.pfmm(flow_map, frozen=frozen, legs=2)
     draw = objective.draw(
         torch.randn(ROWS, DIM, dtype=torch.float64, generator=generator(0)),
         cond=torch.ones(ROWS, 2, dtype=torch.float64),
         generator=generator(1),
     )
-    frozen.refresh(AVERAGE.build(Network(DIM, 3)))
+    frozen.copy_from(AVERAGE.build(Network(DIM, 3)))
     paper = Paper(flow_map.net, AVERAGE, Linear(), draw, Network(DIM, 3))  # type: ignore[arg-type]
     assert_same(objective, paper, pfmm(2)(paper)[0].mean())
 
@@ -405,7 +405,7 @@ def test_a_finite_eulerian_step_compares_two_jumps(case: Parametrisation, stop: 
     s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
     cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
     net = Network(DIM, 1)
-    p = Paper(net, case, Linear(), Draw(x1, x1, None, s, t, s, cond))
+    p = Paper(net, case, Linear(), RandomInputs(x1, x1, None, s, t, s, cond))
     d = torch.sign(t - s) * torch.minimum((t - s).abs(), torch.full_like(s, step))
     x, b = x1, teacher(x1, s, cond)
     landing = x + d[:, None] * b
@@ -447,7 +447,7 @@ def test_semigroup_compares_one_jump_with_many(case: Parametrisation, legs: int)
     s, t = 0.9 * torch.rand(2, ROWS, dtype=torch.float64, generator=rng)
     cond = torch.randn(ROWS, 2, dtype=torch.float64, generator=rng)
     net = Network(DIM, 1)
-    p = Paper(net, case, Linear(), Draw(x, x, None, s, t, s, cond))
+    p = Paper(net, case, Linear(), RandomInputs(x, x, None, s, t, s, cond))
     y = x
     for k in range(legs):
         y = p.X(y, s + k / legs * (t - s), s + (k + 1) / legs * (t - s))
@@ -491,7 +491,7 @@ def test_a_sum_of_objectives_adds_values_and_parts():
 def test_a_split_of_objectives_of_one_name_keeps_each_row():
     objective, paper = build("lmd-velocity", AVERAGE, Linear())
     other = METHODS["lmd-target"](objective.flow_map, velocity=teacher)
-    split = Split(objective, other, share=0.3)  # three of eleven rows
+    split = SplitRows(objective, other, share=0.3)  # three of eleven rows
     three = lmd_velocity(paper.rows(slice(None, 3)))[0]
     rest = lmd_target(paper.rows(slice(3, None)))[0]
     assert_same(split, paper, torch.cat([three, rest]).mean())

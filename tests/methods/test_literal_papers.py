@@ -22,8 +22,8 @@ from flowmaps import losses as weights
 from flowmaps import methods, times
 from flowmaps.couplings import Independent, Normal
 from flowmaps.interpolants import Interpolant, Linear, VarianceExploding, WithNoise
-from flowmaps.maps import Frozen
-from flowmaps.objectives import MapMatching, Split, Sum
+from flowmaps.maps import Target
+from flowmaps.objectives import MapMatching, SplitRows, Sum
 from flowmaps.times import ToData
 
 PROGRESS = 0.03
@@ -33,7 +33,7 @@ Formula = Callable[[Paper], Tensor]
 """The weighted loss of each row, `(B,)`."""
 
 
-def cut(share: float) -> int:
+def rows_of_first(share: float) -> int:
     """How many of the rows are on the diagonal."""
     return round(share * ROWS)
 
@@ -518,7 +518,7 @@ def test_improved_consistency_training_as_it_is_on_edms_path():
     """lambda = 1 / (sigma_{n+1} - sigma_n) up to one factor for all rows."""
     objective, _ = build("improved_consistency_training", AVERAGE, VarianceExploding())
     s, one = torch.arange(6).double() / 6, torch.ones(6).double()
-    got = objective.weight(one, s, one, 1 / (6 * (1 - s)))
+    got = objective.weight(objective.distance((1 - s)[:, None]), s, one, 1 / (6 * (1 - s)))
     sigma = 80 * (1 - s) ** 7
     wanted = ((((1 - s) ** 2 + 0.03**2).sqrt()) - 0.03) / (sigma - 80 * (1 - s - 1 / 6) ** 7)
     torch.testing.assert_close(got / got[0], wanted / wanted[0], rtol=1e-6, atol=0)
@@ -543,8 +543,10 @@ def test_consistency_distillation_is_heun_in_sigma_where_time_is_linear_in_sigma
 def test_alphaflow_by_its_definition(own: bool, alpha: float):
     """a^-1 |u_{s,t}(I_s) - sg(a v~ + (1 - a) u_{w,t}(I_s + (w - s) v~))|^2, v~ = dI where the path is linear."""
     net, rng = Network(DIM, 1), generator(5)
-    objective = methods.alphaflow(AVERAGE.build(net), alpha=alpha, own=own, weight=weights.SplitPower(-1.0))
-    assert isinstance(objective, Split)
+    objective = methods.alphaflow(
+        AVERAGE.build(net), alpha=alpha, velocity_first=not own, weight=weights.SplitPower(-1.0)
+    )
+    assert isinstance(objective, SplitRows)
     x1, cond = torch.randn(ROWS, DIM, generator=rng).double(), torch.randn(ROWS, 2, generator=rng).double()
     draw = objective.second.draw(x1, cond=cond, generator=rng)
     p = Paper(net, AVERAGE, Linear(), draw)
@@ -571,9 +573,9 @@ def test_an_average_follows_the_map():
     """theta- <- mu theta- + (1 - mu) theta after each step, and then the loss is that with the new average."""
     net = Network(DIM, 1)
     flow_map = AVERAGE.build(net)
-    frozen = Frozen(AVERAGE.build(Network(DIM, 2)), decay=0.9)
+    frozen = Target(AVERAGE.build(Network(DIM, 2)), decay=0.9)
     objective = methods.consistency_training(flow_map, cells=6, target=frozen)
-    objective.follow(0.0, 0.1)
+    objective.update_targets(0.0, 0.1)
     average = Network(DIM, 2)
     with torch.no_grad():
         for old, new in zip(average.parameters(), net.parameters(), strict=True):
@@ -592,9 +594,12 @@ def test_an_average_follows_the_map():
 def test_parts_are_the_unweighted_residuals(name: str):
     """Their mean is the loss with weight 1 (CTM's diagonal term, whose factor is not in its part, aside).
 
-    Where the residual is normalised the part is the residual as it was before.
+    Where the residual is normalised the part is the residual as it was before; of a distance of jumps it is still of u.
     """
-    objective, paper = build(name, AVERAGE, Linear(), PROGRESS, weight=weights.Constant(1.0))
+    plain: dict[str, Any] = {"weight": weights.Constant(1.0)}
+    jumps = name in ("improved_consistency_training", "easy_consistency_tuning")
+    plain |= {"distance": weights.squared} if jumps else {}
+    objective, paper = build(name, AVERAGE, Linear(), PROGRESS, **plain)
     loss = objective.evaluate(paper.draw)
     assert all(part.shape == (ROWS,) and not part.requires_grad for part in loss.parts.values())
     parts = dict(loss.parts)
@@ -605,6 +610,8 @@ def test_parts_are_the_unweighted_residuals(name: str):
     assert isinstance(total, Tensor)
     if isinstance(objective, MapMatching) and (c := objective.equation.normalise) is not None:
         total = (total.sqrt() / (total.sqrt() + c)).square()
+    if jumps:
+        total = total * (paper.draw.t - paper.draw.s) ** 2
     torch.testing.assert_close(total.mean(), loss.value.detach(), rtol=1e-12, atol=0)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowmaps import dual, methods
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import DiT, UNet
-from flowmaps.nn.dit import sines
+from flowmaps.nn.dit import sine_positions
 from flowmaps.shapes import Guide
 
 LABELS = torch.tensor([0, CLASSES, 2])
@@ -86,7 +86,7 @@ def test_a_transformer_is_the_composition_that_its_docstring_says():
     x, s, t = inputs()
     embedded = net.embedding(x, s, t)[:, None]
     tokens = F.unfold(x, 2, stride=2).mT  # (B, 4, 2 * 2 * 2), each row-major over (channel, row, column)
-    h = tokens @ net.first.weight.flatten(1).mT + net.places
+    h = tokens @ net.first.weight.flatten(1).mT + net.positions
     assert net.first.bias is not None
     h = h + net.first.bias
     for block in net.blocks:
@@ -129,11 +129,11 @@ def test_normalised_queries_keep_logits_bounded():
 
 
 def test_places_of_tokens_tell_rows_from_columns():
-    places = sines(4, 16).double()
-    apart = torch.cdist(places, places) + 10 * torch.eye(16)
+    positions = sine_positions(4, 16).double()
+    apart = torch.cdist(positions, positions) + 10 * torch.eye(16)
     assert float(apart.min()) > 0.5
-    assert places.square().sum(1).tolist() == pytest.approx([8.0] * 16, abs=1e-5)
-    squares = places.reshape(4, 4, 16)
+    assert positions.square().sum(1).tolist() == pytest.approx([8.0] * 16, abs=1e-5)
+    squares = positions.reshape(4, 4, 16)
     torch.testing.assert_close(squares[:, :, :8], squares[:, :1, :8].expand(4, 4, 8))  # of the row alone
     torch.testing.assert_close(squares[:, :, 8:], squares[:1, :, 8:].expand(4, 4, 8))  # of the column alone
 

@@ -17,9 +17,9 @@ from flowmaps.couplings import Independent, Normal
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.guidance import Guidance
 from flowmaps.interpolants import Linear, Trigonometric, VarianceExploding
-from flowmaps.losses import Constant, Perceptual, PerNoise, Power, absolute, squared
-from flowmaps.maps import AverageVelocity, FlowMap, Frozen, Near
-from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, Split, Sum, VelocityMatching
+from flowmaps.losses import Chain, Constant, Perceptual, PerNoise, Power, absolute, squared
+from flowmaps.maps import AverageVelocity, FlowMap, Target, VelocityForShortJumps
+from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, SplitRows, Sum, VelocityMatching
 from flowmaps.shapes import Condition, Guide, label_of
 from flowmaps.solvers import SolverFlow
 from flowmaps.times import Diagonal, FromBase, ToData, Triangle
@@ -70,7 +70,7 @@ GUIDED: dict[str, Callable[[FlowMap, Guidance], Objective]] = {
     "map": lambda m, g: MapMatching(m, Linear(), Eulerian(Stop.TARGET), times=Triangle(), guidance=g),
     "round-trip": lambda m, g: RoundTrip(m, Linear(), guidance=g),
     "split": lambda m, g: methods.lsd(m, guidance=g),
-    "split-of-split": lambda m, g: Split(
+    "split-of-split": lambda m, g: SplitRows(
         methods.meanflow(m, guidance=g), methods.flow_matching(m, guidance=g), share=0.5
     ),
     "sum": lambda m, g: Sum([methods.eulerian_estimation(m, guidance=g), methods.flow_matching(m, guidance=g)]),
@@ -283,9 +283,9 @@ def test_a_split_is_the_mean_over_all_rows_and_a_sum_the_weighted_sum():
     x1, labels = batch(11)
     diagonal = VelocityMatching(flow_map, Linear())
     jumps = MapMatching(flow_map, Linear(), Lagrangian(Stop.VELOCITY), FromMap(flow_map), times=Triangle())
-    split = Split(diagonal, jumps, 0.4)
+    split = SplitRows(diagonal, jumps, 0.4)
     draw = split.draw(x1, cond=labels, generator=generator(0))
-    assert split.cut(11) == 4
+    assert split.rows_of_first(11) == 4
     assert torch.equal(draw.s[:4], draw.t[:4])
     assert bool((draw.s[4:] < draw.t[4:]).all())
     first, second = diagonal.evaluate(draw.rows(slice(0, 4))), jumps.evaluate(draw.rows(slice(4, 11)))
@@ -302,23 +302,23 @@ def test_a_split_is_the_mean_over_all_rows_and_a_sum_the_weighted_sum():
 def test_the_split_and_the_warm_up_are_drawn_for_a_progress():
     flow_map = a_map()
     x1, labels = batch()
-    led = Semigroup(Stop.TARGET, led=True)
+    led = Semigroup(Stop.TARGET, velocity_first=True)
     finite = MapMatching(flow_map, Linear(), led, times=ToData(), split=times.FixedLeg(schedules.Sigmoid()))
     for progress, share in [(0.0, 1.0), (0.5, 0.5), (1.0, 5e-3)]:
         drawn = finite.draw(x1, cond=labels, progress=progress).split
         torch.testing.assert_close(drawn, torch.full_like(drawn, share))
     warmed = MapMatching(flow_map, Linear(), Eulerian(Stop.TARGET), times=Triangle(), warmup=lambda p: p**2)
-    assert warmed.draw(x1, cond=labels, progress=0.5).warm.tolist() == [0.25] * BATCH
+    assert warmed.draw(x1, cond=labels, progress=0.5).warmup.tolist() == [0.25] * BATCH
     # a split hands each half its own
-    both = Split(finite, warmed, 0.5).draw(x1, cond=labels, progress=0.5)
+    both = SplitRows(finite, warmed, 0.5).draw(x1, cond=labels, progress=0.5)
     assert both.split[:4].tolist() == [0.5] * 4
-    assert both.warm.tolist() == [1.0] * 4 + [0.25] * 4
+    assert both.warmup.tolist() == [1.0] * 4 + [0.25] * 4
 
 
 def test_a_weight_of_the_first_leg_sees_its_share():
     """CT's loss in full, iCT's weight: |X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2 / (sigma_s - sigma_w)."""
     flow_map, path = a_map(), Trigonometric()
-    weight = PerNoise(path)
+    weight = Chain(Power(2), PerNoise(path))
     objective = methods.consistency_training(flow_map, cells=6, interpolant=path, weight=weight)
     x1, labels = batch(33)
     draw = objective.draw(x1, cond=labels, generator=generator(0))
@@ -337,9 +337,9 @@ def test_a_weight_of_the_first_leg_sees_its_share():
 
 def test_the_data_end_is_where_the_frozen_map_carries_both_sides():
     """CTM: |X-_{t,1}(X_{s,t}(I_s)) - X-_{t,1}(X-_{w,t}(solver(I_s)))|^2, gradient through the inner jump alone."""
-    flow_map, target = a_map(), Frozen(AverageVelocity(Net(11)))
+    flow_map, target = a_map(), Target(AverageVelocity(Net(11)))
     teacher, split = FromTeacher(lambda x, t, cond=None: torch.cos(x) + t[:, None]), times.UniformLeg()
-    equation = Semigroup(Stop.TARGET, led=True)
+    equation = Semigroup(Stop.TARGET, velocity_first=True)
     options: dict[str, Any] = {"times": Triangle(), "split": split, "target": target, "compare": Compare.DATA}
     objective = MapMatching(flow_map, Linear(), equation, teacher, **options)
     x1, labels = batch(17)
@@ -424,27 +424,27 @@ def test_comparisons_that_are_refused():
     for refused in ({"compare": Compare.JUMP}, {"distance": Perceptual(Features())}):
         with pytest.raises(ValueError, match="a normalised residual is no difference of points, got"):
             MapMatching(a_map(), Linear(), equation, **options, **refused)
-    with pytest.raises(ValueError, match="warm is for a derivative with stop=Stop.TARGET, got it for Eulerian"):
+    with pytest.raises(ValueError, match="warmup is for a derivative with stop=Stop.TARGET, got it for Eulerian"):
         x, t = torch.zeros(3, 2), torch.zeros(3)
-        Eulerian(step=0.1)(a_map(), x, t, t, FromTeacher(torch.sin), warm=t)
+        Eulerian(step=0.1)(a_map(), x, t, t, FromTeacher(torch.sin), warmup=t)
 
 
 # targets that follow -------------------------------------------------------------------------------------------------
 
 
-def follower(flow_map: FlowMap) -> tuple[Objective, Frozen]:
-    frozen = Frozen(flow_map, decay=0.5)
+def follower(flow_map: FlowMap) -> tuple[Objective, Target]:
+    frozen = Target(flow_map, decay=0.5)
     return methods.consistency_training(flow_map, cells=5, target=frozen), frozen
 
 
-NESTED: dict[str, Callable[[FlowMap], tuple[Objective, Frozen]]] = {
+NESTED: dict[str, Callable[[FlowMap], tuple[Objective, Target]]] = {
     "target": follower,
-    "in-split": lambda m: (lambda o, f: (Split(VelocityMatching(m, Linear()), o), f))(*follower(m)),
+    "in-split": lambda m: (lambda o, f: (SplitRows(VelocityMatching(m, Linear()), o), f))(*follower(m)),
     "in-sum": lambda m: (lambda o, f: (Sum([o, VelocityMatching(m, Linear())]), f))(*follower(m)),
-    "in-near": lambda m: (lambda f: (methods.shortcut(m, target=f), f))(Frozen(m, decay=0.5)),
-    "legs": lambda m: (lambda f: (methods.pfmm(m, frozen=f), f))(Frozen(m, decay=0.5)),
+    "in-near": lambda m: (lambda f: (methods.shortcut(m, target=f), f))(Target(m, decay=0.5)),
+    "legs": lambda m: (lambda f: (methods.pfmm(m, frozen=f), f))(Target(m, decay=0.5)),
     "ctm": lambda m: (lambda f: (methods.ctm(m, teacher=lambda x, t, cond=None: -x, target=f), f))(
-        Frozen(m, decay=0.5)
+        Target(m, decay=0.5)
     ),
 }
 
@@ -454,23 +454,23 @@ def test_targets_follow_wherever_they_are(name: str):
     flow_map = a_map()
     objective, frozen = NESTED[name](flow_map)
     start = flow_map.net.last.detach().clone()
-    assert objective.followers() == [frozen]
+    assert objective.moving_targets() == [frozen]
     with torch.no_grad():
         flow_map.net.last.add_(1)
-    objective.follow(0.0, 0.1)
+    objective.update_targets(0.0, 0.1)
     torch.testing.assert_close(frozen.flow_map.net.last.detach(), start + 0.5)  # followed once, not twice
-    objective.follow(0.1, 0.2)
+    objective.update_targets(0.1, 0.2)
     torch.testing.assert_close(frozen.flow_map.net.last.detach(), start + 0.75)
 
 
 def test_only_what_follows_is_followed():
     flow_map = a_map()
     objective = methods.pfmm(flow_map)
-    assert objective.followers() == []
+    assert objective.moving_targets() == []
     before = [p.clone() for p in objective.parameters() if not p.requires_grad]
     with torch.no_grad():
         flow_map.net.last.add_(1)
-    objective.follow(0.0, 1.0)
+    objective.update_targets(0.0, 1.0)
     after = [p for p in objective.parameters() if not p.requires_grad]
     assert len(before) == 3
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -479,12 +479,12 @@ def test_only_what_follows_is_followed():
 def test_progressive_distillation_takes_a_new_teacher_after_each_round():
     flow_map = a_map()
     objective = methods.progressive_distillation(flow_map, cells=schedules.Halving(4))
-    (frozen,) = objective.followers()
+    (frozen,) = objective.moving_targets()
     seen = []
     for k in range(30):
         with torch.no_grad():
             flow_map.net.last.fill_(k + 1)
-        objective.follow(k / 30, (k + 1) / 30)
+        objective.update_targets(k / 30, (k + 1) / 30)
         seen.append(float(frozen.flow_map.net.last.detach()[0, 0]))
     assert seen[9] == seen[18] == 10
     assert seen[19] == seen[28] == 20
@@ -506,13 +506,13 @@ def test_objectives_that_are_refused():
     flow_map, other = a_map(), a_map()
     one = VelocityMatching(flow_map, Linear())
     for share in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"Split needs 0 < share < 1, got {share}"):
-            Split(one, one, share)
+        with pytest.raises(ValueError, match=f"SplitRows needs 0 < share < 1, got {share}"):
+            SplitRows(one, one, share)
     for different in (VelocityMatching(other, Linear()), VelocityMatching(flow_map, Trigonometric())):
-        with pytest.raises(ValueError, match="of a Split must share their flow map and their interpolant"):
-            Split(one, different)
+        with pytest.raises(ValueError, match="of a SplitRows must share their flow map and their interpolant"):
+            SplitRows(one, different)
     with pytest.raises(ValueError, match="needs at least 2 rows, got 1"):
-        Split(one, one)(batch(1)[0], cond=batch(1)[1])
+        SplitRows(one, one)(batch(1)[0], cond=batch(1)[1])
     with pytest.raises(ValueError, match="Sum needs a factor for each of its terms, got 0 terms"):
         Sum([])
     with pytest.raises(ValueError, match=r"got 2 terms and \[1.0\]"):
@@ -548,7 +548,7 @@ def test_the_power_of_two_is_the_loss_on_the_jump_for_a_base_line():
 def test_near_legs_take_the_velocity_of_the_target():
     """Shortcut models: the legs of the shortest jumps are u_{s,s} of the target, the others its own jumps."""
     flow_map = a_map()
-    target = Frozen(AverageVelocity(Net(11)))
+    target = Target(AverageVelocity(Net(11)))
     objective = methods.shortcut(flow_map, levels=2, share=0.5, target=target)
     x1, labels = batch(32)
     draw = objective.draw(x1, cond=labels, generator=generator(0)).rows(slice(16, 32))
@@ -564,4 +564,4 @@ def test_near_legs_take_the_velocity_of_the_target():
     goal = 0.5 * (first + second).detach()
     expected = (flow_map.net(x, s, t, labels) - goal).square().sum(1).mean()
     torch.testing.assert_close(objective.second.evaluate(draw).value, expected)
-    assert isinstance(objective.second.velocity.flow_map, Near)
+    assert isinstance(objective.second.velocity.flow_map, VelocityForShortJumps)

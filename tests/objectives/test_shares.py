@@ -13,7 +13,7 @@ from flowmaps import methods
 from flowmaps.data import Board
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
-from flowmaps.objectives import Objective, Split, Sum
+from flowmaps.objectives import Objective, SplitRows, Sum
 from flowmaps.training.loop import train
 from flowmaps.training.state import begin
 
@@ -23,11 +23,11 @@ def field(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
 
 
 def split(flow_map: FlowMap, share: float) -> Objective:
-    return Split(methods.flow_matching(flow_map), methods.lmd(flow_map, teacher=field), share)
+    return SplitRows(methods.flow_matching(flow_map), methods.lmd(flow_map, teacher=field), share)
 
 
 def nested(flow_map: FlowMap) -> Objective:
-    return Split(split(flow_map, 0.5), methods.flow_matching(flow_map), 0.75)
+    return SplitRows(split(flow_map, 0.5), methods.flow_matching(flow_map), 0.75)
 
 
 CASES = {
@@ -38,7 +38,7 @@ CASES = {
     "sum": lambda m: Sum([methods.lmd(m, teacher=field), methods.flow_matching(m)], [1.0, 0.3]),
     "sum-of-split": lambda m: Sum([split(m, 0.25), methods.flow_matching(m)]),
     "sum-of-splits": lambda m: Sum([split(m, 0.25), split(m, 0.5)]),
-    "split-of-sum": lambda m: Split(
+    "split-of-sum": lambda m: SplitRows(
         Sum([methods.lmd(m, teacher=field), methods.flow_matching(m)]), methods.flow_matching(m), 0.5
     ),
 }
@@ -54,7 +54,7 @@ def made(name: str) -> Objective:
 def test_parts_have_the_mean_of_the_whole(name: str, number: int):
     """Each row is in one part; loss and gradient of the parts, one after the other, add up to those of the batch."""
     loss, rows = made(name), 8 * number
-    shares = loss.shares(rows, number)
+    shares = loss.micro_batches(rows, number)
     assert shares.shape == (number, 8)
     assert sorted(shares.flatten().tolist()) == list(range(rows))
     draw = loss.draw(torch.randn(rows, 2), generator=torch.Generator().manual_seed(1))
@@ -70,16 +70,16 @@ def test_parts_have_the_mean_of_the_whole(name: str, number: int):
 
 def test_a_batch_without_such_parts_is_refused():
     with pytest.raises(ValueError, match="a batch of 10 rows has no 4 equal parts: take a multiple of 4"):
-        made("plain").shares(10, 4)
+        made("plain").micro_batches(10, 4)
     with pytest.raises(ValueError, match="has no 4 equal parts"):
-        made("sum").shares(10, 4)
+        made("sum").micro_batches(10, 4)
     said = (
         "a batch of 12 rows, 9 of them for the first objective, has no 2 equal parts with the same share: take 14 rows"
     )
     for name, rows in (("split", 12), ("sum-of-split", 12)):
         first = 9 if name == "split" else 3
         with pytest.raises(ValueError, match=said.replace("9 of", f"{first} of")):
-            made(name).shares(rows, 2)
+            made(name).micro_batches(rows, 2)
 
 
 def test_each_term_of_a_sum_must_have_such_parts():
@@ -87,7 +87,7 @@ def test_each_term_of_a_sum_must_have_such_parts():
     torch.manual_seed(0)
     flow_map = AverageVelocity(MLP(2, width=8, depth=2))
     with pytest.raises(ValueError, match="12 rows, 3 of them for the first objective, has no 2 equal parts"):
-        Sum([split(flow_map, 0.5), split(flow_map, 0.25)]).shares(12, 2)
+        Sum([split(flow_map, 0.5), split(flow_map, 0.25)]).micro_batches(12, 2)
 
 
 @pytest.mark.parametrize("number", [2, 4])

@@ -14,7 +14,7 @@ import torch
 from image_cases import DIT, SMALL, TINY, UNET, images, open_run, refused, run, trained
 
 from flowmaps.evaluation import rows as evaluate
-from flowmaps.maps import Frozen
+from flowmaps.maps import Target
 from flowmaps.methods import METHODS
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.folder import RunFolder, open_source
@@ -62,7 +62,7 @@ def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     flow_map = initial.new_map(recipe, source.shape, source.classes)
     settings = replace(recipe.optimiser, rate=1e-3)
     for stage in resolve(recipe).stages:
-        state = begin(stage.build(flow_map, Frozen(flow_map).velocity), settings)
+        state = begin(stage.build(flow_map, Target(flow_map).velocity), settings)
         before = [p.detach().clone() for p in state.parameters.values()]
         steps = list(train(state, source, settings, steps=2))
         assert all(bool(step.loss.value.isfinite()) for step in steps)
@@ -254,7 +254,7 @@ def test_all_is_drawn_on_the_device_of_the_data(method: str, monkeypatch: pytest
     for name in ("rand", "randn", "randint", "randperm"):
         monkeypatch.setattr(torch, name, watched(name))
     for stage in resolve(recipe).stages:
-        state = begin(stage.build(flow_map, Frozen(flow_map).velocity), recipe.optimiser)
+        state = begin(stage.build(flow_map, Target(flow_map).velocity), recipe.optimiser)
         list(train(state, source, recipe.optimiser, steps=1))
     assert {"randint", "randn", "rand"} <= set(drawn)
 
@@ -267,7 +267,7 @@ def test_checkpointing_changes_no_gradient_where_weights_are_held():
         flow_map = initial.new_map(recipe, (3, 8, 8), None)
         for parameter in flow_map.parameters():
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-        objective = resolve(recipe).stages[-1].build(flow_map, Frozen(flow_map).velocity)
+        objective = resolve(recipe).stages[-1].build(flow_map, Target(flow_map).velocity)
         x1 = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         objective(x1, generator=torch.Generator().manual_seed(2), progress=0.5).value.backward()
         found.append([p.grad for p in flow_map.parameters() if p.grad is not None])

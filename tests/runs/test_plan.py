@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from flowmaps.maps import Frozen
+from flowmaps.maps import Target
 from flowmaps.methods import METHODS, LearnsFrom
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
@@ -30,7 +30,7 @@ def test_the_recipes_own_objective_is_the_same_compiled(method: str):
     with torch.no_grad():
         for parameter in flow_map.parameters():  # nothing is left at zero
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    objective = resolve(recipe).stages[-1].build(flow_map, Frozen(flow_map).velocity)
+    objective = resolve(recipe).stages[-1].build(flow_map, Target(flow_map).velocity)
     draw = objective.draw(torch.randn(37, 2), generator=torch.Generator().manual_seed(1))
     losses, gradients = [], []
     for evaluate in (objective.evaluate, torch.compile(objective.evaluate, dynamic=False)):
@@ -62,7 +62,7 @@ def test_a_teacher_is_trained_late_and_a_map_from_the_base():
     s, t = teacher.build(flow_map, None).draw(x1, generator=source)[3:5]
     assert torch.equal(s, t)
     assert abs(t.mean() - 2 / 3) < 4 * (4 / 45) ** 0.5 / 200
-    s, t = distilled.build(flow_map, Frozen(flow_map).velocity).draw(x1, generator=source)[3:5]
+    s, t = distilled.build(flow_map, Target(flow_map).velocity).draw(x1, generator=source)[3:5]
     assert bool((s <= t).all())
     assert abs((s == 0).float().mean() - 0.25) < 4 * (0.25 * 0.75) ** 0.5 / 200
 
@@ -119,7 +119,7 @@ def test_guidance_reaches_each_method(method: str):
     stages = resolve(recipe).stages
     x1, labels = torch.randn(64, 2), torch.arange(64) % 5
     for stage in stages:
-        objective = stage.build(flow_map, Frozen(flow_map).velocity)
+        objective = stage.build(flow_map, Target(flow_map).velocity)
         cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0)).cond
         taught = stage.name == "teacher" and not METHODS[method].copies_teacher
         assert isinstance(cond, Guide) is not taught

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import flowmaps as fm
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
-from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Frozen
+from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Target
 from flowmaps.maps import Trigonometric as TrigonometricMap
 from flowmaps.nn import MLP
 from flowmaps.storage import cards
@@ -169,7 +169,7 @@ def test_a_card_without_weights_is_left_untouched_too(tmp_path: Path):
 
 def test_what_cannot_be_saved_writes_nothing(tmp_path: Path):
     flow_map = AverageVelocity(mlp())
-    for wrapped in (Frozen(flow_map), Composed(flow_map, 2)):
+    for wrapped in (Target(flow_map), Composed(flow_map, 2)):
         with pytest.raises(
             ValueError, match="only maps of the classes AverageVelocity, Endpoint, Trigonometric are saved"
         ):

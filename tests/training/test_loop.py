@@ -20,7 +20,7 @@ from flowmaps.runs.recipes import Optimiser
 from flowmaps.training import loop as training
 from flowmaps.training.loop import generator, train
 from flowmaps.training.state import State, begin
-from flowmaps.velocities import Draw
+from flowmaps.velocities import RandomInputs
 
 
 class Recorder:
@@ -29,7 +29,7 @@ class Recorder:
     def __init__(self, objective: Objective) -> None:
         self.objective, self.draws = objective, []
 
-    def __call__(self, draw: Draw) -> Loss:
+    def __call__(self, draw: RandomInputs) -> Loss:
         self.draws.append(draw)
         return self.objective.evaluate(draw)
 

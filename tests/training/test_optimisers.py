@@ -15,7 +15,7 @@ from flowmaps import methods
 from flowmaps.losses import Learned
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP, DiT, UNet
-from flowmaps.objectives import Objective, Split
+from flowmaps.objectives import Objective, SplitRows
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.training.optimisers import build, moments, remember, schedule, skips
 
@@ -159,7 +159,7 @@ def test_muon_leaves_a_learned_weight_of_the_loss_alone(split: bool):
     """It is no hidden layer of the map, and does not make one of a U-Net."""
     own = AverageVelocity(UNet(2, 4, width=4, multipliers=(1,), blocks=1, attention=(), head=4))
     loss: Objective = methods.flow_matching(own, weight=Learned())
-    loss = Split(loss, methods.flow_matching(own, weight=Learned())) if split else loss
+    loss = SplitRows(loss, methods.flow_matching(own, weight=Learned())) if split else loss
     with pytest.raises(ValueError, match="muon is for matrices between hidden layers"):
         build(named(loss), of("muon"))
 

@@ -26,7 +26,7 @@ from flowmaps.training.guards import blame
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
 from flowmaps.training.trainer import CHECKPOINTS
-from flowmaps.velocities import Draw
+from flowmaps.velocities import RandomInputs
 
 ROWS = 17
 
@@ -169,12 +169,12 @@ def flow_map() -> FlowMap:
     return AverageVelocity(MLP(2, width=8, depth=2))
 
 
-def draw_of(loss: Objective) -> Draw:
+def draw_of(loss: Objective) -> RandomInputs:
     rng = torch.Generator().manual_seed(0)
     return loss.draw(torch.randn(ROWS, 2, generator=rng), generator=rng)
 
 
-def region(draw: Draw, rows: Tensor) -> str:
+def region(draw: RandomInputs, rows: Tensor) -> str:
     """The region as it is to be said."""
     s, t = draw.s[rows], draw.t[rows]
     return f"{int(rows.sum())} of {ROWS} rows, s {s.min():.2f}-{s.max():.2f}, t {t.min():.2f}-{t.max():.2f}"

@@ -26,7 +26,7 @@ from rich.console import Console
 from ..data import Board, Source, open_data
 from ..evaluation import rows as measuring
 from ..evaluation.measure import Reference, Sampled, reference
-from ..maps import FlowMap, Frozen
+from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..reports import figures, tables
 from ..runs import initial
@@ -147,7 +147,7 @@ def fit(recipe: Recipe, source: Source, budget: float, folder: Path) -> tuple[Fl
             if stage.name == "teacher":
                 checkpoint.save_tensors(kept, flow_map.state_dict(), {"budget": share})
         if stage.name == "teacher":
-            teacher, spent["teacher"] = Frozen(flow_map), kept.name
+            teacher, spent["teacher"] = Target(flow_map), kept.name
     return flow_map, teacher, spent
 
 

@@ -15,7 +15,7 @@ from ..data import Images, Source
 from ..maps import FlowMap
 from ..runs.plan import TO_DATA, interpolant
 from ..runs.recipes import Evaluation, Recipe
-from ..samplers import Jump, Restart
+from ..samplers import Jump, MultistepConsistency
 from ..shapes import Batch, Condition, Field, Time, on_each
 from ..solvers import ADAPTIVE, SolverFlow
 from ..storage.models import device_of
@@ -24,7 +24,7 @@ from .measure import Reference, Row, Sampled, Watch, measure, quiet, reference
 
 FRESH = 7  # stream of the seed
 
-Restarts = Callable[[int], Restart]
+Restarts = Callable[[int], MultistepConsistency]
 """The sampler in N steps of a map that is trained for jumps to t = 1 alone."""
 
 
@@ -51,7 +51,7 @@ def jumping(flow_map: FlowMap, steps: int) -> Walk:
     return lambda start: (jump(flow_map, start.x, start.cond), steps)
 
 
-def restarting(flow_map: FlowMap, restart: Restart) -> Walk:
+def restarting(flow_map: FlowMap, restart: MultistepConsistency) -> Walk:
     """The map in jumps to the data, fresh noise added after each but the last."""
     return lambda start: (restart(flow_map, start.x, start.fresh, start.cond), len(restart.grid))
 
@@ -61,10 +61,10 @@ def restarts(recipe: Recipe) -> Restarts | None:
     if recipe.method not in TO_DATA:
         return None
     path = interpolant(recipe)
-    return lambda steps: Restart([k / steps for k in range(steps)], path)
+    return lambda steps: MultistepConsistency([k / steps for k in range(steps)], path)
 
 
-def fresh_noise(restart: Restart, shape: Sequence[int], seed: int) -> Tensor | None:
+def fresh_noise(restart: MultistepConsistency, shape: Sequence[int], seed: int) -> Tensor | None:
     """The noise that `restart` adds on the way to samples of a shape `(B, dim)`; `None` where it adds none."""
     rounds = (len(restart.grid) - 1) * (2 if restart.interpolant.noisy else 1)
     return torch.randn(rounds, *shape, generator=generator(seed, FRESH, rounds)) if rounds else None

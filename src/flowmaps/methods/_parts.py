@@ -9,9 +9,9 @@ from torch import nn
 
 from ..equations import Equation
 from ..interpolants import Interpolant, Linear
-from ..maps import FlowMap, frozen
-from ..objectives import Common, MapMatching, Objective, VelocityMatching
-from ..objectives import Split as RowSplit
+from ..losses import Power
+from ..maps import FlowMap, as_target
+from ..objectives import Common, Compare, MapMatching, Objective, SplitRows, VelocityMatching
 from ..shapes import Field
 from ..solvers import SolverFlow
 from ..times import LegLaw, Times, Triangle
@@ -22,26 +22,34 @@ class Options(Common, total=False):
     """Options of every method.
 
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
-    `weight`: w_{s,t}. `coupling`: the law of (x0, x1). `guidance`: how strongly the condition is followed.
+    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}. `coupling`: the law
+    of (x0, x1). `guidance`: classifier-free guidance, and label dropout.
     """
 
     interpolant: Interpolant | None
     times: Times | None
 
 
-def settle(options: Options, path: Interpolant | None = None, **defaults: Any) -> tuple[Interpolant, dict[str, Any]]:
+def with_defaults(
+    options: Options, path: Interpolant | None = None, **defaults: Any
+) -> tuple[Interpolant, dict[str, Any]]:
     """The interpolant, and the other options over a method's defaults."""
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return given.pop("interpolant", path or Linear()), {**defaults, **given}
 
 
-def deviation(options: Options) -> float:
+def loss_of_jumps(options: Options) -> dict[str, Any]:
+    """Defaults of a loss on X: (t - s)^2 times the squared residual of u, or a distance that is given, of X itself."""
+    return {"weight": Power(2)} if options.get("distance") is None else {"compare": Compare.JUMP}
+
+
+def base_deviation(options: Options) -> float:
     """Standard deviation of the base."""
     coupling = options.get("coupling")
     return 1.0 if coupling is None else coupling.base.deviation
 
 
-def taught(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, options: Options) -> Velocity:
+def teacher_velocity(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, options: Options) -> Velocity:
     """The teacher as a source of velocity, guided where guidance is asked for.
 
     Raises:
@@ -59,18 +67,18 @@ def taught(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, opt
         if owner is flow_map or not mine.isdisjoint(owner.parameters()):
             raise ValueError(
                 f"{method}: the teacher is the map itself, or shares parameters with it, and a teacher is frozen: pass "
-                f"Frozen(flow_map).velocity, a copy of it."
+                f"Target(flow_map).velocity, a copy of it."
             )
     velocity = teacher if isinstance(teacher, Velocity) else FromTeacher(teacher)
     if isinstance(velocity, FromMap):
-        velocity = FromMap(frozen(velocity.flow_map))
+        velocity = FromMap(as_target(velocity.flow_map))
     guidance: Guidance | None = options.get("guidance")
     if guidance is not None and isinstance(velocity, Guided):
         raise ValueError(f"{method}: the teacher is guided already, and guidance was given: leave one of them out.")
     return velocity if guidance is None else Guided(velocity, guidance)
 
 
-def distilled(
+def distillation(
     flow_map: FlowMap,
     equation: Equation,
     velocity: Velocity,
@@ -80,16 +88,16 @@ def distilled(
     warmup: Callable[[float], float] | None = None,
 ) -> Objective:
     """An equation with a teacher's velocity."""
-    path, rest = settle(options, times=times)
+    path, rest = with_defaults(options, times=times)
     return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
 
 
-def solved(velocity: Velocity, method: str, steps: int) -> FromMap:
+def solver_jumps(velocity: Velocity, method: str, steps: int) -> FromMap:
     """The jumps of a solver along a velocity, as a source for the legs of a semigroup."""
     return FromMap(SolverFlow(velocity, method=method, steps=steps))
 
 
-def self_distilled(
+def self_distillation(
     flow_map: FlowMap,
     equation: Equation,
     share: float,
@@ -100,15 +108,15 @@ def self_distilled(
     split: LegLaw | None = None,
 ) -> Objective:
     """`share` of the rows match a velocity, the rest obey the equation with the map's own, on s <= t."""
-    path, rest = settle(options, times=Triangle())
+    path, rest = with_defaults(options, times=Triangle())
     own = MapMatching(flow_map, path, equation, FromMap(flow_map), split=split, **rest)
-    return beside(diagonal, own, share, velocity, **rest)
+    return with_diagonal_term(diagonal, own, share, velocity, **rest)
 
 
-def beside(
+def with_diagonal_term(
     diagonal: Times | None, off_diagonal: Objective, share: float, velocity: Velocity | None = None, **rest: Any
 ) -> Objective:
     """`share` of the rows match the velocity, the rest are those of another objective."""
     rest = {name: value for name, value in rest.items() if name in Common.__annotations__}
     path, flow_map = off_diagonal.interpolant, off_diagonal.flow_map
-    return RowSplit(VelocityMatching(flow_map, path, velocity, times=diagonal, **rest), off_diagonal, share)
+    return SplitRows(VelocityMatching(flow_map, path, velocity, times=diagonal, **rest), off_diagonal, share)

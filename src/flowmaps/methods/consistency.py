@@ -24,10 +24,10 @@ from ..schedules import Anneal
 from ..shapes import Field
 from ..times import LogNormal, ToData
 from ..velocities import Velocity
-from ._parts import Options, deviation, settle, solved, taught
+from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import Jumps, LearnsFrom, Method
 
-_EQUATION = Semigroup(Stop.TARGET, led=True)
+_EQUATION = Semigroup(Stop.TARGET, velocity_first=True)
 _TRIGONOMETRIC = Trigonometric()
 _WARMUP = Anneal(0.0, 1.0, 0.1)
 
@@ -49,7 +49,7 @@ def consistency_training(
 
     The paper:
         Time is sigma, from data to noise: its noisier neighbour is our s. Only the noisier side takes gradients; the
-        other is taken with an average whose decay follows the number of cells, `target=Frozen(flow_map, decay=...)`
+        other is taken with an average whose decay follows the number of cells, `target=Target(flow_map, decay=...)`
         here with one decay. The weight lambda = 1 multiplies a distance of X, on images
         LPIPS (`distance=`, see `flowmaps.losses`); here the squared norm.
         openai/consistency_models counts cells in the exponent of that decay where the paper counts times;
@@ -62,12 +62,10 @@ def consistency_training(
     Args:
         cells: number of cells, or a schedule of progress.
         target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
-            `Frozen(flow_map, decay=0.95)`.
+            `Target(flow_map, decay=0.95)`.
     """
-    path, rest = settle(options, times=times.Snapped(ToData(), cells))
-    return MapMatching(
-        flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, compare=Compare.JUMP, **rest
-    )
+    path, rest = with_defaults(options, times=times.Snapped(ToData(), cells), **loss_of_jumps(options))
+    return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), target=target, **rest)
 
 
 def improved_consistency_training(
@@ -99,7 +97,7 @@ def improved_consistency_training(
         cells: number of cells, or a schedule of progress.
         huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
     """
-    (path, rest), scale = settle(options), deviation(options)
+    (path, rest), scale = with_defaults(options), base_deviation(options)
     law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
     defaults = {"times": law, "distance": PseudoHuber(huber), "weight": PerNoise(path, scale)}
     return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), compare=Compare.JUMP, **defaults | rest)
@@ -128,7 +126,7 @@ def easy_consistency_tuning(
     Args:
         split: law of the step; `Shrink(interpolant)` unless given.
     """
-    (path, rest), scale = settle(options), deviation(options)
+    (path, rest), scale = with_defaults(options), base_deviation(options)
     defaults = {
         "times": LogNormal(ToData(), path, -1.1, 2.0, scale),
         "distance": PseudoHuber(1e-4),  # the norm, without its kink
@@ -168,12 +166,11 @@ def consistency_distillation(
         cells: number of cells, or a schedule of progress.
         solver: a method of fixed step (see `flowmaps.solvers.integrate`).
         target: sg, the map of the neighbour: the map itself unless given; the paper's is an average,
-            `Frozen(flow_map, decay=0.95)`.
+            `Target(flow_map, decay=0.95)`.
     """
-    flow = solved(taught(teacher, flow_map, "consistency_distillation", options), solver, 1)
-    path, rest = settle(options, times=times.Snapped(ToData(), cells))
-    law = times.CellLeg(cells)
-    return MapMatching(flow_map, path, _EQUATION, flow, split=law, target=target, compare=Compare.JUMP, **rest)
+    flow = solver_jumps(teacher_velocity(teacher, flow_map, "consistency_distillation", options), solver, 1)
+    path, rest = with_defaults(options, times=times.Snapped(ToData(), cells), **loss_of_jumps(options))
+    return MapMatching(flow_map, path, _EQUATION, flow, split=times.CellLeg(cells), target=target, **rest)
 
 
 def _continuous(
@@ -184,9 +181,9 @@ def _continuous(
     options: Options,
 ) -> Objective:
     """sCM. Its law of sigma is for data of deviation 1/2; here it is in units of the base's, which is the data's."""
-    path, scale = options.get("interpolant") or _TRIGONOMETRIC, deviation(options)
+    path, scale = options.get("interpolant") or _TRIGONOMETRIC, base_deviation(options)
     law = LogNormal(ToData(), path, -1.0 + math.log(2 * scale), 1.4, scale)
-    path, rest = settle(options, path, times=law, weight=Learned())
+    path, rest = with_defaults(options, path, times=law, weight=Learned())
     return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
 
 
@@ -254,7 +251,7 @@ def scd(
         normalise: c; the paper's 0.1 in a time that runs to pi / 2. `None` for the plain residual of u.
         engine: how the derivative is taken.
     """
-    velocity = taught(teacher, flow_map, "scd", options)
+    velocity = teacher_velocity(teacher, flow_map, "scd", options)
     return _continuous(flow_map, velocity, Eulerian(Stop.TARGET, engine, normalise=normalise), warmup, options)
 
 

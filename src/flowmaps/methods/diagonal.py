@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from ..couplings import Base, Carried, Normal, Paired
+from ..couplings import Base, FlowPairs, Normal, Paired
 from ..maps import FlowMap
 from ..objectives import Objective, VelocityMatching
 from ..shapes import Field
 from ..solvers import SolverFlow
 from ..times import Diagonal
 from ..velocities import FromInterpolant, Velocity
-from ._parts import Options, settle, taught
+from ._parts import Options, teacher_velocity, with_defaults
 from .method import Choices, Jumps, LearnsFrom, Method
 
 
@@ -32,7 +32,7 @@ def flow_matching(flow_map: FlowMap, **options: Unpack[Options]) -> Objective:
     When to use:
         To train a teacher, or to see what the diagonal alone gives. It does not learn jumps: sample it with a solver.
     """
-    path, rest = settle(options, times=Diagonal())
+    path, rest = with_defaults(options, times=Diagonal())
     return VelocityMatching(flow_map, path, **rest)
 
 
@@ -70,11 +70,11 @@ def reflow(
     """
     coupling = options.get("coupling")
     if coupling is None:
-        velocity = taught(teacher, flow_map, "reflow", options)
-        coupling = Carried(SolverFlow(velocity, method=solver, steps=steps), base)
-    elif not isinstance(coupling, Carried | Paired):
+        velocity = teacher_velocity(teacher, flow_map, "reflow", options)
+        coupling = FlowPairs(SolverFlow(velocity, method=solver, steps=steps), base)
+    elif not isinstance(coupling, FlowPairs | Paired):
         raise ValueError(f"reflow needs pairs that a flow makes, got {type(coupling).__name__}: pass base= for x0.")
-    path, rest = settle(options, times=Diagonal())
+    path, rest = with_defaults(options, times=Diagonal())
     rest["coupling"] = coupling
     return VelocityMatching(flow_map, path, FromInterpolant(path), **rest)  # the pairs are guided already
 

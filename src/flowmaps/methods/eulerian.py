@@ -17,7 +17,7 @@ from ..schedules import Anneal
 from ..shapes import Field
 from ..times import Diagonal, Interval, LogitNormal, Square, Times, Triangle
 from ..velocities import Velocity
-from ._parts import Options, beside, distilled, self_distilled, settle, taught
+from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, LearnsFrom, Method, with_diagonal
 
 
@@ -49,8 +49,8 @@ def emd(
         stop: where gradients stop.
         engine: how the derivative is taken.
     """
-    velocity = taught(teacher, flow_map, "emd", options)
-    return distilled(flow_map, Eulerian(stop, engine), velocity, options, Square())
+    velocity = teacher_velocity(teacher, flow_map, "emd", options)
+    return distillation(flow_map, Eulerian(stop, engine), velocity, options, Square())
 
 
 def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
@@ -72,7 +72,7 @@ def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options
     Args:
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Triangle())
+    path, rest = with_defaults(options, times=Triangle())
     return MapMatching(flow_map, path, Eulerian(Stop.TANGENT, engine), **rest)
 
 
@@ -105,7 +105,7 @@ def esd(
         diagonal: law of t there; uniform unless given.
         engine: how the derivative is taken.
     """
-    return self_distilled(flow_map, Eulerian(stop, engine), share, diagonal, options)
+    return self_distillation(flow_map, Eulerian(stop, engine), share, diagonal, options)
 
 
 def slim_esd(
@@ -210,15 +210,15 @@ def improved_meanflow(
         diagonal: law of t there; logit-normal unless given.
         engine: how the derivative is taken.
     """
-    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine, own=True), share, diagonal, options)
+    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine, along_own_velocity=True), share, diagonal, options)
 
 
 def _meanflow(
     flow_map: FlowMap, equation: Eulerian, share: float, diagonal: Times | None, options: Options
 ) -> Objective:
-    path, rest = settle(options, times=LogitNormal(Triangle()), weight=Adaptive())
+    path, rest = with_defaults(options, times=LogitNormal(Triangle()), weight=Adaptive())
     matching = MapMatching(flow_map, path, equation, **rest)
-    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
+    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
 
 
 def ayf_emd(
@@ -256,9 +256,9 @@ def ayf_emd(
     """
     equation, velocity = (
         Eulerian(Stop.TARGET, engine, normalise=normalise),
-        taught(teacher, flow_map, "ayf_emd", options),
+        teacher_velocity(teacher, flow_map, "ayf_emd", options),
     )
-    return distilled(flow_map, equation, velocity, options, Interval(), warmup=warmup)
+    return distillation(flow_map, equation, velocity, options, Interval(), warmup=warmup)
 
 
 def _on_triangle(choices: Choices) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..schedules import Anneal
 from ..shapes import Field
 from ..times import FromBase, Interval, Square, Times
 from ..velocities import Velocity
-from ._parts import Options, distilled, self_distilled, settle, taught
+from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults
 from .method import Choices, Jumps, LearnsFrom, Method, own_weight, with_diagonal
 
 
@@ -52,8 +52,8 @@ def lmd(
         stop: where gradients stop.
         engine: how the derivative is taken.
     """
-    velocity = taught(teacher, flow_map, "lmd", options)
-    return distilled(flow_map, Lagrangian(stop, engine), velocity, options, Square())
+    velocity = teacher_velocity(teacher, flow_map, "lmd", options)
+    return distillation(flow_map, Lagrangian(stop, engine), velocity, options, Square())
 
 
 def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
@@ -75,7 +75,7 @@ def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options
     Args:
         engine: how the derivative is taken.
     """
-    path, rest = settle(options, times=Square())
+    path, rest = with_defaults(options, times=Square())
     return RoundTrip(flow_map, path, equation=Lagrangian(engine=engine), **rest)
 
 
@@ -110,7 +110,7 @@ def lsd(
         diagonal: law of t there; uniform unless given.
         engine: how the derivative is taken.
     """
-    return self_distilled(flow_map, Lagrangian(stop, engine), share, diagonal, options)
+    return self_distillation(flow_map, Lagrangian(stop, engine), share, diagonal, options)
 
 
 def slim_lsd(
@@ -179,9 +179,9 @@ def ayf_lmd(
     """
     equation, velocity = (
         Lagrangian(Stop.TARGET, engine, normalise=normalise),
-        taught(teacher, flow_map, "ayf_lmd", options),
+        teacher_velocity(teacher, flow_map, "ayf_lmd", options),
     )
-    return distilled(flow_map, equation, velocity, options, Interval(), warmup=warmup)
+    return distillation(flow_map, equation, velocity, options, Interval(), warmup=warmup)
 
 
 def freeflow(
@@ -215,8 +215,8 @@ def freeflow(
         stop: where gradients stop; the paper detaches the right-hand side.
         engine: how the derivative is taken.
     """
-    equation, velocity = Lagrangian(stop, engine), taught(teacher, flow_map, "freeflow", options)
-    path, rest = settle(options, times=FromBase(), coupling=NoData(), weight=Adaptive(1.0, 1e-2))
+    equation, velocity = Lagrangian(stop, engine), teacher_velocity(teacher, flow_map, "freeflow", options)
+    path, rest = with_defaults(options, times=FromBase(), coupling=NoData(), weight=Adaptive(1.0, 1e-2))
     if rest["times"].pair(torch.full((3, 1), 0.5))[0].any():
         raise ValueError(f"freeflow knows points at s = 0 only, got {rest['times']}: take a law with s = 0.")
     return MapMatching(flow_map, path, equation, velocity, **rest)

@@ -16,9 +16,9 @@ from typing import Any
 from ..equations import Stop
 from ..interpolants import Interpolant
 from ..losses import Weight
-from ..maps import AverageVelocity, FlowMap, Near
+from ..maps import AverageVelocity, FlowMap, VelocityForShortJumps
 from ..objectives import Objective
-from ..samplers import Jump, Restart
+from ..samplers import Jump, MultistepConsistency
 from ..times import Times
 
 
@@ -132,12 +132,12 @@ class Method:
 
     def sampled(self, flow_map: FlowMap) -> FlowMap:
         """The map as it is sampled: one that learned the velocity alone takes Euler's steps."""
-        return Near(flow_map, 1.0) if self.jumps is Jumps.NONE else flow_map
+        return VelocityForShortJumps(flow_map, 1.0) if self.jumps is Jumps.NONE else flow_map
 
-    def sampler(self, steps: int, interpolant: Interpolant) -> Jump | Restart:
+    def sampler(self, steps: int, interpolant: Interpolant) -> Jump | MultistepConsistency:
         """How samples are drawn in so many steps: by jumps, or to the data and back where it learns no others."""
         if self.jumps is Jumps.TO_DATA and steps > 1:
-            return Restart([k / steps for k in range(steps)], interpolant)
+            return MultistepConsistency([k / steps for k in range(steps)], interpolant)
         return Jump(steps)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Unpack
 from .. import schedules, times
 from ..equations import Semigroup, Stop
 from ..losses import Adaptive, Chain, SplitPower
-from ..maps import FlowMap, Near, frozen
+from ..maps import FlowMap, VelocityForShortJumps, as_target
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
-from ._parts import Options, beside, self_distilled, settle, taught
+from ._parts import Options, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, Method, with_diagonal
 
 
@@ -50,7 +50,7 @@ def psd(
         diagonal: law of t there; uniform unless given.
     """
     split = None if midpoint else times.UniformLeg()
-    return self_distilled(flow_map, Semigroup(stop), share, diagonal, options, split=split)
+    return self_distillation(flow_map, Semigroup(stop), share, diagonal, options, split=split)
 
 
 def shortcut(
@@ -85,13 +85,13 @@ def shortcut(
     Args:
         levels: number of lengths of a jump.
         share: part of the rows on the diagonal.
-        target: sg, the map of the legs: the map itself unless given; the paper's is `Frozen(flow_map, decay=0.999)`.
+        target: sg, the map of the legs: the map itself unless given; the paper's is `Target(flow_map, decay=0.999)`.
         diagonal: law of t there; uniform unless given.
     """
-    path, rest = settle(options, times=times.Dyadic(levels))
-    legs = FromMap(Near(flow_map if target is None else frozen(target), 2.0**-levels))
+    path, rest = with_defaults(options, times=times.Dyadic(levels))
+    legs = FromMap(VelocityForShortJumps(flow_map if target is None else as_target(target), 2.0**-levels))
     own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), legs, **rest)
-    return beside(diagonal, own, share, **rest)
+    return with_diagonal_term(diagonal, own, share, **rest)
 
 
 def split_meanflow(
@@ -125,16 +125,16 @@ def split_meanflow(
         split: law of l.
         diagonal: law of t there; uniform unless given.
     """
-    velocity = None if teacher is None else taught(teacher, flow_map, "split_meanflow", options)
+    velocity = None if teacher is None else teacher_velocity(teacher, flow_map, "split_meanflow", options)
     equation = Semigroup(Stop.TARGET)
-    return self_distilled(flow_map, equation, share, diagonal, options, velocity=velocity, split=split)
+    return self_distillation(flow_map, equation, share, diagonal, options, velocity=velocity, split=split)
 
 
 def alphaflow(
     flow_map: FlowMap,
     *,
     alpha: float | Callable[[float], float] = schedules.Sigmoid(),  # noqa: B008  (frozen)
-    own: bool = False,
+    velocity_first: bool = True,
     share: float = 0.25,
     diagonal: Times | None = None,
     **options: Unpack[Options],
@@ -163,15 +163,19 @@ def alphaflow(
 
     Args:
         alpha: a number in (0, 1], or a schedule of progress.
-        own: take the first leg with the map itself instead of dI; shortcut models at alpha = 1/2.
+        velocity_first: take the first leg with dI; `False` takes it with the map itself, which at alpha = 1/2 is that
+            of shortcut models.
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
     """
-    path, rest = settle(options, times=LogitNormal(Triangle()))
+    path, rest = with_defaults(options, times=LogitNormal(Triangle()))
     weight = {} if "weight" in rest else {"weight": Chain(Adaptive(), SplitPower(1.0))}
-    equation, velocity = Semigroup(Stop.TARGET, led=not own), FromMap(flow_map) if own else None
+    equation, velocity = (
+        Semigroup(Stop.TARGET, velocity_first=velocity_first),
+        None if velocity_first else FromMap(flow_map),
+    )
     matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
-    return beside(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})
+    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})
 
 
 def _alphaflow(choices: Choices) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from typing import Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
-from ..losses import Power, TruncatedSNR
-from ..maps import FlowMap, Frozen
-from ..maps import frozen as copied
+from ..losses import TruncatedSNR
+from ..maps import FlowMap, Target, as_target
 from ..objectives import Compare, MapMatching, Objective, Sum, VelocityMatching
 from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
-from ._parts import Options, deviation, settle, solved, taught
+from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import LearnsFrom, Method
 
 
@@ -41,13 +40,13 @@ def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **o
 
     Args:
         frozen: the map of the legs: a copy of `flow_map` as it is now unless given, so train it on a strip of width
-            1 / legs first. A `Frozen` is taken as it is, so that it may follow; any other map is copied.
+            1 / legs first. A `Target` is taken as it is, so that it may follow; any other map is copied.
         legs: K.
 
     With guidance the frozen map must be a guided one: it is not guided anew.
     """
-    source = FromMap(copied(flow_map if frozen is None else frozen))
-    path, rest = settle(options, times=Square(), weight=Power(2))
+    source = FromMap(as_target(flow_map if frozen is None else frozen))
+    path, rest = with_defaults(options, times=Square(), **loss_of_jumps(options))
     return MapMatching(flow_map, path, Semigroup(Stop.TARGET, legs=legs), source, **rest)
 
 
@@ -81,7 +80,7 @@ def progressive_distillation(
 
     Args:
         frozen: the map of the legs: unless given a copy of `flow_map` that is made anew after each round, and in the
-            first a map whose jumps go along its velocity (see `flowmaps.nn.MLP.hold_velocity`).
+            first a map whose jumps go along its velocity (see `flowmaps.nn.MLP.zero_second_time`).
         cells: number of cells, or a schedule of progress, `Halving` unless a frozen map is given.
 
     With guidance the map, and so its copies, must have learned the guided velocity before: it is not guided anew.
@@ -89,10 +88,10 @@ def progressive_distillation(
     if frozen is None:
         if callable(cells) and not isinstance(cells, schedules.Halving):
             raise ValueError(f"progressive_distillation takes rounds from Halving, got {cells}: pass frozen= too.")
-        frozen = Frozen(flow_map, rounds=None if isinstance(cells, int) else cells.rounds)
-    path, rest = settle(options, times=times.Cell(cells))
-    rest.setdefault("weight", TruncatedSNR(path, deviation(options)))
-    return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(copied(frozen)), **rest)
+        frozen = Target(flow_map, rounds=None if isinstance(cells, int) else cells.rounds)
+    path, rest = with_defaults(options, times=times.Cell(cells))
+    rest.setdefault("weight", TruncatedSNR(path, base_deviation(options)))
+    return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(as_target(frozen)), **rest)
 
 
 def neural_operator(
@@ -122,9 +121,9 @@ def neural_operator(
         teacher: field `(x, t, cond=None) -> like x`.
         solver, solver_steps: its solver (see `flowmaps.solvers.integrate`).
     """
-    flow = solved(taught(teacher, flow_map, "neural_operator", options), solver, solver_steps)
-    path, rest = settle(options, times=Square(), weight=Power(2))
-    return MapMatching(flow_map, path, Semigroup(Stop.TARGET, legs=1, led=True), flow, **rest)
+    flow = solver_jumps(teacher_velocity(teacher, flow_map, "neural_operator", options), solver, solver_steps)
+    path, rest = with_defaults(options, times=Square(), **loss_of_jumps(options))
+    return MapMatching(flow_map, path, Semigroup(Stop.TARGET, legs=1, velocity_first=True), flow, **rest)
 
 
 def ctm(
@@ -158,12 +157,12 @@ def ctm(
         teacher: field `(x, t, cond=None) -> like x`.
         solver, solver_steps: its solver over [s, w].
         target: sg, the map that takes the second leg and carries to the data end: the map itself unless given; the
-            paper's is `Frozen(flow_map, decay=0.999)`.
+            paper's is `Target(flow_map, decay=0.999)`.
         matching: factor of the diagonal term.
     """
-    velocity = taught(teacher, flow_map, "ctm", options)
-    path, rest = settle(options, times=Triangle())
-    equation, flow = Semigroup(Stop.TARGET, led=True), solved(velocity, solver, solver_steps)
+    velocity = teacher_velocity(teacher, flow_map, "ctm", options)
+    path, rest = with_defaults(options, times=Triangle())
+    equation, flow = Semigroup(Stop.TARGET, velocity_first=True), solver_jumps(velocity, solver, solver_steps)
     jumps = MapMatching(
         flow_map, path, equation, flow, split=times.UniformLeg(), target=target, compare=Compare.DATA, **rest
     )

@@ -1,4 +1,4 @@
-"""Networks of (x, s, t, cond): ordinary `torch.nn.Module`s that know nothing of flow maps."""
+"""Networks `net(x, s, t, cond=None) -> like x`: ordinary `torch.nn.Module`s, which know nothing of flow maps."""
 
 from .dit import DiT as DiT
 from .embeddings import Embedding as Embedding

@@ -1,4 +1,4 @@
-"""A transformer of (x, s, t, cond) for images: a token a patch, each block modulated by the times."""
+"""A transformer of (x, s, t, cond) for images: one token for each patch, each block modulated by the times."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
-from .bounds import DEPTH, SIDE, SIZE, TOKENS, flags, whole, within
 from .embeddings import Embedding
+from .limits import MAX_DEPTH, MAX_PIXELS, MAX_SIZE, MAX_TOKENS, check_bool, check_integer, check_number
 from .magnitude import unit_pixels
-from .network import Network, exactly, zeroed
+from .network import Network, without_autocast, zero_initialised
 
 _EPS = 1e-6
 
@@ -38,12 +38,12 @@ class Block(nn.Module):
         self.scales = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
         self.wide, self.narrow = nn.Linear(width, int(ratio * width)), nn.Linear(int(ratio * width), width)
         for layer in (self.qkv, self.out, self.wide, self.narrow):
-            _spread(layer)
-        self.modulation = zeroed(nn.Linear(width, 6 * width))
+            _xavier(layer)
+        self.modulation = zero_initialised(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """`(B, tokens, width), (B, width) -> (B, tokens, width)`."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = exactly(self.modulation, embedded)[:, None].chunk(6, 2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = without_autocast(self.modulation, embedded)[:, None].chunk(6, 2)
         h = h + gate1 * self.dropout(self._attention(self.norm(h) * (1 + scale1) + shift1))
         y = self.narrow(F.gelu(self.wide(self.norm(h) * (1 + scale2) + shift2), approximate="tanh"))
         return h + gate2 * self.dropout(y)
@@ -60,8 +60,8 @@ class Block(nn.Module):
 class DiT(Network):
     """u_{s,t}(x) of images or latents: a diffusion transformer (Peebles & Xie, 2023, arXiv 2212.09748) with two times.
 
-    Patches are tokens, their places fixed sines and cosines. Each block starts as the identity ("adaLN-zero"), and the
-    network as zero. The paper's S, B, L, XL: width 384, 768, 1024, 1152; depth 12, 12, 24, 28; heads 6, 12, 16, 16.
+    Patches are tokens, with sine and cosine position embeddings. Each block starts as the identity ("adaLN-zero"), and
+    the network as zero. The paper's S, B, L, XL: width 384, 768, 1024, 1152; depth 12, 12, 24, 28; heads 6, 12, 16, 16.
 
     Args:
         channels: of the images, `(B, channels, resolution, resolution)`.
@@ -80,7 +80,7 @@ class DiT(Network):
             in half precision (Esser et al., 2024, arXiv 2403.03206).
     """
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class DiT(Network):
         self.shape, self.patch, self.side = (channels, resolution, resolution), patch, resolution // patch
         self.embedding = Embedding(width, frequencies=frequencies, classes=classes, guidance=guidance)
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
-        _spread(self.first)
-        self.register_buffer("places", sines(self.side, width), persistent=False)
+        _xavier(self.first)
+        self.register_buffer("positions", sine_positions(self.side, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, ratio, dropout=dropout, qk_norm=qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
-        self.modulation = zeroed(nn.Linear(width, 2 * width))
-        self.last = zeroed(nn.Linear(width, patch * patch * channels))
+        self.modulation = zero_initialised(nn.Linear(width, 2 * width))
+        self.last = zero_initialised(nn.Linear(width, patch * patch * channels))
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, C, H, W), (B,), (B,), cond -> (B, C, H, W)`, in the type of x.
@@ -117,12 +117,12 @@ class DiT(Network):
         Raises:
             ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
         """
-        self.check(x)
+        self.check_shape(x)
         embedded = self.embedding(x, s, t, cond)
-        h = self.first(x).flatten(2).transpose(1, 2) + self.places
+        h = self.first(x).flatten(2).transpose(1, 2) + self.positions
         for layer in self.blocks:
-            h = self.block(layer, h, embedded)
-        shift, scale = exactly(self.modulation, embedded)[:, None].chunk(2, 2)
+            h = self.run_block(layer, h, embedded)
+        shift, scale = without_autocast(self.modulation, embedded)[:, None].chunk(2, 2)
         return self._images(self.last(self.norm(h) * (1 + scale) + shift)).to(x.dtype)
 
     def _images(self, tokens: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ class DiT(Network):
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], *self.shape)
 
 
-def sines(side: int, width: int) -> Tensor:
+def sine_positions(side: int, width: int) -> Tensor:
     """Sines and cosines of the rows, then of the columns, of a square of tokens, `(side^2, width)`.
 
     A quarter of the width each, of frequencies from 1 down to 1 / 10,000 a token (Vaswani et al., 2017, arXiv
     1706.03762).
     """
-    if torch.get_default_device().type == "meta":  # there are no numbers, and torch would import its compiler for them
+    if torch.get_default_device().type == "meta":  # torch would import its compiler to compute these
         return torch.empty(side * side, 4 * (width // 4))
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     phase = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
@@ -146,29 +146,29 @@ def sines(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], 2).flatten(0, 1).float()
 
 
-def _spread(layer: nn.Linear | nn.Conv2d) -> None:
-    """Glorot's weights, as of a matrix, and no bias."""
+def _xavier(layer: nn.Linear | nn.Conv2d) -> None:
+    """Initialise a layer with Xavier's uniform weights, of its filters as one matrix, and a bias of zero."""
     nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 
 def _check_sizes(sizes: dict) -> None:
-    whole("DiT", 1, SIZE, **{name: sizes[name] for name in ("channels", "width", "heads")})
-    whole("DiT", 1, SIDE, **{name: sizes[name] for name in ("resolution", "patch")})
-    whole("DiT", 1, DEPTH, depth=sizes["depth"])
-    within("DiT", 0, 1, dropout=sizes["dropout"])
-    within("DiT", 0, SIZE, ratio=sizes["ratio"])
-    flags("DiT", qk_norm=sizes["qk_norm"])
+    check_integer("DiT", 1, MAX_SIZE, **{name: sizes[name] for name in ("channels", "width", "heads")})
+    check_integer("DiT", 1, MAX_PIXELS, **{name: sizes[name] for name in ("resolution", "patch")})
+    check_integer("DiT", 1, MAX_DEPTH, depth=sizes["depth"])
+    check_number("DiT", 0, 1, dropout=sizes["dropout"])
+    check_number("DiT", 0, MAX_SIZE, ratio=sizes["ratio"])
+    check_bool("DiT", qk_norm=sizes["qk_norm"])
     if sizes["resolution"] % sizes["patch"]:
         raise ValueError(
             f"DiT needs a resolution divisible by patch, got {sizes['resolution']} and {sizes['patch']}: take another "
             "patch, or pad the images."
         )
-    if sizes["resolution"] // sizes["patch"] > TOKENS:
+    if sizes["resolution"] // sizes["patch"] > MAX_TOKENS:
         raise ValueError(
-            f"DiT takes images of up to {TOKENS} x {TOKENS} patches, got {sizes['resolution']} pixels in patches of "
-            f"{sizes['patch']}: take a larger patch."
+            f"DiT takes images of up to {MAX_TOKENS} x {MAX_TOKENS} patches, got {sizes['resolution']} pixels in "
+            f"patches of {sizes['patch']}: take a larger patch."
         )
     if sizes["width"] % sizes["heads"] or sizes["width"] % 4:
         raise ValueError(f"DiT needs width divisible by heads and by 4, got {sizes['width']} and {sizes['heads']}.")

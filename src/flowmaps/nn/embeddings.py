@@ -1,6 +1,7 @@
-"""Features of times, labels and guidance weights, and the vector that modulates the layers of a network.
+"""Fourier features of times, and the embedding of times, label and guidance weight that modulates a network's layers.
 
-Smooth in time, because derivatives in time are part of the loss; in float32 or better, also under autocast.
+Features have low frequencies, because derivatives in time are part of the loss, and are computed in float32 or better,
+also under autocast.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Guide, Time, label_of
-from .bounds import FREQUENCIES, SIZE, flags, whole
+from .limits import MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
 
 
 class Fourier(nn.Module):
@@ -28,9 +29,9 @@ class Fourier(nn.Module):
 
     def __init__(self, number: int = 4) -> None:
         super().__init__()
-        whole("Fourier", 0, FREQUENCIES, number=number)
+        check_integer("Fourier", 0, MAX_FREQUENCIES, number=number)
         self.width = 1 + 2 * number
-        # integers: no .to() rounds them
+        # integers, which .to(dtype) of the module does not round
         self.register_buffer("frequencies", torch.arange(1, number + 1), persistent=False)
 
     def forward(self, t: Time) -> Tensor:
@@ -39,27 +40,26 @@ class Fourier(nn.Module):
         phase = r * (math.pi * self.frequencies.to(r.dtype))
         return torch.cat([r, torch.cos(phase), torch.sin(phase)], 1).to(t.dtype)
 
-    def from_zero(self, t: Time) -> Tensor:
-        """The features less those of t = 0, `(B, 1 + 2 number)`: a linear layer without bias gives 0 for them there."""
+    def relative_to_zero(self, t: Time) -> Tensor:
+        """The features minus those of t = 0, `(B, 1 + 2 number)`, which are zero at t = 0."""
         return self(t) - self(torch.zeros_like(t))
 
 
 class Embedding(nn.Module):
-    """(s, t, cond) -> `(B, width)`: what modulates each layer of an image network.
+    """The embedding of (s, t, cond), `(B, width)`, that modulates each layer of an image network.
 
-        silu(W_2 silu(W_1 F(s) + V (F(t - s) - F(0)) / sqrt(n) + U w + E_label)),    F = n features of `Fourier`,
+        silu(W_2 silu(W_1 F(s) + V (F(t - s) - F(0)) / sqrt(n) + U w + E_label))
 
-    w those of the guidance weight; V is divided as W_1 is where it starts, so that both learn at one pace.
-
-    V starts at zero and multiplies what is zero at t = s: training at t = s alone, the velocity, leaves it at zero, so
-    that the network then is u_{s,t} = v_s for every t. U likewise, at guidance weight 1.
+    F are the n features of `Fourier`, w features of the guidance weight. V starts at zero, and its features are zero at
+    t = s: training a velocity, at t = s alone, leaves it at zero, so that the network has u_{s,t} = v_s for every t. U
+    likewise, at guidance weight 1. The division by sqrt(n) gives V the learning pace of W_1.
 
     Args:
         width: of the embedding.
         frequencies: of the features of s and t - s.
-        classes: number of classes; one more row stands for no class.
-        guidance: whether a guidance weight is taken.
-        linear: the kind of the layers W_1 and W_2.
+        classes: number of classes; the label `classes` means no class.
+        guidance: whether `cond` may be a `Guide`, with a guidance weight.
+        linear: class of the layers W_1 and W_2, called as `linear(inner, outer)`.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Embedding(nn.Module):
         super().__init__()
         if classes is not None and classes < 1:
             raise ValueError(f"a network needs classes >= 1, or None for no classes, got {classes}.")
-        whole("a network", 0, SIZE, classes=classes or 0)
-        flags("a network", guidance=guidance)
+        check_integer("a network", 0, MAX_SIZE, classes=classes or 0)
+        check_bool("a network", guidance=guidance)
         self.classes, self.guidance = classes, guidance
         self.time = Fourier(frequencies)
         self.first = linear(self.time.width, width)
@@ -84,22 +84,22 @@ class Embedding(nn.Module):
         self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
         self.last = linear(width, width)
         self.act = nn.SiLU()
-        self.hold_velocity()
+        self.zero_second_time()
         if self.weight is not None:
             nn.init.zeros_(self.weight.weight)
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Tensor:
-        """`(B, ...), (B,), (B,), cond -> (B, width)`; x gives the number of rows alone.
+        """`(B, ...), (B,), (B,), cond -> (B, width)`; of x only the number of rows is used.
 
         Raises:
             ValueError: labels or a guidance weight that the network does not take, or labels out of range.
         """
         with torch.autocast(s.device.type, enabled=False):
-            kind = self.second_time.weight.dtype  # that of the weights: features are rounded to it, the times are not
+            kind = self.second_time.weight.dtype  # of the weights: features are rounded to it, times are not
             s, t = (value.to(torch.promote_types(value.dtype, kind)) for value in (s, t))
             h = (
                 self.first(self.time(s).to(kind))
-                + self.second_time(self.time.from_zero(t - s).to(kind)) * self.time.width**-0.5
+                + self.second_time(self.time.relative_to_zero(t - s).to(kind)) * self.time.width**-0.5
             )
             if self.weight is not None:
                 h = h + self.weight(weight_features(cond, s).to(kind))
@@ -113,19 +113,19 @@ class Embedding(nn.Module):
             return self.act(self.last(self.act(h)))
 
     @torch.no_grad()
-    def hold_velocity(self) -> None:
-        """Make the embedding that of t = s for every t."""
+    def zero_second_time(self) -> None:
+        """Put V to zero: then the embedding is that of t = s for every t."""
         nn.init.zeros_(self.second_time.weight)
 
 
 def weight_features(cond: Condition, s: Tensor) -> Tensor:
-    """Features `(B, 2)` of the guidance weight that vanish where it is 1, as it is where `cond` has none."""
+    """Features `(B, 2)` of the guidance weight, zero at weight 1 and for a condition without a weight."""
     weight = cond.weight.to(s.dtype) if isinstance(cond, Guide) else torch.ones_like(s)
     return torch.stack([1 - 1 / weight, weight.log()], 1)
 
 
 def label_rows(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:
-    """Labels `(B,)` as rows of an embedding of `classes` + 1, the last for no class, which `None` gives to all.
+    """The rows `(B,)` of an embedding of `classes` + 1 labels, of which the last means no class, as `None` does.
 
     Raises:
         ValueError: labels of another shape or type, or (on the CPU) out of range.

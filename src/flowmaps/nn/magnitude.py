@@ -1,7 +1,9 @@
-"""Layers that preserve magnitudes: activations of unit size go in and come out, whatever the weights do.
+"""Layers that preserve magnitudes: activations of unit variance go in and come out, whatever the weights are.
+
+    W x with rows of W of unit length,    a x + b y with a^2 + b^2 = 1,    silu(x) / 0.596
 
 Reference: T. Karras et al., "Analyzing and improving the training dynamics of diffusion models", 2023, arXiv
-2312.02696, section 2 and appendix B (EDM2). Weights are normalised where they are used; constant factors go into the
+2312.02696, section 2 and appendix B (EDM2). Weights are normalised in each call; constant factors multiply the
 weights, where they cost nothing.
 """
 
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SILU = 1 / 0.596
-"""What a SiLU of unit Gaussians is to be multiplied by, for unit size."""
+"""Factor that gives a SiLU of standard normal numbers a root mean square of 1."""
 
 
 def unit_filters(weight: Tensor, gain: float | Tensor = 1.0, eps: float = 1e-4) -> Tensor:
@@ -51,14 +53,14 @@ def unit_pixels(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     return x * torch.rsqrt(square.mean(dim, keepdim=True) + eps**2).to(x.dtype)
 
 
-def shares(share: float) -> tuple[float, float]:
-    """Factors (a, b) of a sum a x + b y of independent terms of unit size that has unit size; b / a as `share`."""
+def mixing_factors(share: float) -> tuple[float, float]:
+    """Factors (a, b) of a x + b y, with a : b = 1 - share : share, that preserve unit variance of independent x, y."""
     size = math.hypot(1 - share, share)
     return (1 - share) / size, share / size
 
 
-def joined(x: Tensor, y: Tensor) -> Tensor:
-    """Channels of x and y side by side, scaled so that both weigh the same and the whole has unit size."""
+def concatenated(x: Tensor, y: Tensor) -> Tensor:
+    """Channels of x and y in one tensor of unit mean square, scaled so that both contribute the same."""
     number, other = x.shape[1], y.shape[1]
     size = math.sqrt((number + other) / 2)
     return torch.cat([x * (size / math.sqrt(number)), y * (size / math.sqrt(other))], 1)

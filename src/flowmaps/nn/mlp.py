@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Guide, Time, label_of
-from .bounds import DEPTH, FREQUENCIES, SIZE, flags, whole
 from .embeddings import Fourier, label_rows, weight_features
+from .limits import MAX_DEPTH, MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
 
 
 class MLP(nn.Module):
@@ -63,11 +63,11 @@ class MLP(nn.Module):
         self.guidance = guidance
         self.space_frequencies = space_frequencies
         self.time = Fourier(time_frequencies)
-        beside = 2 * self.time.width + 2 * guidance
-        self.first = nn.Linear(dim * (1 + 2 * space_frequencies) + beside, width)
+        extra = 2 * self.time.width + 2 * guidance
+        self.first = nn.Linear(dim * (1 + 2 * space_frequencies) + extra, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)
-        self.embed = nn.Linear(beside, modulation) if modulation else None
+        self.embed = nn.Linear(extra, modulation) if modulation else None
         films = [nn.Linear(modulation, 2 * width) for _ in self.hidden if modulation]
         for film in films:
             nn.init.zeros_(film.weight)
@@ -110,7 +110,7 @@ class MLP(nn.Module):
         return torch.cat([x, torch.cos(phase), torch.sin(phase)], 1)
 
     def _weights(self, cond: Condition, x: Tensor) -> list[Tensor]:
-        """Features of the guidance weight that vanish where it is 1."""
+        """The features of the guidance weight, in a list; none if the network takes no weight."""
         if not self.guidance:
             if isinstance(cond, Guide):
                 raise ValueError("this MLP takes no guidance weight, got one: build it with guidance=True.")
@@ -118,26 +118,26 @@ class MLP(nn.Module):
         return [weight_features(cond, x.new_ones(len(x)))]
 
     @torch.no_grad()
-    def hold_velocity(self) -> None:
-        """Make u_{s,t} = u_{s,s} for every t, the diagonal staying as it is: a map whose jumps follow its velocity.
+    def zero_second_time(self) -> None:
+        """Put the weights of the second time to zero: then u_{s,t} = u_{s,s} for every t, and jumps are Euler steps.
 
-        The start of a map from a trained velocity: the columns of the features of t - s are put to zero, what they gave
-        at t = s goes into the bias.
+        A map starts like this from a trained velocity. What the features of t - s contribute at t = s is added to the
+        bias, so that the velocity u_{s,s} stays as it is.
         """
         width = self.time.width
-        here = self.time(self.first.weight.new_zeros(1))[0]
+        at_zero = self.time(self.first.weight.new_zeros(1))[0]
         for layer in [self.first] if self.embed is None else [self.first, self.embed]:
             end = layer.in_features - 2 * self.guidance
             columns = layer.weight[:, end - width : end]
-            layer.bias += columns @ here
+            layer.bias += columns @ at_zero
             columns.zero_()
 
 
 def _check_sizes(sizes: dict) -> None:
     waves = ("time_frequencies", "space_frequencies")
-    whole("MLP", 1, SIZE, **{name: sizes[name] for name in ("dim", "width")})
-    whole("MLP", 1, DEPTH, depth=sizes["depth"])
-    whole("MLP", 1, SIZE, **({} if sizes["classes"] is None else {"classes": sizes["classes"]}))
-    whole("MLP", 0, FREQUENCIES, **{name: sizes[name] for name in waves})
-    whole("MLP", 0, SIZE, modulation=sizes["modulation"])
-    flags("MLP", **{name: sizes[name] for name in ("residual", "guidance")})
+    check_integer("MLP", 1, MAX_SIZE, **{name: sizes[name] for name in ("dim", "width")})
+    check_integer("MLP", 1, MAX_DEPTH, depth=sizes["depth"])
+    check_integer("MLP", 1, MAX_SIZE, **({} if sizes["classes"] is None else {"classes": sizes["classes"]}))
+    check_integer("MLP", 0, MAX_FREQUENCIES, **{name: sizes[name] for name in waves})
+    check_integer("MLP", 0, MAX_SIZE, modulation=sizes["modulation"])
+    check_bool("MLP", **{name: sizes[name] for name in ("residual", "guidance")})

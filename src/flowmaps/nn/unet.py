@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
-from .bounds import BLOCKS, SIDE, SIZE, whole, within
 from .embeddings import Embedding
-from .magnitude import SILU, Conv, Linear, joined, shares, unit_pixels
+from .limits import MAX_BLOCKS, MAX_PIXELS, MAX_SIZE, check_integer, check_number
+from .magnitude import SILU, Conv, Linear, concatenated, mixing_factors, unit_pixels
 from .network import Network
 
-RESIDUAL = shares(0.3)  # of the skip and of the branch, as in EDM2
+RESIDUAL = mixing_factors(0.3)  # of the skip and of the branch, as in EDM2
 
 
 class Block(nn.Module):
@@ -74,8 +74,8 @@ class Block(nn.Module):
 class UNet(Network):
     """u_{s,t}(x) of images: the magnitude-preserving U-Net of EDM2 (Karras et al., arXiv 2312.02696), with two times.
 
-    Its activations have unit size by construction; nothing is normalised over groups, and there are no biases but a
-    channel of ones beside the image. Weights are kept channels-last.
+    Its activations have unit variance by construction. There is no group normalisation, and no bias but a channel of
+    ones beside the image. Weights are in channels-last format.
 
     Args:
         channels: of the images, `(B, channels, resolution, resolution)`.
@@ -86,8 +86,8 @@ class UNet(Network):
         attention: resolutions at which each block is followed by self-attention.
         head: channels of a head of attention.
         dropout: share of activations dropped while training.
-        patch: side of the square of pixels that the network takes as one, its channels side by side; it divides the
-            resolution, of which the first level then has 1 / patch.
+        patch: side of the squares of pixels that become one pixel of more channels; it divides the resolution, and
+            the first level has the resolution / patch.
         classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
             `None` does for the whole batch (to be learned, it must be among the labels of training).
         guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
@@ -126,7 +126,7 @@ class UNet(Network):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _build(self, widths: list[int], resolution: int) -> None:
-        """The blocks: down with their outputs kept, the middle, up with those outputs joined."""
+        """Make the blocks on the way down, in the middle, and on the way up, which take the outputs of those down."""
         blocks, now = self.arguments["blocks"], self.arguments["width"]
         kept = [now]
         for level, channels in enumerate(widths):
@@ -160,35 +160,35 @@ class UNet(Network):
         Raises:
             ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
         """
-        self.check(x)
+        self.check_shape(x)
         embedded = self.embedding(x, s, t, cond)
         h = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         h = self.first(torch.cat([h, torch.ones_like(h[:, :1])], 1))
         kept = [h]
         for layer in self.down:
-            h = self.block(layer, h, embedded)
+            h = self.run_block(layer, h, embedded)
             kept.append(h)
         for layer in self.middle:
-            h = self.block(layer, h, embedded)
+            h = self.run_block(layer, h, embedded)
         for layer in self.up:
-            h = self.block(layer, h if layer.resample else joined(h, kept.pop()), embedded)  # type: ignore[arg-type]
+            h = self.run_block(layer, h if layer.resample else concatenated(h, kept.pop()), embedded)  # type: ignore[arg-type]
         h = self.last(h, self.strength).to(x.dtype)
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
 def _check_sizes(sizes: dict) -> None:
     multipliers, resolution = sizes["multipliers"], sizes["resolution"]
-    whole("UNet", 1, SIZE, **{name: sizes[name] for name in ("channels", "width", "head")})
-    whole("UNet", 1, SIDE, **{name: sizes[name] for name in ("resolution", "patch")})
-    whole("UNet", 1, BLOCKS, blocks=sizes["blocks"])
-    within("UNet", 0, 1, dropout=sizes["dropout"])
+    check_integer("UNet", 1, MAX_SIZE, **{name: sizes[name] for name in ("channels", "width", "head")})
+    check_integer("UNet", 1, MAX_PIXELS, **{name: sizes[name] for name in ("resolution", "patch")})
+    check_integer("UNet", 1, MAX_BLOCKS, blocks=sizes["blocks"])
+    check_number("UNet", 0, 1, dropout=sizes["dropout"])
     for value in multipliers:
-        whole("UNet", 0, SIZE, multiplier=value)
+        check_integer("UNet", 0, MAX_SIZE, multiplier=value)
     for value in sizes["attention"]:
-        whole("UNet", 0, SIDE, attention=value)
+        check_integer("UNet", 0, MAX_PIXELS, attention=value)
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"UNet needs one or more multipliers >= 1, got {multipliers}.")
-    whole("UNet", 1, SIDE.bit_length(), levels=len(multipliers))
+    check_integer("UNet", 1, MAX_PIXELS.bit_length(), levels=len(multipliers))
     divisor = sizes["patch"] * 2 ** (len(multipliers) - 1)
     if resolution % divisor:
         raise ValueError(

@@ -1,24 +1,27 @@
-"""Objectives: what is drawn, where a residual is taken, and how it adds up to a loss.
+"""Objectives: from a batch of data to a loss.
 
-An objective is a `torch.nn.Module` whose forward pass is the whole loss, so that it can be compiled, or wrapped for
-several devices, as one. `draw` holds all the randomness; `evaluate` is a deterministic function of a draw.
+An objective first draws its random inputs (x0, x1, z, s, t, ...), then computes the loss as a deterministic function of
+them:
 
-    value = mean over the batch of w_{s,t} distance(residual),      distance = |.|^2, summed over dimensions.
+    loss  =  mean over the batch of w_{s,t} d(residual),        d = |.|^2 unless a distance is given
+
+with the residual of a velocity, u_{t,t}(I_t) - dI_t, or of an equation at (I_s, s, t). An objective is a
+`torch.nn.Module` whose forward pass is the whole loss, so that it can be compiled, or wrapped for several devices.
 """
 
-from .base import Common, Drawn, Loss, Objective
-from .combined import Split, Sum
+from .base import Common, DrawnTimes, Loss, Objective
+from .combined import SplitRows, Sum
 from .matching import Compare, MapMatching, RoundTrip, VelocityMatching
 
 __all__ = [
     "Common",
     "Compare",
-    "Drawn",
+    "DrawnTimes",
     "Loss",
     "MapMatching",
     "Objective",
     "RoundTrip",
-    "Split",
+    "SplitRows",
     "Sum",
     "VelocityMatching",
 ]

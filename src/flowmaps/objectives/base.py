@@ -1,4 +1,9 @@
-"""What every objective is: a draw, which holds all the randomness, and a loss, a function of the draw."""
+"""What every objective is: it draws random inputs (`draw`), and its loss is a function of them (`evaluate`).
+
+    loss  =  mean over the batch of w_{s,t} d(prediction - target)
+
+`Objective` is the base of the classes in `matching` and `combined`.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,26 @@ from torch import Tensor, nn
 from ..couplings import Coupling, Independent
 from ..interpolants import Interpolant
 from ..losses import Constant, Distance, Perceptual, Weight, measure, squared
-from ..maps import FlowMap, Frozen
+from ..maps import FlowMap, Target
 from ..shapes import Batch, Condition, Time, like
 from ..times import Times
-from ..velocities import Draw, FromInterpolant, Guidance, SelfGuided, Velocity
+from ..velocities import FromInterpolant, Guidance, RandomInputs, SelfGuided, Velocity
 
 
 class Loss(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and the squared residuals of its terms.
 
-    `value` is the scalar to descend. `parts` has, by name, the unweighted squared residual of each row, `(B,)`,
-    detached; a row that a term does not use holds 0, so that the parts' means add up to the unweighted loss.
+    `value` is the scalar to differentiate. `parts` holds for each term, by name, the squared norm of each row's
+    residual, `(B,)`, detached and without a weight. A row that a term does not use has 0 there, so that the means of
+    the parts add up to the unweighted loss.
     """
 
     value: Tensor
     parts: dict[str, Tensor]
 
 
-Drawn: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-"""s, t, split and warm, each `(B,)`."""
+DrawnTimes: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""s, t, split and warmup of `RandomInputs`, each `(B,)`."""
 
 
 class Common(TypedDict, total=False):
@@ -90,20 +96,20 @@ class Objective(nn.Module, ABC):
         generator: torch.Generator | None = None,
         progress: float = 1.0,
     ) -> Loss:
-        """Draw and evaluate.
+        """Draw the random inputs and return their loss.
 
         Args:
             x1: data, `(B, *shape)`.
             x0: base samples paired with it; drawn from the coupling unless given.
             cond: condition, one a row.
             generator: source of randomness, on the device of `x1`.
-            progress: how far training has come, in [0, 1], for laws of (s, t) that change.
+            progress: share of the training steps that have been taken, in [0, 1], for schedules.
 
         Returns:
-            The loss and its unweighted parts.
+            The loss, and the squared residuals of its terms.
 
         Raises:
-            ValueError: x1 is no floating-point batch, or x0 has another shape.
+            ValueError: x1 is not a floating-point batch, or x0 has another shape.
         """
         return self.evaluate(self.draw(x1, x0, cond, generator=generator, progress=progress))
 
@@ -115,8 +121,8 @@ class Objective(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
         progress: float = 1.0,
-    ) -> Draw:
-        """All the randomness of one evaluation; arguments as in `forward`."""
+    ) -> RandomInputs:
+        """Draw the random inputs of one loss; arguments as in `forward`."""
         if x1.ndim < 2 or not x1.dtype.is_floating_point or not len(x1):
             raise ValueError(f"x1 must be a floating-point batch (B, *shape), got {x1.dtype} {tuple(x1.shape)}.")
         if x0 is not None and x0.shape != x1.shape:
@@ -126,48 +132,48 @@ class Objective(nn.Module, ABC):
         z = None
         if self.interpolant.noisy:
             z = torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
-        s, t, split, warm = self.draw_times(x1, generator, progress)
-        return Draw(x0, x1, z, s, t, split, cond, warm)
+        s, t, split, warmup = self.draw_times(x1, generator, progress)
+        return RandomInputs(x0, x1, z, s, t, split, cond, warmup)
 
-    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
-        """Times s and t, the share of the first leg, and the share of the derivative that counts, each `(B,)`."""
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
+        """Draw the times s and t and the share of the first leg, beside the factor of the warm-up, each `(B,)`."""
         s, t = self.times.draw(len(x1), generator, progress, x1)
         return s, t, torch.rand(s.shape, dtype=s.dtype, device=s.device, generator=generator), torch.ones_like(s)
 
-    def shares(self, rows: int, number: int) -> Tensor:
-        """Which of the rows of a batch make up each of `number` equal parts of it, `(number, rows // number)`.
+    def micro_batches(self, rows: int, number: int) -> Tensor:
+        """The rows of each of `number` equal micro-batches of a batch, `(number, rows // number)`.
 
-        Evaluated one after the other, their losses have the mean of the whole batch's.
+        The mean of the losses of the micro-batches is the loss of the batch, so that gradients can be accumulated.
 
         Raises:
-            ValueError: the batch has no such parts.
+            ValueError: the batch cannot be divided like that.
         """
         if rows % number:
             raise ValueError(f"a batch of {rows} rows has no {number} equal parts: take a multiple of {number}.")
         return torch.arange(rows).reshape(-1, number).T
 
-    def follow(self, before: float, now: float) -> None:
-        """Let the targets that follow the map do so, after a step that took progress from `before` to `now`."""
-        for target in self.followers():
-            target.follow(self.flow_map, before, now)
+    def update_targets(self, before: float, now: float) -> None:
+        """Update the moving targets after a training step, in which progress went from `before` to `now`."""
+        for target in self.moving_targets():
+            target.update(self.flow_map, before, now)
+
+    def moving_targets(self) -> list[Target]:
+        """The targets that change with the map during training: EMAs, and copies that are made anew each round."""
+        return [module for module in self.modules() if isinstance(module, Target) and module.moves]
 
     def changes_with_progress(self) -> bool:
-        """Whether the times that are drawn, or a target, depend on how far training has come."""
+        """Whether the law of the times, or a target, depends on the progress of training."""
         x1 = torch.zeros(64, 8)
-        draws = [self.draw_times(x1, torch.Generator().manual_seed(0), progress) for progress in (0.0, 0.4, 1.0)]
-        first, *others = [torch.stack(draw) for draw in draws]
-        renewed = any(target.rounds is not None for target in self.followers())
+        drawn = [self.draw_times(x1, torch.Generator().manual_seed(0), progress) for progress in (0.0, 0.4, 1.0)]
+        first, *others = [torch.stack(times) for times in drawn]
+        renewed = any(target.rounds is not None for target in self.moving_targets())
         return renewed or not all(torch.equal(first, other) for other in others)
 
-    def followers(self) -> list[Frozen]:
-        """The targets that follow the map."""
-        return [module for module in self.modules() if isinstance(module, Frozen) and module.follows]
-
     def data_velocity(self) -> Velocity:
-        """dI_t, guided where guidance is asked for.
+        """The source of dI_t, guided if the objective has guidance.
 
         Raises:
-            ValueError: it is asked for, and there is nothing to guide away from.
+            ValueError: there is guidance, but no velocity without a label to be guided away from.
         """
         if self.guidance is None or self.guidance.weight == 1:
             return FromInterpolant(self.interpolant)
@@ -179,21 +185,21 @@ class Objective(nn.Module, ABC):
         return SelfGuided(self.interpolant, self.flow_map, self.guidance)
 
     def shared(self) -> dict[str, Any]:
-        """What an objective made of this one draws with: its coupling and its guidance."""
+        """The options that a combination of objectives takes over from its parts: coupling and guidance."""
         return {"coupling": self.coupling, "guidance": self.guidance}
 
     @abstractmethod
-    def evaluate(self, draw: Draw) -> Loss:
-        """The loss of a draw: deterministic, and what to give to `torch.compile`."""
+    def evaluate(self, draw: RandomInputs) -> Loss:
+        """The loss of given random inputs: a deterministic function, which `torch.compile` can compile."""
 
     def between_points(self, one: Batch, other: Batch) -> Time:
-        """The distance of two batches of points, `(B,)`."""
+        """The distance of two batches of points, row by row, `(B,)`."""
         if isinstance(self.distance, Perceptual):
             return measure(self.distance, one, other)
         return measure(self.distance, one - other)
 
     def between_velocities(self, u: Batch, target: Batch, x: Batch, s: Time) -> Time:
-        """The distance of two velocities at points `x` of times `s`, `(B,)`: see `losses.Perceptual`."""
+        """The distance of two velocities at points `x` and times `s`, row by row, `(B,)`."""
         if not isinstance(self.distance, Perceptual):
             return measure(self.distance, u - target)
         to_data = like(1 - s, x)

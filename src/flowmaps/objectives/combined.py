@@ -1,4 +1,10 @@
-"""Objectives made of others: a share of the rows for each, or a sum on one draw."""
+"""Objectives made of others: each on its share of the rows, or all on the same rows.
+
+    SplitRows    (n first(rows 1..n) + (B - n) second(rows n+1..B)) / B,    n = share B
+    Sum          sum_k scale_k term_k
+
+The objectives must share their map, interpolant, coupling and guidance.
+"""
 
 from __future__ import annotations
 
@@ -6,74 +12,78 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import Batch
-from ..velocities import Draw
-from .base import Drawn, Loss, Objective
+from ..velocities import RandomInputs
+from .base import DrawnTimes, Loss, Objective
 from .matching import MapMatching
 
 
-class Split(Objective):
+class SplitRows(Objective):
     """The first share of the rows for one objective, the rest for another; the loss is the mean over all rows.
 
-    The share is a number of rows, not a chance: 0.75 of 512 rows are the same 384 in each batch, on each device. Rows
-    of a batch are exchangeable, and their times are drawn row by row.
+    The number of rows is fixed, not drawn: with a share of 0.75 the first 384 of 512 rows, in each batch and on each
+    device.
 
     Args:
         first, second: objectives of one map, interpolant and coupling.
-        share: part of the rows that `first` takes, between 0 and 1.
+        share: share of the rows that `first` takes, between 0 and 1.
     """
 
     def __init__(self, first: Objective, second: Objective, share: float = 0.75) -> None:
         if not 0 < share < 1:
-            raise ValueError(f"Split needs 0 < share < 1, got {share}.")
-        _check_shared([first, second], "Split")
+            raise ValueError(f"SplitRows needs 0 < share < 1, got {share}.")
+        _check_shared([first, second], "SplitRows")
         super().__init__(first.flow_map, first.interpolant, times=first.times, **first.shared())
         self.first, self.second, self.share = first, second, share
 
-    def cut(self, rows: int) -> int:
-        """How many of `rows` the first objective takes: at least one each.
+    def rows_of_first(self, rows: int) -> int:
+        """How many of `rows` the first objective takes; each of the two takes at least one.
 
         Raises:
             ValueError: fewer than two rows.
         """
         if rows < 2:
-            raise ValueError(f"a batch that is split between two objectives needs at least 2 rows, got {rows}.")
+            raise ValueError(f"a batch for two objectives needs at least 2 rows, got {rows}.")
         return min(max(round(self.share * rows), 1), rows - 1)
 
     def _divides(self, rows: int, number: int) -> bool:
-        return rows % number == 0 and rows >= 2 * number and self.cut(rows) == number * self.cut(rows // number)
+        return (
+            rows % number == 0
+            and rows >= 2 * number
+            and self.rows_of_first(rows) == number * self.rows_of_first(rows // number)
+        )
 
-    def shares(self, rows: int, number: int) -> Tensor:
-        cut = self.cut(rows)
+    def micro_batches(self, rows: int, number: int) -> Tensor:
+        n = self.rows_of_first(rows)
         if not self._divides(rows, number):
-            more = next(k for k in range(rows + 1, 1_000 * (rows + number)) if self._divides(k, number))
+            enough = next(k for k in range(rows + 1, 1_000 * (rows + number)) if self._divides(k, number))
             raise ValueError(
-                f"a batch of {rows} rows, {cut} of them for the first objective, has no {number} equal parts with the "
-                f"same share: take {more} rows."
+                f"a batch of {rows} rows, {n} of them for the first objective, has no {number} equal parts with the "
+                f"same share: take {enough} rows."
             )
-        return torch.cat([self.first.shares(cut, number), cut + self.second.shares(rows - cut, number)], 1)
+        return torch.cat([self.first.micro_batches(n, number), n + self.second.micro_batches(rows - n, number)], 1)
 
-    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
-        cut = self.cut(len(x1))
-        first = self.first.draw_times(x1[:cut], generator, progress)
-        second = self.second.draw_times(x1[cut:], generator, progress)
-        s, t, split, warm = (torch.cat(pair) for pair in zip(first, second, strict=True))
-        return s, t, split, warm
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
+        n = self.rows_of_first(len(x1))
+        first = self.first.draw_times(x1[:n], generator, progress)
+        second = self.second.draw_times(x1[n:], generator, progress)
+        s, t, split, warmup = (torch.cat(pair) for pair in zip(first, second, strict=True))
+        return s, t, split, warmup
 
-    def evaluate(self, draw: Draw) -> Loss:
-        rows = len(draw.x1)
-        cut = self.cut(rows)
-        one, two = self.first.evaluate(draw.rows(slice(None, cut))), self.second.evaluate(draw.rows(slice(cut, None)))
-        first = {name: nn.functional.pad(part, (0, rows - cut)) for name, part in one.parts.items()}
-        second = {name: nn.functional.pad(part, (cut, 0)) for name, part in two.parts.items()}
-        return Loss((cut * one.value + (rows - cut) * two.value) / rows, _together([first, second]))
+    def evaluate(self, inputs: RandomInputs) -> Loss:
+        rows = len(inputs.x1)
+        n = self.rows_of_first(rows)
+        one, two = self.first.evaluate(inputs.rows(slice(n))), self.second.evaluate(inputs.rows(slice(n, None)))
+        first = {name: nn.functional.pad(part, (0, rows - n)) for name, part in one.parts.items()}
+        second = {name: nn.functional.pad(part, (n, 0)) for name, part in two.parts.items()}
+        return Loss((n * one.value + (rows - n) * two.value) / rows, _merged([first, second]))
 
 
 class Sum(Objective):
-    """A weighted sum of objectives on one draw.
+    """A weighted sum of objectives on the same random inputs.
 
     Args:
-        terms: objectives of one map, interpolant and coupling; the times of the first are drawn for all.
-        scales: their factors; 1 unless given.
+        terms: objectives of one map, interpolant and coupling; times are drawn by the law of the first.
+        scales: factor of each term; 1 unless given.
     """
 
     def __init__(self, terms: list[Objective], scales: list[float] | None = None) -> None:
@@ -83,23 +93,25 @@ class Sum(Objective):
         _check_shared(terms, "Sum")
         for term in terms[1:]:
             if isinstance(term, MapMatching) and (term.split is not None or term.warmup is not None):
-                raise ValueError("a Sum draws by the laws of its first term: put one with a split or warm-up first.")
+                raise ValueError(
+                    "a Sum draws times by the law of its first term: put the term with a split or warm-up first."
+                )
         super().__init__(terms[0].flow_map, terms[0].interpolant, times=terms[0].times, **terms[0].shared())
         self.terms, self.scales = nn.ModuleList(terms), scales
 
-    def shares(self, rows: int, number: int) -> Tensor:
-        arranged = [term.shares(rows, number) for term in self.terms if isinstance(term, (Split, Sum))]
-        # they agree: each takes every so-manieth row
-        return arranged[0] if arranged else super().shares(rows, number)
+    def micro_batches(self, rows: int, number: int) -> Tensor:
+        arranged = [term.micro_batches(rows, number) for term in self.terms if isinstance(term, (SplitRows, Sum))]
+        # all terms arrange rows alike: each micro-batch takes every number-th row
+        return arranged[0] if arranged else super().micro_batches(rows, number)
 
-    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> Drawn:
+    def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
         first: Objective = self.terms[0]  # type: ignore[assignment]
         return first.draw_times(x1, generator, progress)
 
-    def evaluate(self, draw: Draw) -> Loss:
-        losses = [term.evaluate(draw) for term in self.terms]  # type: ignore[operator]
+    def evaluate(self, inputs: RandomInputs) -> Loss:
+        losses = [term.evaluate(inputs) for term in self.terms]  # type: ignore[operator]
         value = sum(scale * loss.value for scale, loss in zip(self.scales, losses, strict=True))
-        return Loss(value, _together([loss.parts for loss in losses]))  # type: ignore[arg-type]
+        return Loss(value, _merged([loss.parts for loss in losses]))  # type: ignore[arg-type]
 
 
 def _check_shared(parts: list[Objective], name: str) -> None:
@@ -111,8 +123,8 @@ def _check_shared(parts: list[Objective], name: str) -> None:
             raise ValueError(f"the objectives of a {name} must share their coupling and their guidance.")
 
 
-def _together(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Parts of several losses in one dictionary; parts of one name add up."""
+def _merged(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts of several losses in one dictionary; parts of the same name are added."""
     total: dict[str, Tensor] = {}
     for parts in several:
         for name, part in parts.items():

@@ -126,4 +126,4 @@ def start_from_teacher(flow_map: FlowMap, teacher: FlowMap) -> None:
         ValueError: their networks differ.
     """
     copy_weights(flow_map, teacher, "the teacher")
-    network_of(flow_map).hold_velocity()
+    network_of(flow_map).zero_second_time()

@@ -23,10 +23,10 @@ from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
 from ..methods import METHODS, Choices, Jumps, LearnsFrom, Method
 from ..objectives import Objective
-from ..samplers import Jump, Restart
+from ..samplers import Jump, MultistepConsistency
 from ..schedules import Anneal
 from ..shapes import Field
-from ..times import Diagonal, FromBase, Late, Mixture, Square, Strip, Times, Triangle
+from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
 from .initial import network_of, without_dropout
 from .recipes import Evaluation, ImageRecipe, Recipe, validate
@@ -125,7 +125,7 @@ class Plan:
             if number not in self.known_steps([number]):
                 raise ValueError(f"{self.limits()}, got {number} step{'s' * (number > 1)}.")
 
-    def sampler(self, steps: int) -> Jump | Restart:
+    def sampler(self, steps: int) -> Jump | MultistepConsistency:
         """The sampler of the map in so many steps."""
         return self.method.sampler(steps, self.interpolant)
 
@@ -205,7 +205,7 @@ def _choices(recipe: Recipe, path: Interpolant) -> Choices:
     return Choices(
         interpolant=path,
         pairs=Mixture(FromBase(), pairs, recipe.from_base) if recipe.from_base else pairs,
-        velocity_times=Late(Diagonal(), recipe.late),
+        velocity_times=TowardsData(Diagonal(), recipe.late),
         strip=Strip(STRIP_WIDTH if images else Anneal(STRIP_WIDTH, 1.0, 0.5)),
         weight=learned,
         residual_weight=Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and not learned else learned,
@@ -225,7 +225,7 @@ def _of_map(recipe: Recipe, method: Method, path: Interpolant) -> Build:
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         if method.starts_along_velocity:
-            network_of(flow_map).hold_velocity()
+            network_of(flow_map).zero_second_time()
         if method.distils:
             without_dropout(flow_map)
         given = {"teacher": teacher} if method.distils and not method.copies_teacher else {}

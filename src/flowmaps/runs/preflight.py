@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..data import Source
-from ..maps import FlowMap, Frozen
+from ..maps import FlowMap, Target
 from ..metrics.features import open_features
 from ..objectives import Objective
 from ..shapes import Field
@@ -26,7 +26,7 @@ from ..system.progress import Watch, quiet
 from ..training import trackers
 from ..training.distributed import Engine, start
 from ..training.optimisers import MIN_ROWS, build
-from ..velocities import Draw
+from ..velocities import RandomInputs
 from . import inherit, initial
 from .folder import describe, open_source
 from .plan import Plan, Stage, resolve
@@ -136,7 +136,7 @@ def _stages(plan: Plan, source: Source, device: torch.device, watch: Watch) -> l
     if recipe.teacher:
         given = inherit.given_teacher(plan, source, describe(recipe, watch))
         inherit.start_from_teacher(flow_map, given)
-        teacher = Frozen(given.to(device)).velocity
+        teacher = Target(given.to(device)).velocity
     if recipe.from_run:
         start_map = inherit.given_start(plan, source, describe(recipe, watch))
         inherit.copy_weights(flow_map, start_map, "the run to start from")
@@ -146,7 +146,7 @@ def _stages(plan: Plan, source: Source, device: torch.device, watch: Watch) -> l
         objective = stage.build(flow_map, teacher).to(device)
         sizes.append(_try(recipe, stage, objective, source, flow_map))
         if stage.name == "teacher":
-            teacher = Frozen(flow_map).velocity
+            teacher = Target(flow_map).velocity
     watch("done", 1.0)
     return sizes
 
@@ -168,7 +168,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
         raise ValueError(
             f"{bad[0]} before any step, in {recipe.precision}: look at the data, or take --precision float32."
         )
-    targets = [value for target in objective.followers() for value in target.state_dict().values()]
+    targets = [value for target in objective.moving_targets() for value in target.state_dict().values()]
     beside = _count(targets) + _count(objective.buffers())
     return Size(stage, _count(flow_map.parameters()), _count(trained.values()), beside)
 
@@ -178,7 +178,9 @@ def _rows(recipe: Recipe) -> int:
     return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
 
 
-def _tried(objective: Objective, draw: Draw, precision: torch.dtype, trained: list[torch.Tensor]) -> dict[str, float]:
+def _tried(
+    objective: Objective, draw: RandomInputs, precision: torch.dtype, trained: list[torch.Tensor]
+) -> dict[str, float]:
     """A loss and the norm of its gradient, which is not kept; in float16, whose scale makes room for it, 0."""
     with torch.autocast(draw.s.device.type, precision, enabled=precision != torch.float32):
         loss = objective.evaluate(draw).value
@@ -197,7 +199,7 @@ def check_steps(plan: Plan, flow_map: FlowMap) -> None:
     if ranks() * optimiser.accumulate == 1 and optimiser.kind != "muon":
         return
     for stage in plan.stages:
-        check_step(stage.optimiser, stage.build(copy.deepcopy(flow_map), Frozen(flow_map).velocity))
+        check_step(stage.optimiser, stage.build(copy.deepcopy(flow_map), Target(flow_map).velocity))
 
 
 def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.Tensor]:
@@ -212,7 +214,7 @@ def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     build(trained, settings)
     try:
-        objective.shares(settings.batch, ranks() * settings.accumulate)
+        objective.micro_batches(settings.batch, ranks() * settings.accumulate)
     except ValueError as error:
         raise ValueError(
             f"--optimiser.batch {settings.batch} in {ranks()} x {settings.accumulate} parts (processes x "

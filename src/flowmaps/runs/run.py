@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..data import Source
-from ..maps import FlowMap, Frozen
+from ..maps import FlowMap, Target
 from ..shapes import Field
 from ..storage import checkpoints
 from ..system.processes import each, in_turn, on_first, ranks
@@ -223,13 +223,13 @@ class Run:
         """Start from the teacher that was given, of which the folder has a copy."""
         teacher = self.folder.load_map("teacher").to(self.engine.device)
         inherit.start_from_teacher(self.flow_map, teacher)
-        self.teacher = Frozen(teacher).velocity
+        self.teacher = Target(teacher).velocity
 
     def _take_over(self, flow_map: FlowMap, stage: Stage) -> None:
         """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
         self.flow_map.load_state_dict(flow_map.state_dict())
         if stage.name == "teacher":
-            self.teacher = Frozen(self.flow_map).velocity
+            self.teacher = Target(self.flow_map).velocity
 
     def _save(self, trainer: Trainer, where: str) -> None:
         """Write the map that a stage has learned."""

@@ -186,7 +186,7 @@ def blame(evaluate: Callable[[Any], Any], draw: Any) -> str:
 
     Args:
         evaluate: the objective's, of weights that are all here.
-        draw: a `Draw`, as of the last step.
+        draw: a `RandomInputs`, as of the last step.
 
     Returns:
         A clause such as "lagrangian, 3 of 64 rows, s 0.12-0.30, t 0.91-0.99".

@@ -19,7 +19,7 @@ from ..objectives import Loss
 from ..storage import cards
 from ..system.files import write_atomically
 from ..system.processes import all_of, first_line, mean, on_first, ranks
-from ..velocities import Draw
+from ..velocities import RandomInputs
 from .distributed import gathered
 from .guards import NAMED, blame, refuse_link, worst
 from .loop import Step
@@ -146,7 +146,7 @@ def _blamed(state: State, step: Step) -> str:
     """Where the last step was lost, looked for as it was taken: in its precision, part by part."""
     device, clauses = step.draw.s.device, list[str]()
 
-    def evaluate(draw: Draw) -> Loss:
+    def evaluate(draw: RandomInputs) -> Loss:
         with state.autocast(device):
             return state.objective.evaluate(draw)
 

@@ -17,7 +17,7 @@ from ..objectives import Loss
 from ..shapes import Condition
 from ..system import devices
 from ..system.processes import rank, ranks
-from ..velocities import Draw
+from ..velocities import RandomInputs
 from .optimisers import Optimiser, schedule
 from .state import State
 
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     rate: float
     progress: float
     norm: Tensor
-    draw: Draw
+    draw: RandomInputs
 
 
 def generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -106,7 +106,7 @@ def train(
         state.averages.update(list(state.parameters.values()), state.step)
         now = max(state.step / steps, progress)
         if state.follows:
-            state.objective.follow(before, now)
+            state.objective.update_targets(before, now)
         before, state.whole = now, True
         state.guard.see(state.step, norm)
         yield Step(state.step, loss, rate, progress, norm, draw)

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from ..objectives import Loss, Objective
 from ..system.processes import ranks
-from ..velocities import Draw
+from ..velocities import RandomInputs
 from .averages import Averages
 from .distributed import Engine, full, gathered, local, synchronised
 from .guards import Guard
@@ -31,11 +31,11 @@ class Whole(nn.Module):
         evaluate: its `evaluate`, compiled perhaps.
     """
 
-    def __init__(self, objective: Objective, evaluate: Callable[[Draw], Loss]) -> None:
+    def __init__(self, objective: Objective, evaluate: Callable[[RandomInputs], Loss]) -> None:
         super().__init__()
         self.objective, self.evaluate = objective, evaluate
 
-    def forward(self, draw: Draw) -> Loss:
+    def forward(self, draw: RandomInputs) -> Loss:
         """The loss of a draw."""
         return self.evaluate(draw)
 
@@ -115,7 +115,7 @@ class State:
 
     def _targets(self) -> list[Tensor]:
         """The weights of the objective's targets that follow the map."""
-        return [value for target in self.objective.followers() for value in target.state_dict().values()]
+        return [value for target in self.objective.moving_targets() for value in target.state_dict().values()]
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class State:
         """While networks compute."""
         return nullcontext() if self.precision == torch.float32 else torch.autocast(device.type, self.precision)
 
-    def parts(self, draw: Draw) -> list[Draw]:
+    def parts(self, draw: RandomInputs) -> list[RandomInputs]:
         """The parts that a draw is taken in."""
         if self.shares is None:
             return [draw]
@@ -187,7 +187,7 @@ class State:
             )
         return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
 
-    def descend(self, draw: Draw) -> Loss:
+    def descend(self, draw: RandomInputs) -> Loss:
         """The loss of a draw, and its gradient: in one go, or in parts whose gradients add up."""
         draws, losses = self.parts(draw), list[Loss]()
         for part in draws:
@@ -233,7 +233,7 @@ def begin(
     settings: Optimiser,
     *,
     engine: Engine | None = None,
-    evaluate: Callable[[Draw], Loss] | None = None,
+    evaluate: Callable[[RandomInputs], Loss] | None = None,
     precision: torch.dtype = torch.float32,
 ) -> State:
     """A fresh state.
@@ -253,8 +253,8 @@ def begin(
     averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
     waits = device.type != "cuda" or not skips(optimisers)
-    follows = bool(objective.followers())
-    shares = objective.shares(settings.batch // ranks(), settings.accumulate).to(device)
+    follows = bool(objective.moving_targets())
+    shares = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
     shares = shares if len(shares) > 1 else None
     every = (objective, module, optimisers, averages, parameters, precision, shares, scaler)
     return State(*every, follows=follows, waits=waits)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ...data import Source
 from ...evaluation.measure import Sampled
 from ...evaluation.rows import Start, restarts, stepping
-from ...maps import FlowMap, Near
+from ...maps import FlowMap, VelocityForShortJumps
 from ...runs import plan as plans
 from ...runs.recipes import Recipe
 from ...runs.run import Run
@@ -112,7 +112,7 @@ def samplers(recipe: Recipe, stage: str, flow_map: FlowMap) -> list[tuple[str, F
     own, teacher, _ = plans.measured(recipe, flow_map, flow_map)
     if stage == "teacher":
         guided = own if recipe.method in plans.HELD or teacher is None else teacher
-        return [(f"velocity, {EULER} Euler steps", Near(guided, 1.0), EULER)]
+        return [(f"velocity, {EULER} Euler steps", VelocityForShortJumps(guided, 1.0), EULER)]
     if stage == "strip":
         return [(count(plans.LEAST), own, plans.LEAST)]
     several = (*STEPS, EULER) if recipe.method in plans.DIAGONAL else STEPS
