@@ -15,7 +15,7 @@ from shared_cases import IMAGES, PLANE, Noise
 
 from flowmaps.runs.recipes import Evaluation, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.system import processes
 from flowmaps.training.distributed import full
 from flowmaps.training.state import State
@@ -140,9 +140,9 @@ def _arrays(state: State) -> dict[str, np.ndarray]:
     return {name: full(value).detach().numpy().copy() for name, value in state.tensors().items()}
 
 
-def checkpoints(folder: Path) -> list[str]:
-    """Of a run."""
-    return snapshots.names(folder / "checkpoints")
+def saved(folder: Path) -> list[str]:
+    """The checkpoints of a run."""
+    return checkpoints.names(folder / "checkpoints")
 
 
 def command(words: list[str], out: Path) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import models
 from flowmaps.training.trainer import CHECKPOINTS
 
 KILLS = 30
@@ -42,7 +42,7 @@ RECIPE = Recipe(
 def run(folder: Path, told: Connection | None) -> None:
     """Begin the run or go on with it; says when the first step is taken."""
     torch.set_num_threads(1)
-    opened = Run.open(RECIPE, folder, resume=(folder / checkpoint.CARD).exists(), say=lambda _: None)
+    opened = Run.open(RECIPE, folder, resume=(folder / models.CARD).exists(), say=lambda _: None)
     for _ in opened.train():
         if told is not None:
             told.send(None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .averages import NARROWEST, WIDEST
+from .distributed import fill
 from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
 
 MIN_ROWS = 2
@@ -116,11 +117,13 @@ def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, 
 
 
 def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Give back what `moments` gave; without anything they begin anew."""
+    """Give back what `moments` gave, copied into tensors like their parameters; without anything they begin anew."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for name, value in kept.items():
         parameter, key = name.rsplit(".", 1)
-        by_name.setdefault(parameter, {})[key] = value
+        moment = torch.empty_like(parameters[parameter] if value.ndim else value)  # a count of steps is a number
+        fill(moment, value)
+        by_name.setdefault(parameter, {})[key] = moment
     names = {id(value): name for name, value in parameters.items()}
     for optimiser in optimisers:
         listed = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]

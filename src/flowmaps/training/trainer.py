@@ -173,7 +173,7 @@ class Trainer:
         found = checkpoints.find(self.folder / CHECKPOINTS, name)
         if found is None:
             return False
-        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found, self._state.template)
+        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found)
         self._check_length(about.get("steps", self.steps), int(about["step"]))
         self._state.restore(tensors, about)
         self.source.restore(about.get("data"))
