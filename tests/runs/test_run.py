@@ -228,9 +228,7 @@ def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
     steps.close()
 
 
-def test_the_snapshot_of_an_average_is_there_before_the_checkpoint_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stored_average_is_there_before_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run that is killed between the two goes on from the checkpoint, and takes no step before it again."""
     settings = replace(TINY.optimiser, widths=(0.1,))
     recipe = replace(TINY, method="lsd", optimiser=settings, checkpoint_every=3, snapshot_every=3)

@@ -12,14 +12,14 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .averages import NARROWEST, WIDEST
+from .averages import MIN_WIDTH, MAX_WIDTH
 from .distributed import fill
 from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
 
 MIN_ROWS = 2
 """Fewest rows that a process takes at a time: an objective of two halves needs one for each."""
 
-RelativeWidth = Annotated[float, Interval(ge=NARROWEST, le=WIDEST)]
+RelativeWidth = Annotated[float, Interval(ge=MIN_WIDTH, le=MAX_WIDTH)]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Optimiser:
     emas: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()
     """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
     widths: Annotated[tuple[RelativeWidth, ...], Len(0, 16), Predicate(without_repeats)] = ()
-    """Relative widths of power-function averages, such as 0.05 0.1, of whose snapshots `flowmaps average` makes one of
-    any other width."""
+    """Relative widths of power-function averages, such as 0.05 0.1, of which `flowmaps average` makes one of any
+    other width."""
     beta2: ShareBelowOne = 0.999
     """Adam's decay of the mean square of the gradient."""
 

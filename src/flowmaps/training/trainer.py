@@ -247,7 +247,7 @@ class Trainer:
                 # before the checkpoint, from which a run that is killed in between goes on
                 if self.folder and self.optimiser.widths and step.number % settings.snapshot_every == 0:
                     names = list(state.parameters)
-                    averages.snapshot(self.folder, self.stage, step.number, names, state.averages)
+                    averages.store(self.folder, self.stage, step.number, names, state.averages)
                 if request(self.stop() or asked() is not None):
                     self.stopped = asked() or "stop"
                 last = step.number == self.steps and self.folder and not self.fixed_length()
