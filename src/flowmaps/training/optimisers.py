@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .averages import MIN_WIDTH, MAX_WIDTH
+from .averages import MAX_WIDTH, MIN_WIDTH
 from .distributed import fill
 from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
 
