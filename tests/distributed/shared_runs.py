@@ -112,8 +112,8 @@ def run(
                 told.averaged = _averaged(opened)
             asked[0] = asked[0] or (last_of_all and (stage.name, step.number) == stop)
         told.stopped = opened.stopped
-        assert opened._state is not None
-        told.last = _arrays(opened._state)
+        assert opened.trainer is not None
+        told.last = _arrays(opened.trainer._state)
     except ValueError as error:
         told.error = str(error)
     finally:
@@ -124,8 +124,8 @@ def run(
 
 def _averaged(opened: Run) -> tuple[float, float]:
     """As `Told` has it; the map is used, too, which takes weights that are all here."""
-    state = opened._state
-    assert state is not None
+    assert opened.trainer is not None
+    state = opened.trainer._state
     before, main = _arrays(state), [full(value) for value in state.averages.main]
     with opened.averaged() as flow_map:
         x, t = torch.zeros(3, *opened.source.shape), torch.full((3,), 0.5)
