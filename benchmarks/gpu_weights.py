@@ -103,7 +103,7 @@ def read_state(folder: Path) -> tuple[Named, Card]:
     name = snapshots.find(folder / CHECKPOINTS)
     if name is None:
         raise ValueError(f"{folder} has no checkpoint: there is nothing to pack.")
-    return snapshots.read(folder / CHECKPOINTS, name, lambda _, shape, kind: torch.empty(shape, dtype=kind))
+    return snapshots.read(folder / CHECKPOINTS, name)
 
 
 def _under(tensors: Named, prefix: str) -> Named:

@@ -20,7 +20,7 @@ from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.training.state import State
 from flowmaps.training.trainer import CHECKPOINTS
 
@@ -74,7 +74,7 @@ def log(folder: Path) -> list[dict]:
 
 def saved(folder: Path) -> list[str]:
     """Names of the checkpoints of a run."""
-    return snapshots.names(folder / CHECKPOINTS)
+    return checkpoints.names(folder / CHECKPOINTS)
 
 
 def open_run(recipe: Recipe, folder: Path, resume: bool = False, resume_from: str | None = None) -> Run:

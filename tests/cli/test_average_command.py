@@ -78,7 +78,7 @@ def test_a_decay_that_was_kept(board: Path, tmp_path: Path):
 
 
 def test_a_width_that_was_kept_comes_back(board: Path, tmp_path: Path):
-    """The average of a snapshot's own width and step is the snapshot; that of another is what `reconstruct` gives."""
+    """The average of a stored one's width and step is the stored one; that of another is what `reconstruct` gives."""
     run("average", board, "--width", "0.1", "--step", "20", "--out", tmp_path / "same")
     for name, value in kept(board, "map-width-0.1-00000020").items():
         torch.testing.assert_close(weights(tmp_path / "same")[name].detach(), value, rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_what_was_made_is_a_run(board: Path, tmp_path: Path):
         ("--decay 0.9 --step 4", "--step goes with --width"),
         ("--decay 0.9", "has averages of the decays 0.5, 0.7 of the stage map, got 0.9: train with --optimiser.emas"),
         ("--decay 0.999", "the average of the decay 0.999 is the map of"),
-        ("--width 0.1 --step 99", "the last snapshot in"),
+        ("--width 0.1 --step 99", "the last average in"),
         ("--width 0.5", "a relative width is more than 0 and at most 0.288675"),
         ("--width 0.1 --stage strip", "--stage must be one of the stages of this run, teacher, map, got strip."),
     ],

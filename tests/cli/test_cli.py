@@ -26,7 +26,7 @@ from flowmaps.cli import commands, sampling, terminal
 from flowmaps.cli import main as cli
 from flowmaps.runs import run as runs
 from flowmaps.runs.folder import RunFolder
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.training.loop import generator
 
 OPTIONS = """--steps 5 --teacher-steps 4 --no-compile --device cpu --network.width 8 --network.depth 2 --log-every 2
@@ -266,7 +266,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(
         patch.setattr(data.Board, "sample", interrupting)
         with pytest.raises(SystemExit):
             cli.main([str(word) for word in words])
-    every = snapshots.names(tmp_path / "run" / "checkpoints")
+    every = checkpoints.names(tmp_path / "run" / "checkpoints")
     assert every == ["map-00000002", "map-00000003"]
     error = refused(capsys, *words, "--resume-from", "map-7")
     assert "has no checkpoint map-7: there is map-00000002, map-00000003." in error

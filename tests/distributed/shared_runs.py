@@ -15,7 +15,7 @@ from shared_cases import IMAGES, PLANE, Noise
 
 from flowmaps.runs.recipes import Evaluation, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.system import processes
 from flowmaps.training.distributed import full
 from flowmaps.training.state import State
@@ -112,8 +112,8 @@ def run(
                 told.averaged = _averaged(opened)
             asked[0] = asked[0] or (last_of_all and (stage.name, step.number) == stop)
         told.stopped = opened.stopped
-        assert opened._state is not None
-        told.last = _arrays(opened._state)
+        assert opened.trainer is not None
+        told.last = _arrays(opened.trainer._state)
     except ValueError as error:
         told.error = str(error)
     finally:
@@ -124,8 +124,8 @@ def run(
 
 def _averaged(opened: Run) -> tuple[float, float]:
     """As `Told` has it; the map is used, too, which takes weights that are all here."""
-    state = opened._state
-    assert state is not None
+    assert opened.trainer is not None
+    state = opened.trainer._state
     before, main = _arrays(state), [full(value) for value in state.averages.main]
     with opened.averaged() as flow_map:
         x, t = torch.zeros(3, *opened.source.shape), torch.full((3,), 0.5)
@@ -140,9 +140,9 @@ def _arrays(state: State) -> dict[str, np.ndarray]:
     return {name: full(value).detach().numpy().copy() for name, value in state.tensors().items()}
 
 
-def checkpoints(folder: Path) -> list[str]:
-    """Of a run."""
-    return snapshots.names(folder / "checkpoints")
+def saved(folder: Path) -> list[str]:
+    """The checkpoints of a run."""
+    return checkpoints.names(folder / "checkpoints")
 
 
 def command(words: list[str], out: Path) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shared_runs import checkpoints, command
+from shared_runs import command, saved
 from together import Failed, Group, free_port
 
 from flowmaps.training.log import read_log
@@ -36,9 +36,9 @@ def until(true: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
         time.sleep(0.05)
 
 
-def saved(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether a run has a checkpoint of its map after some steps."""
-    return (folder / "checkpoints").is_dir() and any(name >= "map-00000020" for name in checkpoints(folder)[:1])
+    return (folder / "checkpoints").is_dir() and any(name >= "map-00000020" for name in saved(folder)[:1])
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -51,12 +51,12 @@ def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path:
     """By itself, with exit code 2 and one line; the last checkpoint is good."""
     folder, given = tmp_path / "run", LONG + ["--shard"] * shard
     with Group(2, command, words(folder, *given), tmp_path / "said") as group:
-        until(lambda: saved(folder), "checkpoint")
+        until(lambda: has_checkpoint(folder), "checkpoint")
         os.kill(group.processes[killed].pid, signal.SIGKILL)
         begun = time.monotonic()
         (code,) = group.results([1 - killed])
         assert time.monotonic() - begun < SECONDS
-    last = checkpoints(folder)[-1]
+    last = saved(folder)[-1]
     assert code == 2
     error = (tmp_path / f"said-{1 - killed}.err").read_text()
     assert error.startswith("flowmaps: another process of the run has ended or cannot be reached (")
@@ -67,7 +67,7 @@ def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path:
         assert group.results() == [0]
     assert "stopped after 0.01 minutes, at step" in (tmp_path / "again-0.out").read_text()
     after = read_log(folder)
-    assert int(checkpoints(folder)[-1].split("-")[1]) > step
+    assert int(saved(folder)[-1].split("-")[1]) > step
     steps = [line["step"] for line in after if line["stage"] == "map"]
     assert steps == sorted(set(steps))
     assert after[: step // 10] == log[: step // 10]
@@ -76,11 +76,11 @@ def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path:
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path: Path):
     folder = tmp_path / "run"
     with Group(2, command, words(folder, *LONG), tmp_path / "said") as group:
-        until(lambda: saved(folder), "checkpoint")
+        until(lambda: has_checkpoint(folder), "checkpoint")
         os.kill(group.processes[1].pid, signal.SIGTERM)
         assert group.results() == [0, 0]
     said = [(tmp_path / f"said-{rank}.out").read_text() for rank in range(2)]
-    step = int(checkpoints(folder)[-1].split("-")[1])
+    step = int(saved(folder)[-1].split("-")[1])
     assert "stopped after a signal to another process, at step" in said[0]
     assert f"{step:,}" in said[0]
     assert said[0].endswith(" --resume\n")
@@ -133,7 +133,7 @@ def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path: Path):
     folder = tmp_path / "run"
     started = launch(*words(folder, *LONG))
     try:
-        until(lambda: started.poll() is not None or saved(folder), "checkpoint")
+        until(lambda: started.poll() is not None or has_checkpoint(folder), "checkpoint")
         ranks = {pid: rank_of(pid) for pid in children(started.pid)}
         (victim,) = [pid for pid, rank in ranks.items() if rank == "1"]
         os.kill(victim, signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path: Path):
     finally:
         end(started)
     assert started.returncode != 0
-    line = f"The last checkpoint, {checkpoints(folder)[-1]}, is intact" in error
+    line = f"The last checkpoint, {saved(folder)[-1]}, is intact" in error
     assert line or "exitcode  : -15" in error  # the launcher may end the other one first
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared_runs import PICTURES, RUN, Told, checkpoints, run
+from shared_runs import PICTURES, RUN, Told, run, saved
 from together import together
 
 from flowmaps.runs.folder import RunFolder
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import models
 from flowmaps.training.log import read_log
 
 STOP = 40
@@ -71,7 +71,7 @@ def test_a_run_writes_one_folder(unbroken: dict[str, tuple[Path, list[Told]]], w
 def test_copies_and_shares_leave_the_same_map(unbroken: dict[str, tuple[Path, list[Told]]]):
     """To the rounding of float32, which the steps let grow, in its weights, teacher and log."""
     for part in (".", "teacher"):
-        one, copies, shares = (checkpoint.load(unbroken[way][0] / part).state_dict() for way in WAYS)
+        one, copies, shares = (models.load(unbroken[way][0] / part).state_dict() for way in WAYS)
         floats = [name for name, value in copies.items() if value.is_floating_point()]
         near = max(float((shares[name] - copies[name]).abs().max()) for name in floats)
         assert near < 1e-4
@@ -86,9 +86,9 @@ def test_one_process_stops_all_after_the_same_step(stopped: dict[str, tuple[Path
     ends = {one.taken[-1] for one in told}
     assert all(one.stopped and not one.error for one in told)
     assert ends == {("map", STOP + (WAYS[way][0] > 1))}
-    assert checkpoints(folder)[-1] == f"map-{ends.pop()[1]:08}"
-    shards = list((folder / "checkpoints" / checkpoints(folder)[-1]).glob("shard-*"))
-    assert len(shards) == (2 if way == "shares" else 0)
+    assert saved(folder)[-1] == f"map-{ends.pop()[1]:08}"
+    last = folder / "checkpoints" / saved(folder)[-1]
+    assert sorted(path.name for path in last.iterdir()) == ["state.json", "state.safetensors"]
     assert not (folder / "weights.safetensors").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_network_of_images_goes_on_with_another_number_of_processes(tmp_path: 
                 np.testing.assert_array_equal(one.restored[name], value, err_msg=name)
         told = again
     assert told[0].taken[-1] == ("map", PICTURES.steps)
-    assert checkpoint.load(folder) is not None
+    assert models.load(folder) is not None
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -161,7 +161,7 @@ def test_a_run_whose_data_go_bad_in_one_process_ends_in_all(tmp_path: Path, shar
         assert "32 of 32 rows" in one.error
         assert "(process 1 of 2)" in one.error
         assert one.taken[-1] in (("teacher", 11), ("teacher", 12))
-    assert f"The last checkpoint, {checkpoints(tmp_path / 'run')[-1]}, is intact" in told[0].error
+    assert f"The last checkpoint, {saved(tmp_path / 'run')[-1]}, is intact" in told[0].error
 
 
 @pytest.mark.parametrize("change, words", [

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import pytest
 import torch.distributed as dist
-from snapshot_cases import bits, plain, shard, state
+from checkpoint_cases import bits, sharded, state
 from torch import Tensor
 
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 
 CALLS = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
 OLD, NEW = "map-00000100", "map-00000200"
@@ -29,7 +29,7 @@ def states(kind: str) -> Iterator[States]:
         yield state
         return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield lambda seed: {name: shard(value) for name, value in state(seed).items()}
+    yield sharded
     dist.destroy_process_group()
 
 
@@ -108,10 +108,9 @@ def finishes_unless_killed(work: Hook, number: int) -> bool:
 
 def whole(folder: Path, name: str) -> dict[str, Any]:
     """A checkpoint, read, to the bit."""
-    read, _ = snapshots.read(folder, name, plain)
-    return {key: bits(value) for key, value in read.items()}
+    return bits(checkpoints.read(folder, name)[0])
 
 
 def to_the_bit(seed: int) -> dict[str, Any]:
     """What `whole` gives of the state of that seed."""
-    return {name: bits(value) for name, value in state(seed).items()}
+    return bits(state(seed))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rights import without_override
 
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import checkpoints, models
 from flowmaps.training.trainer import CHECKPOINTS
 
 RECIPE = Recipe(
@@ -54,7 +54,7 @@ def unlucky(folder: Path, at: int, mishap: Mishap) -> str:
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
-    return list(checkpoint.load(folder).state_dict().values())
+    return list(models.load(folder).state_dict().values())
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def fill(folder: Path) -> None:
 FULL = """
 import shutil, sys
 from pathlib import Path
-from test_bad_luck import CHECKPOINTS, RECIPE, Run, fill, snapshots, unlucky
+from test_bad_luck import CHECKPOINTS, RECIPE, Run, checkpoints, fill, unlucky
 
 disk, left = Path(sys.argv[1]), Path(sys.argv[2])
 for at in map(int, sys.argv[3:]):
     folder = disk / "run"
     print(unlucky(folder, at, fill))
-    print(snapshots.find(folder / CHECKPOINTS))
+    print(checkpoints.find(folder / CHECKPOINTS))
     (disk / "filler").unlink()
     for _ in Run.open(RECIPE, folder, resume=True).train():
         pass
@@ -110,7 +110,7 @@ def test_a_full_disk(tmp_path: Path, expected: list[torch.Tensor]):
     if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
         pytest.skip("no disk can be mounted here: unshare is missing, or not allowed")
     words = shlex.join([sys.executable, "-c", FULL, str(disk), str(tmp_path), *map(str, cases)])
-    there = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    there = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([*alone, f"{mount} && {words}"], capture_output=True, text=True, env=there, timeout=300)
     assert not done.returncode, done.stderr
     lines = iter(done.stdout.splitlines())
@@ -145,31 +145,45 @@ def test_an_error_of_the_disk(
 
 
 def forbid(folder: Path) -> None:
-    """Take away the permission to write, and from root the right not to need it."""
+    """Take away the permission to write."""
     for path in (folder, folder / CHECKPOINTS):
         path.chmod(0o555)
     (folder / "log.jsonl").chmod(0o444)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
+
+
+def permit(folder: Path) -> None:
+    """Give it back."""
+    for path in (folder, folder / CHECKPOINTS):
+        path.chmod(0o755)
+    (folder / "log.jsonl").chmod(0o644)
 
 
 @pytest.mark.parametrize("at", [12, 19])  # before a line of the log, before a checkpoint
 def test_a_folder_that_may_not_be_written(tmp_path: Path, expected: list[torch.Tensor], at: int):
-    folder, was = tmp_path / "run", os.geteuid()
-    modes = {parent: parent.stat().st_mode for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent)}
-    try:
-        for parent in modes:
-            parent.chmod(0o755)  # a user without rights must get there
+    """Wherever it is: here under a folder that other users may not enter."""
+    tmp_path.chmod(0o700)
+    folder = tmp_path / "run"
+    with without_override():
         said = unlucky(folder, at, forbid)
-    finally:
-        os.seteuid(was)
-        for parent, mode in modes.items():
-            parent.chmod(mode)
-        for path in (folder, folder / CHECKPOINTS):
-            path.chmod(0o755)
-        (folder / "log.jsonl").chmod(0o644)
+    permit(folder)
     assert "Permission denied" in said
     assert "map-00000010, is intact" in said
+    goes_on(folder, expected)
+
+
+def test_a_folder_whose_checkpoints_may_not_be_read(tmp_path: Path, expected: list[torch.Tensor]):
+    """There may be one: it is not said that none was saved."""
+    folder = tmp_path / "run"
+
+    def hide(folder: Path) -> None:
+        forbid(folder)
+        (folder / CHECKPOINTS).chmod(0)
+
+    with without_override():
+        said = unlucky(folder, 12, hide)
+    permit(folder)
+    assert f"Whether a checkpoint is left cannot be told: {folder / CHECKPOINTS} cannot be read" in said
+    assert "No checkpoint was saved" not in said
     goes_on(folder, expected)
 
 
@@ -227,7 +241,7 @@ def test_a_signal_ends_the_step_and_gives_the_command_to_go_on(tmp_path: Path, n
     assert code == 0, errors
     assert errors == ""
     assert f"stopped after {number.name}" in out
-    stage, step = snapshots.find(folder / CHECKPOINTS).split("-")  # type: ignore[union-attr]
+    stage, step = checkpoints.find(folder / CHECKPOINTS).split("-")  # type: ignore[union-attr]
     assert f"at step {int(step):,} of {stage}" in out
     again = shlex.split(out.strip().splitlines()[-1])
     assert again[:2] == ["flowmaps", "train"]
@@ -246,5 +260,5 @@ def test_stopping_and_going_on_is_the_same_to_the_bit(tmp_path: Path, expected: 
         for _ in run.train(lambda asked=asked, after=after: next(asked) == after):
             pass
         assert run.stopped
-        assert snapshots.find(folder / CHECKPOINTS) == f"map-{after:08}"
+        assert checkpoints.find(folder / CHECKPOINTS) == f"map-{after:08}"
         goes_on(folder, expected)

@@ -8,18 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import torch
 import torch.distributed as dist
-from snapshot_cases import files, plain, shard, state
+from checkpoint_cases import files, sharded, state
+from rights import without_override
 from strikes import NEW, OLD, States, Struck, finishes_unless_killed, states, to_the_bit, whole
 
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 
 
 @pytest.fixture(params=["plain", "sharded"])
@@ -40,16 +39,16 @@ def test_a_run_killed_anywhere_leaves_the_old_checkpoint_or_the_new(
         folder = tmp_path / str(number) / "checkpoints"
         folder.parent.mkdir()
         for old, seed in before.items():
-            snapshots.save(folder, old, state(seed), {"step": 100}, keep=9)
+            checkpoints.save(folder, old, state(seed), {"step": 100}, keep=9)
         lived = finishes_unless_killed(
-            lambda folder=folder: snapshots.save(folder, name, state(2), {"step": 200}, keep=keep) and None, number
+            lambda folder=folder: checkpoints.save(folder, name, state(2), {"step": 200}, keep=keep) and None, number
         )
-        last = snapshots.find(folder)
+        last = checkpoints.find(folder)
         assert last
         assert whole(folder, last) in ([to_the_bit(2)] if lived else [to_the_bit(1), to_the_bit(2)])
-        for other in snapshots.names(folder):
+        for other in checkpoints.names(folder):
             whole(folder, other)
-        snapshots.save(folder, "map-00000300", state(3), {"step": 300}, keep=1)
+        checkpoints.save(folder, "map-00000300", state(3), {"step": 300}, keep=1)
         assert [path.name for path in folder.iterdir()] == ["map-00000300"]
         assert whole(folder, "map-00000300") == to_the_bit(3)
         shutil.rmtree(folder.parent)
@@ -67,16 +66,16 @@ def test_a_failure_anywhere_is_told_and_leaves_the_old_checkpoint_or_the_new(
 
     told = 0
     for number in range(1, 500):
-        snapshots.save(tmp_path, OLD, tensors(1), {"step": 100}, keep=1)
+        checkpoints.save(tmp_path, OLD, tensors(1), {"step": 100}, keep=1)
         assert [path.name for path in tmp_path.iterdir()] == [OLD]  # also after a deletion that failed
         said = None
         with pytest.MonkeyPatch.context() as patch:
             struck = Struck(patch, number, fail)
             try:
-                snapshots.save(tmp_path, NEW, tensors(2), {"step": 200}, keep=1)
+                checkpoints.save(tmp_path, NEW, tensors(2), {"step": 200}, keep=1)
             except ValueError as refused:
                 said = str(refused)
-        left = NEW if NEW in snapshots.names(tmp_path) else OLD
+        left = NEW if NEW in checkpoints.names(tmp_path) else OLD
         assert whole(tmp_path, left) == to_the_bit(1 if left == OLD else 2)
         assert not (tmp_path / f".{NEW}.part").exists()
         if said is None:  # it has been saved, though others may have to be deleted later
@@ -111,39 +110,37 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, tensors: Stat
 
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(os, "rename", renaming)
-    path = snapshots.save(tmp_path / "checkpoints", NEW, tensors(1), {"step": 200}, keep=1)
+    path = checkpoints.save(tmp_path / "checkpoints", NEW, tensors(1), {"step": 200}, keep=1)
     assert len(files(path)) == 2
     assert synced == {os.stat(path.parent).st_ino}
 
 
 def test_one_that_cannot_be_read_now_is_not_deleted(tmp_path: Path):
     """It may be a fault that passes: a save asks for help instead."""
-    snapshots.save(tmp_path, OLD, state(1), {"step": 100}, keep=1)
+    checkpoints.save(tmp_path, OLD, state(1), {"step": 100}, keep=1)
     (tmp_path / OLD / "state.json").unlink()
     (tmp_path / OLD / "state.json").mkdir()
     with pytest.raises(
         ValueError, match=f"checkpoint {NEW} cannot be saved in .*: Is a directory; there is no earlier"
     ):
-        snapshots.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
+        checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == [OLD]
     with pytest.raises(ValueError, match=r"state.json cannot be read \(Is a directory\): there is no other checkpoint"):
-        snapshots.read(tmp_path, OLD, plain)
+        checkpoints.read(tmp_path, OLD)
 
 
 def test_an_interruption_of_a_sharded_save_is_one(tmp_path: Path):
-    """It comes out of torch wrapped in an exception of its own."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
-    def interrupt() -> NoReturn:
+    def interrupt(_: int) -> NoReturn:
         raise KeyboardInterrupt
 
-    sharded = {"x": shard(torch.ones(5000))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: interrupt() if os.fstat(handle).st_size > 20_000 else None)
+        patch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            snapshots.save(tmp_path, NEW, sharded, {"step": 1}, keep=1)
+            checkpoints.save(tmp_path, NEW, sharded(1), {"step": 1}, keep=1)
     dist.destroy_process_group()
-    assert snapshots.find(tmp_path) is None
+    assert checkpoints.find(tmp_path) is None
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -151,53 +148,44 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path, again: bool):
     folder = tmp_path / "run" / "checkpoints"
     if again:
         folder.parent.mkdir()
-        snapshots.save(folder, OLD, state(1), {"step": 100}, keep=1)
+        checkpoints.save(folder, OLD, state(1), {"step": 100}, keep=1)
         shutil.rmtree(folder.parent)
     words = f"checkpoint {NEW} cannot be saved in {folder}: No such file or directory; there is no earlier one: make"
     with pytest.raises(ValueError, match=re.escape(words)):
-        snapshots.save(folder, NEW, state(2), {"step": 200}, keep=1)
+        checkpoints.save(folder, NEW, state(2), {"step": 200}, keep=1)
     assert not folder.parent.exists()
 
 
-def test_a_folder_that_may_not_be_written_or_read_is_told():
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "checkpoints"
-        snapshots.save(folder, OLD, state(1), {"step": 100}, keep=1)
-        os.chmod(parent, 0o755)
-        os.chmod(folder, 0o555)
-        user = os.geteuid()
-        try:
-            if user == 0:  # who may write anywhere
-                os.seteuid(65534)
-            with pytest.raises(ValueError, match=f"Permission denied; the last one, {OLD}, is intact: make the folder"):
-                snapshots.save(folder, NEW, state(2), {"step": 200}, keep=1)
-            os.seteuid(user)
-            os.chmod(folder, 0)
-            os.seteuid(65534 if user == 0 else user)
-            with pytest.raises(ValueError, match="Permission denied; the earlier ones cannot be read: make the folder"):
-                snapshots.save(folder, NEW, state(2), {"step": 200}, keep=1)
-            with pytest.raises(ValueError, match="checkpoints cannot be read: Permission denied; mend that and go on"):
-                snapshots.find(folder)
-            with pytest.raises(ValueError, match=f"{OLD} cannot be read: Permission denied; mend that and go on with"):
-                snapshots.read(folder, OLD, plain)
-        finally:
-            os.seteuid(user)
-            os.chmod(folder, 0o755)
-        assert whole(folder, OLD) == to_the_bit(1)
+def test_a_folder_that_may_not_be_written_or_read_is_told(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    checkpoints.save(folder, OLD, state(1), {"step": 100}, keep=1)
+    with without_override():
+        folder.chmod(0o555)
+        with pytest.raises(ValueError, match=f"Permission denied; the last one, {OLD}, is intact: make the folder"):
+            checkpoints.save(folder, NEW, state(2), {"step": 200}, keep=1)
+        folder.chmod(0)
+        with pytest.raises(ValueError, match="Permission denied; the earlier ones cannot be read: make the folder"):
+            checkpoints.save(folder, NEW, state(2), {"step": 200}, keep=1)
+        with pytest.raises(ValueError, match="checkpoints cannot be read: Permission denied; mend that and go on"):
+            checkpoints.find(folder)
+        with pytest.raises(ValueError, match=f"{OLD} cannot be read: Permission denied; mend that and go on with"):
+            checkpoints.read(folder, OLD)
+    folder.chmod(0o755)
+    assert whole(folder, OLD) == to_the_bit(1)
 
 
 SMALL = """
 import subprocess, sys, torch
 from pathlib import Path
-from flowmaps import snapshots
+from flowmaps.storage import checkpoints
 
 def said(name, tensors):
     try:
-        snapshots.save(folder, name, tensors, {"step": 1}, keep=9)
+        checkpoints.save(folder, name, tensors, {"step": 1}, keep=9)
     except ValueError as error:
         print(error)
-    (last,) = snapshots.names(folder)
-    kept, _ = snapshots.read(folder, last, lambda name, shape, kind: torch.zeros(shape, dtype=kind))
+    (last,) = checkpoints.names(folder)
+    kept, _ = checkpoints.read(folder, last)
     print(last, int(kept["x"].max()), [path.name for path in folder.iterdir()])
 
 folder = Path(sys.argv[1]) / "checkpoints"

@@ -203,7 +203,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     import image_cases
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    for module in ("commands", "measure"):
+    for module in ("cli.commands", "evaluation.measure"):
         monkeypatch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
 
 

@@ -17,7 +17,7 @@ from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.storage import models as checkpoint
 from flowmaps.training import log as journal
 from flowmaps.training.log import read_log
@@ -228,20 +228,18 @@ def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
     steps.close()
 
 
-def test_the_snapshot_of_an_average_is_there_before_the_checkpoint_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stored_average_is_there_before_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run that is killed between the two goes on from the checkpoint, and takes no step before it again."""
     settings = replace(TINY.optimiser, widths=(0.1,))
     recipe = replace(TINY, method="lsd", optimiser=settings, checkpoint_every=3, snapshot_every=3)
-    seen, save = [], snapshots.save
+    seen, save = [], checkpoints.save
 
     def saved_after(folder: Path, name: str, *given: Any, **kept: Any) -> Path:
         step = int(name.split("-")[1])
         seen.append((step, (folder.parent / "averages" / f"map-width-0.1-{step:08}.safetensors").exists()))
         return save(folder, name, *given, **kept)
 
-    monkeypatch.setattr(snapshots, "save", saved_after)
+    monkeypatch.setattr(checkpoints, "save", saved_after)
     for _ in open_run(recipe, tmp_path / "run").train():
         pass
     assert seen == [(3, True), (6, True), (9, True)]
@@ -249,7 +247,7 @@ def test_the_snapshot_of_an_average_is_there_before_the_checkpoint_of_its_step(
 
 def test_a_run_killed_at_its_very_end_is_cleared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(snapshots, "clear", lambda *_: None)  # as one killed between its card and that
+    monkeypatch.setattr(checkpoints, "clear", lambda *_: None)  # as one killed between its card and that
     for _ in open_run(TINY, folder).train():
         pass
     assert (folder / CHECKPOINTS).exists()

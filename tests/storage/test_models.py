@@ -24,8 +24,7 @@ from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceEx
 from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Target
 from flowmaps.maps import Trigonometric as TrigonometricMap
 from flowmaps.nn import MLP
-from flowmaps.storage import cards
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import cards, models
 
 
 def mlp(**options: object) -> MLP:
@@ -138,7 +137,7 @@ def test_other_precisions_are_kept(tmp_path: Path):
 def test_the_card_is_plain_json_with_the_checksum_of_the_weights(tmp_path: Path):
     folder = fm.save(AverageVelocity(mlp()), tmp_path / "run", extra={"note": [1, 2], "format": "not this"})
     card = json.loads((folder / "config.json").read_text())
-    assert card["format"] == checkpoint.FORMAT
+    assert card["format"] == models.FORMAT
     assert card["note"] == [1, 2]
     assert card["sha256"] == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
     assert sorted(contents(folder)) == ["config.json", "weights.safetensors"]
@@ -238,7 +237,7 @@ def test_missing_parts_are_named(saved: Path, tmp_path: Path):
 
 def test_the_card_of_an_unfinished_run_says_so(tmp_path: Path):
     """`flowmaps train` writes a card with the recipe alone before it trains."""
-    (tmp_path / "config.json").write_text(json.dumps({"format": checkpoint.FORMAT, "recipe": {}}))
+    (tmp_path / "config.json").write_text(json.dumps({"format": models.FORMAT, "recipe": {}}))
     with pytest.raises(ValueError, match=r"has no weights.safetensors: the run did not finish \(use --resume\)"):
         fm.load(tmp_path)
 
@@ -349,8 +348,8 @@ def test_pushing_and_pulling_through_a_hub(tmp_path: Path, monkeypatch: pytest.M
 def test_a_training_state_comes_back(tmp_path: Path):
     tensors = {"a": torch.randn(3, 2), "b": torch.tensor(7), "c": torch.zeros(0, 4)}
     about = {"step": 3, "nested": {"seconds": 1.5}, "text": 'quotes " and \\ too'}
-    checkpoint.save_tensors(tmp_path / "state", tensors, about)
-    again, said = checkpoint.load_tensors(tmp_path / "state")
+    models.save_tensors(tmp_path / "state", tensors, about)
+    again, said = models.load_tensors(tmp_path / "state")
     assert said == about
     assert sorted(again) == sorted(tensors)
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
@@ -358,13 +357,13 @@ def test_a_training_state_comes_back(tmp_path: Path):
 
 def test_a_damaged_training_state_is_named(tmp_path: Path):
     path = tmp_path / "state.safetensors"
-    checkpoint.save_tensors(path, {"a": torch.randn(50)}, {"step": 1})
+    models.save_tensors(path, {"a": torch.randn(50)}, {"step": 1})
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=r"state.safetensors is no safetensors file, or is truncated"):
-        checkpoint.load_tensors(path)
+        models.load_tensors(path)
     path.write_bytes(safetensors.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is no training state of flowmaps"):
-        checkpoint.load_tensors(path)
+        models.load_tensors(path)
 
 
 def test_every_interpolant_and_map_of_the_library_can_be_saved():

@@ -16,9 +16,9 @@ from torch.multiprocessing.spawn import spawn
 
 from flowmaps.storage.models import load_tensors
 from flowmaps.training import averages
-from flowmaps.training.averages import WIDEST, Averages, exponent, relative_width
+from flowmaps.training.averages import MAX_WIDTH, Averages, exponent, relative_width
 
-WIDTHS = (0.01, 0.05, 0.1, 0.2, WIDEST)
+WIDTHS = (0.01, 0.05, 0.1, 0.2, MAX_WIDTH)
 NAMES = ["weight", "bias"]
 
 
@@ -47,7 +47,7 @@ def test_the_exponent_has_its_width(width: float) -> None:
 
 
 def test_the_widest_is_the_mean_of_all_steps() -> None:
-    assert exponent(WIDEST) == pytest.approx(0, abs=1e-12)
+    assert exponent(MAX_WIDTH) == pytest.approx(0, abs=1e-12)
     torch.testing.assert_close(
         profile_by_steps(40, "width-0.288675"), torch.full((40,), 1 / 40).double(), rtol=1e-4, atol=0
     )
@@ -131,7 +131,7 @@ def test_files_are_named_and_say_what_they_are(tmp_path: Path) -> None:
     parameters = [torch.ones(5, 3), torch.ones(2)]
     kept = Averages(parameters, [0.999, 0.99, 0.5], [0.05, 0.1])
     kept.update([torch.zeros_like(p) for p in parameters], 1)
-    averages.snapshot(tmp_path, "map", 1000, NAMES, kept)
+    averages.store(tmp_path, "map", 1000, NAMES, kept)
     averages.finish(tmp_path, "map", NAMES, kept)
     wanted = {
         "map-width-0.05-00001000": {"step": 1000, "width": 0.05},
@@ -148,7 +148,7 @@ def test_files_are_named_and_say_what_they_are(tmp_path: Path) -> None:
 
 
 def averaged(model: nn.Module, folder: Path) -> None:
-    """Move a model, keeping snapshots of its averages."""
+    """Move a model, storing its averages."""
     names = [name for name, _ in model.named_parameters()]
     parameters = list(model.parameters())
     kept = Averages(parameters, [0.9, 0.8], [0.05, 0.2])
@@ -157,7 +157,7 @@ def averaged(model: nn.Module, folder: Path) -> None:
             for parameter in parameters:
                 parameter.mul_(1 + 0.3 * step)
         kept.update(parameters, step)
-    averages.snapshot(folder, "map", 3, names, kept)
+    averages.store(folder, "map", 3, names, kept)
     averages.finish(folder, "map", names, kept)
 
 

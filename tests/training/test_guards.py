@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmaps.training.guards import MEMORY, MOST, SPIKE, Guard, Request, lock, signals, worst
+from flowmaps.training.guards import MAX_UNREAD_NORMS, MEMORY, SPIKE, Guard, Request, lock, signals, worst
 
 NAN, INF = math.nan, math.inf
 
@@ -75,7 +75,7 @@ def test_spikes_are_taken_once():
     assert guard.take_spikes() == []
 
 
-@pytest.mark.parametrize("number", [3, MOST - 1, MOST, 2 * MOST + 7])
+@pytest.mark.parametrize("number", [3, MAX_UNREAD_NORMS - 1, MAX_UNREAD_NORMS, 2 * MAX_UNREAD_NORMS + 7])
 def test_norms_that_are_read_late_count_the_same(number: int):
     rng = torch.Generator().manual_seed(number)
     norms = torch.exp(3 * torch.randn(number, generator=rng))

@@ -19,7 +19,8 @@ from flowmaps.objectives import Loss, Objective
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.training import loop as training
 from flowmaps.training.loop import generator, train
-from flowmaps.training.state import State, begin
+from flowmaps.training.optimisers import remember
+from flowmaps.training.state import begin
 from flowmaps.velocities import RandomInputs
 
 
@@ -220,17 +221,17 @@ def test_without_moments_the_optimiser_and_its_rate_begin_anew():
     assert late.about()["begun"] == 6  # the next one to go on is in the same warm-up
 
 
-def test_a_template_is_laid_out_as_what_it_will_hold():
+def test_moments_come_back_laid_out_as_their_parameters():
     """Convolutions keep weights and moments in a memory format of their own, which decides the order of sums."""
     torch.manual_seed(0)
-    net = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weight = net.weight.detach()
-    state = State(objective(), net, [], begin(objective(), SETTINGS).averages, {"net.weight": weight})
-    for name in ("parameter.net.weight", "average.decay-0.9/net.weight", "optimiser.net.weight.exp_avg"):
-        made = state.template(name, weight.shape, torch.float32)
-        assert made.stride() == weight.stride()
-        assert made.stride() != torch.empty(weight.shape).stride()
-    assert state.template("optimiser.net.weight.step", torch.Size([]), torch.float32).shape == ()
+    weight = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last).weight  # type: ignore[call-overload]
+    kept = {"weight.exp_avg": torch.randn(5, 3, 3, 3), "weight.exp_avg_sq": torch.rand(5, 3, 3, 3)}
+    assert weight.stride() != kept["weight.exp_avg"].stride()
+    optimiser = torch.optim.Adam([weight], fused=True)
+    remember([optimiser], {"weight": weight}, kept | {"weight.step": torch.tensor(3.0)})
+    for key, value in optimiser.state[weight].items():
+        assert value.stride() == (weight.stride() if value.ndim else ())
+        assert torch.equal(value, kept.get(f"weight.{key}", torch.tensor(3.0)))
 
 
 # precision -----------------------------------------------------------------------------------------------------------

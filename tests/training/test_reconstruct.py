@@ -1,4 +1,4 @@
-"""An average of the weights that nobody kept comes back from snapshots of others, and a fit that is poor says so."""
+"""An average of the weights that nobody kept comes back from stored ones, and a fit that is poor says so."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_errors_are_those_in_the_docs() -> None:
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    """A run whose weights are a random walk, with 20 snapshots of two widths; and what others tracked directly."""
+    """A run whose weights are a random walk, with 20 stored averages of two widths; and others tracked directly."""
     folder, others = tmp_path_factory.mktemp("run"), (0.06, 0.075, 0.12, 0.2)
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.randn(7, 5, generator=generator), torch.randn(7, generator=generator)]
@@ -77,7 +77,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         kept.update(parameters, step)
         tracked.update(parameters, step)
         if step % 50 == 0:
-            averages.snapshot(folder, "map", step, NAMES, kept)
+            averages.store(folder, "map", step, NAMES, kept)
         if step in (625, 1000):
             seen |= {(step, width): [v.clone() for v in tracked.values[f"width-{width:g}"]] for width in others}
     return folder, seen
@@ -90,8 +90,8 @@ def apart(one: dict[str, Tensor], other: list[Tensor]) -> float:
 
 
 def nearest(folder: Path, wanted: list[Tensor]) -> float:
-    """How near a snapshot comes, the best of all."""
-    return min(apart(load_tensors(path)[0], wanted) for path in reconstruct.snapshots(folder, "map").values())
+    """How near a stored average comes, the best of all."""
+    return min(apart(load_tensors(path)[0], wanted) for path in reconstruct.stored(folder, "map").values())
 
 
 @pytest.mark.parametrize("width, within", [(0.06, 1e-4), (0.075, 1e-4), (0.12, 1e-4), (0.2, 2e-3)])
@@ -103,11 +103,11 @@ def test_a_width_that_was_not_kept_comes_back(walk: Walk, width: float, within: 
     assert reconstruct.relative_error(folder, "map", width) < 0.02
 
 
-def test_between_two_snapshots_it_comes_back_less_well(walk: Walk) -> None:
+def test_between_two_stored_averages_it_comes_back_less_well(walk: Walk) -> None:
     folder, seen = walk
     made, wanted = reconstruct.reconstruct(folder, "map", 0.075, step=625), seen[625, 0.075]
     assert apart(made, wanted) < min(0.01, nearest(folder, wanted) / 5)
-    assert reconstruct.relative_error(folder, "map", 0.075, step=625) > 0.1  # the profile ends where no snapshot does
+    assert reconstruct.relative_error(folder, "map", 0.075, step=625) > 0.1  # no stored profile ends there
 
 
 def test_a_poor_fit_says_so(walk: Walk) -> None:
@@ -120,8 +120,8 @@ def test_weights_that_never_moved_come_back_whatever_the_fit(tmp_path: Path) -> 
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.randn(7, 5, generator=generator), torch.randn(7, generator=generator)]
     kept = Averages(parameters, [0.9], [0.05])
-    averages.snapshot(tmp_path, "map", 10, NAMES, kept)
-    averages.snapshot(tmp_path, "map", 20, NAMES, kept)
+    averages.store(tmp_path, "map", 10, NAMES, kept)
+    averages.store(tmp_path, "map", 20, NAMES, kept)
     assert reconstruct.relative_error(tmp_path, "map", 0.28) > 0.5
     assert apart(reconstruct.reconstruct(tmp_path, "map", 0.28), parameters) < 1e-6
 
@@ -129,7 +129,7 @@ def test_weights_that_never_moved_come_back_whatever_the_fit(tmp_path: Path) -> 
 def small_run(folder: Path) -> Path:
     for step, width in ((10, 0.05), (20, 0.1)):
         kept = Averages([torch.ones(3), torch.ones(2)], [0.9], [width])
-        averages.snapshot(folder, "map", step, NAMES, kept)
+        averages.store(folder, "map", step, NAMES, kept)
     return folder / "averages" / "map-width-0.05-00000010.safetensors"
 
 
@@ -179,10 +179,8 @@ def reshape(path: Path) -> None:
 def test_what_a_file_says_of_itself(about: str, tmp_path: Path) -> None:
     path = small_run(tmp_path)
     safetensors.save_file({"weight": torch.ones(3), "bias": torch.ones(2)}, path, metadata={"flowmaps": about})
-    with pytest.raises(
-        ValueError, match=r"no snapshot of an average, or is damaged .*: restore it, or move it"
-    ) as said:
-        reconstruct.snapshots(tmp_path, "map")
+    with pytest.raises(ValueError, match=r"no stored average, or is damaged .*: restore it, or move it") as said:
+        reconstruct.stored(tmp_path, "map")
     assert len(str(said.value)) < 700
 
 
@@ -198,11 +196,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = small_run(tmp_path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ValueError, match=r"is no snapshot of an average, or is damaged \(it is no file\)"):
+    with pytest.raises(ValueError, match=r"is no stored average, or is damaged \(it is no file\)"):
         reconstruct.reconstruct(tmp_path, "map", 0.07)
 
 
-@given(st.lists(st.tuples(st.integers(1, 2**53), st.floats(1e-6, averages.WIDEST)), min_size=2, max_size=9))
+@given(st.lists(st.tuples(st.integers(1, 2**53), st.floats(1e-6, averages.MAX_WIDTH)), min_size=2, max_size=9))
 @settings(max_examples=100, deadline=None)
 def test_a_fit_to_any_profiles_is_of_numbers_that_add_up(drawn: list[tuple[int, float]]) -> None:
     target, *profiles = [Profile(*each) for each in drawn]
@@ -215,15 +213,15 @@ def test_a_fit_to_any_profiles_is_of_numbers_that_add_up(drawn: list[tuple[int, 
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (truncate, "map-width-0.05-00000010.safetensors is no snapshot of an average, or is damaged ("),
-        (lengthen, "map-width-0.05-00000010.safetensors is no snapshot of an average, or is damaged ("),
-        (make_plain, "is no snapshot of an average, or is damaged (TypeError: "),
+        (truncate, "map-width-0.05-00000010.safetensors is no stored average, or is damaged ("),
+        (lengthen, "map-width-0.05-00000010.safetensors is no stored average, or is damaged ("),
+        (make_plain, "is no stored average, or is damaged (TypeError: "),
         (make_early, "an average is over one step at least, got step 0: count steps from 1"),
         (
             rename,
             "map-width-0.1-00000020.safetensors and map-width-0.05-00000010.safetensors are of different networks",
         ),
-        (reshape, "are of different networks: keep the snapshots of one run in"),
+        (reshape, "are of different networks: keep the averages of one run in"),
     ],
 )
 def test_files_that_are_spoilt(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
@@ -235,7 +233,12 @@ def test_files_that_are_spoilt(spoil: Callable[[Path], None], words: str, tmp_pa
 @pytest.mark.parametrize(
     "stage, width, step, words",
     [
-        ("teacher", 0.07, None, "has no snapshots of the stage 'teacher': train with --optimiser.widths 0.05 0.1"),
+        (
+            "teacher",
+            0.07,
+            None,
+            "has no stored averages of the stage 'teacher': train with --optimiser.widths 0.05 0.1",
+        ),
         ("map", 0.3, None, "a relative width is more than 0 and at most 0.288675 (the mean of all steps), got 0.3"),
         ("map", 0.07, 21, "averages is of step 20, got step 21: ask for one up to 20."),
         ("map", 1e-200, None, "a relative width is at least 1e-06, a millionth of the training, got 1e-200: try 0.05."),

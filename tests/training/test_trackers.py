@@ -20,7 +20,7 @@ from flowmaps.cli import commands
 from flowmaps.runs import recipes
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints as snapshots
+from flowmaps.storage import checkpoints
 from flowmaps.training import trackers
 
 RECIPE = dataclasses.replace(
@@ -122,9 +122,9 @@ def test_a_save_that_was_killed_between_its_names_is_gone_on_from(tmp_path: Path
     """What stood under a name that is saved again is found under another, with the same steps before it."""
     folder, recipe = tmp_path / "run", tracked("tensorboard")
     follow(folder, recipe, steps=4 + 5)
-    last = folder / "checkpoints" / snapshots.names(folder / "checkpoints")[-1]
-    last.rename(last.with_name(f"{last.name}{snapshots.BEFORE}"))
-    assert snapshots.find(folder / "checkpoints") == "map-00000005.before"
+    last = folder / "checkpoints" / checkpoints.names(folder / "checkpoints")[-1]
+    last.rename(last.with_name(f"{last.name}{checkpoints.BEFORE}"))
+    assert checkpoints.find(folder / "checkpoints") == "map-00000005.before"
     follow(folder, recipe, resume=True)
     assert scalars(folder) == expected(folder, {"teacher": 0, "map": 4})
     assert list(scalars(folder)["map/loss"]) == [4 + 2, 4 + 4, 4 + 6, 4 + 8]

@@ -22,8 +22,8 @@ from ..nn import MLP, DiT, UNet
 
 FORMAT = 1
 CARD = "config.json"
-MOST = 2**24  # bytes of a card: those of runs have thousands
-DEEPEST = 100  # lists and objects of JSON, one in the other
+MAX_CARD_BYTES = 2**24  # those of runs have thousands
+MAX_JSON_DEPTH = 100  # lists and objects of JSON, one in the other
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
 PATHS = {
@@ -58,12 +58,12 @@ def parse(text: str) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(f"lists or objects more than {DEEPEST} deep") from None
+        raise ValueError(f"lists or objects more than {MAX_JSON_DEPTH} deep") from None
     level, depth = [value], 0
     while level := [inner for entry in level if isinstance(entry, (dict, list)) for inner in _inside(entry)]:
         depth += 1
-        if depth > DEEPEST:
-            raise ValueError(f"lists or objects more than {DEEPEST} deep")
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"lists or objects more than {MAX_JSON_DEPTH} deep")
     json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written or printed
     return value
 
@@ -84,8 +84,8 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file():
         raise ValueError(f"{folder} has no {CARD}: it is no run folder, or the run did not finish (use --resume).")
-    if path.stat().st_size > MOST:
-        raise ValueError(f"{path} is damaged (of more than {MOST:,} bytes): restore it, or train again.")
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise ValueError(f"{path} is damaged (of more than {MAX_CARD_BYTES:,} bytes): restore it, or train again.")
     try:
         card = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,11 +1,10 @@
 """The checkpoints of a run in training: each is there whole or not at all, and is checked before it is used.
 
-checkpoints/map-00001000/         state.json, and state.safetensors or, of a sharded run, shard-*.safetensors
-checkpoints/map-00001000.before/  what stood there until it was saved again: left only where that save was killed
+checkpoints/map-00001000/         state.safetensors, and state.json with its SHA-256 and what the run says of itself
+checkpoints/map-00001000.before/  the checkpoint that this one replaces: left only where the save was killed
 checkpoints/.map-00001000.part/   being written or deleted: nobody reads it, the next save removes it
 
-Whatever has another name, and each link, is its user's: it is left alone. state.json keeps the SHA-256 of each file and
-its own, the place in the order of saving, what the run says of itself.
+Whatever has another name is its user's: it is left alone.
 """
 
 from __future__ import annotations
@@ -13,21 +12,44 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..system.files import sync_folder, write_atomically
-from ..system.processes import all_of, on_first, rank, ranks
-from .ledger import CARD, CHANGED, FORMAT, LAST, NAME, NO_FILE, is_card, is_own, listed, open_card, render
-from .shards import SUFFIX, Broken, Template, fill, write
+from ..system.processes import all_of, each, on_first
+from . import cards
+from .tensors import write
 
+FORMAT = 2
+CARD, STATE = "state.json", "state.safetensors"
 PREVIOUS, BEFORE, PART = "previous", ".before", ".part"
+NAME = re.compile(r"[a-z]+-[0-9]{8,}(\.before)?")
+CHANGED = "is damaged: it is not what was written"
+
+
+class Saved(NamedTuple):
+    """A checkpoint that a folder has.
+
+    Attributes:
+        order: its place in the order of saving; infinite where that is not known.
+        name: of its folder.
+        card: what its state.json says; `None` where that is damaged or cannot be read.
+        readable: false where the disk does not give its state.json: it may do so later, nobody deletes it now.
+    """
+
+    order: float
+    name: str
+    card: dict[str, Any] | None = None
+    readable: bool = True
 
 
 def save(
@@ -46,8 +68,8 @@ def save(
     Args:
         folder: of the checkpoints; made if it is missing, in a folder that exists.
         name: of the checkpoint; one of that name is replaced.
-        tensors: plain ones, the same in all processes, or sharded ones (`DTensor`) among them: then each process writes
-            its own part.
+        tensors: plain ones, the same in all processes, or sharded ones (`DTensor`), of which the first process writes
+            the whole.
         about: kept beside them as JSON; its `step` is an integer.
         keep: how many are kept, this one among them, at least 1.
         keep_every: of the older ones those are kept too whose step is a multiple of it, other than 0; 0 for none.
@@ -62,7 +84,8 @@ def save(
     part = folder / f".{name}{PART}"
     try:
         order = on_first(lambda: _begin(folder, part))
-        card = {"format": FORMAT, "order": order, "sha256": write(part, tensors), "about": dict(about)}
+        digest = all_of(lambda: write(part / STATE, tensors))[0]
+        card = {"format": FORMAT, "order": order, "sha256": digest, "about": dict(about)}
         on_first(lambda: _publish(folder, name, part, card))
         on_first(lambda: _rotate(folder, name, keep, keep_every))
     except OSError as error:
@@ -79,11 +102,11 @@ def names(folder: Path) -> list[str]:
     Raises:
         OSError: the folder cannot be read.
     """
-    return [entry.name for entry in listed(folder)]
+    return [saved.name for saved in _all_in(folder)]
 
 
 def find(folder: Path, name: str | None = None) -> str | None:
-    """A checkpoint to go on from; all processes call it.
+    """The name of a checkpoint to go on from; all processes call it.
 
     Args:
         folder: of the checkpoints.
@@ -93,7 +116,7 @@ def find(folder: Path, name: str | None = None) -> str | None:
         Its name; `None` if the last is asked for and there is none.
 
     Raises:
-        ValueError: there is no such checkpoint, or the folder is a link or cannot be read.
+        ValueError: there is no such checkpoint, or the folder cannot be read.
     """
     try:
         return on_first(lambda: _find(folder, name))
@@ -101,29 +124,24 @@ def find(folder: Path, name: str | None = None) -> str | None:
         raise _unreadable(folder, error) from None
 
 
-def read(folder: Path, name: str, template: Template) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint, of this number of processes or another; all processes call it.
+def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint and what was kept beside them; all processes call it.
+
+    The tensors are whole, on the CPU, and mapped from the file: memory holds what is used of them, once for all
+    processes of a machine.
 
     Args:
         folder: of the checkpoints.
         name: of the checkpoint.
-        template: makes the tensor to be filled, plain or sharded, from the name, shape and type that was kept; it is
-            called in the same order in all processes.
-
-    Returns:
-        The tensors, filled, and what was kept beside them; `seconds` is in it.
 
     Raises:
-        ValueError: a file is missing or is not what was written, or a tensor has another shape or type.
+        ValueError: a file is missing, is not what was written, or is of another version.
     """
-    tensors: dict[str, Tensor] = {}
     try:
         card = on_first(lambda: _checked_card(folder, name))
-        all_of(lambda: _check(folder, name, dict(sorted(card["sha256"].items())[rank() :: ranks()])))
-        all_of(lambda: tensors.update(_fill(folder, name, template)))
+        return each(lambda: load_file(folder / name / STATE)), card["about"]
     except OSError as error:
         raise _unreadable(folder / name, error) from None
-    return tensors, {"seconds": 0.0, **card["about"]}
 
 
 def clear(folder: Path, keep_every: int = 0, kept: Collection[str] = ()) -> None:
@@ -133,28 +151,28 @@ def clear(folder: Path, keep_every: int = 0, kept: Collection[str] = ()) -> None
     """
     with contextlib.suppress(OSError):
         _sweep(folder)
-        for entry in listed(folder):
-            stays = entry.stays or entry.name in kept
-            if not stays and not (entry.card and _is_multiple(entry.card, keep_every)):
-                _try_to_discard(folder / entry.name)
+        for saved in _all_in(folder):
+            if saved.readable and saved.name not in kept and not _is_multiple(saved, keep_every):
+                _try_to_discard(folder / saved.name)
         folder.rmdir()  # unless something is left in it
+
+
+# writing --------------------------------------------------------------------------------------------------------------
 
 
 def _begin(folder: Path, part: Path) -> int:
     """Make the folder to write into, where a killed run left nothing; the place of the checkpoint in the order."""
-    _refuse_link(folder)
     folder.mkdir(exist_ok=True)
     _sweep(folder)
     part.mkdir()
     sync_folder(folder.parent)
-    orders = [int(entry.order) for entry in listed(folder, strictly=True) if entry.order < math.inf]
-    return min(1 + max(orders, default=0), LAST)
+    orders = [int(saved.order) for saved in _all_in(folder, strictly=True) if saved.order < math.inf]
+    return 1 + max(orders, default=0)
 
 
 def _publish(folder: Path, name: str, part: Path, card: dict[str, Any]) -> None:
     """Give the part its name; the checkpoint that had it keeps another under which it is found, until then."""
-    assert is_card(card)
-    write_atomically(part / CARD, render(card))  # which syncs the folder, with all that is in it
+    write_atomically(part / CARD, _render(card))  # which syncs the folder, with all that is in it
     if os.path.lexists(folder / name):
         _discard(folder / f"{name}{BEFORE}")
         os.rename(folder / name, folder / f"{name}{BEFORE}")
@@ -166,18 +184,16 @@ def _rotate(folder: Path, name: str, keep: int, keep_every: int) -> None:
     """Delete what stood in place of this checkpoint and those that are not kept, the damaged ones among them."""
     _try_to_discard(folder / f"{name}{BEFORE}")
     with contextlib.suppress(OSError):
-        every = listed(folder)
-        good = [entry for entry in every if entry.card]
-        kept = {entry.name for entry in good[-keep:]} | {name}
-        kept |= {entry.name for entry in good if entry.card and _is_multiple(entry.card, keep_every)}
-        for entry in every:
-            if not entry.stays and entry.name not in kept:
-                _try_to_discard(folder / entry.name)
+        every = _all_in(folder)
+        last = [saved.name for saved in every if saved.card][-keep:]
+        for saved in every:
+            if saved.readable and saved.name not in (name, *last) and not _is_multiple(saved, keep_every):
+                _try_to_discard(folder / saved.name)
 
 
-def _is_multiple(card: dict[str, Any], keep_every: int) -> bool:
+def _is_multiple(saved: Saved, keep_every: int) -> bool:
     """Whether a checkpoint is of a step that is kept for good."""
-    step = card["about"]["step"]
+    step = saved.card["about"]["step"] if saved.card else 0
     return bool(keep_every and step and step % keep_every == 0)
 
 
@@ -203,22 +219,15 @@ def _discard(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder, or a link and not what it leads to."""
+    """Delete a folder, or a link that its user has put in its place and not what it leads to."""
     path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-
-
-def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise ValueError(
-            f"{folder} is a link, through which no checkpoint is written or deleted: put the folder in its place."
-        )
 
 
 def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     """What is said of a checkpoint that could not be saved, its part deleted; `size` in bytes."""
     shutil.rmtree(folder / f".{name}{PART}", ignore_errors=True)
     try:
-        last = [entry.name for entry in listed(folder) if entry.card][-1:]
+        last = [saved.name for saved in _all_in(folder) if saved.card][-1:]
         left = f"the last one, {last[0]}, is intact" if last else "there is no earlier one"
     except OSError:
         left = "the earlier ones cannot be read"
@@ -229,8 +238,64 @@ def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     return f"checkpoint {name} cannot be saved in {where}; {left}: {remedy} and go on with --resume."
 
 
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+def _all_in(folder: Path, *, strictly: bool = False) -> list[Saved]:
+    """The checkpoints of a folder in the order of saving; one whose place is not known is last.
+
+    Args:
+        folder: of the checkpoints; it may be missing.
+        strictly: refuse to go on where a card cannot be read.
+
+    Raises:
+        OSError: the folder cannot be read; or strictly, and a card cannot.
+    """
+    found: list[Saved] = []
+    try:
+        inside = os.listdir(folder)
+    except FileNotFoundError:
+        inside = []
+    for name in filter(NAME.fullmatch, inside):
+        try:
+            card = _read_card(folder / name)
+            found.append(Saved(card.get("order", math.inf), name, card))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # a folder or a file of its user's
+        except ValueError:
+            found.append(Saved(math.inf, name))
+        except OSError:
+            if strictly:
+                raise
+            found.append(Saved(math.inf, name, readable=False))
+    return sorted(found, key=lambda saved: saved[:2])
+
+
+def _render(card: dict[str, Any]) -> bytes:
+    """The text of a card, with a SHA-256 of its content."""
+    checksum = hashlib.sha256(json.dumps(card).encode()).hexdigest()
+    return (json.dumps({**card, "checksum": checksum}, indent=2) + "\n").encode()
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """The card of a checkpoint, of which each byte is what was written; or that of another version, as it is.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it is missing or cannot be read.
+    """
+    text = (path / CARD).read_bytes()
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+        card = cards.parse(text.decode())
+        if card["format"] != FORMAT and "checksum" not in card:  # which format 1 had not
+            return card
+        del card["checksum"]
+        if _render(card) == text:
+            return card
+    raise ValueError(CHANGED)
+
+
 def _find(folder: Path, name: str | None) -> str | None:
-    _refuse_link(folder)
     every = names(folder)
     if name is None:
         return every[-1] if every else None
@@ -243,37 +308,24 @@ def _find(folder: Path, name: str | None) -> str | None:
 
 
 def _checked_card(folder: Path, name: str) -> dict[str, Any]:
-    """The card of a checkpoint that has the files it was written with, no shard missing and none too many."""
+    """The card of a checkpoint whose files are what was written."""
     try:
-        card = open_card(folder / name / CARD)
-        there = {path.name for path in (folder / name).glob(f"*{SUFFIX}")}
+        card = _read_card(folder / name)
     except (ValueError, OSError) as error:
         raise _damaged(folder, name, CARD, error) from None
-    for file in sorted(there ^ card["sha256"].keys()):
-        raise _damaged(folder, name, file, "is of another checkpoint" if file in there else "is missing")
-    return card
-
-
-def _check(folder: Path, name: str, digests: dict[str, str]) -> None:
-    """Refuse files that have another SHA-256."""
-    for file, digest in digests.items():
-        if not is_own(folder / name / file):
-            raise _damaged(folder, name, file, NO_FILE)
-        try:
-            with (folder / name / file).open("rb") as content:
-                found = hashlib.file_digest(content, "sha256").hexdigest()
-        except OSError as error:
-            raise _damaged(folder, name, file, error) from None
-        if found != digest:
-            raise _damaged(folder, name, file, CHANGED)
-
-
-def _fill(folder: Path, name: str, template: Template) -> dict[str, Tensor]:
-    """The tensors of files that are what was written, by whomever."""
+    if card["format"] != FORMAT:
+        raise ValueError(
+            f"{folder / name} was written by another version (format {card['format']!r:.100}, this version reads "
+            f"{FORMAT}): finish the run with that version, or train again into another --out."
+        )
     try:
-        return fill(folder / name, template)
-    except Broken as error:
-        raise _damaged(folder, name, error.file, error) from None
+        with (folder / name / STATE).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(folder, name, STATE, error) from None
+    if digest != card["sha256"]:
+        raise _damaged(folder, name, STATE, CHANGED)
+    return card
 
 
 def _damaged(folder: Path, name: str, file: str, why: str | Exception) -> ValueError:
@@ -282,7 +334,6 @@ def _damaged(folder: Path, name: str, file: str, why: str | Exception) -> ValueE
         why = "is missing"
     elif isinstance(why, OSError):
         why = f"cannot be read ({why.strerror or why})"
-    file = file if file.isprintable() else ascii(file)
     every = names(folder)
     earlier = every[: every.index(name)] if name in every else every
     instead = earlier[-1:] or [other for other in every if other != name][-1:]

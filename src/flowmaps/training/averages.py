@@ -30,9 +30,9 @@ from ..system.processes import on_first, rank
 from .distributed import full
 
 FOLDER = "averages"
-WIDEST = 1 / math.sqrt(12)
+MAX_WIDTH = 1 / math.sqrt(12)
 """The relative width of gamma = 0, the plain mean of all steps."""
-NARROWEST = 1e-6
+MIN_WIDTH = 1e-6
 """Of fewer steps than one in a million, and where float64 still tells gamma."""
 
 
@@ -104,14 +104,14 @@ def exponent(width: float) -> float:
     Raises:
         ValueError: it is out of range.
     """
-    if not 0 < width <= WIDEST:
+    if not 0 < width <= MAX_WIDTH:
         raise ValueError(
-            f"a relative width is more than 0 and at most {math.floor(WIDEST * 1e6) / 1e6} (the mean of all steps), "
+            f"a relative width is more than 0 and at most {math.floor(MAX_WIDTH * 1e6) / 1e6} (the mean of all steps), "
             f"got {width:g}: try 0.05, a twentieth of the training."
         )
-    if width < NARROWEST:
+    if width < MIN_WIDTH:
         raise ValueError(
-            f"a relative width is at least {NARROWEST:g}, a millionth of the training, got {width:g}: try 0.05."
+            f"a relative width is at least {MIN_WIDTH:g}, a millionth of the training, got {width:g}: try 0.05."
         )
     # g = y - 4 / 3 takes the square away, y^3 + p y + q = 0: the trigonometric form of the largest root
     linear = 5 - width**-2
@@ -125,7 +125,7 @@ def relative_width(gamma: float) -> float:
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
-def snapshot(folder: Path, stage: str, step: int, names: Sequence[str], averages: Averages) -> None:
+def store(folder: Path, stage: str, step: int, names: Sequence[str], averages: Averages) -> None:
     """Write the power-function averages of a step, each to a file of its own; all processes take part.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..system.devices import pick_device
@@ -113,6 +113,14 @@ def gathered(module: nn.Module):
 def full(value: Tensor) -> Tensor:
     """The whole of a tensor that may be shared out; each process calls this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def fill(value: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be shared out, of which each process takes its own part."""
+    if isinstance(value, DTensor):
+        whole = distribute_tensor(whole.to(value.device), value.device_mesh, value.placements, src_data_rank=None)
+    value.copy_(whole)
 
 
 @torch.no_grad()

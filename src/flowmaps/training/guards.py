@@ -23,7 +23,7 @@ from ..system.processes import group, together
 
 SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
-MOST = 256  # norms that wait to be read
+MAX_UNREAD_NORMS = 256  # that wait on their device
 INSISTS = 1.0  # seconds after which a second Ctrl-C is one
 NAMED = "rows,"  # in what is said of rows that are to blame
 LOCK = ".lock"
@@ -51,7 +51,7 @@ class Guard:
     def see(self, step: int, norm: Tensor) -> None:
         """The norm of the gradient of a step, before it was clipped."""
         self._waiting.append((step, norm))
-        if len(self._waiting) >= MOST:
+        if len(self._waiting) >= MAX_UNREAD_NORMS:
             self.settle()
 
     def settle(self) -> None:
@@ -152,16 +152,16 @@ def lock(folder: Path) -> FileLock:
     Raises:
         ValueError: another process holds it, or the lock leads elsewhere.
     """
-    held, path = FileLock(folder / LOCK), folder / LOCK
+    file_lock, path = FileLock(folder / LOCK), folder / LOCK
     refuse_link(path)
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
             f"another run is writing into {folder} ({_holder(path)}): wait for it to end, or choose another --out."
         ) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-    return held
+    return file_lock
 
 
 def refuse_link(path: Path) -> None:

@@ -26,7 +26,7 @@ from .loop import Step
 from .state import State
 
 LOG = "log.jsonl"
-WIDEST = 64  # names in a line of the log, and letters in a name
+MAX_LINE_NAMES, MAX_NAME_LETTERS = 64, 64
 Line = dict[str, Any]
 
 
@@ -71,7 +71,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def _is_logged(line: Any) -> bool:
     """Whether this is a line of the log, all of which can be drawn: a stage, a step, and numbers or none by name."""
-    if not isinstance(line, dict) or len(line) > WIDEST or not all(_is_name(name) for name in line):
+    if not isinstance(line, dict) or len(line) > MAX_LINE_NAMES or not all(_is_name(name) for name in line):
         return False
     rest = {name: value for name, value in line.items() if name != "stage"}
     pairs = rest.pop("spikes", [])
@@ -81,7 +81,7 @@ def _is_logged(line: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier() and len(value) <= WIDEST
+    return isinstance(value, str) and value.isidentifier() and len(value) <= MAX_NAME_LETTERS
 
 
 def _are_pairs(values: Any) -> bool:

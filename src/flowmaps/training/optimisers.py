@@ -12,13 +12,14 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .averages import NARROWEST, WIDEST
+from .averages import MAX_WIDTH, MIN_WIDTH
+from .distributed import fill
 from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
 
 MIN_ROWS = 2
 """Fewest rows that a process takes at a time: an objective of two halves needs one for each."""
 
-RelativeWidth = Annotated[float, Interval(ge=NARROWEST, le=WIDEST)]
+RelativeWidth = Annotated[float, Interval(ge=MIN_WIDTH, le=MAX_WIDTH)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Optimiser:
     emas: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()
     """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
     widths: Annotated[tuple[RelativeWidth, ...], Len(0, 16), Predicate(without_repeats)] = ()
-    """Relative widths of power-function averages, such as 0.05 0.1, of whose snapshots `flowmaps average` makes one of
-    any other width."""
+    """Relative widths of power-function averages, such as 0.05 0.1, of which `flowmaps average` makes one of any
+    other width."""
     beta2: ShareBelowOne = 0.999
     """Adam's decay of the mean square of the gradient."""
 
@@ -116,11 +117,13 @@ def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, 
 
 
 def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Give back what `moments` gave; without anything they begin anew."""
+    """Give back what `moments` gave, copied into tensors like their parameters; without anything they begin anew."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for name, value in kept.items():
         parameter, key = name.rsplit(".", 1)
-        by_name.setdefault(parameter, {})[key] = value
+        moment = torch.empty_like(parameters[parameter] if value.ndim else value)  # a count of steps is a number
+        fill(moment, value)
+        by_name.setdefault(parameter, {})[key] = moment
     names = {id(value): name for name, value in parameters.items()}
     for optimiser in optimisers:
         listed = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]

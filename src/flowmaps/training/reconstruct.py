@@ -1,7 +1,7 @@
-"""Averages of the weights that nobody kept, made afterwards from snapshots of those that a run did.
+"""Averages of the weights that a run did not store, made afterwards from those that it did.
 
 Averages are linear in their profiles, so weights averaged with p = sum_j c_j p_j are sum_j c_j theta_j. The profile of
-a target is matched by those of the snapshots, each with the step and the width of its own, in least squares,
+a target is matched by those of the stored averages, each with a step and a width of its own, in least squares,
 
     min_c int (p(tau) - sum_j c_j p_j(tau))^2 dtau    such that    sum_j c_j = 1,
 
@@ -30,9 +30,8 @@ from ..storage import cards
 from ..storage.models import load_tensors
 from .averages import FOLDER, exponent
 
-MOST = 10_000  # letters of what a snapshot says of itself
-LAST = 2**53
-"""The largest step."""
+MAX_HEADER_LETTERS = 10_000  # of what a stored average says of itself
+MAX_STEP = 2**53
 
 
 @dataclass(frozen=True, order=True)
@@ -49,13 +48,13 @@ class Profile:
     def __post_init__(self) -> None:
         if self.step < 1:
             raise ValueError(f"an average is over one step at least, got step {self.step}: count steps from 1.")
-        if self.step > LAST:
-            raise ValueError(f"an average is over at most {LAST} steps, got step {self.step}: count steps from 1.")
+        if self.step > MAX_STEP:
+            raise ValueError(f"an average is over at most {MAX_STEP} steps, got step {self.step}: count steps from 1.")
         exponent(self.width)
 
 
-def snapshots(folder: Path, stage: str) -> dict[Profile, Path]:
-    """The snapshots that a stage of a run has left, by step and width; of the files only the headers are read.
+def stored(folder: Path, stage: str) -> dict[Profile, Path]:
+    """The files of the averages that a stage of a run has stored, by step and width; only their headers are read.
 
     Args:
         folder: of the run.
@@ -67,8 +66,8 @@ def snapshots(folder: Path, stage: str) -> dict[Profile, Path]:
     paths = sorted((folder / FOLDER).glob(f"{glob.escape(stage)}-width-*.safetensors"))
     if not paths:
         raise ValueError(
-            f"{folder / FOLDER} has no snapshots of the stage {stage!r}: train with --optimiser.widths 0.05 0.1, which "
-            "keeps them."
+            f"{folder / FOLDER} has no stored averages of the stage {stage!r}: train with --optimiser.widths 0.05 0.1, "
+            "which stores them."
         )
     found = {_profile_of(path): path for path in paths}
     return dict(sorted(found.items()))
@@ -90,41 +89,41 @@ def fit(profiles: Iterable[Profile], target: Profile) -> tuple[Tensor, float]:
     # profiles and target of norm 1: what is solved for is the coefficients times `lengths`
     norms, size = gram.diagonal().sqrt(), _products([target], [target])[0, 0].sqrt()
     gram, onto, lengths = gram / norms / norms[:, None], onto / norms / size, norms / size
-    inverse = torch.linalg.pinv(gram, hermitian=True)  # snapshots almost alike share the work
+    inverse = torch.linalg.pinv(gram, hermitian=True)  # averages almost alike share the work
     free, along = inverse @ onto, inverse @ (1 / lengths)
-    held = free + along * (1 - (free / lengths).sum()) / (along / lengths).sum()
-    left = 1 - 2 * held @ onto + held @ gram @ held
-    return held / lengths, left.clamp(min=0).sqrt().item()
+    shares = free + along * (1 - (free / lengths).sum()) / (along / lengths).sum()
+    left = 1 - 2 * shares @ onto + shares @ gram @ shares
+    return shares / lengths, left.clamp(min=0).sqrt().item()
 
 
 def relative_error(folder: Path, stage: str, width: float, step: int | None = None) -> float:
     """How far the profile of an average is from what `reconstruct` makes of it, as a share of its norm.
 
-    With tens of snapshots it is less than 0.01 for widths between those that were kept, at the step of a snapshot. It
-    grows for narrower ones, for much wider ones, and between two snapshots. Arguments and errors as there; no weights
+    With tens of stored averages it is less than 0.01 for widths between theirs, at the step of one of them. It grows
+    for narrower widths, for much wider ones, and between two of their steps. Arguments and errors as there; no weights
     are read.
     """
-    kept = snapshots(folder, stage)
+    kept = stored(folder, stage)
     return fit(kept, _target(folder, kept, width, step))[1]
 
 
 def reconstruct(folder: Path, stage: str, width: float, step: int | None = None) -> dict[str, Tensor]:
-    """The power-function average of any width, of the snapshots of a run, read one file after the other.
+    """The power-function average of any width, made of the stored ones of a run, read one file after the other.
 
     Args:
         folder: of the run.
         stage: name of the stage, such as `map` or `teacher`.
         width: relative width, in [1e-6, 12^{-1/2}].
-        step: the average is over the steps up to this one; those up to the last snapshot unless given.
+        step: the average is over the steps up to this one; those up to the last stored average unless given.
 
     Returns:
         The weights by the names of the parameters, in the type in which they were stored. Sums are in float64.
 
     Raises:
-        ValueError: there are no snapshots, or they are damaged or of different networks; the width is out of range, or
-            the step is after the last snapshot.
+        ValueError: there are no stored averages, or they are damaged or of different networks; the width is out of
+            range, or the step is after the last stored average.
     """
-    kept = snapshots(folder, stage)
+    kept = stored(folder, stage)
     shares, _ = fit(kept, _target(folder, kept, width, step))
     first, total, types = next(iter(kept.values())), {}, {}
     for path, share in zip(kept.values(), shares.tolist(), strict=True):
@@ -136,7 +135,7 @@ def reconstruct(folder: Path, stage: str, width: float, step: int | None = None)
             raise ValueError(f"{path} holds something else than weights: restore it, or move it away and do without.")
         if {name: v.shape for name, v in tensors.items()} != {name: v.shape for name, v in total.items()}:
             raise ValueError(
-                f"{path} and {first.name} are of different networks: keep the snapshots of one run in {path.parent}, "
+                f"{path} and {first.name} are of different networks: keep the averages of one run in {path.parent}, "
                 "move the others away."
             )
         for name, value in tensors.items():
@@ -149,7 +148,7 @@ def _target(folder: Path, kept: dict[Profile, Path], width: float, step: int | N
     last = max(profile.step for profile in kept)
     if step is not None and step > last:
         raise ValueError(
-            f"the last snapshot in {folder / FOLDER} is of step {last}, got step {step}: ask for one up to {last}."
+            f"the last average in {folder / FOLDER} is of step {last}, got step {step}: ask for one up to {last}."
         )
     return Profile(last if step is None else step, width)
 
@@ -165,7 +164,7 @@ def _profile_of(path: Path) -> Profile:
             raise ValueError("it is no file")
         with safe_open(path, framework="pt") as file:
             said = file.metadata()["flowmaps"]
-        if len(said) > MOST:
+        if len(said) > MAX_HEADER_LETTERS:
             raise ValueError(f"it says {len(said):,} letters of itself")
         about = cards.parse(said)
         if type(about["step"]) is not int or not cards.is_number(about["width"]):
@@ -173,7 +172,7 @@ def _profile_of(path: Path) -> Profile:
         return Profile(about["step"], float(about["width"]))
     except (SafetensorError, ValueError, *cards.SENSELESS) as error:
         raise ValueError(
-            f"{path} is no snapshot of an average, or is damaged ({cards.reason(error)}): restore it, or move it away "
+            f"{path} is no stored average, or is damaged ({cards.reason(error)}): restore it, or move it away "
             "and do without."
         ) from None
 

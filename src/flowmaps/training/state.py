@@ -15,7 +15,7 @@ from ..objectives import Loss, Objective
 from ..system.processes import ranks
 from ..velocities import RandomInputs
 from .averages import Averages
-from .distributed import Engine, full, gathered, local, synchronised
+from .distributed import Engine, fill, full, gathered, local, synchronised
 from .guards import Guard
 from .optimisers import Optimiser, build, moments, remember, skips
 
@@ -92,46 +92,24 @@ class State:
         kept = {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
         return kept | {"scaler": self.scaler.state_dict()}
 
-    def template(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """An empty tensor for one of a checkpoint: laid out, and shared out, as its own is, whose shape it has.
-
-        Args:
-            name: of the tensor.
-            shape, dtype: as it was kept; its own may be others, if the checkpoint is of another network.
-        """
-        kind, _, rest = name.partition(".")
-        targets = self._targets() if kind == "target" else []
-        if kind == "parameter":
-            own = self.parameters.get(rest)
-        elif kind == "average":
-            own = self.parameters.get(rest.partition("/")[2])
-        elif kind == "optimiser":  # moments are like the parameter, their count is not
-            own = self.parameters.get(rest.rpartition(".")[0]) if shape else None
-        elif kind == "buffer":
-            own = dict(self.objective.named_buffers()).get(rest)
-        else:
-            own = targets[int(rest)] if rest.isdecimal() and int(rest) < len(targets) else None
-        return torch.empty(shape, dtype=dtype) if own is None else torch.empty_like(own, requires_grad=False)
-
     def _targets(self) -> list[Tensor]:
         """The weights of the objective's targets that follow the map."""
         return [value for target in self.objective.moving_targets() for value in target.state_dict().values()]
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take over what `tensors` and `about` gave; without moments optimisers start anew, without `begun` the rate.
+        """Take over what `tensors` and `about` gave, the tensors whole or shared out as these are.
+
+        Without moments the optimisers start anew, without `begun` the warm-up of the rate does.
 
         Raises:
             ValueError: they belong to another network.
         """
-        try:
-            for name, value in self.tensors().items():
-                if not name.startswith("optimiser.") or name in tensors:
-                    value.copy_(tensors[name])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint is of another network ({error}): resume with the recipe it began with."
-            ) from None
+        own = {name: value for name, value in self.tensors().items() if not name.startswith("optimiser.")}
+        for name, value in own.items():
+            _check_same(name, tensors.get(name), value)
+        for name, value in own.items():
+            fill(value, tensors[name])
         kept = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("optimiser.")}
         try:
             remember(self.optimisers, self.parameters, kept)
@@ -226,6 +204,21 @@ class State:
                 optimiser.found_inf, optimiser.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
             optimiser.step()
         return norm
+
+
+def _check_same(name: str, kept: Tensor | None, value: Tensor) -> None:
+    """Refuse a tensor of a checkpoint that has another shape or type than the one of that name here."""
+
+    def words(tensor: Tensor | None) -> str:
+        if tensor is None:
+            return "missing"
+        return f"{' x '.join(map(str, tensor.shape)) or 'a number'} of {str(tensor.dtype).removeprefix('torch.')}"
+
+    if words(kept) != words(value):
+        raise ValueError(
+            f"the checkpoint is of another network (its {name} is {words(kept)}, here it is {words(value)}): resume "
+            "with the recipe it began with."
+        )
 
 
 def begin(

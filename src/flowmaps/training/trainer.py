@@ -173,7 +173,7 @@ class Trainer:
         found = checkpoints.find(self.folder / CHECKPOINTS, name)
         if found is None:
             return False
-        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found, self._state.template)
+        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found)
         self._check_length(about.get("steps", self.steps), int(about["step"]))
         self._state.restore(tensors, about)
         self.source.restore(about.get("data"))
@@ -247,7 +247,7 @@ class Trainer:
                 # before the checkpoint, from which a run that is killed in between goes on
                 if self.folder and self.optimiser.widths and step.number % settings.snapshot_every == 0:
                     names = list(state.parameters)
-                    averages.snapshot(self.folder, self.stage, step.number, names, state.averages)
+                    averages.store(self.folder, self.stage, step.number, names, state.averages)
                 if request(self.stop() or asked() is not None):
                     self.stopped = asked() or "stop"
                 last = step.number == self.steps and self.folder and not self.fixed_length()
