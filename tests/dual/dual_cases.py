@@ -18,7 +18,7 @@ import torch.nn.functional as F
 HOMES = (torch, torch.Tensor, F, torch.special, torch.linalg, operator)
 
 
-@dataclass(detached=True)
+@dataclass(frozen=True)
 class Draw:
     """Random numbers of a shape: normal, or uniform from 0.2 to 0.9; with a tangent or without."""
 
@@ -44,7 +44,7 @@ def C(*shape: int) -> Draw:
     return Draw(shape, constant=True)
 
 
-@dataclass(detached=True)
+@dataclass(frozen=True)
 class Case:
     """A call `function(*args, **kwargs)` of every function named `name`."""
 
