@@ -4,8 +4,8 @@
     python docs/make.py --check               exit 1 if the pages on disk differ from what would be written
     python docs/make.py --costs               print what a row of each method costs
 
-What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `flowmaps.space.point`
-and from `flowmaps.space.cost`; nothing is typed here but the frame.
+What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `space.coordinates`
+and from `space.cost`; only the frame is written here.
 """
 
 from __future__ import annotations
