@@ -4,8 +4,8 @@
     python docs/make.py --check               exit 1 if the pages on disk differ from what would be written
     python docs/make.py --costs               print what a row of each method costs
 
-What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `flowmaps.space.point`
-and from `flowmaps.space.cost`; nothing is typed here but the frame.
+What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `space.coordinates`
+and from `space.cost`; only the frame is written here.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def arguments(name: str) -> str:
         defaults = [shown(parameters[key].default) for key in keys.split(", ")]
         given = ", ".join(f"`{word}`" for word in defaults if word)
         lines += [f"- `{keys}`{f' = {given}' if given else ''}: {words}"]
-    shared = "`interpolant`, `times`, `weight`, `coupling`, `guidance`"
+    shared = "`interpolant`, `times`, `distance`, `weight`, `coupling`, `guidance`"
     return "\n".join(
         [*lines, f"- {shared}: of every method, see `flowmaps.methods.Options`; the paper's unless given."]
     )

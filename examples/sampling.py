@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
     def quality(x: torch.Tensor) -> str:
         return f"{metrics.kl(masses, source.to_data(x)) - floor:.4f}"
 
-    table = Table("N", "equal jumps", "searched grid", "its times", "gamma 0.3", "restart")
+    table = Table("N", "equal jumps", "searched grid", "its times", "gamma 0.3", "multistep consistency")
     table.columns[3].no_wrap = True
     for n in track(STEPS, "sampling", transient=True):
         path = grids.shortest_path(costs, n)

@@ -70,13 +70,13 @@ def compare(name: str, hints: dict[str, Any], values: dict[str, Any], several: C
     Raises:
         TypeError: a value has another shape.
     """
-    from flowmaps.dual.core import plain
+    from flowmaps.dual.core import values_of
 
     with jaxtyped("context"):
         for key, hint in hints.items():
             for value in values[key] if key in several else [values[key]] if key in values else []:
-                if not is_bearable(plain(value), hint, conf=NUMBERS):
-                    shapes = {k: getattr(plain(v), "shape", v) for k, v in values.items() if k in hints}
+                if not is_bearable(values_of(value), hint, conf=NUMBERS):
+                    shapes = {k: getattr(values_of(v), "shape", v) for k, v in values.items() if k in hints}
                     raise TypeError(f"{name}: {key} is not {hint}, among {shapes}.")
 
 

@@ -1,8 +1,8 @@
 """The space of methods: where an objective lies in it, and what a row of it costs.
 
-`coordinates(objective)` says in a few words which equation an objective demands, where the velocity comes from, which pairs
-(s, t) it looks at, how far the first leg goes, what is detached and how residuals are weighed, all read off what the
-objective is composed of. `cost(objective)` runs one step and counts evaluations.
+`coordinates(objective)` says in a few words which equation an objective uses, where the velocity comes from, which
+pairs (s, t) are drawn, how long the first leg is, what is detached, and which distance and weight residuals have.
+All of it is read off the parts of the objective. `cost(objective)` counts evaluations of the networks in one step.
 """
 
 from .costs import Cost, cost

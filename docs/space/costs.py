@@ -1,4 +1,4 @@
-"""What a row of an objective costs, counted while one step runs."""
+"""What a row of an objective costs: evaluations of the map and the teacher, counted during one step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ROWS, DIM = 16, 2
 class Cost:
     """What one row off the diagonal costs.
 
-    `forward`: evaluations of the map, frozen copies among them, without gradient; `gradient`: with a gradient;
-    `derivative`: with a derivative in s, t or x, each the value and its tangent. `teacher`: evaluations of the teacher
+    `forward`: evaluations of the map or of its copies, without gradient; `gradient`: with a gradient; `derivative`:
+    with a derivative in s, t or x, each of the value and its tangent. `teacher`: evaluations of the teacher
     without gradient; `teacher_gradient`: with a gradient to its input. `work`: the matrix products of the whole step,
     forwards and backwards, in units of those of one evaluation of the map.
     """
@@ -44,7 +44,7 @@ class Cost:
 def cost(objective: Objective, x1: Batch | None = None, cond: Condition = None) -> Cost:
     """Run one step of an objective on its rows off the diagonal, on a copy, and count.
 
-    Derivatives are told by the engine "dual"; another engine's count as evaluations.
+    Derivatives are recognised with the engine "dual" alone; those of other engines count as evaluations.
 
     Args:
         objective: the objective.

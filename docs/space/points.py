@@ -81,7 +81,7 @@ def off_diagonal(objective: Objective) -> Main:
             return off_diagonal(objective.terms[0])  # type: ignore[arg-type]
         case MapMatching() | RoundTrip() | VelocityMatching():
             return objective
-    raise ValueError(f"no point of the space is known for a {type(objective).__name__}: add it to flowmaps.space.")
+    raise ValueError(f"no coordinates are known for a {type(objective).__name__}: add it to docs/space/points.py.")
 
 
 # the axes -------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def source(velocity: Velocity, flow_map: FlowMap) -> str:
 
 
 def whose(walker: FlowMap, flow_map: FlowMap) -> str:
-    """Whose a map is, beside the one that is trained."""
+    """In words, which map it is: the one in training, or what became of it."""
     match walker:
         case VelocityForShortJumps():
             return whose(walker.flow_map, flow_map)

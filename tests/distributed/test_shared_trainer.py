@@ -29,6 +29,6 @@ def test_one_process_alone_trains_otherwise_on_its_half():
     """So that the test above can fail: the rows of one process are not those of both."""
     from shared_trainer import ROWS, objective
 
-    parts = objective().shares(ROWS, 2)
+    parts = objective().micro_batches(ROWS, 2)
     assert sorted(parts.flatten().tolist()) == list(range(ROWS))
     assert parts.shape == (2, ROWS // 2)

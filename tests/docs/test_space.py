@@ -190,7 +190,7 @@ def test_an_unknown_objective_is_refused() -> None:
         def evaluate(self, draw):
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match=r"no point of the space is known for a Other: add it to flowmaps\.space"):
+    with pytest.raises(ValueError, match=r"no coordinates are known for a Other: add it to docs/space/points\.py"):
         space.coordinates(Other(new_map(), Linear(), times=times.Square()))
 
 

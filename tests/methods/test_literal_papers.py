@@ -33,7 +33,7 @@ Formula = Callable[[Paper], Tensor]
 """The weighted loss of each row, `(B,)`."""
 
 
-def rows_of_first(share: float) -> int:
+def cut(share: float) -> int:
     """How many of the rows are on the diagonal."""
     return round(share * ROWS)
 

@@ -419,13 +419,13 @@ def test_a_perceptual_distance_compares_images():
 def test_comparisons_that_are_refused():
     options: dict[str, Any] = {"times": ToData()}
     equation = Eulerian(Stop.TARGET, normalise=0.1)
-    with pytest.raises(ValueError, match=r"Compare.DATA is for jumps of a semigroup, got Eulerian"):
+    with pytest.raises(ValueError, match=r"Compare\.DATA is for jumps of a semigroup, got Eulerian"):
         MapMatching(a_map(), Linear(), Eulerian(), compare=Compare.DATA, **options)
     for refused in ({"compare": Compare.JUMP}, {"distance": Perceptual(Features())}):
         with pytest.raises(ValueError, match="a normalised residual is no difference of points, got"):
             MapMatching(a_map(), Linear(), equation, **options, **refused)
-    with pytest.raises(ValueError, match="warmup is for a derivative with stop=Stop.TARGET, got it for Eulerian"):
-        x, t = torch.zeros(3, 2), torch.zeros(3)
+    x, t = torch.zeros(3, 2), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"warmup is for a derivative with stop=Stop\.TARGET, got it for Eulerian"):
         Eulerian(step=0.1)(a_map(), x, t, t, FromTeacher(torch.sin), warmup=t)
 
 

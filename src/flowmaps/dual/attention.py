@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused
-from .core import composite, first, join, plain, run, tangent_of
+from .core import composite, first_dual, paired, run_tangent, tangent_of, values_of
 from .reductions import _soften
 
 
@@ -49,20 +49,20 @@ def _attention(
     if enable_gqa:
         key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    found = first((query, key, value, attn_mask))
-    bare = attn_mask is None and not dropout_p and not is_causal
-    if found is not None and fused.takes(query, key, value, bare=bare, frozen=found.frozen):
-        return fused.attend(query, key, value, scale, found.frozen)
-    q, k, v = plain(query) * scale, plain(key), plain(value)
+    found = first_dual((query, key, value, attn_mask))
+    unmasked = attn_mask is None and not dropout_p and not is_causal
+    if found is not None and fused.applies(query, key, value, unmasked=unmasked, detached=found.detached):
+        return fused.attention(query, key, value, scale, found.detached)
+    q, k, v = values_of(query) * scale, values_of(key), values_of(value)
     scores = q @ k.mT
-    mask = _mask(plain(attn_mask), is_causal, scores)
+    mask = _mask(values_of(attn_mask), is_causal, scores)
     p = torch.softmax(scores if mask is None else scores + mask, -1).to(v.dtype)
     keep = F.dropout(torch.ones_like(p), dropout_p) if dropout_p else None
     out = (p if keep is None else p * keep) @ v
     if found is None:
         return out
     tangents = (tangent_of(query), tangent_of(key), tangent_of(value), tangent_of(attn_mask))
-    return join(out, run(found.frozen, _tangent, q, k, v, p, keep, tangents, scale), found.frozen)
+    return paired(out, run_tangent(found.detached, _tangent, q, k, v, p, keep, tangents, scale), found.detached)
 
 
 def _tangent(q: Tensor, k: Tensor, v: Tensor, p: Tensor, keep: Any, tangents: Any, scale: float) -> Tensor:

@@ -1,4 +1,9 @@
-"""`check`: are the derivatives of a network right? Against central differences in float64, module by module."""
+"""`check`: compare the derivatives of a network with central differences in float64, and name the module at fault.
+
+    f'(0) ~ (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h,    for the tangent, and for the gradient of <w, tangent>
+
+The network is checked as a whole first; only if it is wrong are its modules checked one by one.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +39,9 @@ def check(
 ) -> float:
     """Compare a network's value, derivative and gradient of the derivative with finite differences.
 
-    It runs in float64 on a copy: the network is left as it is. In the copy, parameters that are all zero (last layers,
-    often) take random values, or every derivative would vanish and any be right. Random layers draw the same numbers
-    each time. Functions with a kink (relu, max) may fail by chance at a kink: draw other inputs.
+    It runs in float64 on a copy of the network. In the copy, parameters that are all zero, as last layers often are,
+    get random values: otherwise all derivatives would be zero, and wrong ones would pass. Random layers draw the same
+    numbers in each call. Functions with a kink (relu, max) may fail at an input near the kink: draw other inputs.
 
     Arguments:
         net: the module, called as `net(*inputs)`.
@@ -55,7 +60,7 @@ def check(
     copied = copy.deepcopy(net).double()
     _fill(copied, generator)
     call = Call("", copied, _double(inputs), {})
-    if not _moving(call):
+    if not _float_arguments(call):
         raise ValueError("check needs at least one floating-point tensor among the inputs, got none.")
     errors = _errors(call, engine, generator, tolerance)
     if not errors.text:
@@ -68,7 +73,7 @@ def check(
 
 
 class Errors(NamedTuple):
-    """What a comparison found: the largest error, words where it is too large, and the module they are about."""
+    """The result of a comparison: the largest error, a message if it is too large, and the module of the message."""
 
     largest: float
     text: str
@@ -95,15 +100,15 @@ def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=torch.float64, device=generator.device).to(x.device)
 
 
-def _moving(call: Call) -> list[Any]:
-    """The places of the floating-point tensors among the arguments."""
+def _float_arguments(call: Call) -> list[Any]:
+    """The positions, or names, of the floating-point tensors among the arguments."""
     places: list[Any] = [i for i, x in enumerate(call.args) if isinstance(x, Tensor) and x.is_floating_point()]
     return places + [k for k, x in call.kwargs.items() if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def _function(call: Call) -> Callable[..., Any]:
-    """The module as a function of its moving arguments, always with the same random draws."""
-    places = _moving(call)
+    """The module as a function of its floating-point arguments, with the same random numbers in each call."""
+    places = _float_arguments(call)
 
     def function(*moved: Any) -> Any:
         args, kwargs = list(call.args), dict(call.kwargs)
@@ -120,7 +125,7 @@ def _function(call: Call) -> Callable[..., Any]:
 
 
 class _Float64(TorchFunctionMode):
-    """Casts to float32 inside a network (time embeddings, often) become casts to float64: differences need it."""
+    """Turns casts to float32, as in time embeddings, into casts to float64, for accurate differences."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func = torch.Tensor.double if func is torch.Tensor.float else func
@@ -138,7 +143,10 @@ def _floats(out: Any) -> Any:
 def _errors(call: Call, engine: Engine, generator: torch.Generator, tolerance: float) -> Errors:
     """Compare the value, the tangent, and the gradient of the tangent, of one module."""
     function = _function(call)
-    points = [(call.args[p] if isinstance(p, int) else call.kwargs[p]).clone().requires_grad_() for p in _moving(call)]
+    points = [
+        (call.args[p] if isinstance(p, int) else call.kwargs[p]).clone().requires_grad_()
+        for p in _float_arguments(call)
+    ]
     directions = [_normal(x, generator) for x in points]
     try:
         value, tangent = jvp(function, tuple(points), tuple(directions), engine=engine)
@@ -207,7 +215,7 @@ def _fault(call: Call, engine: Engine, generator: torch.Generator, tolerance: fl
     inner = [c for c in calls if next(c.module.children(), None) is not None]
     others = sorted(inner, key=lambda c: c.name.count(".") if c.name else -1, reverse=True)
     for one in (*leaves, *others):
-        if _moving(one):
+        if _float_arguments(one):
             found = _errors(one, engine, generator, tolerance)
             if found.text:
                 where = f"{one.name!r} ({type(one.module).__name__})" if one.name else "the network's own forward"
@@ -226,7 +234,7 @@ def _calls(call: Call) -> list[Call]:
         for name, module in call.module.named_modules()
     ]
     with torch.no_grad():
-        _function(call)(*[call.args[p] for p in _moving(call)])
+        _function(call)(*[call.args[p] for p in _float_arguments(call)])
     for handle in handles:
         handle.remove()
     return calls

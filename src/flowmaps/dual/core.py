@@ -16,36 +16,36 @@ import torch
 from torch import Tensor
 
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""What carries a `Dual` through each torch function: called in its place, with the same arguments."""
+"""For each torch function the handler that is called in its place where an argument is a `Dual`."""
 
 
 METHODS: dict[str, Callable[..., Any]] = {}
-"""The same for the methods that torch writes in Python, by name: the compiler does not find those in the table."""
+"""The same by name, for tensor methods that torch writes in Python, which the compiler does not find in `TABLE`."""
 
 
 class Dual:
     """A tensor and its derivative along one direction, `value + e tangent` with `e^2 = 0`.
 
-    It goes through torch functions, tensor methods and `nn.Module`s in a tensor's place. It is not a `Tensor`:
-    `isinstance(x, torch.Tensor)` is false for it (a subclass loses its tangent at graph breaks of the compiler).
+    Torch functions, tensor methods and `nn.Module`s take a `Dual` in the place of a tensor. It is not a subclass of
+    `Tensor`, which would lose its tangent at graph breaks of the compiler: `isinstance(x, torch.Tensor)` is false.
 
     Arguments:
         value: a floating-point tensor of any shape.
-        tangent: its derivative, of the same shape; `None` stands for zero and is never computed with.
-        frozen: whether tangents are computed without an autograd graph (`jvp(..., detach_tangent=True)`).
+        tangent: its derivative, of the same shape; `None` stands for zero, and costs nothing.
+        detached: whether tangents are computed without an autograd graph (`jvp(..., detach_tangent=True)`).
     """
 
-    def __init__(self, value: Tensor, tangent: Tensor | None = None, frozen: bool = False) -> None:
+    def __init__(self, value: Tensor, tangent: Tensor | None = None, detached: bool = False) -> None:
         self.value = value
         self.tangent = tangent
-        self.frozen = frozen
-        self.shared = False  # whether a view of it was taken, or it is one
+        self.detached = detached
+        self.aliased = False  # whether other tensors may share its memory, as views do
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         handler = look_up(func)
         if handler is None:
-            raise NotImplementedError(missing(func))
+            raise NotImplementedError(no_rule_message(func))
         return handler(*args, **(kwargs or {}))
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class Dual:
         if not self.value.dim():
             raise TypeError(
                 "len() of a 0-d Dual: torch.tensor([x]) asks for it, and would drop the tangent. "
-                "If a network does that where torch.is_tensor(x) is false, hand it the Dual behind that line."
+                "If a network calls it where torch.is_tensor(x) is false, give it the Dual after that line."
             )
         return len(self.value)
 
@@ -66,17 +66,17 @@ class Dual:
         return bool(self.value)
 
     def __float__(self) -> float:
-        raise TypeError(DROPS.format("float(x)"))
+        raise TypeError(TANGENT_DROPPED.format("float(x)"))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise NotImplementedError("x[...] = y writes into a Dual: build the result with torch.cat or where.")
 
 
-DROPS = "{} would drop the tangent of a Dual: write x.detach() first if that is meant."
+TANGENT_DROPPED = "{} would drop the tangent of a Dual: write x.detach() first if that is meant."
 
 
-def missing(func: Any) -> str:
-    """The words for a torch function that has no rule."""
+def no_rule_message(func: Any) -> str:
+    """The error message for a torch function without a rule."""
     name = getattr(func, "__name__", "the function")
     if not torch.compiler.is_compiling():
         name = torch.overrides.resolve_name(func) or name
@@ -86,8 +86,8 @@ def missing(func: Any) -> str:
     )
 
 
-def split(x: Any) -> tuple[Any, Any]:
-    """Return `(value, tangent)`; the tangent of anything but a `Dual` is `None`."""
+def unpack(x: Any) -> tuple[Any, Any]:
+    """Return `(value, tangent)` of a `Dual`, and `(x, None)` of anything else."""
     return (x.value, x.tangent) if isinstance(x, Dual) else (x, None)
 
 
@@ -96,20 +96,20 @@ def tangent_of(x: Any) -> Any:
     return x.tangent if isinstance(x, Dual) else None
 
 
-def plain(x: Any) -> Any:
+def values_of(x: Any) -> Any:
     """Replace each `Dual` in `x`, also in lists, tuples and dictionaries, by its value."""
     if isinstance(x, Dual):
         return x.value
     if isinstance(x, list):
-        return [plain(a) for a in x]
+        return [values_of(a) for a in x]
     if type(x) is tuple:
-        return tuple([plain(a) for a in x])
+        return tuple([values_of(a) for a in x])
     if isinstance(x, dict):
-        return {k: plain(a) for k, a in x.items()}
+        return {k: values_of(a) for k, a in x.items()}
     return x
 
 
-def first(x: Any) -> Dual | None:
+def first_dual(x: Any) -> Dual | None:
     """Return the first `Dual` with a tangent in `x`, `None` if there is none."""
     if isinstance(x, Dual):
         return None if x.tangent is None else x
@@ -117,13 +117,13 @@ def first(x: Any) -> Dual | None:
         x = list(x.values())
     if isinstance(x, (list, tuple)):
         for a in x:
-            found = first(a)
+            found = first_dual(a)
             if found is not None:
                 return found
     return None
 
 
-def join(value: Any, tangent: Any, frozen: bool) -> Any:
+def paired(value: Any, tangent: Any, detached: bool) -> Any:
     """Pair a value with its tangent, broadcast and cast to it; integers and a missing tangent stay plain.
 
     Sequences are paired entry by entry, and keep their (named) type.
@@ -133,13 +133,13 @@ def join(value: Any, tangent: Any, frozen: bool) -> Any:
             return value
         tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
         tangent = tangent if tangent.shape == value.shape else tangent.expand(value.shape)
-        return Dual(value, tangent, frozen)
-    pairs = [join(v, t, frozen) for v, t in zip(value, tangent, strict=True)]
+        return Dual(value, tangent, detached)
+    pairs = [paired(v, t, detached) for v, t in zip(value, tangent, strict=True)]
     return pairs if isinstance(value, list) else tuple(pairs)
 
 
-def enter(function: Any, handler: Callable[..., Any]) -> None:
-    """Write a handler into the table."""
+def add_handler(function: Any, handler: Callable[..., Any]) -> None:
+    """Register the handler of a torch function."""
     if isinstance(function, FunctionType) and function.__qualname__.startswith("Tensor."):
         METHODS[function.__name__] = handler
     else:
@@ -147,7 +147,7 @@ def enter(function: Any, handler: Callable[..., Any]) -> None:
 
 
 def look_up(function: Any) -> Any:
-    """The handler of a torch function, `None` if it has none."""
+    """Return the handler of a torch function, or `None`."""
     handler = TABLE.get(function)
     return METHODS.get(getattr(function, "__name__", "")) if handler is None else handler
 
@@ -165,14 +165,14 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def register(handler: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*args: Any, **kwargs: Any) -> Any:
-            found = first((args, kwargs))
+            found = first_dual((args, kwargs))
             out = handler(*args, **kwargs)
-            if found is not None and found.frozen and isinstance(out, Dual) and not out.frozen:
-                return join(out.value, None if out.tangent is None else out.tangent.detach(), True)
+            if found is not None and found.detached and isinstance(out, Dual) and not out.detached:
+                return paired(out.value, None if out.tangent is None else out.tangent.detach(), True)
             return out
 
         for function in functions:
-            enter(function, checked)
+            add_handler(function, checked)
         return handler
 
     return register
@@ -183,7 +183,7 @@ def composite(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., A
 
     def register(handler: Callable[..., Any]) -> Callable[..., Any]:
         for function in functions:
-            enter(function, handler)
+            add_handler(function, handler)
         return handler
 
     return register
@@ -192,15 +192,15 @@ def composite(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., A
 def tangent_rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the value is the torch function's own; the rule below returns the tangent alone.
 
-    It is called with the value first, then the arguments, and only where an argument has a tangent; `None` stands for
-    zero. With frozen tangents it runs without gradients.
+    The rule is called as `rule(value, *arguments)`, only if an argument has a tangent, and returns `None` for zero. For
+    detached tangents it runs under `torch.no_grad`.
     """
 
     def register(derivative: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(derivative).parameters)
         for function in functions:
             handler = _with_value_of(function, derivative)
-            enter(function, _out_of_place(handler, names.index("inplace") - 1) if "inplace" in names else handler)
+            add_handler(function, _out_of_place(handler, names.index("inplace") - 1) if "inplace" in names else handler)
         return derivative
 
     return register
@@ -208,17 +208,17 @@ def tangent_rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 def _with_value_of(function: Any, derivative: Callable[..., Any]) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
-        found = first((args, kwargs))
-        value = function(*plain(args), **plain(kwargs))
+        found = first_dual((args, kwargs))
+        value = function(*values_of(args), **values_of(kwargs))
         if found is None or (isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())):
             return value
-        return join(value, run(found.frozen, derivative, value, *args, **kwargs), found.frozen)
+        return paired(value, run_tangent(found.detached, derivative, value, *args, **kwargs), found.detached)
 
     return handler
 
 
 def _out_of_place(function: Any, position: int) -> Callable[..., Any]:
-    """Without the argument `inplace`, which stands at `position`: where it is true the `Dual` takes the result."""
+    """A handler that computes out of place, and writes the result into the `Dual` if the argument `inplace` is true."""
 
     def handler(x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         inplace = inplace or (len(args) >= position and bool(args[position - 1]))
@@ -229,44 +229,44 @@ def _out_of_place(function: Any, position: int) -> Callable[..., Any]:
 
 
 def rebind(x: Any, out: Any) -> Any:
-    """Let `x` take the result of an operation in place: a `Dual` is changed, tensors that others may hold are not."""
+    """Write the result of an in-place operation into the `Dual` itself; its old tensors stay as they are."""
     if not isinstance(x, Dual):
         return out
-    x.value, x.tangent = split(out)
+    x.value, x.tangent = unpack(out)
     return x
 
 
-def run(frozen: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function of the tangent path: without gradients where tangents are frozen."""
-    if frozen:
+def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
+    if detached:
         with torch.no_grad():
             return function(*args, **kwargs)
     return function(*args, **kwargs)
 
 
-def same(*functions: Any) -> None:
+def linear_in_first(*functions: Any) -> None:
     """Register functions that are linear in their first argument: the tangent goes through the same call."""
     for function in functions:
-        enter(function, _with_value_of(function, _again(function)))
+        add_handler(function, _with_value_of(function, _again(function)))
 
 
 def _again(function: Any) -> Callable[..., Any]:
     def derivative(value: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         tangent = tangent_of(x)
-        return None if tangent is None else function(tangent, *plain(args), **plain(kwargs))
+        return None if tangent is None else function(tangent, *values_of(args), **values_of(kwargs))
 
     return derivative
 
 
-def constant(*functions: Any) -> None:
+def without_tangent(*functions: Any) -> None:
     """Register functions whose result has no tangent: comparisons, sizes, signs, fresh tensors."""
     for function in functions:
-        enter(function, _values_only(function))
+        add_handler(function, _values_only(function))
 
 
 def _values_only(function: Any) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
-        return function(*plain(args), **plain(kwargs))
+        return function(*values_of(args), **values_of(kwargs))
 
     return handler
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import composite, constant, join, named, run, same, split, tangent_rule
+from .core import composite, linear_in_first, named, paired, run_tangent, tangent_rule, unpack, without_tangent
 
 DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exp": lambda x, y: y,
@@ -68,8 +68,10 @@ def _chain(derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]
 for _name, _derivative in DERIVATIVES.items():
     tangent_rule(*named(_name, *ALIASES.get(_name, ())))(_chain(_derivative))
 
-same(*named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "real", "imag", "conj"))
-constant(*named("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "signbit", "heaviside"))
+linear_in_first(
+    *named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "real", "imag", "conj")
+)
+without_tangent(*named("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "signbit", "heaviside"))
 
 
 @tangent_rule(*named("relu"))
@@ -94,7 +96,7 @@ def _hardsigmoid(y: Tensor, x: Any, inplace: bool = False) -> Any:
 
 @tangent_rule(F.hardswish)
 def _hardswish(y: Tensor, x: Any, inplace: bool = False) -> Any:
-    v, t = split(x)
+    v, t = unpack(x)
     return torch.where(v >= 3, t, torch.where(v > -3, t * (v / 3 + 0.5), 0.0))
 
 
@@ -127,13 +129,13 @@ def _selu(y: Tensor, x: Any, inplace: bool = False) -> Any:
 @composite(F.gelu)
 def _gelu(x: Any, approximate: str = "none") -> Any:
     """Compiled, the tanh form is `x sigmoid(2 z)`, a third of tanh's price on a CPU; eager, torch's fused kernels."""
-    v, t = split(x)
+    v, t = unpack(x)
     if t is None:
         return F.gelu(v, approximate=approximate)
     if torch.compiler.is_compiling() and approximate == "tanh":
-        return join(v * _gate(v), run(x.frozen, _gated, t, v), x.frozen)
-    tangent = run(x.frozen, torch.ops.aten.gelu_backward, t, v, approximate=approximate)
-    return join(F.gelu(v, approximate=approximate), tangent, x.frozen)
+        return paired(v * _gate(v), run_tangent(x.detached, _gated, t, v), x.detached)
+    tangent = run_tangent(x.detached, torch.ops.aten.gelu_backward, t, v, approximate=approximate)
+    return paired(F.gelu(v, approximate=approximate), tangent, x.detached)
 
 
 def _gate(v: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def _shrink(y: Tensor, x: Any, lambd: float = 0.5) -> Any:
 
 @tangent_rule(*named("prelu"))
 def _prelu(y: Tensor, x: Any, weight: Any) -> Any:
-    (v, t), (w, dw) = split(x), split(weight)
+    (v, t), (w, dw) = unpack(x), unpack(weight)
     shape = (-1, *[1] * (v.dim() - 2)) if v.dim() > 1 and w.numel() > 1 else w.shape
     out = 0.0 if t is None else torch.where(v > 0, t, w.view(shape) * t)
     return out if dw is None else torch.where(v > 0, 0.0, dw.view(shape) * v) + out
@@ -214,10 +216,10 @@ def _series(x: Tensor, order: int) -> Tensor:
 
 @composite(*named("sinc"))
 def _sinc(x: Any) -> Any:
-    value, tangent = split(x)
+    value, tangent = unpack(x)
     if tangent is None:
         return sinc(value)
-    return join(sinc(value), tangent * run(x.frozen, sinc_derivative, value), x.frozen)
+    return paired(sinc(value), tangent * run_tangent(x.detached, sinc_derivative, value), x.detached)
 
 
 @tangent_rule(*named("nan_to_num"))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .core import Dual, split
+from .core import Dual, unpack
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -50,7 +50,7 @@ def jvp(
         return _finite_difference(fn, primals, tangents, detach_tangent)
     duals = [x if v is None else Dual(x, v.detach() if detach_tangent else v, detach_tangent)
              for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
-    value, tangent = split(_single(fn(*duals)))
+    value, tangent = unpack(_single(fn(*duals)))
     return value, torch.zeros_like(value) if tangent is None else tangent
 
 

@@ -4,8 +4,8 @@ The package `jvp_flash_attention` (A. Morehead et al., doi 10.5281/zenodo.170501
 
     do = P dv + (P dS) v - (sum P dS) o,    dS = (dq k^T + q dk^T) scale,    P = softmax(q k^T scale)
 
-that never writes P to memory. It has no derivative of its own: a gradient through `do` would be lost without a word, so
-that the rule written out in `attention` stays in force wherever one is taken.
+that never writes P to memory. It is not differentiable: a gradient through `do` would be lost without an error, so that
+the rule of `attention` is used wherever a gradient is taken.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Dual, plain, tangent_of
+from .core import Dual, tangent_of, values_of
 
 Kernel: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]
 _SIZES = (32, 64, 128, 256)
-"""Head sizes that the kernel is compiled for; others are filled up with zeros."""
+"""Head sizes that the kernel is compiled for; others are padded with zeros."""
 _BLOCK = 32
-"""The kernel reads the sequence in blocks of this length, and looks at no boundary."""
+"""The kernel reads the sequence in blocks of this length, and does not check for its end."""
 _HALF = (torch.float16, torch.bfloat16)
 _DEVICE = "cuda"
 _kernel: Kernel | None = None
 
 
 def flash(on: bool = True) -> None:
-    """Take attention's tangents by a fused kernel from now on, where they are computed without a graph.
+    """Compute attention's tangents by a fused kernel, from now on, where they need no autograd graph.
 
-    That is with `detach_tangent=True`, as in a method whose target is stopped, or under `torch.no_grad`; on CUDA, in
-    half precision or under such an autocast, without mask, dropout or causality, for self-attention over a multiple of
-    32 tokens. Everything else goes on as before.
-
-    The kernel is tried on a small input first, against the rule written out.
+    These are tangents with `detach_tangent=True`, as for a target under a stop-gradient, or under `torch.no_grad`; on
+    CUDA, in half precision or such an autocast, without mask, dropout or causality, for self-attention over a multiple
+    of 32 tokens. All others are computed by the rule of `attention`, with which the kernel is compared here on a small
+    input.
 
     Args:
-        on: whether to.
+        on: whether to use the kernel.
 
     Raises:
         ValueError: there is no CUDA device, the package is not installed, or its kernel fails or is wrong here.
@@ -70,7 +69,7 @@ def _load() -> Kernel:
 
 
 def _try_out(kind: torch.dtype, tolerance: float = 0.03) -> None:
-    """Compare the kernel with the rule written out, on two heads of size 24 and 64 tokens."""
+    """Compare the kernel with the rule in torch operations, on two heads of size 24 and 64 tokens."""
     generator = torch.Generator().manual_seed(0)
     halves = torch.randn(6, 2, 2, 64, 24, generator=generator).to(_DEVICE, kind).unbind(0)
     q, k, v, dq, dk, dv = (half.float() for half in halves)
@@ -81,37 +80,37 @@ def _try_out(kind: torch.dtype, tolerance: float = 0.03) -> None:
     query, key, value = (Dual(x, dx) for x, dx in zip(halves[:3], halves[3:], strict=True))
     try:
         found = _tangent((query, key, value), scale)
-    except Exception as error:  # the compiler of kernels raises what it likes
+    except Exception as error:  # Triton raises exceptions of many classes
         raise ValueError(f"jvp_flash_attention does not run here: leave dual.flash out. ({error})") from error
     worst = float((found.float() - wanted).abs().max() / wanted.abs().max())
     if not worst < tolerance:
         raise ValueError(f"jvp_flash_attention in {kind} is off by {worst:.2g} here: leave dual.flash out.")
 
 
-def takes(query: Any, key: Any, value: Any, *, bare: bool, frozen: bool) -> bool:
-    """Whether the kernel is asked for, and right for these; `bare`: no mask, dropout, causality or shared heads."""
-    if _kernel is None or not bare or not (frozen or not torch.is_grad_enabled()):
+def applies(query: Any, key: Any, value: Any, *, unmasked: bool, detached: bool) -> bool:
+    """Whether the kernel is on and can compute these; `unmasked`: without mask, dropout, causality and shared heads."""
+    if _kernel is None or not unmasked or not (detached or not torch.is_grad_enabled()):
         return False
-    q = plain(query)
+    q = values_of(query)
     fits = q.dim() == 4 and q.shape[-2] % _BLOCK == 0 and q.shape[-1] <= _SIZES[-1]
     same = tuple(key.shape) == tuple(q.shape) and tuple(value.shape) == tuple(q.shape)
-    return q.device.type == _DEVICE and fits and same and _kind(q) in _HALF
+    return q.device.type == _DEVICE and fits and same and _dtype(q) in _HALF
 
 
-def attend(query: Any, key: Any, value: Any, scale: float, frozen: bool) -> Dual:
-    """Value, with its graph, by torch's own fused kernels, and tangent by the other."""
-    out = F.scaled_dot_product_attention(*(plain(a) for a in (query, key, value)), scale=scale)
+def attention(query: Any, key: Any, value: Any, scale: float, detached: bool) -> Dual:
+    """The value, with its autograd graph, by torch's own fused kernels, and the tangent by this one."""
+    out = F.scaled_dot_product_attention(*(values_of(a) for a in (query, key, value)), scale=scale)
     with torch.no_grad():
         tangent = _tangent((query, key, value), scale)
-    return Dual(out, tangent.to(out.dtype), frozen)
+    return Dual(out, tangent.to(out.dtype), detached)
 
 
 @torch.no_grad()
 def _tangent(inputs: tuple[Any, Any, Any], scale: float) -> Tensor:
     assert _kernel is not None
-    kind, head = _kind(plain(inputs[0])), inputs[0].shape[-1]
+    kind, head = _dtype(values_of(inputs[0])), inputs[0].shape[-1]
     fill = next(size for size in _SIZES if size >= head) - head
-    pairs = [(plain(a), tangent_of(a)) for a in inputs]
+    pairs = [(values_of(a), tangent_of(a)) for a in inputs]
     values = [v for v, _ in pairs] + [torch.zeros_like(v) if dv is None else dv for v, dv in pairs]
     q, k, v, dq, dk, dv = ((F.pad(a, (0, fill)) if fill else a).to(kind).contiguous() for a in values)
     # mask, scale, dropout, seed, causal, warp_specialize, kind of mask: none
@@ -119,7 +118,7 @@ def _tangent(inputs: tuple[Any, Any, Any], scale: float) -> Tensor:
     return out[1][..., :head]
 
 
-def _kind(x: Tensor) -> torch.dtype:
-    """The type that attention is computed in."""
+def _dtype(x: Tensor) -> torch.dtype:
+    """The dtype that attention is computed in, under autocast too."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arithmetic import plus
-from .core import Dual, composite, first, join, named, plain, run, split, tangent_of, tangent_rule
+from .arithmetic import add_tangents
+from .core import Dual, composite, first_dual, named, paired, run_tangent, tangent_of, tangent_rule, unpack, values_of
 
 
-def together(function: Any, x: Dual, *args: Any, batched: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Apply a linear function to value and tangent, at once unless the tangent is frozen.
+def apply_linear(function: Any, x: Dual, *args: Any, batched: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Apply a linear function to value and tangent, in one call unless the tangent is detached.
 
-    They are stacked along a new first axis, or with `batched` joined along the first axis that is there.
+    They are stacked along a new first axis, or concatenated along the batch axis if `batched`.
     """
     value, tangent = x.value, x.tangent
     assert tangent is not None
-    if x.frozen:
-        return function(value, *args, **kwargs), run(True, function, tangent, *args, **kwargs)
+    if x.detached:
+        return function(value, *args, **kwargs), run_tangent(True, function, tangent, *args, **kwargs)
     if batched:
         pair = function(torch.cat([value, tangent]), *args, **kwargs).chunk(2)
     else:
@@ -33,14 +33,18 @@ def together(function: Any, x: Dual, *args: Any, batched: bool = False, **kwargs
 
 def _biased(out: Any, bias: Any) -> Any:
     """Add a bias to the product, in the type of the product: under autocast the bias has a wider one."""
-    return out + (bias if isinstance(bias, Dual) else bias.to(plain(out).dtype))
+    return out + (bias if isinstance(bias, Dual) else bias.to(values_of(out).dtype))
 
 
 @composite(F.linear)
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     if tangent_of(weight) is None and tangent_of(input) is not None:
-        value, tangent = together(F.linear, input, plain(weight))
-        return join(value, tangent, input.frozen) if bias is None else _biased(join(value, tangent, input.frozen), bias)
+        value, tangent = apply_linear(F.linear, input, values_of(weight))
+        return (
+            paired(value, tangent, input.detached)
+            if bias is None
+            else _biased(paired(value, tangent, input.detached), bias)
+        )
     product = _multilinear(F.linear)(input, weight)
     return product if bias is None else _biased(product, bias)
 
@@ -52,17 +56,17 @@ def _multilinear(function: Any) -> Any:
         terms = []
         for place, x in enumerate(args):
             if tangent_of(x) is not None:
-                others = [plain(a) for a in args]
+                others = [values_of(a) for a in args]
                 others[place] = x.tangent
                 terms.append(function(*others, **kwargs))
-        return plus(*terms)
+        return add_tangents(*terms)
 
     def handler(*args: Any, **kwargs: Any) -> Any:
-        found = first(args)
-        value = function(*plain(args), **kwargs)
+        found = first_dual(args)
+        value = function(*values_of(args), **kwargs)
         if found is None:
             return value
-        return join(value, run(found.frozen, derivative, value, *args, **kwargs), found.frozen)
+        return paired(value, run_tangent(found.detached, derivative, value, *args, **kwargs), found.detached)
 
     return handler
 
@@ -76,7 +80,7 @@ for _function in (torch.linalg.vecdot, torch.linalg.cross):
 @composite(*named("matmul", "__matmul__"), torch.linalg.matmul)
 def _matmul(input: Any, other: Any) -> Any:
     if isinstance(input, Dual) and tangent_of(other) is None and input.tangent is not None and other.dim() <= 2:
-        return join(*together(torch.matmul, input, plain(other)), input.frozen)
+        return paired(*apply_linear(torch.matmul, input, values_of(other)), input.detached)
     return _multilinear(torch.matmul)(input, other)
 
 
@@ -128,8 +132,8 @@ def _convolution(function: Any, axes: int) -> Any:
             return function(x, w, None, *args, **kwargs)
 
         if tangent_of(weight) is None and tangent_of(input) is not None:
-            pair = together(without_bias, input, plain(weight), batched=input.dim() == axes + 2)
-            out = join(*pair, input.frozen)
+            pair = apply_linear(without_bias, input, values_of(weight), batched=input.dim() == axes + 2)
+            out = paired(*pair, input.detached)
         else:
             out = _multilinear(without_bias)(input, weight)
         return out if bias is None else _biased(out, bias.view(-1, *[1] * axes))
@@ -146,5 +150,5 @@ for _axes, _functions in enumerate(
 
 @tangent_rule(F.embedding)
 def _embedding(y: Tensor, input: Tensor, weight: Any, *args: Any, **kwargs: Any) -> Any:
-    tangent = split(weight)[1]
+    tangent = unpack(weight)[1]
     return None if tangent is None else F.embedding(input, tangent, *args, **kwargs)

@@ -1,4 +1,7 @@
-"""The methods, attributes and operators of a tensor, given to `Dual`: each goes through the table of rules."""
+"""Gives `Dual` the methods, attributes and operators of a tensor: each calls the rule of its torch function.
+
+x.sin(), x + y, x[0], x.shape, x += y
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .core import DROPS, Dual, enter, look_up, rebind
+from .core import TANGENT_DROPPED, Dual, add_handler, look_up, rebind
 
 ATTRIBUTES = (
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "itemsize", "nbytes"),
@@ -69,17 +72,17 @@ def _in_place(function: Any) -> Callable[..., Any]:
 
 def _refused(name: str) -> Callable[..., Any]:
     def method(x: Dual, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(DROPS.format(f"x.{name}()"))
+        raise TypeError(TANGENT_DROPPED.format(f"x.{name}()"))
 
     return method
 
 
 def _writes(name: str, function: Any) -> Callable[..., Any]:
     def method(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if x.shared:
+        if x.aliased:
             raise NotImplementedError(
-                f"x.{name}() on a view, or on a tensor that views were taken of, which a Dual cannot follow: "
-                f"write y = x.{name[:-1]}() and go on with y."
+                f"x.{name}() on a Dual that shares its memory with a view, which would keep its old tangent: "
+                f"write y = x.{name[:-1]}(), and use y."
             )
         return rebind(x, Dual.__torch_function__(function, (), (x, *args), kwargs))
 
@@ -111,12 +114,12 @@ def give_methods() -> None:
 
 
 def _refuse_plain() -> None:
-    """In-place functions as torch calls them: `plain.add_(dual)`, `plain += dual`, `F.relu_(dual)`."""
+    """Register handlers of in-place functions that torch calls itself: `tensor.add_(dual)`, `F.relu_(dual)`."""
     for home in (torch.Tensor, torch.nn.functional, torch):
         for name in dir(home):
             base = getattr(home, name[:-1], None)
             if name.endswith("_") and not name.startswith("_") and look_up(base) is not None:
-                enter(getattr(home, name), _writing(name, base))
+                add_handler(getattr(home, name), _writing(name, base))
 
 
 def _writing(name: str, base: Any) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Dual, composite, first, join, named, run, split, tangent_rule
+from .core import Dual, composite, first_dual, named, paired, run_tangent, tangent_rule, unpack
 
 
 def _soften(p: Tensor, tangent: Tensor, dim: int) -> Tensor:
@@ -48,7 +48,7 @@ def _logcumsumexp(y: Tensor, x: Any, dim: int) -> Any:
 
 def _moments(x: Any, dim: Any, correction: Any, keepdim: bool) -> tuple[Any, Tensor]:
     """The axes, and the tangent of the variance, `2 / (N - c) sum (x - m) v`."""
-    value, tangent = split(x)
+    value, tangent = unpack(x)
     axes = tuple(range(value.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     count = 1
     for axis in axes:
@@ -94,7 +94,7 @@ def _std_mean(x: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = Fal
 @tangent_rule(*named("prod"))
 def _prod(y: Tensor, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """`sum_i v_i prod_{j != i} x_j`, by products from the left and from the right: right at zeros too."""
-    value, tangent = split(x)
+    value, tangent = unpack(x)
     if dim is None:
         value, tangent, dim, keepdim = value.flatten(), tangent.flatten(), 0, False
     ones = torch.ones_like(value.narrow(dim, 0, 1))
@@ -107,7 +107,7 @@ def _prod(y: Tensor, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: A
 @tangent_rule(*named("amax", "amin"))
 def _extreme(y: Tensor, x: Any, dim: Any = (), keepdim: bool = False) -> Any:
     """Ties share evenly, as in torch's gradient."""
-    value, tangent = split(x)
+    value, tangent = unpack(x)
     axes = tuple(range(value.dim())) if dim == () else (dim,) if isinstance(dim, int) else tuple(dim)
     kept = y
     if not keepdim:
@@ -133,9 +133,9 @@ def _extreme_along(name: str, binary: Any, whole: Any) -> Any:
 
 def _picked(x: Dual, out: Any, dim: int, keepdim: bool) -> Any:
     """The values found at `out.indices`, with their tangents."""
-    if first(x) is None:
+    if first_dual(x) is None:
         return out.values
-    return join(out.values, run(x.frozen, _gathered, x.tangent, out.indices, dim, keepdim), x.frozen)
+    return paired(out.values, run_tangent(x.detached, _gathered, x.tangent, out.indices, dim, keepdim), x.detached)
 
 
 def _gathered(tangent: Tensor, indices: Tensor, dim: int, keepdim: bool) -> Tensor:
@@ -177,7 +177,7 @@ def _cumprod(y: Tensor, x: Any, dim: int) -> Any:
 @tangent_rule(*named("cosine_similarity"))
 def _cosine(y: Tensor, a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     out = (F.normalize(a, dim=dim, eps=eps) * F.normalize(b, dim=dim, eps=eps)).sum(dim)
-    return split(out)[1]
+    return unpack(out)[1]
 
 
 @composite(F.mse_loss)

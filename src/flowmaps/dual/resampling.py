@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import METHODS, Dual, composite, join, plain, rebind, run, split, tangent_rule
-from .linear import together
+from .core import METHODS, Dual, composite, paired, rebind, run_tangent, tangent_rule, unpack, values_of
+from .linear import apply_linear
 
 
 def _averaging(function: Any) -> Any:
@@ -19,7 +19,7 @@ def _averaging(function: Any) -> Any:
     def handler(x: Any, *args: Any, **kwargs: Any) -> Any:
         if x.tangent is None:
             return function(x.value, *args, **kwargs)
-        return join(*together(function, x, *args, batched=True, **kwargs), x.frozen)
+        return paired(*apply_linear(function, x, *args, batched=True, **kwargs), x.detached)
 
     return handler
 
@@ -39,7 +39,7 @@ def _maximal(indexed: Any) -> Any:
         value, places = indexed(x.value, *args, **kwargs)
         if x.tangent is None:
             return (value, places) if return_indices else value
-        out = join(value, run(x.frozen, _read, x.tangent, places), x.frozen)
+        out = paired(value, run_tangent(x.detached, _read, x.tangent, places), x.detached)
         return (out, places) if return_indices else out
 
     def _read(tangent: Tensor, places: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ for _function, _indexed in (
 def _grid_sample(y: Tensor, input: Any, grid: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(grid, Dual):
         raise NotImplementedError("F.grid_sample with a grid that has a tangent has no forward-mode rule.")
-    return F.grid_sample(split(input)[1], grid, *args, **kwargs)
+    return F.grid_sample(unpack(input)[1], grid, *args, **kwargs)
 
 
 def _dropping(function: Any) -> Any:
@@ -76,7 +76,7 @@ def _dropping(function: Any) -> Any:
     def handler(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         if not training or p == 0:
             return x
-        out = x * function(torch.ones_like(plain(x)), p, True)
+        out = x * function(torch.ones_like(values_of(x)), p, True)
         return rebind(x, out) if inplace else out
 
     return handler
@@ -91,18 +91,18 @@ for _function in (torch.dropout, torch.feature_dropout):
 @composite(checkpoint)
 def _checkpoint(function: Any, *args: Any, use_reentrant: bool | None = None, **kwargs: Any) -> Any:
     """Met under `torch.compile` only, where a region takes and returns tensors; in Python a `Dual` goes through it."""
-    pairs = [split(x) for x in args]
+    pairs = [unpack(x) for x in args]
     dual = [isinstance(x, Dual) for x in args]
-    frozen = any(x.frozen for x in args if isinstance(x, Dual))
+    detached = any(x.detached for x in args if isinstance(x, Dual))
 
     def of_tensors(values: list[Any], tangents: list[Any]) -> Any:
-        inputs = [Dual(v, t, frozen) if d else v for v, t, d in zip(values, tangents, dual, strict=True)]
-        return split(function(*inputs))
+        inputs = [Dual(v, t, detached) if d else v for v, t, d in zip(values, tangents, dual, strict=True)]
+        return unpack(function(*inputs))
 
     value, tangent = checkpoint(
         of_tensors, [v for v, _ in pairs], [t for _, t in pairs], use_reentrant=use_reentrant, **kwargs
     )
-    return join(value, tangent, frozen)
+    return paired(value, tangent, detached)
 
 
 METHODS["tag_activation_checkpoint"] = _checkpoint  # the name it has under the compiler of torch 2.11

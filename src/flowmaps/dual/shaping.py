@@ -8,7 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Dual, composite, constant, first, join, look_up, named, plain, run, same, tangent_of
+from .core import (
+    Dual,
+    composite,
+    first_dual,
+    linear_in_first,
+    look_up,
+    named,
+    paired,
+    run_tangent,
+    tangent_of,
+    values_of,
+    without_tangent,
+)
 
 VIEWS = (
     *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand"),
@@ -27,22 +39,22 @@ MOVES = (
 )
 """Linear functions of one argument whose result is a new tensor."""
 
-same(*named(*VIEWS, *MOVES))
+linear_in_first(*named(*VIEWS, *MOVES))
 
 
 def _sharing(handler: Any) -> Any:
     """Mark the argument and the result: operations in place are then refused on both."""
 
-    def shared(x: Any, *args: Any, **kwargs: Any) -> Any:
+    def aliased(x: Any, *args: Any, **kwargs: Any) -> Any:
         out = handler(x, *args, **kwargs)
         if isinstance(x, Dual):
-            x.shared = True
+            x.aliased = True
         for y in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(y, Dual):
-                y.shared = True
+                y.aliased = True
         return out
 
-    return shared
+    return aliased
 
 
 for _function in named(*VIEWS):
@@ -57,7 +69,7 @@ def _properties() -> None:
 
 def _through(getter: Any) -> Any:
     def prop(x: Dual) -> Any:
-        return join(getter(x.value), None if x.tangent is None else getter(x.tangent), x.frozen)
+        return paired(getter(x.value), None if x.tangent is None else getter(x.tangent), x.detached)
 
     return prop
 
@@ -67,10 +79,10 @@ _properties()
 
 @composite(F.pad)
 def _pad(x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    return join(
+    return paired(
         F.pad(x.value, pad, mode, value),
-        None if x.tangent is None else run(x.frozen, F.pad, x.tangent, pad, mode, None),
-        x.frozen,
+        None if x.tangent is None else run_tangent(x.detached, F.pad, x.tangent, pad, mode, None),
+        x.detached,
     )
 
 
@@ -79,16 +91,16 @@ def _joined(function: Any) -> Any:
 
     def tangents(parts: Any, *args: Any, **kwargs: Any) -> Tensor:
         found = [tangent_of(x) for x in parts]
-        filled = [torch.zeros_like(plain(x)) if t is None else t for x, t in zip(parts, found, strict=True)]
+        filled = [torch.zeros_like(values_of(x)) if t is None else t for x, t in zip(parts, found, strict=True)]
         return function(filled, *args, **kwargs)
 
     def handler(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = list(tensors)
-        value = function(plain(tensors), *args, **kwargs)
-        found = first(tensors)
+        value = function(values_of(tensors), *args, **kwargs)
+        found = first_dual(tensors)
         if found is None:
             return value
-        return join(value, run(found.frozen, tangents, tensors, *args, **kwargs), found.frozen)
+        return paired(value, run_tangent(found.detached, tangents, tensors, *args, **kwargs), found.detached)
 
     return handler
 
@@ -109,15 +121,15 @@ def _broadcast_tensors(*tensors: Any) -> Any:
 @composite(torch.meshgrid)
 def _meshgrid(*tensors: Any, indexing: str = "ij") -> Any:
     parts = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
-    values = torch.meshgrid(*plain(tuple(parts)), indexing=indexing)
+    values = torch.meshgrid(*values_of(tuple(parts)), indexing=indexing)
     tangents = torch.meshgrid(
-        *[torch.zeros_like(plain(x)) if tangent_of(x) is None else tangent_of(x) for x in parts], indexing=indexing
+        *[torch.zeros_like(values_of(x)) if tangent_of(x) is None else tangent_of(x) for x in parts], indexing=indexing
     )
-    found = first(list(parts))
-    return join(values, tangents, found is not None and found.frozen)
+    found = first_dual(list(parts))
+    return paired(values, tangents, found is not None and found.detached)
 
 
-constant(
+without_tangent(
     *named("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"),
     *named("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "bernoulli", "bucketize", "searchsorted"),
     *named("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "get_device"),

@@ -1,4 +1,4 @@
-"""Laws whose flows are known exactly: the ground on which everything else is tested.
+"""Laws of data whose velocities and flow maps are known exactly: teachers, and the reference of the tests.
 
 Each has `sample`, `log_density(x, t=None)`, `velocity(x, t, cond=None)` = b_t(x) and `flow_map(x, s, t)` = X_{s,t}(x),
 for every interpolant, noisy ones too, and a Gaussian base. Velocities and closed-form maps are ordinary differentiable

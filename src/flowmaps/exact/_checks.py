@@ -1,4 +1,4 @@
-"""Refusals, with the way out: what was got, what is allowed, how to fix it."""
+"""Checks of arguments; each error says what was got, what is allowed and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SLACK = 1e-9  # relative room for rounding in tests of symmetry, sign and commutation
+SLACK = 1e-9  # relative tolerance of the checks of symmetry, sign and commutation
 
 
 def finite(name: str, value: Any, rank: int, shape: str) -> Tensor:
-    """`value` as a finite float64 tensor of `rank` axes, none of them empty; `shape` is the wanted shape in words."""
+    """Return `value` as a finite float64 tensor of `rank` axes, none of them empty; `shape` is what the error says."""
     tensor = torch.as_tensor(value, dtype=torch.float64)
     if tensor.ndim != rank or tensor.numel() == 0:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}: reshape it to {rank} axes.")
@@ -21,7 +21,7 @@ def finite(name: str, value: Any, rank: int, shape: str) -> Tensor:
 
 
 def covariance(name: str, value: Any, dim: int, batch: tuple[int, ...] = ()) -> Tensor:
-    """`value` as symmetric positive semidefinite matrices `(*batch, dim, dim)`, or a ValueError."""
+    """Return `value` as symmetric positive semidefinite matrices `(*batch, dim, dim)`."""
     shape = (*batch, dim, dim)
     matrix = finite(name, value, len(shape), str(shape))
     if tuple(matrix.shape) != shape:
@@ -45,13 +45,13 @@ def spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def positive(name: str, value: float) -> None:
-    """Refuse a number that is not positive and finite."""
+    """Check that a number is positive and finite."""
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive finite number, got {value}: use 1.0 for a standard normal base.")
 
 
 def points(x: Any, dim: int) -> None:
-    """Refuse points that are not `(B, dim)` and floating point."""
+    """Check that points are `(B, dim)` and floating point."""
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x must have shape (B, {dim}), got {tuple(x.shape)}: flatten or reshape the batch.")
     if not x.dtype.is_floating_point:
@@ -59,7 +59,7 @@ def points(x: Any, dim: int) -> None:
 
 
 def labels(cond: Any, rows: int, classes: int) -> None:
-    """Refuse labels that are not integers of shape `(B,)` in 0..classes - 1."""
+    """Check that labels are integers of shape `(B,)` in 0..classes - 1."""
     if not isinstance(cond, Tensor) or cond.is_floating_point() or tuple(cond.shape) != (rows,):
         got = f"{cond.dtype} {tuple(cond.shape)}" if isinstance(cond, Tensor) else repr(cond)
         raise ValueError(f"cond must be integer labels of shape ({rows},), got {got}: use None for the whole mixture.")
@@ -70,6 +70,6 @@ def labels(cond: Any, rows: int, classes: int) -> None:
 
 
 def no_condition(cond: Any, name: str) -> None:
-    """Refuse a condition where there is none."""
+    """Check that there is no condition."""
     if cond is not None:
         raise ValueError(f"{name} has no classes, got cond={cond!r}: pass cond=None.")

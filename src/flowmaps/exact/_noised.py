@@ -1,4 +1,4 @@
-r"""Data plus Gaussian noise: the one idea behind the exact flows that need a solver.
+r"""Laws of data plus Gaussian noise, whose posterior means are known: the flow map is then solved in polar coordinates.
 
 With a base N(0, scale^2 Id) the law of I_t is that of beta_t x1 + omega_t eps, where eps ~ N(0, Id) and
 omega_t^2 = alpha_t^2 scale^2 + gamma_t^2, and
@@ -29,8 +29,8 @@ from ..shapes import Batch, Condition, Time, check_time, like
 from ..solvers import integrate
 from . import _checks
 
-FLOOR = 1e-12  # the least omega that is divided by; below it I_t counts as data
-ROWS = 2**13  # rows solved at once
+MIN_OMEGA = 1e-12  # lower bound on the omega that is divided by
+CHUNK_ROWS = 2**13  # rows of one call of the solver
 
 
 class Noised(ABC):
@@ -40,7 +40,7 @@ class Noised(ABC):
     interpolant: Interpolant
     dim: int
     least_angle: float = 0.0
-    """Where positive, the solver runs in log(angle), down to this angle, and steps from there to the data."""
+    """If positive, the solver runs in log(angle) down to this angle, and takes one step from there to the data."""
 
     @abstractmethod
     def _posterior(self, x: Tensor, beta: Tensor, omega: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
@@ -106,21 +106,21 @@ class Noised(ABC):
         return self._log_marginal(x, one, 0 * one)
 
     def _checked(self, x: Tensor, t: Tensor, name: str = "t") -> Tensor:
-        """The times, in at least single precision, after a look at both."""
+        """Check points and times, and return the times in at least single precision."""
         _checks.points(x, self.dim)
         check_time(t, x, name)
         return t.to(torch.promote_types(t.dtype, torch.float32))
 
     def _omega(self, t: Tensor) -> Tensor:
-        """omega_t, raised to FLOOR."""
-        return self.interpolant.omega(t, self.scale).clamp_min(FLOOR)
+        """omega_t, at least MIN_OMEGA."""
+        return self.interpolant.omega(t, self.scale).clamp_min(MIN_OMEGA)
 
     def _flow(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition, method: str, tolerance: float) -> Tensor:
-        """X_{s,t}(x) by the solver, in float64, `ROWS` rows at once."""
+        """X_{s,t}(x) by the solver, in float64, `CHUNK_ROWS` rows at once."""
         s, t = self._checked(x, s, "s"), self._checked(x, t)
         parts = []
-        for start in range(0, x.shape[0], ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, x.shape[0], CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
             labels = None if cond is None else cond[rows]
             y, first, last = (z[rows].double() for z in (x, s, t))
             parts.append(self._flow_rows(y, first, last, labels, method, tolerance))
@@ -134,7 +134,7 @@ class Noised(ABC):
         def field(y: Tensor, clock: Tensor, cond: Condition) -> Tensor:
             angle = clock.exp() if logarithmic else clock
             cos, sin = angle.cos(), angle.sin()
-            denoised, noise = self._posterior(y, cos, sin.clamp_min(FLOOR), cond)
+            denoised, noise = self._posterior(y, cos, sin.clamp_min(MIN_OMEGA), cond)
             turn = like(cos, y) * noise - like(sin, y) * denoised
             return like(angle, y) * turn if logarithmic else turn
 

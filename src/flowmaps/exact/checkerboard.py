@@ -32,7 +32,7 @@ from ..shapes import Batch, Condition, Time, like
 from . import _checks
 from ._noised import Noised
 
-HALF = 0.25  # half of the side of a cell
+HALF = 0.25  # half the side of a cell
 NODES = (0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363)  # Gauss, eight on [-1, 1]
 WEIGHTS = (0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763)
 
@@ -139,10 +139,10 @@ def _centres(x: Tensor) -> Tensor:
 
 
 def _intervals(x: Tensor, beta: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each interval of each axis against each point.
+    """The posterior of the noise for each interval of each axis, at each point.
 
-    `outside` is the distance to the board over omega; its square is taken out of every log mass, or in single
-    precision far points could not tell one interval from another.
+    `outside` is the distance of the point to the board over omega. Half its square is left out of every log mass, which
+    far from the board would otherwise be equal for all intervals in single precision.
 
     Returns:
         log of the mean of exp(-eps^2 / 2 + outside^2 / 2) over the interval, r and e, each `(B, 2, 4)`; outside,
@@ -157,12 +157,12 @@ def _intervals(x: Tensor, beta: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, 
     m = sign * offset
     gap = (clipped.unsqueeze(2) - beta.unsqueeze(2) * _centres(x)).abs() / omega.unsqueeze(2) - h
     gap = gap.clamp_min(0)
-    log_mass, r, e = _cut(m, h.expand_as(m))
+    log_mass, r, e = _truncated(m, h.expand_as(m))
     return log_mass - gap * (gap / 2 + outside.unsqueeze(2)), sign * r, sign * e, outside
 
 
-def _cut(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The standard normal cut to [m - h, m + h], m >= 0.
+def _truncated(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The standard normal law truncated to [m - h, m + h], m >= 0.
 
     Returns:
         log of the mean density over the density at max(m - h, 0), r = (e - m) / h, and the mean e.
@@ -179,7 +179,7 @@ def _cut(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _narrow(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """By quadrature of exp(-m h u - h^2 u^2 / 2) over u in [-1, 1], in pairs of nodes."""
+    """`_truncated` by Gauss's quadrature of exp(-m h u - h^2 u^2 / 2) over u in [-1, 1], node by pair of nodes."""
     even, odd = torch.zeros_like(m), torch.zeros_like(m)
     for node, weight in zip(NODES, WEIGHTS, strict=True):
         up = (m * h * node).exp()
@@ -193,7 +193,7 @@ def _narrow(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _wide(m: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In closed form; one side of zero by Mills's ratio, across zero by the error function."""
+    """`_truncated` in closed form: by Mills's ratio if the interval lies beyond zero, else by the error function."""
     low, high = m - h, m + h
     beyond = low > 0
     low_out = torch.where(beyond, low, torch.zeros_like(low))

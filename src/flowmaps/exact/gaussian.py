@@ -63,7 +63,7 @@ class Gaussian:
         """Independent data, `(number, D)`, on the device of the generator."""
         device = None if generator is None else generator.device
         noise = torch.randn(number, self.dim, generator=generator, dtype=dtype, device=device)
-        mean, values, vectors = _beside(noise, self.mean, self._values, self._vectors)
+        mean, values, vectors = _like(noise, self.mean, self._values, self._vectors)
         return mean + (noise * values.sqrt()) @ vectors.mT
 
     def log_density(self, x: Batch, t: Time | None = None) -> Time:
@@ -74,10 +74,10 @@ class Gaussian:
         """
         _checks.points(x, self.dim)
         if t is None:
-            mean, variance, vectors = _beside(x, self.mean, self._values, self._vectors)
+            mean, variance, vectors = _like(x, self.mean, self._values, self._vectors)
         else:
             check_time(t, x)
-            mean, variance, vectors = *self._moments(t, x), _beside(x, self._vectors)[0]
+            mean, variance, vectors = *self._moments(t, x), _like(x, self._vectors)[0]
         quadratic = ((x - mean) @ vectors).square() / variance
         return -0.5 * (quadratic + variance.log() + math.log(2 * math.pi)).sum(1)
 
@@ -96,7 +96,7 @@ class Gaussian:
         _checks.points(x, self.dim)
         check_time(t, x)
         path = self.interpolant
-        base_mean, mean, base, data, vectors = _beside(
+        base_mean, mean, base, data, vectors = _like(
             x, self.base_mean, self.mean, self._base_values, self._values, self._vectors
         )
         drift = like(path.alpha_dot(t), x) * base_mean + like(path.beta_dot(t), x) * mean
@@ -122,7 +122,7 @@ class Gaussian:
         check_time(s, x, "s")
         check_time(t, x)
         (mean_s, variance_s), (mean_t, variance_t) = self._moments(s, x), self._moments(t, x)
-        (vectors,) = _beside(x, self._vectors)
+        (vectors,) = _like(x, self._vectors)
         return mean_t + (((x - mean_s) @ vectors) * (variance_t.sqrt() / variance_s.sqrt())) @ vectors.mT
 
     def _moments(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,16 +130,17 @@ class Gaussian:
         alpha, beta, gamma = (
             like(c, x) for c in (self.interpolant.alpha(t), self.interpolant.beta(t), self.interpolant.gamma(t))
         )
-        base_mean, mean, base, data = _beside(x, self.base_mean, self.mean, self._base_values, self._values)
+        base_mean, mean, base, data = _like(x, self.base_mean, self.mean, self._base_values, self._values)
         return alpha * base_mean + beta * mean, alpha * alpha * base + beta * beta * data + gamma * gamma
 
 
-def _beside(x: Tensor, *constants: Tensor) -> tuple[Tensor, ...]:
+def _like(x: Tensor, *constants: Tensor) -> tuple[Tensor, ...]:
+    """The constants in the dtype and on the device of `x`."""
     return tuple(c.to(device=x.device, dtype=x.dtype) for c in constants)
 
 
 def _common_basis(first: Tensor, second: Tensor) -> Tensor:
-    """Orthonormal eigenvectors that two commuting covariances share: those of a generic combination of the two."""
+    """Common orthonormal eigenvectors of two commuting matrices: those of a generic linear combination of the two."""
     size = (first.norm() * second.norm()).clamp_min(torch.finfo(first.dtype).tiny)
     commutator = float((first @ second - second @ first).norm() / size)
     if commutator > _checks.SLACK:

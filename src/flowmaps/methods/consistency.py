@@ -108,7 +108,7 @@ def easy_consistency_tuning(
 ) -> Objective:
     """Easy consistency tuning (ECT): a step that starts as long as the way to the data and shrinks by halves.
 
-        E |X_{s,1}(I_s) - sg X_{w,1}(I_w)| / (sigma_s - sigma_w),    sigma_w as `Shrink` says
+        E |X_{s,1}(I_s) - sg X_{w,1}(I_w)| / (sigma_s - sigma_w),    sigma_w as `ShrinkingLeg` says
 
     sigma = omega / beta is the ratio of noise to signal. It starts from a trained velocity.
 
@@ -124,7 +124,7 @@ def easy_consistency_tuning(
         To turn a trained velocity into a map to the data end in little time, without keeping the teacher.
 
     Args:
-        split: law of the step; `Shrink(interpolant)` unless given.
+        split: law of the step; `ShrinkingLeg(interpolant)` unless given.
     """
     (path, rest), scale = with_defaults(options), base_deviation(options)
     defaults = {

@@ -40,7 +40,7 @@ def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **o
 
     Args:
         frozen: the map of the legs: a copy of `flow_map` as it is now unless given, so train it on a strip of width
-            1 / legs first. A `Target` is taken as it is, so that it may follow; any other map is copied.
+            1 / legs first. A `Target` is used as it is, and may move; any other map is copied.
         legs: K.
 
     With guidance the frozen map must be a guided one: it is not guided anew.

@@ -1,4 +1,4 @@
-"""A batch in parts: each is what the whole batch is, so that their losses have its mean and a step is the same step."""
+"""Micro-batches: the mean of their losses is the loss of the batch, so that a step in parts is the same step."""
 
 from __future__ import annotations
 
