@@ -27,9 +27,10 @@ def gradients(objective: Objective, value: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(value, parameters, materialize_grads=True))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
-def test_compiled_equals_eager(name: str):
+def test_compiled_equals_eager(name: str, backend: str):
+    """By the tracing of a compiled step, and by all of it, which takes minutes for all methods."""
     torch.compiler.reset()
     rng = generator(3)
     flow_map = AverageVelocity(Network(DIM, 1, 16, torch.float32))
@@ -41,7 +42,7 @@ def test_compiled_equals_eager(name: str):
 
     eager = objective.evaluate(draw)
     wanted = gradients(objective, eager.value)
-    compiled = torch.compile(objective.evaluate, fullgraph=True)(draw)
+    compiled = torch.compile(objective.evaluate, fullgraph=True, backend=backend)(draw)
     got = gradients(objective, compiled.value)
 
     close = ROUNDING.get(name, 1e-5)
