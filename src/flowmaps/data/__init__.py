@@ -3,7 +3,7 @@
 from .open import open_data
 from .places import fingerprint, resolve
 from .sources import Board, Images, Points, Source, Units
-from .tables import SUFFIXES, is_file, read_array
+from .tables import SUFFIXES, is_array_file, read_array
 
 __all__ = [
     "SUFFIXES",
@@ -13,7 +13,7 @@ __all__ = [
     "Source",
     "Units",
     "fingerprint",
-    "is_file",
+    "is_array_file",
     "open_data",
     "read_array",
     "resolve",

@@ -1,4 +1,4 @@
-"""Reading pictures of images back: the pixels of each tile, the words beside them."""
+"""Reading pictures of images back: the pixels of each image, the words beside them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowmaps.reports.image_figures import BLOCK, GAP
+from flowmaps.reports.image_grid import BLOCK_GAP, GAP
 
 
 def tiles_of(
     figure: Figure, rows: int, columns: int, height: int, width: int, blocks: Sequence[int] = ()
 ) -> np.ndarray:
-    """The images of a picture by `image_figures.tiles`, `(rows * columns, height, width, 3)`, uint8."""
+    """The images of a picture by `image_grid`, `(rows * columns, height, width, 3)`, uint8."""
     canvas = np.asarray(figure.axes[0].images[0].get_array())
     high = (canvas.shape[0] - (rows - 1) * GAP) // rows
     gaps = [GAP] * (columns - 1)
     for k in np.cumsum(blocks)[:-1]:
-        gaps[k - 1] = BLOCK
+        gaps[k - 1] = BLOCK_GAP
     wide = (canvas.shape[1] - sum(gaps)) // columns
     assert high % height == wide % width == 0, "a pixel is a whole number of pixels"
     found = []
