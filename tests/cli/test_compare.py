@@ -14,8 +14,9 @@ from matplotlib.image import imread
 from flowmaps.cli import compare
 from flowmaps.cli.main import main
 from flowmaps.evaluation import compare as comparison
-from flowmaps.evaluation import measure, sampling
+from flowmaps.evaluation import measure
 from flowmaps.methods import METHODS
+from flowmaps.runs.plan import Plan
 from flowmaps.runs.recipes import Recipe
 from flowmaps.storage import models as checkpoint
 
@@ -84,12 +85,12 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     words = ["compare", "checkerboard", "--methods", "lmd", "psd", "emd", "--out", str(tmp_path), *SMALL]
     whole, trained = comparison.train_method, []
 
-    def train_method(recipe: Recipe, *others: Any, **options: Any) -> Any:
+    def train_method(plan: Plan, *others: Any, **options: Any) -> Any:
         if trained == ["lmd"]:
             trained.append("interrupted")
             raise KeyboardInterrupt
-        trained.append(recipe.method)
-        return whole(recipe, *others, **options)
+        trained.append(plan.method.name)
+        return whole(plan, *others, **options)
 
     monkeypatch.setattr(comparison, "train_method", train_method)
     with pytest.raises(SystemExit) as stop:
@@ -147,12 +148,12 @@ def test_a_method_that_diverges_is_stopped_early_and_leaves_the_others_their_row
 ):
     whole, took = comparison.train_stage, []
 
-    def train_stage(recipe: Recipe, stage: str, number: int, source: Any, objective: Any, budget: float, **options):
-        if recipe.method == "psd":
+    def train_stage(plan: Plan, stage: Any, source: Any, objective: Any, budget: float, **options: Any) -> Any:
+        if plan.method.name == "psd":
             next(objective.flow_map.parameters()).data.fill_(math.nan)
             budget = 60.0
         begun = time.monotonic()
-        training = whole(recipe, stage, number, source, objective, budget, **options)
+        training = whole(plan, stage, source, objective, budget, **options)
         took.append(time.monotonic() - begun)
         return training
 
@@ -185,10 +186,10 @@ def test_where_nothing_can_be_shown_the_words_say_so(
 def test_a_method_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = comparison.measure_method
 
-    def measure_method(recipe: Recipe, *others: Any, **more: Any) -> Any:
-        if recipe.method == "psd":
+    def measure_method(plan: Plan, *others: Any, **more: Any) -> Any:
+        if plan.method.name == "psd":
             raise ValueError("the exact transport failed")
-        return whole(recipe, *others, **more)
+        return whole(plan, *others, **more)
 
     monkeypatch.setattr(comparison, "measure_method", measure_method)
     main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(tmp_path), *SMALL])
@@ -198,14 +199,10 @@ def test_a_method_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path:
 # pictures, fresh noise, options ---------------------------------------------------------------------------------------
 
 
-def test_a_map_of_jumps_to_the_data_is_sampled_with_fresh_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sampling, "TO_DATA", ("lsd",))
-    main(["compare", "checkerboard", "--methods", "lsd", "--out", str(tmp_path), *SMALL])
-    rows = rows_of(tmp_path)
-    assert [(row["sampler"], row["steps"], row.get("fresh_noise")) for row in rows] == [
-        ("map", 1, None),
-        ("map", 3, True),
-    ]
+def test_a_map_of_jumps_to_the_data_is_sampled_with_fresh_noise(tmp_path: Path):
+    main(["compare", "checkerboard", "--methods", "consistency_training", "--out", str(tmp_path), *SMALL])
+    rows = [(row["sampler"], row["steps"], row.get("fresh_noise")) for row in rows_of(tmp_path)]
+    assert rows == [("map", 1, None), ("map", 3, True)]
     line = (tmp_path / "compare.md").read_text().splitlines()[-1]
     assert line.split("|")[4].strip() == "–"  # no ODE
 

@@ -9,19 +9,20 @@ import pytest
 
 from flowmaps.data import open_data
 from flowmaps.evaluation import compare
-from flowmaps.runs.recipes import Recipe, checkerboard
+from flowmaps.runs.plan import Plan, resolve
+from flowmaps.runs.recipes import checkerboard
 
 
-def tiny(method: str) -> Recipe:
+def tiny(method: str, batch: int = 16) -> Plan:
     recipe = checkerboard()
     network = replace(recipe.network, width=8, depth=2)
-    return replace(recipe, method=method, compile=False, network=network, optimiser=replace(recipe.optimiser, batch=16))
+    optimiser = replace(recipe.optimiser, batch=batch)
+    return resolve(replace(recipe, method=method, compile=False, network=network, optimiser=optimiser))
 
 
 def test_memory_is_of_the_objective_and_grows_with_the_batch(tmp_path: Path):
     def needed(method: str, batch: int) -> float:
-        recipe = replace(tiny(method), optimiser=replace(tiny(method).optimiser, batch=batch))
-        return compare.train_method(recipe, open_data("checkerboard"), 0.05, tmp_path)[2]["mb_per_step"]
+        return compare.train_method(tiny(method, batch), open_data("checkerboard"), 0.05, tmp_path)[2]["mb_per_step"]
 
     plain = needed("flow_matching", 1000)
     assert needed("lsd", 1000) > 1.5 * plain  # derivatives
@@ -30,24 +31,24 @@ def test_memory_is_of_the_objective_and_grows_with_the_batch(tmp_path: Path):
 
 def test_the_time_of_a_step_is_the_median(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(compare, "take_steps", lambda *_: ([1.0, 0.002, 0.001, 0.003, 0.002], True))
-    spent = compare.train_method(tiny("lsd"), open_data("checkerboard"), 1.0, tmp_path)[2]
-    assert spent["ms_per_step"] == 2.0
+    training = compare.train_method(tiny("lsd"), open_data("checkerboard"), 1.0, tmp_path)[2]
+    assert training["ms_per_step"] == 2.0
 
 
 def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):
-    recipe, source = tiny("lmd"), open_data("checkerboard", 16)
-    _, first, _ = compare.train_method(recipe, source, 0.3, tmp_path)
-    _, second, spent = compare.train_method(tiny("emd"), source, 0.3, tmp_path)
+    source = open_data("checkerboard", 16)
+    _, first, _ = compare.train_method(tiny("lmd"), source, 0.3, tmp_path)
+    _, second, training = compare.train_method(tiny("emd"), source, 0.3, tmp_path)
     assert first is not None
     assert second is not None
     old, new = first.state_dict(), second.state_dict()
     assert all(bool((old[name] == new[name]).all()) for name in old)
-    assert (tmp_path / spent["teacher"]).exists()
+    assert (tmp_path / training["teacher"]).exists()
 
 
 def test_a_teacher_that_diverges_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compare, "train_stage", lambda *_, **__: {"ms_per_step": 1.0, "diverged": True})
-    _, teacher, spent = compare.train_method(tiny("lmd"), open_data("checkerboard"), 1.0, tmp_path)
+    _, teacher, training = compare.train_method(tiny("lmd"), open_data("checkerboard"), 1.0, tmp_path)
     assert teacher is None
-    assert spent["diverged"]
+    assert training["diverged"]
     assert list(tmp_path.iterdir()) == []

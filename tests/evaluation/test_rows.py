@@ -14,15 +14,14 @@ from torch import Tensor
 
 from flowmaps.cli.main import main
 from flowmaps.data import Board, Source, open_data
-from flowmaps.evaluation import sampling
 from flowmaps.evaluation.rows import metrics_rows
-from flowmaps.evaluation.sampling import NOISE_STREAM, fresh_noise, multistep_of
-from flowmaps.interpolants import Linear
+from flowmaps.evaluation.sampling import NOISE_STREAM, fresh_noise
+from flowmaps.interpolants import Linear, Trigonometric
 from flowmaps.maps import FlowMap
-from flowmaps.runs import plan as plans
 from flowmaps.runs import recipes
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation
-from flowmaps.samplers import MultistepConsistency
+from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.loop import generator
 
@@ -58,7 +57,7 @@ def table(flow_map: FlowMap, source: Source, settings: Evaluation = SMALL, **opt
 
 
 def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source):
-    rows, drawn = table(Scaling(), board, multistep=uniform)
+    rows, drawn = table(Scaling(), board, samplers=uniform)
     assert [(row["sampler"], row["steps"], row["nfe"], row.get("fresh_noise")) for row in rows] == [
         ("map", 1, 1, None),
         ("map", 3, 3, True),
@@ -74,8 +73,8 @@ def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source)
 
 
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
-    _, (_, by_four_hundred) = table(Scaling(), board, multistep=uniform)
-    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, chunk=5000), multistep=uniform)
+    _, (_, by_four_hundred) = table(Scaling(), board, samplers=uniform)
+    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, chunk=5000), samplers=uniform)
     torch.testing.assert_close(by_four_hundred.x, at_once.x)
     z = fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None
@@ -84,7 +83,7 @@ def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row
 
 
 def test_samples_by_fresh_noise_are_no_jumps_of_the_flow(board: Source):
-    rows, _ = table(Scaling(), board, multistep=uniform)
+    rows, _ = table(Scaling(), board, samplers=uniform)
     assert ["map_error" in row for row in rows] == [True, False]
     assert all("kl" in row for row in rows)
 
@@ -94,24 +93,22 @@ def test_a_map_of_jumps_to_the_data_has_no_ode_of_its_own_but_its_teacher_has(bo
     assert [row.get("solver") for row in rows] == ["dopri5", "euler", None, None]
     rows, _ = table(Scaling(), board, solvers=("dopri5",))
     assert [row.get("solver") for row in rows] == ["dopri5", None, None]
-    found = list(metrics_rows(Scaling(), Scaling(), board, SMALL, 5, multistep=uniform))
+    found = list(metrics_rows(Scaling(), Scaling(), board, SMALL, 5, samplers=uniform))
     assert [row.get("solver") for _, row, _ in found] == ["dopri5", "euler", None, None]
 
 
 def test_without_a_law_and_without_an_ode_there_is_no_map_error(tmp_path: Path):
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(211, 3)))
-    rows, _ = table(Scaling(), open_data(str(tmp_path / "points.npy")), multistep=uniform)
+    rows, _ = table(Scaling(), open_data(str(tmp_path / "points.npy")), samplers=uniform)
     assert all("energy" in row and "map_error" not in row for row in rows)
 
 
-def test_only_methods_of_jumps_to_the_data_add_fresh_noise(monkeypatch: pytest.MonkeyPatch):
-    recipe = dataclasses.replace(recipes.checkerboard(), method="lsd", interpolant="trigonometric")
-    assert multistep_of(recipe) is None
-    monkeypatch.setattr(sampling, "TO_DATA", ("lsd",))
-    multistep = multistep_of(recipe)
-    assert multistep is not None
-    assert multistep(4).grid == [0, 0.25, 0.5, 0.75]
-    assert multistep(4).interpolant == plans.INTERPOLANTS["trigonometric"]
+def test_only_methods_of_jumps_to_the_data_add_fresh_noise():
+    recipe = dataclasses.replace(recipes.checkerboard(), interpolant="trigonometric")
+    fresh = MultistepConsistency([0, 0.25, 0.5, 0.75], Trigonometric())
+    for method, in_four in (("lsd", Jump(4)), ("consistency_training", fresh)):
+        plan = resolve(dataclasses.replace(recipe, method=method))
+        assert (plan.sampler(1), plan.sampler(4)) == (Jump(1), in_four)
 
 
 def test_lost_samples_are_counted_and_cost(board: Source):

@@ -15,13 +15,13 @@ from image_cases import images
 from flowmaps import guidance, maps
 from flowmaps.cli import commands
 from flowmaps.data import Points
-from flowmaps.evaluation.sampling import multistep_of
 from flowmaps.reports import pictures
 from flowmaps.reports.pictures import previews
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run
+from flowmaps.samplers import Jump, MultistepConsistency
 
 SMALL = {
     "network": recipes.plane.Network(width=8, depth=2),
@@ -67,10 +67,10 @@ def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch:
     run, seen = Run.open(recipe(method="lsd"), tmp_path / "run", say=lambda text: None), []
     drawn = previews.preview_figure
 
-    def preview_figure(recipe, stage, flow_map, source):
+    def preview_figure(plan, stage, flow_map, source):
         assert not flow_map.training
         seen.append([value.clone() for value in flow_map.parameters()])
-        return drawn(recipe, stage, flow_map, source)
+        return drawn(plan, stage, flow_map, source)
 
     monkeypatch.setattr(previews, "preview_figure", preview_figure)
     for stage, step in run.train():
@@ -104,10 +104,11 @@ def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch:
 )
 def test_each_stage_is_sampled_as_it_can_be(method: str, stage: str, titles: list[str]):
     own = recipe(method=method)
-    found = previews.maps_of_stage(own, stage, initial.new_map(own, (2,), None))
+    found = previews.samplers_of_stage(resolve(own), stage, initial.new_map(own, (2,), None))
     assert [title for title, _, _ in found] == titles
     assert {entry.name for entry in resolve(own).stages} >= {stage}
-    assert all(str(steps) in title for title, _, steps in found)
+    numbers = [len(how.grid) if isinstance(how, MultistepConsistency) else len(how.times) - 1 for _, _, how in found]
+    assert all(str(number) in title for title, number in zip(titles, numbers, strict=True))
 
 
 def test_a_teacher_is_shown_by_eulers_steps_along_its_guided_velocity():
@@ -115,35 +116,35 @@ def test_a_teacher_is_shown_by_eulers_steps_along_its_guided_velocity():
     flow_map = initial.new_map(own, (64,), 10).eval()
     for value in flow_map.parameters():
         torch.nn.init.normal_(value, std=0.2)
-    ((_, sampler, steps),) = previews.maps_of_stage(own, "teacher", flow_map)
+    ((_, sampler, how),) = previews.samplers_of_stage(resolve(own), "teacher", flow_map)
+    assert how == Jump(8)
     x, labels = torch.randn(5, 64), torch.arange(5)
     found, expected = x, x
-    for k in range(steps):
-        s, t = torch.full((5,), k / steps), torch.full((5,), (k + 1) / steps)
+    for k in range(8):
+        s, t = torch.full((5,), k / 8), torch.full((5,), (k + 1) / 8)
         found = sampler(found, s, t, labels)
         none, label = flow_map.velocity(expected, s), flow_map.velocity(expected, s, labels)
-        expected = expected + (none + 2 * (label - none)) / steps
+        expected = expected + (none + 2 * (label - none)) / 8
     torch.testing.assert_close(found, expected)
     assert (found - flow_map(x, 0 * t, 0 * t + 1, labels)).abs().max() > 1e-2
 
 
 def test_a_range_of_guidance_is_shown_at_its_lower_end():
     own = recipe("digits", method="lsd", guidance=(1.5, 3.0))
-    found = previews.maps_of_stage(own, "map", initial.new_map(own, (64,), 10))
+    found = previews.samplers_of_stage(resolve(own), "map", initial.new_map(own, (64,), 10))
     assert all(isinstance(sampler, guidance.AtWeight) and sampler.weight == 1.5 for _, sampler, _ in found)
 
 
-def test_jumps_to_the_data_add_fresh_noise(monkeypatch: pytest.MonkeyPatch):
+def test_jumps_to_the_data_add_fresh_noise():
     """In four steps a map of jumps to t = 1 adds noise between them; in training as when it is measured."""
-    own, asked = recipe(method="sct"), []
-    known = multistep_of(own)
-    assert known is not None
-    monkeypatch.setattr(previews, "multistep_of", lambda _: lambda steps: asked.append(steps) or known(steps))
-    flow_map = initial.new_map(own, (2,), 3)
-    previews.preview_figure(own, "map", flow_map, training_source())
-    assert asked == [4]
-    previews.preview_figure(recipe(method="scd"), "teacher", flow_map, training_source())
-    assert asked == [4]  # a velocity is solved
+    plan = resolve(recipe(method="sct"))
+    flow_map = initial.new_map(plan.recipe, (2,), 3)
+    samplers = [how for _, _, how in previews.samplers_of_stage(plan, "map", flow_map)]
+    assert samplers == [Jump(1), plan.sampler(4)]
+    assert isinstance(samplers[1], MultistepConsistency)
+    previews.preview_figure(plan, "map", flow_map, training_source())
+    ((_, _, how),) = previews.samplers_of_stage(resolve(recipe(method="scd")), "teacher", flow_map)
+    assert how == Jump(8)  # a velocity is solved
 
 
 def training_source() -> Points:
@@ -165,7 +166,7 @@ class Shifted(maps.FlowMap):
 def test_images_stand_in_rows_beside_data(monkeypatch: pytest.MonkeyPatch):
     source, kept = images(side=8), []
     monkeypatch.setattr(previews, "image_grid", lambda *given, **options: kept.append((given, options)))
-    previews.preview_figure(recipe(), "map", Shifted(1.0), source)
+    previews.preview_figure(resolve(recipe()), "map", Shifted(1.0), source)
     (pixels, rows), options = kept[0]
     assert options == {"blocks": {"1 step": 8, "4 steps": 8, "data": 4}}
     assert (rows, pixels.shape) == (8, (8 * 20, 3, 8, 8))
@@ -183,7 +184,9 @@ def test_what_has_diverged_is_drawn_all_the_same(source, tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for speed in (float("nan"), float("inf"), 1e30):
-            previews.figures.save(previews.preview_figure(recipe(), "map", Shifted(speed), source), tmp_path / "x.png")
+            previews.figures.save(
+                previews.preview_figure(resolve(recipe()), "map", Shifted(speed), source), tmp_path / "x.png"
+            )
 
 
 def test_points_of_more_dimensions_are_not_shown(tmp_path: Path):
@@ -232,6 +235,6 @@ def test_images_are_drawn_no_more_at_a_time_than_are_trained(monkeypatch: pytest
             return super().average_velocity(x, s, t, cond)
 
     settings = recipes.fields.Optimiser(batch=20, accumulate=4)
-    previews.preview_figure(recipe(optimiser=settings), "map", Counted(1.0), images(side=8))
+    previews.preview_figure(resolve(recipe(optimiser=settings)), "map", Counted(1.0), images(side=8))
     assert max(rows) == 5
     assert sum(rows) == 64 * (1 + 4)

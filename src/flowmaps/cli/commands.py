@@ -17,14 +17,14 @@ from rich.progress import Progress, TaskID
 from ..data import Source, Units
 from ..evaluation.measure import Row
 from ..evaluation.rows import metrics_rows
-from ..evaluation.sampling import Samples, multistep_of
+from ..evaluation.sampling import Samples
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..metrics.features import open_features
 from ..reports import pictures, report, tables
 from ..runs import run as runs
 from ..runs.folder import RunFolder
-from ..runs.plan import resolve
+from ..runs.plan import Plan, resolve
 from ..runs.preflight import preflight
 from ..runs.recipes import ImageRecipe, Recipe
 from ..system.devices import can_compile
@@ -205,15 +205,14 @@ def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: S
         source = folder.open_source(watch) if source is None else source
     device = folder.device
     flow_map, teacher = plan.as_sampled(flow_map.to(device), teacher and teacher.to(device))
-    recipe = dataclasses.replace(changed, evaluation=plan.evaluation())
-    rows, samples = _measured(recipe, flow_map, teacher, source, seed)
+    rows, samples = _measured(plan, flow_map, teacher, source, seed)
     metrics: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
     write_atomically(path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     with watching("draw") as watch:
-        shown = pictures.draw(path, recipe, flow_map, teacher, source, rows, samples, watch=watch)
+        shown = pictures.draw(path, plan, flow_map, teacher, source, rows, samples, watch=watch)
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
-    config = dataclasses.asdict(recipe)
+    config = dataclasses.asdict(dataclasses.replace(changed, evaluation=plan.evaluation()))
     written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(folder))
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
@@ -221,10 +220,10 @@ def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: S
 
 
 def _measured(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of metrics.json, and by their titles samples for the pictures."""
-    settings, rows, samples = recipe.evaluation, [], {}
+    recipe, settings, rows, samples = plan.recipe, plan.evaluation(), [], {}
     fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
     if few := _few(recipe, source.units):
@@ -236,7 +235,7 @@ def _measured(
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        options = {"multistep": multistep_of(recipe), "compiled": fast, "watch": watch}
+        options = {"samplers": plan.sampler, "compiled": fast, "watch": watch}
         for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, seed, **options):
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")

@@ -23,8 +23,8 @@ from ..data import Board, Source, open_data
 from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..runs import initial
-from ..runs import plan as plans
 from ..runs.folder import describe
+from ..runs.plan import Plan, Stage, resolve
 from ..runs.preflight import check_folder
 from ..runs.recipes import Recipe
 from ..storage import models
@@ -36,7 +36,7 @@ from ..training.loop import Step, generator, train
 from ..training.state import begin
 from .measure import Reference, Row, reference
 from .rows import metrics_rows
-from .sampling import Samples, multistep_of
+from .sampling import Samples
 
 Notify = Callable[[str], None]
 """Called with a sentence for the user."""
@@ -73,8 +73,7 @@ class Comparison:
             raise ValueError(f"--budget must be positive, got {budget} seconds.")
         if not methods or len(set(methods)) != len(methods):
             raise ValueError(f"--methods needs different methods, got {' '.join(methods) or 'none'}.")
-        for method in methods:
-            plans.check(dataclasses.replace(recipe, method=method))
+        self.plans = [resolve(dataclasses.replace(recipe, method=method)) for method in methods]
         self.recipe, self.methods, self.budget, self.folder = recipe, methods, budget, folder
         self.rows: list[Row] = read_rows(folder, _description(recipe, budget)) if resume else []
         if not resume:
@@ -97,14 +96,14 @@ class Comparison:
             ValueError: every method diverged.
         """
         ref = None
-        for method in self.methods:
+        for plan in self.plans:
+            method = plan.method.name
             if any(row["method"] == method for row in self.rows):
                 notify(f"{method} is there already.")
                 continue
             if ref is None and isinstance(self.source, Board):  # elsewhere the flow is that of the method's own teacher
                 ref = reference(self.source, None, self.recipe.evaluation, self.recipe.seed)
-            recipe = dataclasses.replace(self.recipe, method=method)
-            rows, samples = self._train_and_measure(recipe, ref, watch, notify)
+            rows, samples = self._train_and_measure(plan, ref, watch, notify)
             self.rows += rows
             self.rows.sort(key=lambda row: (*self.methods, row["method"]).index(row["method"]))
             self._write()
@@ -113,22 +112,23 @@ class Comparison:
             raise ValueError("every method diverged: lower --optimiser.rate.")
 
     def _train_and_measure(
-        self, recipe: Recipe, ref: Reference | None, watch: Watch, notify: Notify
+        self, plan: Plan, ref: Reference | None, watch: Watch, notify: Notify
     ) -> tuple[list[Row], dict[str, Samples]]:
         """The rows of one method, and the samples of its map. A teacher that has a row is not measured again."""
         options = {"watch": watch, "notify": notify}
-        flow_map, teacher, training = train_method(recipe, self.source, self.budget, self.folder, **options)
-        head = {"method": recipe.method, **training}
+        flow_map, teacher, training = train_method(plan, self.source, self.budget, self.folder, **options)
+        method = plan.method.name
+        head = {"method": method, **training}
         if training.get("diverged"):
-            notify(f"{recipe.method} diverged: its loss or its weights are not finite.")
+            notify(f"{method} diverged: its loss or its weights are not finite.")
             return [{**head, "sampler": "map"}], {}
         of_teachers = [row for row in self.rows if row["sampler"] == "teacher" and "teacher" in row]
         known = [row for row in of_teachers if row["teacher"] == training.get("teacher")][:1]
         solvers = () if known else ("dopri5",)
         try:
-            rows, samples = measure_method(recipe, flow_map, teacher, self.source, ref, solvers=solvers, watch=watch)
+            rows, samples = measure_method(plan, flow_map, teacher, self.source, ref, solvers=solvers, watch=watch)
         except ValueError as error:
-            notify(f"{recipe.method} cannot be measured: {error}")
+            notify(f"{method} cannot be measured: {error}")
             return [{**head, "sampler": "map", "diverged": True}], {}
         return [{**row, **head} for row in known] + [{**head, **row} for row in rows], samples
 
@@ -138,24 +138,22 @@ class Comparison:
 
 
 def train_method(
-    recipe: Recipe, source: Source, budget: float, folder: Path, *, watch: Watch = quiet, notify: Notify = print
+    plan: Plan, source: Source, budget: float, folder: Path, *, watch: Watch = quiet, notify: Notify = print
 ) -> tuple[FlowMap, FlowMap | None, Row]:
     """Train one method: its map, its teacher, and what training took. Teachers are kept in the folder."""
-    device = pick_device(recipe.device)
-    flow_map = initial.new_map(recipe, source.shape, source.classes).to(device)
+    device = pick_device(plan.recipe.device)
+    flow_map = initial.new_map(plan.recipe, source.shape, source.classes).to(device)
     teacher: FlowMap | None = None
-    stages = plans.stages(recipe)
-    total = sum(stage.steps for stage in stages)
-    training: Row = {"budget": budget, "distilled": recipe.method in plans.DISTILLED}
-    for number, stage in enumerate(stages):
+    total = sum(stage.steps for stage in plan.stages)
+    training: Row = {"budget": budget, "distilled": plan.method.distils}
+    for stage in plan.stages:
         seconds = budget * stage.steps / total
         objective = stage.build(flow_map, teacher and teacher.velocity).to(device)
         weights = folder / teacher_file(objective, seconds)
         if stage.name == "teacher" and weights.exists():
             flow_map.load_state_dict(models.load_tensors(weights)[0])
         else:
-            stage_options = {"watch": watch, "notify": notify}
-            training |= train_stage(recipe, stage.name, number, source, objective, seconds, **stage_options)
+            training |= train_stage(plan, stage, source, objective, seconds, watch=watch, notify=notify)
             if training.get("diverged"):
                 break
             if stage.name == "teacher":
@@ -172,9 +170,8 @@ def teacher_file(objective: Objective, seconds: float) -> str:
 
 
 def train_stage(
-    recipe: Recipe,
-    stage: str,
-    number: int,
+    plan: Plan,
+    stage: Stage,
     source: Source,
     objective: Objective,
     budget: float,
@@ -186,18 +183,18 @@ def train_stage(
 
     The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device.
     """
-    device = pick_device(recipe.device)
+    recipe, device = plan.recipe, pick_device(plan.recipe.device)
     torch.compiler.reset()  # a function is compiled for a few objectives only, for others it would run as it is
     evaluate = compiled(objective.evaluate, notify) if recipe.compile else None
-    state = begin(objective, plans.optimiser(recipe, stage), evaluate=evaluate)
-    seed = generator(recipe.seed, number).initial_seed()
-    run = partial(train, state, source, plans.optimiser(recipe, stage), seed=seed, device=device)
+    state = begin(objective, stage.optimiser, evaluate=evaluate)
+    seed = generator(recipe.seed, plan.stages.index(stage)).initial_seed()
+    run = partial(train, state, source, stage.optimiser, seed=seed, device=device)
     for _ in islice(run(steps=UNLIMITED_STEPS), WARM_UP_STEPS):
         pass
     state.zero_grad()  # gradients count
     step = run(steps=UNLIMITED_STEPS)
     peak = memory.peak(lambda: next(step), device)
-    title = f"{recipe.method}, {stage}"
+    title = f"{plan.method.name}, {stage.name}"
     seconds, finite = take_steps(run(steps=UNLIMITED_STEPS, budget=budget), title, watch)
     state.use_averages()
     notify(f"{title}: {state.step:,} steps in {sum(seconds):.0f} s")
@@ -229,7 +226,7 @@ def take_steps(steps: Iterator[Step], title: str, watch: Watch) -> tuple[list[fl
 
 
 def measure_method(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
@@ -239,12 +236,12 @@ def measure_method(
     watch: Watch = quiet,
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of one method, and the samples of its map by their titles."""
-    flow_map, teacher, recipe = plans.measured(recipe, flow_map, teacher)
-    settings = recipe.evaluation
+    flow_map, teacher = plan.as_sampled(flow_map, teacher)
+    recipe, settings = plan.recipe, plan.evaluation()
     rows, samples = list[Row](), dict[str, Samples]()
     total = len(settings.steps) + len(solvers)
     options = {
-        "multistep": multistep_of(recipe),
+        "samplers": plan.sampler,
         "solvers": solvers,
         "compiled": recipe.compile and settings.samples >= 100_000 and can_compile(),
         "watch": lambda title, share: watch(f"{recipe.method}, {title}", (len(rows) + share) / total),

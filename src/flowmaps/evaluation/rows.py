@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from ..data import Images, Source
 from ..maps import FlowMap
 from ..runs.recipes import Evaluation
+from ..samplers import Jump, MultistepConsistency
 from ..shapes import Field
 from ..solvers import ADAPTIVE
 from ..storage.models import device_of
 from ..system.progress import Watch, quiet
 from .measure import Reference, Row, measure, reference
-from .sampling import CompiledMap, Inputs, Multistep, Sampler, Samples, map_sampler, ode_sampler, sample, steps_in_words
+from .sampling import CompiledMap, Inputs, Sampler, Samples, map_sampler, ode_sampler, sample, steps_in_words
 
 
 def metrics_rows(
@@ -25,7 +26,7 @@ def metrics_rows(
     seed: int,
     ref: Reference | None = None,
     *,
-    multistep: Multistep | None = None,
+    samplers: Callable[[int], Jump | MultistepConsistency] = Jump,
     solvers: Sequence[str] | None = None,
     compiled: bool = False,
     watch: Watch = quiet,
@@ -33,7 +34,7 @@ def metrics_rows(
     """Rows of metrics.json one by one, each with a title and its samples.
 
     The rows of the teacher come first. Without a teacher the map's own velocity, u at s = t, takes its place, unless
-    the map is trained for jumps to t = 1 alone and has none.
+    `samplers` gives `MultistepConsistency`: a map that is trained for jumps to t = 1 alone has no velocity.
 
     Args:
         flow_map: the map, on any device, its teacher on the same.
@@ -42,13 +43,13 @@ def metrics_rows(
         settings: what to measure.
         seed: of noise and data.
         ref: from `reference`, where several maps share it.
-        multistep: from `multistep_of`: the sampler for each number of steps; jumps unless given.
+        samplers: takes a number of steps to the sampler of the map.
         solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given.
         compiled: compile both networks, outside the seconds that are measured.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     device = device_of(flow_map)
-    if teacher is None and multistep is None:
+    if teacher is None and not isinstance(samplers(2), MultistepConsistency):
         teacher = flow_map
     if ref is None:
         ref = reference(source, teacher and teacher.velocity, settings, seed, device, watch)
@@ -59,7 +60,7 @@ def metrics_rows(
     velocity = None if teacher is None else teacher.velocity
     inputs = Inputs(ref.x0, ref.cond)
     of_teacher = () if velocity is None else (_solver(velocity, name, settings, inputs) for name in solvers)
-    of_map = (_steps(flow_map, steps, inputs, multistep, seed) for steps in settings.steps)
+    of_map = (_steps(flow_map, steps, samplers(steps), inputs, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         progress = partial(watch, title)
         samples = sample(sampler, start, chunk=settings.chunk, device=device, progress=progress, warm_up=True)
@@ -88,10 +89,10 @@ def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) 
 
 
 def _steps(
-    flow_map: FlowMap, steps: int, inputs: Inputs, multistep: Multistep | None, seed: int
+    flow_map: FlowMap, steps: int, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
 ) -> tuple[str, Row, Sampler, Inputs]:
     """The map in a number of steps, as in `_solver`."""
-    sampler, inputs = map_sampler(flow_map, steps, inputs, multistep, seed)
+    sampler, inputs = map_sampler(flow_map, how, inputs, seed)
     row: Row = {"sampler": "map", "steps": steps}
     row |= {} if inputs.fresh_noise is None else {"fresh_noise": True}
     return steps_in_words(steps), row, sampler, inputs

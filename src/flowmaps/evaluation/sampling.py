@@ -15,14 +15,11 @@ from torch import Tensor
 
 from ..data import Units
 from ..maps import FlowMap
-from ..runs import plan as plans
-from ..runs.folder import read_recipe
-from ..runs.plan import TO_DATA, interpolant
+from ..runs.folder import RunFolder
 from ..runs.recipes import Recipe
 from ..samplers import Jump, MultistepConsistency
 from ..shapes import Batch, Condition, Field, Guide, Time, on_each
 from ..solvers import SolverFlow
-from ..storage import models
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
 from ..training.loop import generator
@@ -75,8 +72,6 @@ class Samples:
 
 Sampler = Callable[[Inputs], tuple[Tensor, int]]
 """Takes inputs to samples, and to the number of network evaluations that each sample took."""
-Multistep = Callable[[int], MultistepConsistency]
-"""Takes a number of steps to the multistep consistency sampler of as many."""
 
 
 def steps_in_words(steps: int) -> str:
@@ -84,16 +79,10 @@ def steps_in_words(steps: int) -> str:
     return f"{steps} step" + "s" * (steps > 1)
 
 
-def jump_sampler(flow_map: FlowMap, steps: int) -> Sampler:
-    """The map in `steps` jumps."""
-    jump = Jump(steps)
+def jump_sampler(flow_map: FlowMap, jump: Jump) -> Sampler:
+    """The map in jumps."""
+    steps = len(jump.times) - 1
     return lambda inputs: (jump(flow_map, inputs.x0, inputs.cond), steps)
-
-
-def multistep_sampler(flow_map: FlowMap, multistep: MultistepConsistency) -> Sampler:
-    """The map in jumps to the data, fresh noise added after each but the last."""
-    steps = len(multistep.grid)
-    return lambda inputs: (multistep(flow_map, inputs.x0, inputs.fresh_noise, inputs.cond), steps)
 
 
 def ode_sampler(velocity: Field, **solver: Any) -> Sampler:
@@ -110,23 +99,13 @@ def ode_sampler(velocity: Field, **solver: Any) -> Sampler:
     return solve
 
 
-def multistep_of(recipe: Recipe) -> Multistep | None:
-    """How a recipe's map takes N steps if it learns jumps to t = 1 alone, from k / N; `None` where it learns others."""
-    if recipe.method not in TO_DATA:
-        return None
-    path = interpolant(recipe)
-    return lambda steps: MultistepConsistency([k / steps for k in range(steps)], path)
-
-
-def map_sampler(
-    flow_map: FlowMap, steps: int, inputs: Inputs, multistep: Multistep | None, seed: int
-) -> tuple[Sampler, Inputs]:
-    """The map in `steps` jumps, or by multistep consistency sampling, and the inputs with the noise that it adds."""
-    if multistep is None or steps == 1:
-        return jump_sampler(flow_map, steps), inputs
-    sampler = multistep(steps)
-    noise = fresh_noise(sampler, inputs.x0.shape, seed)
-    return multistep_sampler(flow_map, sampler), inputs._replace(fresh_noise=noise)
+def map_sampler(flow_map: FlowMap, how: Jump | MultistepConsistency, inputs: Inputs, seed: int) -> tuple[Sampler, Inputs]:
+    """The map by a sampler of `flowmaps.samplers`, and the inputs with the fresh noise that the sampler adds."""
+    if isinstance(how, Jump):
+        return jump_sampler(flow_map, how), inputs
+    steps, noise = len(how.grid), fresh_noise(how, inputs.x0.shape, seed)
+    sampler = lambda start: (how(flow_map, start.x0, start.fresh_noise, start.cond), steps)  # noqa: E731
+    return sampler, inputs._replace(fresh_noise=noise)
 
 
 def fresh_noise(multistep: MultistepConsistency, shape: Sequence[int], seed: int) -> Tensor | None:
@@ -201,10 +180,10 @@ class RunSampler:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.recipe, self.device = read_recipe(folder), pick_device("auto")
-        flow_map = models.load(folder).to(self.device)
-        self.flow_map, _, _ = plans.measured(self.recipe, flow_map, None)
-        self.units = Units.from_dict(models.read_card(folder).get("units"))
+        run, self.device = RunFolder.open(folder), pick_device("auto")
+        self.plan = run.plan
+        self.flow_map, _ = self.plan.as_sampled(run.load_map().to(self.device), None)
+        self.units = run.units
 
     def sample(
         self,
@@ -229,18 +208,18 @@ class RunSampler:
         Raises:
             ValueError: an option is out of range, or not for this map.
         """
-        plans.check_steps(self.recipe, [steps])
-        multistep = multistep_of(self.recipe)
-        most = MAX_NUMBERS // (self.units.dim * (1 if multistep is None else 2 * steps))  # fresh noise for each step
+        self.plan.check_steps([steps])
+        recipe, how = self.plan.recipe, self.plan.sampler(steps)
+        most = MAX_NUMBERS // (self.units.dim * (1 if isinstance(how, Jump) else 2 * steps))  # fresh noise in each step
         if number > most:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
         labels = _labels(self.units, number, label)
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
-        inputs = Inputs(x0, labels if guidance is None else _guide(self.recipe, labels, guidance))
-        sampler, inputs = map_sampler(self.flow_map, steps, inputs, multistep, seed)
-        progress, chunk = partial(watch, steps_in_words(steps)), self.recipe.evaluation.chunk
+        inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
+        sampler, inputs = map_sampler(self.flow_map, how, inputs, seed)
+        progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.chunk
         return sample(sampler, inputs, chunk=chunk, device=self.device, progress=progress).x, labels
 
 

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
+from ..methods import METHODS, Jumps
 from .style import above_floor, name_of
 
-VELOCITY_ONLY = ("flow_matching", "reflow")  # their jumps are steps of Euler's: the error of a map means nothing
 NO_VALUE = "–"
 
 
@@ -169,7 +169,8 @@ def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         ode = next((row for row in of_method if row.get("solver") == "dopri5"), {})
         of_steps = [maps.get(n, {}) for n in steps]
         quality = [row.get(key, math.nan) - row.get("kl_floor", 0) for row in (*of_steps, ode)]
-        error = None if method in VELOCITY_ONLY else of_steps[0].get("map_error")
+        jumps = METHODS[method].jumps is not Jumps.NONE  # steps of Euler's have no error of a map
+        error = of_steps[0].get("map_error") if jumps else None
         lines.append([method, *(_number(value) for value in (*quality, error)), *cost])
     return ["method", *titles, "dopri5", "error", "ms/step", "MB/step"], lines
 

@@ -17,9 +17,7 @@ from ..storage import models
 from ..system.files import sync_folder, write_atomically
 from ..training import averages, reconstruct
 from ..training.log import LOG
-from .folder import read_recipe
-from .plan import stages
-from .recipes import Recipe
+from .folder import RunFolder
 
 LARGE_ERROR = 0.05
 """Relative error of a reconstructed average from which the user is warned."""
@@ -68,17 +66,17 @@ def save_averaged(folder: Path, out: Path, average: Average, warn: Callable[[str
     """
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
-    recipe, stage = read_recipe(folder), average.stage
-    names = [entry.name for entry in stages(recipe)]
+    run, stage = RunFolder.open(folder), average.stage
+    names = [entry.name for entry in run.plan.stages]
     if stage not in names:
         raise ValueError(f"--stage must be one of the stages of this run, {', '.join(names)}, got {stage}.")
-    models.load(folder)  # refuses a run that has not finished
+    run.load_map()  # refuses a run that has not finished
     subfolder = "" if stage == names[-1] else stage
-    flow_map = models.load(folder / subfolder)
+    flow_map = run.load_map(subfolder)
     if average.decay is None:
         values, about = _reconstructed(folder, average, warn)
     else:
-        values, about = _read_decay(folder, recipe, stage, average.decay), {"decay": average.decay}
+        values, about = _read_decay(run, stage, average.decay), {"decay": average.decay}
     _replace_weights(flow_map, values)
     _write_run(folder, out, subfolder, flow_map, {"of": str(folder.resolve()), "stage": stage} | about)
 
@@ -104,11 +102,11 @@ def _reconstructed(
     return reconstruct.reconstruct(*profile), about
 
 
-def _read_decay(folder: Path, recipe: Recipe, stage: str, decay: float) -> dict[str, Tensor]:
+def _read_decay(run: RunFolder, stage: str, decay: float) -> dict[str, Tensor]:
     """The average of a decay by the names of its parameters."""
-    if decay == recipe.optimiser.ema:
-        raise ValueError(f"the average of the decay {decay:g} is the map of {folder} itself: take that.")
-    path = folder / averages.FOLDER / f"{stage}-decay-{decay:g}.safetensors"
+    if decay == run.recipe.optimiser.ema:
+        raise ValueError(f"the average of the decay {decay:g} is the map of {run.path} itself: take that.")
+    path = run.path / averages.FOLDER / f"{stage}-decay-{decay:g}.safetensors"
     if not path.is_file():
         found = sorted(p.stem.rpartition("-")[2] for p in path.parent.glob(f"{stage}-decay-*.safetensors"))
         there = f"of the decays {', '.join(found)[:200]}" if found else "of no decay"

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data import Source, Units
-from ...evaluation.sampling import Inputs, Samples, map_sampler, multistep_of, sample
+from ...evaluation.sampling import Inputs, Samples, map_sampler, sample
 from ...maps import FlowMap
-from ...runs.recipes import Recipe
+from ...runs.plan import Plan
 from ...storage.models import device_of
 from ...system.progress import Watch, quiet
 from ...training.loop import generator
@@ -61,7 +61,7 @@ def strip(units: Units, samples: Mapping[str, Samples]) -> Figure:
 
 
 def interpolations(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     units: Units,
     *,
@@ -75,24 +75,23 @@ def interpolations(
     not. The noise that a sampler adds on the way is the same along a row.
 
     Args:
-        recipe: of the run.
+        plan: of the run.
         flow_map: the map.
         units: of the data.
         rows: pairs of noises.
         columns: angles.
         watch: progress callback.
     """
-    ends = torch.randn(2, rows, 1, *units.shape, generator=generator(recipe.seed, END_STREAM))
+    ends = torch.randn(2, rows, 1, *units.shape, generator=generator(plan.recipe.seed, END_STREAM))
     angle = torch.linspace(0, math.pi / 2, columns).reshape(-1, *(1,) * len(units.shape))
     x0 = (angle.cos() * ends[0] + angle.sin() * ends[1]).flatten(0, 1)
     labels = None if units.classes is None else torch.linspace(0, units.classes - 1, rows).round().long()
     inputs = Inputs(x0, None if labels is None else labels.repeat_interleave(columns))
-    steps = steps_nearest_four(recipe)
-    sampler, inputs = map_sampler(flow_map, steps, inputs, multistep_of(recipe), recipe.seed)
+    sampler, inputs = map_sampler(flow_map, plan.sampler(steps_nearest_four(plan)), inputs, plan.recipe.seed)
     if inputs.fresh_noise is not None:
         noise = inputs.fresh_noise.unflatten(1, (rows, columns))[:, :, :1]
         inputs = inputs._replace(fresh_noise=noise.expand(-1, -1, columns, *units.shape).flatten(1, 2))
-    options = {"chunk": recipe.evaluation.chunk, "device": device_of(flow_map)}
+    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
     x = sample(sampler, inputs, **options, progress=partial(watch, "interpolation")).x
     heads = [f"{round(90 * k / (columns - 1))}°" for k in range(columns)]
     names = class_names(units, labels)

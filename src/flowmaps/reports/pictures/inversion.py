@@ -15,9 +15,9 @@ from ...data import Source, Units
 from ...evaluation.measure import MAX_ABS
 from ...evaluation.sampling import Inputs, Sampler, jump_sampler, sample, steps_in_words
 from ...maps import FlowMap
-from ...runs import plan as plans
-from ...runs.recipes import Recipe
-from ...samplers import encode
+from ...methods import Jumps
+from ...runs.plan import Plan
+from ...samplers import Jump, encode
 from ...shapes import Batch, Condition
 from ...solvers import SolverFlow
 from ...storage.models import device_of
@@ -27,8 +27,6 @@ from ..image_grid import image_grid
 from .parts import class_names, steps_nearest_four, ten_rows, to_pixels
 
 DATA_STREAM = 13  # of the seed
-TRAINED_BACKWARDS = ("lmd", "emd", "neural_operator", "ctm", "ayf_emd", "ayf_lmd", "pfmm")
-"""Methods that learn jumps from data to noise too, where the recipe's times are the whole square."""
 MIN_ERROR = 4e-12
 """A mean square below float32's own rounding of numbers of order one: 120 dB."""
 
@@ -94,7 +92,7 @@ class Inversion:
 
 
 def invert(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
@@ -108,7 +106,8 @@ def invert(
     velocity, or of the map's own where there is no teacher, is solved backwards.
 
     Args:
-        recipe, flow_map, teacher: as `plans.measured` gave them.
+        plan: of the run.
+        flow_map, teacher: as `plan.as_sampled` gave them.
         source: the data, on the CPU.
         number: of images.
         watch: progress callback.
@@ -116,33 +115,33 @@ def invert(
     Returns:
         The inversion; `None` for a map that is not trained for both orders and has no velocity.
     """
-    x1, labels = source.sample(number, generator(recipe.seed, DATA_STREAM))
-    found = _encoder(recipe, flow_map, teacher)
+    x1, labels = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
+    found = _encoder(plan, flow_map, teacher)
     if found is None:
         return None
     encoder, words, to_noise = found
-    numbers = sorted({*plans.known_steps(recipe, [1]), steps_nearest_four(recipe)})
-    numbers = [1] if recipe.method in plans.TO_DATA else numbers
-    options = {"chunk": recipe.evaluation.chunk, "device": device_of(flow_map)}
+    numbers = sorted({*plan.known_steps([1]), steps_nearest_four(plan)})
+    numbers = [1] if plan.method.jumps is Jumps.TO_DATA else numbers
+    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
 
     def run(sampler: Sampler, x: Tensor, done: int) -> Tensor:
         progress = lambda share: watch("inversion", (done + share) / (len(numbers) + 1))  # noqa: E731
         return sample(sampler, Inputs(x, labels), **options, progress=progress).x
 
     noise = run(lambda inputs: (to_noise(inputs.x0, inputs.cond), 0), x1, 0)
-    decoded = {n: run(jump_sampler(flow_map, n), noise, k) for k, n in enumerate(numbers, start=1)}
+    decoded = {n: run(jump_sampler(flow_map, Jump(n)), noise, k) for k, n in enumerate(numbers, start=1)}
     return Inversion(encoder, words, x1, noise, labels, decoded)
 
 
 def _encoder(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None
 ) -> tuple[str, str, Callable[[Batch, Condition], Batch]] | None:
     """What takes data to noise: its name, the same in words, and the function; NaN where a solver finds no step."""
-    if recipe.times == "square" and recipe.method in TRAINED_BACKWARDS:
-        steps = steps_nearest_four(recipe)
+    if plan.both_orders:
+        steps = steps_nearest_four(plan)
         words = f"the map itself in {steps_in_words(steps)} backwards"
         return "map", words, lambda x, cond: encode(flow_map, x, steps, cond)
-    if teacher is None and recipe.method in plans.TO_DATA:
+    if teacher is None and plan.method.jumps is Jumps.TO_DATA:
         return None
     flow = SolverFlow((flow_map if teacher is None else teacher).velocity, rtol=1e-5, atol=1e-5)
     whose = "the map's own velocity" if teacher is None else "its teacher"

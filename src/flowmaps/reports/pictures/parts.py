@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ...data import Units
-from ...runs.recipes import Recipe
+from ...runs.plan import Plan
 
 COLUMNS = 10
 """Columns of samples in a picture."""
 
 
-def steps_nearest_four(recipe: Recipe) -> int:
-    """Of the numbers of steps that a recipe measures, the nearest to four."""
-    return min(recipe.evaluation.steps, key=lambda steps: (abs(steps - 4), steps))
+def steps_nearest_four(plan: Plan) -> int:
+    """Of the numbers of steps in which the map of a plan is measured, the nearest to four."""
+    return min(plan.evaluation().steps, key=lambda steps: (abs(steps - 4), steps))
 
 
 def to_pixels(units: Units, x: Tensor) -> Tensor:

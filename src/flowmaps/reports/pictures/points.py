@@ -11,7 +11,8 @@ from ...data import Source
 from ...evaluation.measure import true_flow
 from ...evaluation.sampling import Samples
 from ...maps import FlowMap
-from ...runs import plan as plans
+from ...methods import Jumps
+from ...runs.plan import Plan
 from ...runs.recipes import Recipe
 from ...storage.models import device_of
 from ...training.loop import generator
@@ -22,15 +23,16 @@ DATA_STREAM, START_STREAM, BACKGROUND_STREAM = 3, 4, 5  # streams of the seed
 
 
 def plane(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None, source: Source, samples: Mapping[str, Samples]
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, samples: Mapping[str, Samples]
 ) -> dict[str, tuple[str, Figure]]:
     """Samples beside the data, and trajectories unless the map learns jumps to t = 1 alone: caption -> name, figure."""
-    data, _ = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, DATA_STREAM))
+    number = min(200_000, plan.recipe.evaluation.samples)
+    data, _ = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
     panels = {title: source.to_data(drawn.x[: len(data)]) for title, drawn in samples.items()}
     made = {
         "Samples beside the data.": ("samples", figures.samples({"data": source.to_data(data)} | panels)),
     }
-    if recipe.method not in plans.TO_DATA:
+    if plan.method.jumps is not Jumps.TO_DATA:
         paths = trajectories(flow_map, teacher, source)
         made["One jump from noise to each time t, over the flow itself."] = "trajectories", paths
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from matplotlib.figure import Figure
 
 from ...data import Source
-from ...evaluation.sampling import Inputs, Samples, map_sampler, multistep_of, sample, steps_in_words
+from ...evaluation.sampling import Inputs, Samples, map_sampler, sample, steps_in_words
 from ...maps import FlowMap, VelocityForShortJumps
-from ...runs import plan as plans
+from ...methods import Jumps
+from ...runs.plan import STRIP_WIDTH, Plan
 from ...runs.recipes import Recipe
 from ...runs.run import Run
+from ...samplers import Jump, MultistepConsistency
 from ...storage.models import device_of
 from ...system.processes import first_line, on_first, ranks
 from ...training.loop import generator
@@ -51,7 +54,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
 
     def draw() -> Path | None:
         try:
-            figure = preview_figure(run.recipe, stage, flow_map, run.source)
+            figure = preview_figure(run.plan, stage, flow_map, run.source)
             path.parent.mkdir(exist_ok=True)
             return figures.save(figure, path, dpi=96 if run.source.shape == (2,) else 144)
         except Exception as error:  # of whatever kind: memory, a disk, a version
@@ -68,23 +71,22 @@ def can_preview(recipe: Recipe, source: Source) -> bool:
     return source.shape == (2,) or recipe.data == "digits" or source.units.pixels
 
 
-def preview_figure(recipe: Recipe, stage: str, flow_map: FlowMap, source: Source) -> Figure:
+def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) -> Figure:
     """Samples of a map as a stage leaves it, beside data.
 
     Args:
-        recipe: of the run.
+        plan: of the run.
         stage: name of the stage.
         flow_map: the map, in evaluation mode.
         source: the data, on the device of the map.
     """
-    units, device = source.units, device_of(flow_map)
+    recipe, units, device = plan.recipe, source.units, device_of(flow_map)
     number = IMAGE_ROWS**2 if units.pixels else DIGITS if recipe.data == "digits" else POINTS
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE_STREAM))
     noise = Inputs(x0, None if units.classes is None else torch.arange(number) % units.classes)
     chunk, samples = _chunk(recipe, units.pixels), dict[str, Samples]()
-    multistep = multistep_of(recipe) if stage == "map" else None
-    for title, sampled_map, steps in maps_of_stage(recipe, stage, flow_map):
-        sampler, inputs = map_sampler(sampled_map, steps, noise, multistep, recipe.seed)
+    for title, sampled_map, how in samplers_of_stage(plan, stage, flow_map):
+        sampler, inputs = map_sampler(sampled_map, how, noise, recipe.seed)
         drawn = sample(sampler, inputs, chunk=chunk, device=device)
         samples[title] = replace(drawn, x=drawn.x.nan_to_num())
     if recipe.data == "digits":
@@ -105,17 +107,18 @@ def _chunk(recipe: Recipe, images: bool) -> int:
     return min(recipe.evaluation.chunk, rows if images else POINTS)
 
 
-def maps_of_stage(recipe: Recipe, stage: str, flow_map: FlowMap) -> list[tuple[str, FlowMap, int]]:
-    """How a stage's map is sampled while it is trained: titles, maps, and numbers of jumps.
+def samplers_of_stage(plan: Plan, stage: str, flow_map: FlowMap) -> list[tuple[str, FlowMap, Jump | MultistepConsistency]]:
+    """How a stage's map is sampled while it is trained: titles, maps and samplers.
 
     A teacher is a velocity, whose jumps are Euler's steps; a map of a strip goes from noise to data in jumps of the
     strip's width.
     """
-    sampled_map, teacher, _ = plans.measured(recipe, flow_map, flow_map)
+    sampled_map, teacher = plan.as_sampled(flow_map, flow_map)
     if stage == "teacher":
-        guided = sampled_map if recipe.method in plans.HELD or teacher is None else teacher
-        return [(f"velocity, {EULER_STEPS} Euler steps", VelocityForShortJumps(guided, 1.0), EULER_STEPS)]
+        guided = sampled_map if plan.method.copies_teacher or teacher is None else teacher
+        return [(f"velocity, {EULER_STEPS} Euler steps", VelocityForShortJumps(guided, 1.0), Jump(EULER_STEPS))]
     if stage == "strip":
-        return [(steps_in_words(plans.LEAST), sampled_map, plans.LEAST)]
-    several = (*MAP_STEPS, EULER_STEPS) if recipe.method in plans.DIAGONAL else MAP_STEPS
-    return [(steps_in_words(steps), sampled_map, steps) for steps in plans.known_steps(recipe, several)]
+        steps = math.ceil(1 / STRIP_WIDTH)
+        return [(steps_in_words(steps), sampled_map, Jump(steps))]
+    several = (*MAP_STEPS, EULER_STEPS) if plan.method.jumps is Jumps.NONE else MAP_STEPS
+    return [(steps_in_words(steps), sampled_map, plan.sampler(steps)) for steps in plan.known_steps(several)]

@@ -13,7 +13,7 @@ from ...data import Source
 from ...evaluation.measure import Row
 from ...evaluation.sampling import Samples, steps_in_words
 from ...maps import FlowMap
-from ...runs.recipes import Recipe
+from ...runs.plan import Plan
 from ...system.progress import Watch, quiet
 from ...training.log import read_log
 from .. import figures
@@ -39,7 +39,7 @@ class Pictures(NamedTuple):
 
 def draw(
     folder: Path,
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
@@ -52,7 +52,8 @@ def draw(
 
     Args:
         folder: of the run.
-        recipe, flow_map, teacher: as `plans.measured` gave them.
+        plan: of the run.
+        flow_map, teacher: as `plan.as_sampled` gave them.
         source: the data, on any device.
         rows: of metrics.json.
         samples: title of a row -> its samples, all from the same noise and labels.
@@ -60,12 +61,12 @@ def draw(
     """
     made, numbers = Made(), {}
     source = source.to("cpu")
-    if recipe.data == "digits":
+    if plan.recipe.data == "digits":
         made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", digits(samples)
     elif source.units.pixels:
-        made, numbers = _images(recipe, flow_map, teacher, source, samples, watch)
+        made, numbers = _images(plan, flow_map, teacher, source, samples, watch)
     elif source.shape == (2,):
-        made = plane(recipe, flow_map, teacher, source, samples)
+        made = plane(plan, flow_map, teacher, source, samples)
     made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)
     if log:
@@ -75,7 +76,7 @@ def draw(
 
 
 def _images(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
@@ -91,14 +92,14 @@ def _images(
     steps = f"More and more steps{solver}: every row starts from the same noise."
     between = (
         "Between two draws of noise, x0 at the left and x0' at the right: cos(a) x0 + sin(a) x0' taken to an image in "
-        f"{steps_in_words(steps_nearest_four(recipe))}."
+        f"{steps_in_words(steps_nearest_four(plan))}."
     )
     made: Made = {
-        beside: ("samples", grid(source, title, drawn, recipe.seed)),
+        beside: ("samples", grid(source, title, drawn, plan.recipe.seed)),
         steps: ("strip", strip(units, samples)),
-        between: ("interpolation", interpolations(recipe, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))),
+        between: ("interpolation", interpolations(plan, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))),
     }
-    inversion = invert(recipe, flow_map, teacher, source, watch=partial(_part, watch, 0.25, 1.0))
+    inversion = invert(plan, flow_map, teacher, source, watch=partial(_part, watch, 0.25, 1.0))
     if inversion is None:
         return made, {}
     made[inversion.caption(units)] = "inversion", inversion.figure(units)
