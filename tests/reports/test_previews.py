@@ -75,16 +75,17 @@ def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(previews, "preview_figure", preview_figure)
     for stage, step in run.train():
         if step.number == 3:
-            assert run._state is not None
-            random, mode = torch.get_rng_state(), run._state.objective.flow_map.training
+            assert run.trainer is not None
+            state = run.trainer._state
+            random, mode = torch.get_rng_state(), state.objective.flow_map.training
             first, again = (pictures.preview(run, stage.name, number, print) for number in (3, 4))
             assert first is not None
             assert again is not None
             assert first == tmp_path / "run" / "previews" / "map-00000003.png"
             assert first.read_bytes() == again.read_bytes()
             assert torch.get_rng_state().equal(random)
-            assert run._state.objective.flow_map.training == mode
-            main, own = run._state.averages.main, list(run._state.parameters.values())
+            assert state.objective.flow_map.training == mode
+            main, own = state.averages.main, list(state.parameters.values())
             assert all(a.equal(b) for a, b in zip(seen[0], main, strict=True))
             assert not all(a.equal(b) for a, b in zip(seen[0], own, strict=True))
 
