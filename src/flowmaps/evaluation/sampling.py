@@ -99,7 +99,9 @@ def ode_sampler(velocity: Field, **solver: Any) -> Sampler:
     return solve
 
 
-def map_sampler(flow_map: FlowMap, how: Jump | MultistepConsistency, inputs: Inputs, seed: int) -> tuple[Sampler, Inputs]:
+def map_sampler(
+    flow_map: FlowMap, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
+) -> tuple[Sampler, Inputs]:
     """The map by a sampler of `flowmaps.samplers`, and the inputs with the fresh noise that the sampler adds."""
     if isinstance(how, Jump):
         return jump_sampler(flow_map, how), inputs

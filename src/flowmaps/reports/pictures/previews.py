@@ -107,7 +107,9 @@ def _chunk(recipe: Recipe, images: bool) -> int:
     return min(recipe.evaluation.chunk, rows if images else POINTS)
 
 
-def samplers_of_stage(plan: Plan, stage: str, flow_map: FlowMap) -> list[tuple[str, FlowMap, Jump | MultistepConsistency]]:
+def samplers_of_stage(
+    plan: Plan, stage: str, flow_map: FlowMap
+) -> list[tuple[str, FlowMap, Jump | MultistepConsistency]]:
     """How a stage's map is sampled while it is trained: titles, maps and samplers.
 
     A teacher is a velocity, whose jumps are Euler's steps; a map of a strip goes from noise to data in jumps of the
