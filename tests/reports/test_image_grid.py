@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid_cases import texts_of, tiles_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from report_cases import texts_of, tiles_of
 
 from flowmaps.reports import figures
 from flowmaps.reports.image_grid import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid_cases import texts_of, tiles_of
+from report_cases import texts_of, tiles_of
 from torch import Tensor
 
 from flowmaps.data import Images, Points, Source, Units

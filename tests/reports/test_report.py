@@ -1,4 +1,4 @@
-"""The report is one escaped page with its pictures inside; the table has the columns that the rows have."""
+"""The report is one escaped page with its pictures inside."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from report_cases import ROWS
 
 from flowmaps.reports import figures, report, tables
 
-ROWS = [
-    {
-        "sampler": "teacher",
-        "solver": "dopri5",
-        "nfe": 98,
-        "kl": 0.0662,
-        "kl_floor": 0.00068,
-        "w2": 0.05,
-        "seconds": 40.123,
-    },
-    {"sampler": "map", "steps": 4, "nfe": 4, "kl": 0.1, "kl_floor": 0.00068, "w2": 0.07, "seconds": 0.4},
-]
 CONFIG = {
     "seed": 3,
     "method": "lmd",

@@ -7,23 +7,11 @@ import os
 import re
 
 import pytest
+from report_cases import ROWS
 from rich.console import Console
 
 from flowmaps.methods import METHODS
 from flowmaps.reports import figures, tables
-
-ROWS = [
-    {
-        "sampler": "teacher",
-        "solver": "dopri5",
-        "nfe": 98,
-        "kl": 0.0662,
-        "kl_floor": 0.00068,
-        "w2": 0.05,
-        "seconds": 40.123,
-    },
-    {"sampler": "map", "steps": 4, "nfe": 4, "kl": 0.1, "kl_floor": 0.00068, "w2": 0.07, "seconds": 0.4},
-]
 
 
 def printed(rows: list[dict], width: int = 80) -> str:

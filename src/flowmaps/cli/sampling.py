@@ -6,6 +6,7 @@ import io
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,22 +22,13 @@ from .terminal import console, watching
 MAX_STEPS = 100_000
 
 
-def sample(
-    folder: Path,
-    out: Path,
-    *,
-    steps: int = 4,
-    number: int = 10_000,
-    label: int | None = None,
-    seed: int = 0,
-    guidance: float | None = None,
-) -> None:
+def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **options: Any) -> None:
     """Draw samples from a run's map into a file.
 
     Args:
         folder: of a finished run.
         out: the file, which must not exist.
-        steps, number, label, seed, guidance: as in `RunSampler.sample`.
+        steps, number, options: as in `RunSampler.sample`.
 
     Raises:
         ValueError: the options are not for this map, or out of range; or `out` exists.
@@ -49,7 +41,7 @@ def sample(
             f"{folder} makes samples of shape {run.units.shape}, which are no images: take --out FILE.npz."
         )
     with watching("sample", number) as watch:
-        x, labels = run.sample(steps, number, label=label, seed=seed, guidance=guidance, watch=watch)
+        x, labels = run.sample(steps, number, **options, watch=watch)
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, run.units, x, labels)
     console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
@@ -82,29 +74,21 @@ def _write(out: Path, units: Units, x: Tensor, labels: Tensor | None) -> None:
     write_atomically(out, buffer.getvalue())
 
 
-def average(
-    folder: Path,
-    out: Path,
-    *,
-    width: float | None = None,
-    decay: float | None = None,
-    step: int | None = None,
-    stage: str = "map",
-) -> None:
+def average(folder: Path, out: Path, **options: Any) -> None:
     """Write a run like a finished one, with another of its averages for weights.
 
     Args:
         folder: of the finished run.
         out: folder of the new run, which must not exist.
-        width, decay, step, stage: as in `Average`.
+        options: of `Average`.
 
     Raises:
         ValueError: the options do not go together, the run has no such average, or `out` exists.
         OSError: `out` cannot be written.
     """
-    chosen = Average(width, decay, step, stage)
+    chosen = Average(**options)
     with watching("average") as watch:
         watch("reading snapshots", 0.0)
         save_averaged(folder, out, chosen, partial(console.print, soft_wrap=True))
-    message = f"{out} is the run {folder} with this average for the weights of its {stage}"
+    message = f"{out} is the run {folder} with this average for the weights of its {chosen.stage}"
     console.print(f"{message}; flowmaps evaluate {out} measures it.", soft_wrap=True)

@@ -18,21 +18,11 @@ def is_array_file(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read points `(N, dim)` as float64, and labels `(N,)` from a `.npz` that has an array `labels`.
-
-    A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line,
-    with or without a line of names. Nothing is unpickled.
-
-    Raises:
-        ValueError: the file is missing, of another kind, damaged, or its array is no finite table of numbers.
-    """
-    array, labels = read_arrays(path)
-    return table(array, path), None if labels is None else classes(labels, len(array), path)
-
-
 def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array in a file and its labels (or `None`) as they are, of whatever type and shape.
+    """The array in a file and its labels (or `None`) as they are, of whatever type and shape; nothing is unpickled.
+
+    A `.npz` holds one array, or arrays named `x`, `data` or `images`, and `labels`. A `.csv` holds numbers, one point a
+    line, with or without a line of names.
 
     Raises:
         ValueError: the file is missing, of another kind or damaged.

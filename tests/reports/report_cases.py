@@ -1,4 +1,4 @@
-"""Reading pictures of images back: the pixels of each image, the words beside them."""
+"""Rows of a run for its report; and pictures of images read back: the pixels of each image, the words beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flowmaps.reports.image_grid import BLOCK_GAP, GAP
+
+ROWS = [
+    {
+        "sampler": "teacher",
+        "solver": "dopri5",
+        "nfe": 98,
+        "kl": 0.0662,
+        "kl_floor": 0.00068,
+        "w2": 0.05,
+        "seconds": 40.123,
+    },
+    {"sampler": "map", "steps": 4, "nfe": 4, "kl": 0.1, "kl_floor": 0.00068, "w2": 0.07, "seconds": 0.4},
+]
 
 
 def tiles_of(
