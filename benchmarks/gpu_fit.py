@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from flowmaps.evaluation.measure import open_features
-from flowmaps.evaluation.rows import Start, generate, solving
+from flowmaps.evaluation.sampling import Inputs, ode_sampler, sample
 from flowmaps.maps import FlowMap
 from flowmaps.metrics.features import extract
 from flowmaps.runs.recipes import ImageEvaluation
@@ -45,8 +45,9 @@ def sampling_time(taught: FlowMap, shape: Sequence[int], settings: ImageEvaluati
     x0 = torch.randn(settings.chunk, *shape, generator=generator(0))
     cond = None if not taught.net.arguments["classes"] else torch.zeros(len(x0), dtype=torch.long)  # type: ignore
     tolerance = settings.tolerance
-    walk = solving(taught.velocity, method="dopri5", rtol=tolerance, atol=tolerance)
-    sampled = generate(walk, Start(x0, cond), settings.chunk, device_of(taught), lambda share: None)
+    solver = ode_sampler(taught.velocity, method="dopri5", rtol=tolerance, atol=tolerance)
+    device = device_of(taught)
+    sampled = sample(solver, Inputs(x0, cond), chunk=settings.chunk, device=device, warm_up=True)
     others = 2 * settings.euler + sum(settings.steps)  # Heun's method evaluates twice a step
     return sampled.seconds / len(x0) * (1 + others / sampled.nfe)
 

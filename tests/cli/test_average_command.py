@@ -220,7 +220,7 @@ def test_a_failure_leaves_nothing(board: Path, tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowmaps.cli.sampling.checkpoint.save", full)
+    monkeypatch.setattr("flowmaps.runs.average.models.save", full)
     with contextlib.redirect_stderr(io.StringIO()), pytest.raises(SystemExit):
         run("average", board, "--decay", "0.7", "--out", tmp_path / "new")
     assert not list(tmp_path.iterdir())

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
 
 from flowmaps.cli import compare
 from flowmaps.cli.main import main
+from flowmaps.evaluation import compare as comparison
 from flowmaps.evaluation import measure
-from flowmaps.evaluation import rows as evaluate
 from flowmaps.methods import METHODS
-from flowmaps.reports import figures, tables
-from flowmaps.runs.recipes import Recipe, checkerboard
+from flowmaps.runs.plan import Plan
+from flowmaps.runs.recipes import Recipe
 from flowmaps.storage import models as checkpoint
 
 SMALL = """--no-compile --network.width 8 --network.depth 2 --optimiser.batch 16 --evaluation.samples 300
@@ -31,12 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
     main(["compare", "checkerboard", "--methods", "lmd", "emd", "pfmm", "psd", "reflow", "--out", str(out), *SMALL])
     return out
-
-
-def tiny(method: str) -> Recipe:
-    recipe = checkerboard()
-    network = replace(recipe.network, width=8, depth=2)
-    return replace(recipe, method=method, compile=False, network=network, optimiser=replace(recipe.optimiser, batch=16))
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -86,80 +78,21 @@ def test_the_cost_of_a_step_is_measured(folder: Path):
     assert [method for method, row in rows.items() if row["distilled"]] == ["lmd", "emd", "reflow"]
 
 
-def test_memory_is_of_the_objective_and_grows_with_the_batch(tmp_path: Path):
-    def needed(method: str, batch: int) -> float:
-        recipe = replace(tiny(method), optimiser=replace(tiny(method).optimiser, batch=batch))
-        return compare.fit(recipe, compare.open_data("checkerboard"), 0.05, tmp_path)[2]["mb_per_step"]
-
-    plain = needed("flow_matching", 1000)
-    assert needed("lsd", 1000) > 1.5 * plain  # derivatives
-    assert needed("flow_matching", 4000) == pytest.approx(4 * plain, rel=0.1)
-
-
-def test_the_time_of_a_step_is_the_median(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(compare, "follow", lambda *_: ([1.0, 0.002, 0.001, 0.003, 0.002], True))
-    spent = compare.fit(tiny("lsd"), compare.open_data("checkerboard"), 1.0, tmp_path)[2]
-    assert spent["ms_per_step"] == 2.0
-
-
-def test_points_are_compared_by_their_energy_distance():
-    spent = {"method": "lsd", "ms_per_step": 2.0}
-    rows = [
-        {**spent, "sampler": "teacher", "solver": "dopri5", "energy": 0.5, "map_error": 1.0},
-        {**spent, "sampler": "map", "steps": 2, "energy": 0.25, "map_error": 3.0},
-    ]
-    heading, lines = tables.summary(rows)
-    assert heading == ["method", "2 steps", "dopri5", "error", "ms/step", "MB/step"]
-    assert lines == [["lsd", "0.2500", "0.5000", "3.0000", "2.0", "–"]]
-
-
-def test_what_does_not_apply_is_a_dash_and_what_is_absurd_is_short():
-    spent = {"ms_per_step": 2.0, "mb_per_step": 12.34, "sampler": "map"}
-    rows = [
-        {**spent, "method": "flow_matching", "steps": 1, "kl": 0.3, "kl_floor": 0.1, "map_error": 1.0},
-        {**spent, "method": "sct", "diverged": True},
-        {**spent, "method": "lsd", "steps": 1, "kl": math.inf, "kl_floor": 0.1, "map_error": 1e20},
-        {**spent, "method": "psd", "steps": 1, "lost": 100},
-    ]
-    _, lines = tables.summary(rows)
-    assert lines == [
-        ["flow_matching", "0.2000", "–", "–", "2.0", "12.3"],
-        ["sct", "diverged", "–", "–", "2.0", "12.3"],
-        ["lsd", "–", "–", "1e+20", "2.0", "12.3"],
-        ["psd", "–", "–", "–", "2.0", "12.3"],
-    ]
-    ax = figures.compare(tables.shown(rows)).axes[0]
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["flow_matching", "sct", "lsd", "psd"]
-
-
-def test_the_table_of_all_methods_is_at_most_100_columns_wide(capsys: pytest.CaptureFixture):
-    longest = max(METHODS, key=len)
-    head = {"method": longest, "ms_per_step": 123.456, "mb_per_step": 123.456}
-    rows = [{**head, "sampler": "map", "steps": n, "kl": 12.3456, "kl_floor": 0, "map_error": 12} for n in (1, 2, 4, 8)]
-    rows.append({**head, "sampler": "teacher", "solver": "dopri5", "kl": 12.3456, "kl_floor": 0})
-    Console(width=100).print(tables.terminal(rows, "checkerboard, 120 s of training for each method"))
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    assert max(map(len, printed.splitlines())) <= 100
-    line = next(line for line in printed.splitlines() if longest in line)
-    assert line.split() == [longest, *["12.346"] * 5, "12.000", "123.5", "123.5"]
-
-
 # interrupted, resumed -------------------------------------------------------------------------------------------------
 
 
 def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["compare", "checkerboard", "--methods", "lmd", "psd", "emd", "--out", str(tmp_path), *SMALL]
-    whole, fitted = compare.fit, []
+    whole, trained = comparison.train_method, []
 
-    def fit(recipe: Recipe, *others: Any) -> Any:
-        if fitted == ["lmd"]:
-            fitted.append("interrupted")
+    def train_method(plan: Plan, *others: Any, **options: Any) -> Any:
+        if trained == ["lmd"]:
+            trained.append("interrupted")
             raise KeyboardInterrupt
-        fitted.append(recipe.method)
-        return whole(recipe, *others)
+        trained.append(plan.method.name)
+        return whole(plan, *others, **options)
 
-    monkeypatch.setattr(compare, "fit", fit)
+    monkeypatch.setattr(comparison, "train_method", train_method)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
@@ -168,7 +101,7 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     teacher = next(tmp_path.glob("teacher-*"))
     weights, at = checkpoint.load_tensors(teacher)[0], teacher.stat().st_mtime_ns
     main([*words, "--resume"])
-    assert fitted == ["lmd", "interrupted", "psd", "emd"]
+    assert trained == ["lmd", "interrupted", "psd", "emd"]
     after = rows_of(tmp_path)
     assert after[: len(before)] == before
     assert list(dict.fromkeys(row["method"] for row in after)) == ["lmd", "psd", "emd"]
@@ -178,18 +111,7 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     assert weights.keys() == checkpoint.load_tensors(teacher)[0].keys()
     main([*words, "--resume"])
     assert rows_of(tmp_path) == after
-    assert fitted == ["lmd", "interrupted", "psd", "emd"]
-
-
-def test_a_teacher_that_is_loaded_measures_as_the_one_that_was_saved(tmp_path: Path):
-    recipe, source = tiny("lmd"), compare.open_data("checkerboard", 16)
-    _, first, _ = compare.fit(recipe, source, 0.3, tmp_path)
-    _, second, spent = compare.fit(tiny("emd"), source, 0.3, tmp_path)
-    assert first is not None
-    assert second is not None
-    old, new = first.state_dict(), second.state_dict()
-    assert all(bool((old[name] == new[name]).all()) for name in old)
-    assert (tmp_path / spent["teacher"]).exists()
+    assert trained == ["lmd", "interrupted", "psd", "emd"]
 
 
 def test_a_comparison_goes_on_as_it_was_begun(folder: Path, capsys: pytest.CaptureFixture):
@@ -224,18 +146,18 @@ def test_there_must_be_something_to_resume(tmp_path: Path, capsys: pytest.Captur
 def test_a_method_that_diverges_is_stopped_early_and_leaves_the_others_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole, took = compare.run_stage, []
+    whole, took = comparison.train_stage, []
 
-    def run_stage(recipe: Recipe, stage: str, number: int, source: Any, objective: Any, budget: float) -> Any:
-        if recipe.method == "psd":
+    def train_stage(plan: Plan, stage: Any, source: Any, objective: Any, budget: float, **options: Any) -> Any:
+        if plan.method.name == "psd":
             next(objective.flow_map.parameters()).data.fill_(math.nan)
             budget = 60.0
         begun = time.monotonic()
-        spent = whole(recipe, stage, number, source, objective, budget)
+        training = whole(plan, stage, source, objective, budget, **options)
         took.append(time.monotonic() - begun)
-        return spent
+        return training
 
-    monkeypatch.setattr(compare, "run_stage", run_stage)
+    monkeypatch.setattr(comparison, "train_stage", train_stage)
     out = tmp_path / "out"
     main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(out), *SMALL])
     assert took[0] < 20
@@ -250,18 +172,10 @@ def test_a_method_that_diverges_is_stopped_early_and_leaves_the_others_their_row
     assert not (out / "samples-psd.png").exists()
 
 
-def test_a_teacher_that_diverges_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compare, "run_stage", lambda *_: {"ms_per_step": 1.0, "diverged": True})
-    _, teacher, spent = compare.fit(tiny("lmd"), compare.open_data("checkerboard"), 1.0, tmp_path)
-    assert teacher is None
-    assert spent["diverged"]
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_where_nothing_can_be_shown_the_words_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(measure, "FAR", 1e-30)  # all samples are lost
+    monkeypatch.setattr(measure, "MAX_ABS", 1e-30)  # all samples are lost
     assert "every method diverged: lower --optimiser.rate" in refused(
         capsys, "--methods", "lsd", "--out", str(tmp_path), *SMALL
     )
@@ -270,26 +184,25 @@ def test_where_nothing_can_be_shown_the_words_say_so(
 
 
 def test_a_method_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = compare.measure
+    whole = comparison.measure_method
 
-    def measure(recipe: Recipe, *others: Any, **more: Any) -> Any:
-        if recipe.method == "psd":
+    def measure_method(plan: Plan, *others: Any, **more: Any) -> Any:
+        if plan.method.name == "psd":
             raise ValueError("the exact transport failed")
-        return whole(recipe, *others, **more)
+        return whole(plan, *others, **more)
 
-    monkeypatch.setattr(compare, "measure", measure)
+    monkeypatch.setattr(comparison, "measure_method", measure_method)
     main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(tmp_path), *SMALL])
     assert [row["method"] for row in rows_of(tmp_path) if row.get("diverged")] == ["psd"]
 
 
-# pictures, restarts, options ------------------------------------------------------------------------------------------
+# pictures, fresh noise, options ---------------------------------------------------------------------------------------
 
 
-def test_a_map_of_jumps_to_the_data_is_sampled_with_fresh_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluate, "TO_DATA", ("lsd",))
-    main(["compare", "checkerboard", "--methods", "lsd", "--out", str(tmp_path), *SMALL])
-    rows = rows_of(tmp_path)
-    assert [(row["sampler"], row["steps"], row.get("restart")) for row in rows] == [("map", 1, None), ("map", 3, True)]
+def test_a_map_of_jumps_to_the_data_is_sampled_with_fresh_noise(tmp_path: Path):
+    main(["compare", "checkerboard", "--methods", "consistency_training", "--out", str(tmp_path), *SMALL])
+    rows = [(row["sampler"], row["steps"], row.get("fresh_noise")) for row in rows_of(tmp_path)]
+    assert rows == [("map", 1, None), ("map", 3, True)]
     line = (tmp_path / "compare.md").read_text().splitlines()[-1]
     assert line.split("|")[4].strip() == "–"  # no ODE
 

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from flowmaps.data import Board, Points, open_data, read_array
+from flowmaps.data import Board, Points, open_data, tables
 
 
 def table(rows: int = 7, dim: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(3.0, 2.0, (rows, dim))
+
+
+def read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The points in a file, and their labels."""
+    array, labels = tables.read_arrays(path)
+    return tables.table(array, path), None if labels is None else tables.classes(labels, len(array), path)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -28,7 +34,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_npy_of_any_real_type(tmp_path: Path, dtype: str):
     array = (table() * 2).clip(0).astype(dtype)
     np.save(tmp_path / "a.npy", array)
-    data, labels = read_array(tmp_path / "a.npy")
+    data, labels = read(tmp_path / "a.npy")
     assert labels is None
     assert data.dtype == torch.float64
     np.testing.assert_array_equal(data.numpy(), array.astype("f8"))
@@ -40,9 +46,9 @@ def test_npz_with_and_without_labels(tmp_path: Path, name: str):
     np.savez(tmp_path / "a.npz", **{name: array})
     np.savez_compressed(tmp_path / "b.npz", labels=classes, **{name: array})
     for file in ("a.npz", "b.npz"):
-        np.testing.assert_array_equal(read_array(tmp_path / file)[0].numpy(), array)
-    assert read_array(tmp_path / "a.npz")[1] is None
-    labels = read_array(tmp_path / "b.npz")[1]
+        np.testing.assert_array_equal(read(tmp_path / file)[0].numpy(), array)
+    assert read(tmp_path / "a.npz")[1] is None
+    labels = read(tmp_path / "b.npz")[1]
     assert labels is not None
     assert labels.tolist() == classes.tolist()
     assert labels.dtype == torch.int64
@@ -56,21 +62,21 @@ def test_csv_with_and_without_a_line_of_names(tmp_path: Path, header: str, endin
     array = table().astype("f4")
     text = header + "".join(",".join(repr(float(v)) for v in row) + "\n" for row in array)
     (tmp_path / "a.csv").write_bytes(text.replace("\n", ending).encode())
-    np.testing.assert_array_equal(read_array(tmp_path / "a.csv")[0].numpy(), array)
+    np.testing.assert_array_equal(read(tmp_path / "a.csv")[0].numpy(), array)
 
 
 def test_csv_of_one_column_or_one_row(tmp_path: Path):
     (tmp_path / "a.csv").write_text("1\n2\n3\n")
     (tmp_path / "b.csv").write_text("1,2,3\n")
-    assert read_array(tmp_path / "a.csv")[0].tolist() == [[1], [2], [3]]
-    assert read_array(tmp_path / "b.csv")[0].tolist() == [[1, 2, 3]]
+    assert read(tmp_path / "a.csv")[0].tolist() == [[1], [2], [3]]
+    assert read(tmp_path / "b.csv")[0].tolist() == [[1, 2, 3]]
 
 
 def test_a_hole_in_the_first_line_is_not_taken_for_names(tmp_path: Path):
     """Dropping the line would lose a point without a word."""
     (tmp_path / "a.csv").write_text("1,,3\n4,5,6\n")
     with pytest.raises(ValueError, match=r"a.csv could not be read as .csv"):
-        read_array(tmp_path / "a.csv")
+        read(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("suffix", [".NPY", ".Csv"])
@@ -82,7 +88,7 @@ def test_suffixes_in_any_case(tmp_path: Path, suffix: str):
             np.save(file, array)
     else:
         path.write_text("1,2\n3,4\n")
-    assert read_array(path)[0].tolist() == array.tolist()
+    assert read(path)[0].tolist() == array.tolist()
 
 
 # refusing ------------------------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ def refused(path: Path, words: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a warning would be a second line on the terminal
         with pytest.raises(ValueError, match=words) as caught:
-            read_array(path)
+            read(path)
     message = str(caught.value)
     assert path.name in message
     assert "\n" not in message

@@ -83,8 +83,8 @@ def test_names_are_resolved_and_checksummed(tmp_path: Path, monkeypatch: pytest.
 def test_folders_of_nothing_that_is_understood(tmp_path: Path, inside: list[str]):
     for name in inside:
         (tmp_path / name).write_text("")
-    refused(tmp_path, f"has no data that are understood: it has {', '.join(inside) or 'nothing'}.*parquet", "cifar10")
-    with pytest.raises(ValueError, match="no data that are understood"):
+    refused(tmp_path, f"has no data of a known layout: it has {', '.join(inside) or 'nothing'}.*parquet", "cifar10")
+    with pytest.raises(ValueError, match="no data of a known layout"):
         fingerprint(str(tmp_path))
 
 

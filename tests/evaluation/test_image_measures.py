@@ -11,7 +11,8 @@ import torch
 from image_cases import images
 
 from flowmaps.evaluation import measure
-from flowmaps.evaluation import rows as evaluate
+from flowmaps.evaluation.rows import metrics_rows
+from flowmaps.evaluation.sampling import Samples
 from flowmaps.maps import FlowMap
 from flowmaps.runs.recipes import ImageEvaluation
 
@@ -39,7 +40,7 @@ SETTINGS = ImageEvaluation(steps=(1, 2), samples=120, points=50, chunk=60, toler
 
 
 def test_figures_are_measured_against_the_teachers_samples():
-    found = [row for _, row, _ in evaluate.rows(Shifting(0.5), Shifting(0.3), images(), SETTINGS, 0)]
+    found = [row for _, row, _ in metrics_rows(Shifting(0.5), Shifting(0.3), images(), SETTINGS, 0)]
     assert [row.get("solver") for row in found] == ["dopri5", "heun2", None, None]
     assert not {"fd_teacher", "pixel_error", "lost"} & set(found[0])
     assert found[1]["fd_teacher"] == pytest.approx(0, abs=1e-6)
@@ -51,11 +52,11 @@ def test_figures_are_measured_against_the_teachers_samples():
 
 
 def test_lost_images_are_counted():
-    found = [row for _, row, _ in evaluate.rows(Shifting(0.3, 7), Shifting(0.3), images(), SETTINGS, 0)]
+    found = [row for _, row, _ in metrics_rows(Shifting(0.3, 7), Shifting(0.3), images(), SETTINGS, 0)]
     assert [row.get("lost") for row in found] == [None, None, 14, 14]  # of two chunks
     assert found[2]["fd"] > found[1]["fd"]
     (*_, row), _ = zip(
-        *((row, x) for _, row, x in evaluate.rows(Shifting(1e9), None, images(), SETTINGS, 0)), strict=True
+        *((row, x) for _, row, x in metrics_rows(Shifting(1e9), None, images(), SETTINGS, 0)), strict=True
     )
     assert row["lost"] == 120
     assert not {"fd", "pixel_error", "kd"} & set(row)
@@ -64,7 +65,7 @@ def test_lost_images_are_counted():
 def test_data_lie_at_no_distance_from_themselves():
     source = images(120)
     ref = measure.reference(source, None, SETTINGS, 0)
-    whole = measure.Sampled(source.pixels.float() / 127.5 - 1, None, 1, 0.0)
+    whole = Samples(source.pixels.float() / 127.5 - 1, None)
     row, _ = measure.measure(whole, source, ref, SETTINGS)
     assert row["fd"] == pytest.approx(0, abs=1e-5)
     assert min(row["precision"], row["recall"]) > 0.8

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiling import texts_of, tiles_of
+from report_cases import texts_of, tiles_of
 from torch import Tensor
 
 from flowmaps.data import Images, Points, Source, Units
-from flowmaps.evaluation import rows as measuring
-from flowmaps.evaluation.rows import Sampled, Start
+from flowmaps.evaluation.sampling import Inputs, Samples, jump_sampler, ode_sampler, sample, steps_in_words
 from flowmaps.maps import FlowMap
 from flowmaps.reports import pictures
 from flowmaps.runs import recipes
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.samplers import Jump
 from flowmaps.shapes import like
@@ -27,6 +27,7 @@ SHAPE, SPREAD = (3, 6, 4), 0.3
 NAMES = ("ant", "bee", "cow")
 CENTRES = torch.tensor([-0.4, 0.0, 0.4])
 RECIPE = replace(recipes.points(), name="images", data="images", evaluation=recipes.Evaluation(chunk=37))
+PLAN = resolve(RECIPE)
 
 
 class Exact(FlowMap):
@@ -78,16 +79,16 @@ UNITS = Units(SHAPE, 3, (127.5,), (127.5,), True, NAMES)
 PLAIN = replace(UNITS, classes=None, names=())
 
 
-def made(flow_map: FlowMap, classes: bool = True, steps: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Sampled]:
+def made(flow_map: FlowMap, classes: bool = True, steps: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Samples]:
     """The samples of an evaluation, the exact flow by a solver first."""
     draws = torch.Generator().manual_seed(5)
     x0 = torch.randn(120, *SHAPE, generator=draws)
-    start = Start(x0, torch.randint(3, (120,), generator=draws) if classes else None)
-    walks = {"teacher, dopri5": measuring.solving(Exact().velocity, rtol=1e-6, atol=1e-6)}
-    walks |= {"teacher, euler": measuring.solving(Exact().velocity, method="euler", steps=3)}
-    walks |= {f"{n} step" + "s" * (n > 1): measuring.jumping(flow_map, n) for n in steps}
-    device = torch.device("cpu")
-    return {title: measuring.generate(walk, start, 50, device, lambda share: None) for title, walk in walks.items()}
+    inputs = Inputs(x0, torch.randint(3, (120,), generator=draws) if classes else None)
+    samplers = {"teacher, dopri5": ode_sampler(Exact().velocity, rtol=1e-6, atol=1e-6)}
+    samplers |= {"teacher, euler": ode_sampler(Exact().velocity, method="euler", steps=3)}
+    samplers |= {steps_in_words(n): jump_sampler(flow_map, Jump(n)) for n in steps}
+    options = {"chunk": 50, "device": torch.device("cpu")}
+    return {title: sample(sampler, inputs, **options) for title, sampler in samplers.items()}
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> int:
@@ -124,9 +125,9 @@ def test_samples_without_classes_are_the_first_hundred():
 
 def test_of_many_classes_ten_are_shown_and_a_rare_one_leaves_white():
     labels = torch.arange(1200) % 40
-    sampled = Sampled(torch.zeros(1200, *SHAPE), labels, 4, 0.0)
+    samples = Samples(torch.zeros(1200, *SHAPE), labels, 4)
     none = Images(torch.zeros(50, *SHAPE, dtype=torch.uint8), torch.arange(50) % 9, tuple(map(str, range(40))))
-    shown = tiles_of(pictures.grid(none, "4 steps", sampled, 0), 10, 13, *SHAPE[1:], (10, 3)).reshape(10, 13, -1)
+    shown = tiles_of(pictures.grid(none, "4 steps", samples, 0), 10, 13, *SHAPE[1:], (10, 3)).reshape(10, 13, -1)
     assert (shown[:, :10] == 128).all()
     assert (shown[:9, 10:] == 0).all()
     assert (shown[9, 10:] == 255).all()  # the data have no tenth class
@@ -160,9 +161,9 @@ def test_images_between_two_noises_are_of_the_noises_between(units: Units):
             seen.extend(x[s == 0])
             return super().forward(x, s, t, cond)
 
-    told: list[tuple[str, float]] = []
+    progress: list[tuple[str, float]] = []
     figure = pictures.interpolations(
-        RECIPE, Watched(), units, rows=4, columns=7, watch=lambda title, share: told.append((title, share))
+        PLAN, Watched(), units, rows=4, columns=7, watch=lambda title, share: progress.append((title, share))
     )
     shown = tiles_of(figure, 4, 7, *SHAPE[1:]).reshape(4, 7, *SHAPE[1:], 3)
     heads = ["a = 0°", "15°", "30°", "45°", "60°", "75°", "90°"]
@@ -175,14 +176,13 @@ def test_images_between_two_noises_are_of_the_noises_between(units: Units):
     cond = labels.repeat_interleave(7) if units.classes else None
     ends = units.to_pixels(Jump(1)(Exact(), x0.flatten(0, 1), cond)).movedim(1, 3).numpy()
     assert apart(shown.reshape(ends.shape), ends) <= 1
-    assert told[-1] == ("interpolation", 1.0)
-    assert len(told) == 1
+    assert progress == [("interpolation", 1.0)]
 
 
 def test_noise_that_is_added_on_the_way_is_the_same_along_a_row():
-    recipe = replace(RECIPE, method="consistency_training")
-    shown = tiles_of(pictures.interpolations(recipe, ToData(), PLAIN), 6, 10, *SHAPE[1:]).reshape(6, 10, -1)
-    assert apart(shown, shown[:, :1]) <= 2  # after three restarts next to nothing is left of x0
+    plan = resolve(replace(RECIPE, method="consistency_training"))
+    shown = tiles_of(pictures.interpolations(plan, ToData(), PLAIN), 6, 10, *SHAPE[1:]).reshape(6, 10, -1)
+    assert apart(shown, shown[:, :1]) <= 2  # after fresh noise three times next to nothing is left of x0
     assert apart(shown[1:], shown[:-1]) > 20
 
 
@@ -199,7 +199,7 @@ def test_noise_that_is_added_on_the_way_is_the_same_along_a_row():
     ],
 )
 def test_an_exact_map_inverts(recipe: Recipe, teacher: FlowMap | None, encoder: str, words: str, least: float):
-    found = pictures.invert(recipe, Exact(), teacher, Law(UNITS))
+    found = pictures.invert(resolve(recipe), Exact(), teacher, Law(UNITS))
     assert found is not None
     numbers = found.numbers(UNITS)
     assert (numbers["encoder"], numbers["images"]) == (encoder, 64)
@@ -217,7 +217,7 @@ def test_an_exact_map_inverts(recipe: Recipe, teacher: FlowMap | None, encoder: 
 def test_the_error_of_an_inversion_is_in_pixels_from_minus_one_to_one():
     wrong = Exact(wrong=0.1)  # a tenth too bright in one step; in four each step carries the error of those before
     for units, scale in ((UNITS, 1.0), (replace(UNITS, shift=(0.0,), scale=(255.0,)), 2.0)):
-        found = pictures.invert(RECIPE, wrong, Exact(), Law(units))
+        found = pictures.invert(PLAN, wrong, Exact(), Law(units))
         assert found is not None
         one = found.numbers(units)["decoded"][0]
         assert one["mse"] == pytest.approx((0.1 * scale) ** 2, rel=1e-3)
@@ -229,9 +229,9 @@ def test_the_error_of_an_inversion_is_in_pixels_from_minus_one_to_one():
 
 
 def test_what_is_lost_is_counted_and_left_out():
-    found = pictures.invert(RECIPE, Exact(), Exact(), Law(UNITS))
+    found = pictures.invert(PLAN, Exact(), Exact(), Law(UNITS))
     assert found is not None
-    found.back[4][:3] = math.nan
+    found.decoded[4][:3] = math.nan
     numbers = found.numbers(UNITS)
     assert (numbers["images"], numbers["lost"]) == (61, 3)
     assert all(math.isfinite(row["mse"]) for row in numbers["decoded"])
@@ -242,11 +242,12 @@ def test_what_is_lost_is_counted_and_left_out():
 
 
 def test_a_map_to_the_data_alone_is_inverted_by_its_teacher_in_one_step_or_not_at_all():
-    alone = replace(RECIPE, method="consistency_training")
+    alone = resolve(replace(RECIPE, method="consistency_training"))
     assert pictures.invert(alone, Exact(), None, Law(UNITS)) is None
-    found = pictures.invert(replace(RECIPE, method="consistency_distillation"), Exact(), Exact(), Law(UNITS))
+    distilled = resolve(replace(RECIPE, method="consistency_distillation"))
+    found = pictures.invert(distilled, Exact(), Exact(), Law(UNITS))
     assert found is not None
-    assert list(found.back) == [1]
+    assert list(found.decoded) == [1]
 
 
 # a run ----------------------------------------------------------------------------------------------------------------
@@ -255,24 +256,24 @@ ROWS = [{"sampler": "map", "steps": n, "nfe": n, "fd": 8 / n} for n in (1, 4)]
 
 
 def test_a_run_of_images_has_its_pictures_and_numbers_and_always_the_same(tmp_path: Path):
-    told: list[float] = []
+    shares: list[float] = []
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        arguments = (tmp_path / name, RECIPE, Exact(), Exact(), Law(UNITS), ROWS, made(Exact()))
-        found.append(pictures.draw(*arguments, watch=lambda title, share: told.append(share)))
+        arguments = (tmp_path / name, PLAN, Exact(), Exact(), Law(UNITS), ROWS, made(Exact()))
+        found.append(pictures.draw(*arguments, watch=lambda title, share: shares.append(share)))
     files = [path.name for path in found[0].files.values()]
     assert files == ["samples.png", "strip.png", "interpolation.png", "inversion.png", "quality.png"]
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     assert "in 4 steps" in next(iter(found[0].files))
     assert list(json.loads(json.dumps(found[0].numbers))) == ["inversion"]
-    half = told[: len(told) // 2]
+    half = shares[: len(shares) // 2]
     assert half == sorted(half)
     assert half[-1] == 1
 
 
 def test_a_map_that_jumps_once_is_shown_in_one_step(tmp_path: Path):
-    once = replace(RECIPE, evaluation=replace(RECIPE.evaluation, steps=(1,)))
+    once = resolve(replace(RECIPE, evaluation=replace(RECIPE.evaluation, steps=(1,))))
     found = pictures.draw(tmp_path, once, Exact(), Exact(), Law(UNITS), ROWS, made(Exact(), steps=(1,)))
     assert [row["steps"] for row in found.numbers["inversion"]["decoded"]] == [1]
     assert "in 1 step," in next(iter(found.files))
@@ -280,6 +281,6 @@ def test_a_map_that_jumps_once_is_shown_in_one_step(tmp_path: Path):
 
 def test_latents_have_no_pictures_of_pixels(tmp_path: Path):
     latents = Points(torch.randn(50, 4, 3, 3), None, torch.zeros(1), torch.ones(1))
-    found = pictures.draw(tmp_path, RECIPE, Exact(), None, latents, ROWS, {})
+    found = pictures.draw(tmp_path, PLAN, Exact(), None, latents, ROWS, {})
     assert [path.name for path in found.files.values()] == ["quality.png"]
     assert found.numbers == {}

@@ -1,4 +1,4 @@
-"""The report is one escaped page with its pictures inside; the table has the columns that the rows have."""
+"""The report is one escaped page with its pictures inside."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
+from report_cases import ROWS
 
-from flowmaps.reports import columns, figures, report
+from flowmaps.reports import figures, report, tables
 
-ROWS = [
-    {
-        "sampler": "teacher",
-        "solver": "dopri5",
-        "nfe": 98,
-        "kl": 0.0662,
-        "kl_floor": 0.00068,
-        "w2": 0.05,
-        "seconds": 40.123,
-    },
-    {"sampler": "map", "steps": 4, "nfe": 4, "kl": 0.1, "kl_floor": 0.00068, "w2": 0.07, "seconds": 0.4},
-]
 CONFIG = {
     "seed": 3,
     "method": "lmd",
@@ -36,60 +24,6 @@ CONFIG = {
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     return figures.save(Figure(figsize=(1, 1)), tmp_path / "picture.png")
-
-
-def printed(rows: list[dict], width: int = 80) -> str:
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(report.table(rows, "a title [b]not markup[/b]"))
-    return console.export_text()
-
-
-# table ----------------------------------------------------------------------------------------------------------------
-
-
-def test_table_has_the_columns_that_a_row_has_and_no_others():
-    headings = [column.heading for column in columns.columns_of(ROWS)]
-    assert headings == ["sampler", "steps", "evals", "KL", "floor", "above floor", "W2", "seconds"]
-    assert [c.header.replace("\n", " ") for c in report.table(ROWS, "t").columns] == headings
-    more = [{**ROWS[0], "sliced_w2": 1.0, "map_error": 0.0, "energy": None, "fd": 2.0}]
-    assert [c.heading for c in columns.columns_of(more)][5:] == ["W2", "sliced W2", "map error", "FD", "seconds"]
-
-
-def test_table_prints_every_number_within_eighty_columns():
-    text = printed(ROWS)
-    assert "…" not in text
-    assert "a title [b]not markup[/b]" in text
-    teacher, fast = (re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if re.search(r"\b(98|4)\b ", line))
-    assert teacher == ["teacher, dopri5", "–", "98", "0.0662", "6.8e-4", "0.0655", "0.0500", "40.1"]
-    assert fast == ["map", "4", "4", "0.1000", "6.8e-4", "0.0993", "0.0700", "0.40"]
-    assert "KL, floor, above floor in nats; W2 in units of x; seconds in s" in " ".join(text.split())
-
-
-def test_a_method_names_its_row():
-    assert "[lmd]" in printed([{**ROWS[1], "method": "[lmd]"}])
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (1000000, "1,000,000"),
-        (0.0, "0"),
-        (-2.9e-4, "-2.9e-4"),
-        (3.14159, "3.14"),
-        (12345.6, "12,346"),
-        (0.12345, "0.1235"),
-        (float("nan"), "nan"),
-        (float("inf"), "inf"),
-        (1.2e-12, "1.2e-12"),
-        ("word", "word"),
-        (True, "True"),
-    ],
-)
-def test_values(value: object, shown: str):
-    assert columns.format_value(value) == shown
-
-
-# write ----------------------------------------------------------------------------------------------------------------
 
 
 def test_report_embeds_the_bytes_of_its_figures_and_loads_nothing(tmp_path: Path, picture: Path):
@@ -125,7 +59,7 @@ def test_report_shows_rows_units_meanings_and_how_it_was_made(tmp_path: Path, mo
     assert ("evals", "") in head
     assert "<td>0.0993</td>" in page
     assert page.count('<tr class="map">') == 1
-    assert all(f"<dt>{column.heading}</dt>" in page for column in columns.columns_of(ROWS))
+    assert all(f"<dt>{column.heading}</dt>" in page for column in tables.columns_of(ROWS))
     pairs = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
     assert pairs["command"] == "flowmaps train &#x27;a name&#x27; --out x"
     assert pairs["seed"] == "3"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from image_cases import DIT, SMALL, TINY, UNET, images, open_run, refused, run, trained
 
-from flowmaps.evaluation import rows as evaluate
+from flowmaps.evaluation.rows import metrics_rows
 from flowmaps.maps import Target
 from flowmaps.methods import METHODS
 from flowmaps.runs import initial, recipes
@@ -133,7 +133,7 @@ def test_weights_stay_in_float32_where_networks_compute_in_bfloat16(tmp_path: Pa
     seen.clear()
     for layer in (*flow_map.modules(), *teacher.modules()):  # type: ignore[union-attr]
         layer.register_forward_hook(lambda m, inputs, out: seen.add(out.dtype))
-    list(evaluate.rows(flow_map, teacher, source, SMALL.evaluation, 0))
+    list(metrics_rows(flow_map, teacher, source, SMALL.evaluation, 0))
     assert seen == {torch.float32}
 
 

@@ -15,14 +15,16 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from ..data import Source, Units
-from ..evaluation import rows as measuring
-from ..evaluation.measure import Row, Sampled, open_features
+from ..evaluation.measure import Row
+from ..evaluation.rows import metrics_rows
+from ..evaluation.sampling import Samples
 from ..maps import FlowMap
 from ..methods import Jumps
-from ..reports import pictures, report
+from ..metrics.features import open_features
+from ..reports import pictures, report, tables
 from ..runs import run as runs
 from ..runs.folder import RunFolder
-from ..runs.plan import resolve
+from ..runs.plan import Plan, resolve
 from ..runs.preflight import preflight
 from ..runs.recipes import ImageRecipe, Recipe
 from ..system.devices import can_compile
@@ -33,7 +35,7 @@ from ..training.guards import signals
 from ..training.loop import Step
 from .terminal import FIRST, bar, console, watching
 
-SHOWN = 10_000  # images of a row that are kept for the pictures: ten of each of a thousand classes
+IMAGES_KEPT = 10_000  # of each row, for the pictures: ten of each of a thousand classes
 
 
 def check(recipe: Recipe, folder: Path | None) -> None:
@@ -167,7 +169,7 @@ def _once(say: Callable[[str], None]) -> Callable[[str], None]:
 
 def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None]) -> None:
     """Draw samples of a run that is being trained; of the first picture it is said where it is."""
-    path = pictures.show(run, stage, step, say_once)
+    path = pictures.preview(run, stage, step, say_once)
     if path is None or run.trainer is None:
         return
     run.trainer.trackers.show(f"{stage}/samples", path, run.trainer.steps_before + step)
@@ -203,26 +205,25 @@ def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: S
         source = folder.open_source(watch) if source is None else source
     device = folder.device
     flow_map, teacher = plan.as_sampled(flow_map.to(device), teacher and teacher.to(device))
-    recipe = dataclasses.replace(changed, evaluation=plan.evaluation())
-    rows, drawn = _measured(recipe, flow_map, teacher, source, seed)
+    rows, samples = _measured(plan, flow_map, teacher, source, seed)
     metrics: dict[str, Any] = {"recipe": recipe.name, "method": recipe.method, "seed": seed, "rows": rows}
     write_atomically(path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     with watching("draw") as watch:
-        shown = pictures.draw(path, recipe, flow_map, teacher, source, rows, drawn, watch=watch)
+        shown = pictures.draw(path, plan, flow_map, teacher, source, rows, samples, watch=watch)
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
-    config = dataclasses.asdict(recipe)
+    config = dataclasses.asdict(dataclasses.replace(changed, evaluation=plan.evaluation()))
     written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(folder))
-    console.print(report.table(rows, f"{recipe.name}, {recipe.method}"))
+    console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {written}", soft_wrap=True)
 
 
 def _measured(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
-) -> tuple[list[Row], dict[str, Sampled]]:
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
+) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of metrics.json, and by their titles samples for the pictures."""
-    settings, rows, drawn = recipe.evaluation, [], {}
+    recipe, settings, rows, samples = plan.recipe, plan.evaluation(), [], {}
     fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
     if few := _few(recipe, source.units):
@@ -234,14 +235,14 @@ def _measured(
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        options = {"restart": measuring.restarts(recipe), "compiled": fast, "watch": watch}
-        for title, row, sampled in measuring.rows(flow_map, teacher, source, settings, seed, **options):
+        options = {"samplers": plan.sampler, "compiled": fast, "watch": watch}
+        for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, seed, **options):
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")
-            drawn[title] = sampled.first(SHOWN) if source.units.pixels else sampled
+            samples[title] = drawn.first(IMAGES_KEPT) if source.units.pixels else drawn
             if not console.is_terminal:
-                console.print(f"{title}: {sampled.seconds:.1f} s")
-    return rows, drawn
+                console.print(f"{title}: {drawn.seconds:.1f} s")
+    return rows, samples
 
 
 def _few(recipe: Recipe, units: Units) -> str | None:

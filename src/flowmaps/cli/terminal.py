@@ -31,8 +31,8 @@ def bar() -> Progress:
 
 
 @contextlib.contextmanager
-def watching(what: str) -> Iterator[Watch]:
-    """A progress bar that is told a title and a share from 0 to 1."""
+def watching(what: str, total: int = 1) -> Iterator[Watch]:
+    """The progress callback of a bar, which counts up to `total`."""
     with bar() as progress:
-        task = progress.add_task(what, total=1, note="")
-        yield lambda title, share: progress.update(task, completed=share, note=title)
+        task = progress.add_task(what, total=total, note="")
+        yield lambda title, share: progress.update(task, completed=total * share, note=title)

@@ -3,18 +3,14 @@
 from .open import open_data
 from .places import fingerprint, resolve
 from .sources import Board, Images, Points, Source, Units
-from .tables import SUFFIXES, is_file, read_array
 
 __all__ = [
-    "SUFFIXES",
     "Board",
     "Images",
     "Points",
     "Source",
     "Units",
     "fingerprint",
-    "is_file",
     "open_data",
-    "read_array",
     "resolve",
 ]

@@ -23,10 +23,10 @@ import torch
 
 from . import pickles
 from .layouts import Layout, missing_split
-from .pixels import Pictures, Watch, shrink
+from .pixels import ImageSet, Watch, shrink
 
 CIFAR = "cifar-10-batches-py"
-MEMBERS = 10_000  # entries of an archive that are looked at
+MAX_ENTRIES = 10_000  # of an archive: later ones are not read
 
 
 class Batches(Layout):
@@ -51,12 +51,12 @@ class Batches(Layout):
             )
         return found
 
-    def read(self, split: str, resolution: int, watch: Watch) -> Pictures:
+    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
         half = "train" if split == "train" else "test"
         wanted, title = self.PARTS[half], f"Reading {self.path.name}"
-        pixels, labels, names, seen = {}, {}, (), set[str]()
+        pixels, labels, names, found = {}, {}, (), set[str]()
         for place in self.places():
-            for name, content in _contents(place, {*wanted, *self.EXTRA}, seen):
+            for name, content in _contents(place, {*wanted, *self.EXTRA}, found):
                 where = f"{place}: {name}" if place.is_file() else str(place / name)
                 if name in wanted:
                     pixels[name], labels[name] = self._batch(content, where, resolution)
@@ -64,17 +64,17 @@ class Batches(Layout):
                 else:
                     names = _class_names(content, where, self.CLASSES)
         if lacking := [name for name in wanted if name not in pixels]:
-            self._lacks(split, lacking, seen)
+            self._refuse_incomplete(split, lacking, found)
         sizes = {name: batch.shape[1:] for name, batch in pixels.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{self.path} has batches of several sizes of images: {sizes}.")
         arrays = [np.concatenate([part[name] for name in wanted]) for part in (pixels, labels)]
-        return Pictures(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), names, self.CLASSES)
+        return ImageSet(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), names, self.CLASSES)
 
-    def _lacks(self, split: str, lacking: list[str], seen: set[str]) -> None:
-        found = [half for half, names in self.PARTS.items() if seen.issuperset(names)]
+    def _refuse_incomplete(self, split: str, lacking: list[str], found: set[str]) -> None:
+        splits = [half for half, names in self.PARTS.items() if found.issuperset(names)]
         if len(lacking) == len(self.PARTS["train" if split == "train" else "test"]):
-            raise missing_split(self.path, split, found)
+            raise missing_split(self.path, split, splits)
         raise ValueError(f"{self.path} lacks {', '.join(lacking)} of split '{split}': unpack the archive again.")
 
     def _batch(self, content: bytes, where: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,15 +163,15 @@ def _class_names(content: bytes, where: str, classes: int) -> tuple[str, ...]:
     return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in found)
 
 
-def _contents(place: Path, wanted: set[str], seen: set[str]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files of a folder or an archive, by name, each with its content; `seen` gets all names there.
+def _contents(place: Path, wanted: set[str], found: set[str]) -> Iterator[tuple[str, bytes]]:
+    """The wanted files of a folder or an archive: names and contents. Names of all files are added to `found`.
 
     Raises:
         ValueError: the archive is damaged.
     """
     reading = _folder if place.is_dir() else _tar if is_tar(place) else _zip
     try:
-        yield from reading(place, wanted, seen)
+        yield from reading(place, wanted, found)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{place} is damaged or cut short ({reason}): download it again.") from None
@@ -182,45 +182,46 @@ def is_tar(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
 
 
-def _folder(place: Path, wanted: set[str], seen: set[str]) -> Iterator[tuple[str, bytes]]:
-    seen.update(path.name for path in place.iterdir() if path.is_file())
-    for name in sorted(wanted & seen):
-        _bounded((place / name).stat().st_size, str(place / name))
+def _folder(place: Path, wanted: set[str], found: set[str]) -> Iterator[tuple[str, bytes]]:
+    found.update(path.name for path in place.iterdir() if path.is_file())
+    for name in sorted(wanted & found):
+        _check_size((place / name).stat().st_size, str(place / name))
         yield name, (place / name).read_bytes()
 
 
-def _tar(place: Path, wanted: set[str], seen: set[str]) -> Iterator[tuple[str, bytes]]:
+def _tar(place: Path, wanted: set[str], found: set[str]) -> Iterator[tuple[str, bytes]]:
     """Members are read in passing; whatever is no regular file of a wanted name is passed over."""
     with tarfile.open(place, "r|*") as archive:
-        for member in islice(archive, MEMBERS):
-            _bounded(member.size, f"{place}: {member.name}")
-            if not member.isreg() or member.issparse() or (name := _own(member.name, place, wanted, seen)) is None:
+        for member in islice(archive, MAX_ENTRIES):
+            _check_size(member.size, f"{place}: {member.name}")
+            if not member.isreg() or member.issparse():
                 continue
-            if (file := archive.extractfile(member)) is not None:
+            name = _wanted_name(member.name, place, wanted, found)
+            if name is not None and (file := archive.extractfile(member)) is not None:
                 yield name, file.read()
 
 
-def _zip(place: Path, wanted: set[str], seen: set[str]) -> Iterator[tuple[str, bytes]]:
+def _zip(place: Path, wanted: set[str], found: set[str]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(place) as archive:
-        for member in islice(archive.infolist(), MEMBERS):
-            if member.is_dir() or (name := _own(member.filename, place, wanted, seen)) is None:
+        for member in islice(archive.infolist(), MAX_ENTRIES):
+            if member.is_dir() or (name := _wanted_name(member.filename, place, wanted, found)) is None:
                 continue
-            _bounded(member.file_size, f"{place}: {name}")
+            _check_size(member.file_size, f"{place}: {name}")
             with archive.open(member) as file:
                 yield name, file.read(member.file_size + 1)  # one more: to its end, where its checksum is looked at
 
 
-def _own(member: str, place: Path, wanted: set[str], seen: set[str]) -> str | None:
+def _wanted_name(member: str, place: Path, wanted: set[str], found: set[str]) -> str | None:
     """The name of an archive's file if it is wanted and at the top or one folder down."""
     path = PurePosixPath(member)
     if len(path.parts) > 2 or ".." in path.parts or path.is_absolute():
         return None
-    if path.name in wanted & seen:
+    if path.name in wanted & found:
         raise ValueError(f"{place} has {path.name} twice: download it again.")
-    seen.add(path.name)
+    found.add(path.name)
     return path.name if path.name in wanted else None
 
 
-def _bounded(size: int, where: str) -> None:
-    if size > pickles.LARGEST:
-        raise ValueError(f"{where} has {size} bytes, a batch of an image archive at most {pickles.LARGEST}.")
+def _check_size(size: int, where: str) -> None:
+    if size > pickles.MAX_BYTES:
+        raise ValueError(f"{where} has {size} bytes, a batch of an image archive at most {pickles.MAX_BYTES}.")

@@ -14,11 +14,11 @@ import numpy as np
 
 from .pixels import area_mean, square
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-LARGEST = 2**27  # pixels of one image
-GREY = ("1", "L", "LA", "La")
-DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+MAX_PIXELS = 2**27  # pixels of one image
+GREY_MODES = ("1", "L", "LA", "La")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def pillow() -> Any:
@@ -39,7 +39,7 @@ def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray
 
     Args:
         content: of the file, or its path.
-        where: what to call it in an error.
+        where: name of the image in an error.
         resolution: crop it to the square in its middle and average it down to this size; 0 leaves it as it is.
 
     Raises:
@@ -48,20 +48,20 @@ def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray
     library = pillow()
     try:
         with library.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
-            refusal, image = _plain(image)
+            refusal, image = _converted(image)
     except Exception as error:  # Pillow and its formats raise errors of many kinds
         reason = "it is no PNG, JPEG, BMP or WEBP" if isinstance(error, library.UnidentifiedImageError) else str(error)
         raise ValueError(f"{where} could not be read as an image ({' '.join(reason.split())}).") from None
     if refusal:
         raise ValueError(f"{where} {refusal}")
-    return np.array(image) if not resolution else _shrunk(image, where, resolution)
+    return np.array(image) if not resolution else _resized(image, where, resolution)
 
 
-def _plain(image: Any) -> tuple[str, Any]:
-    """The image in mode L or RGB, or the words in which it is refused."""
-    if image.width * image.height > LARGEST:
+def _converted(image: Any) -> tuple[str, Any]:
+    """An empty message and the image in mode L or RGB; or the message of its refusal, and nothing."""
+    if image.width * image.height > MAX_PIXELS:
         return f"has {image.width} x {image.height} pixels: make it smaller first.", None
-    if image.mode in DEEP or any(";16B" in _raw(tile[3]) for tile in image.tile):
+    if image.mode in DEEP_MODES or any(";16B" in _raw_mode(tile[3]) for tile in image.tile):
         return (
             "has more than 8 bits a channel, of which 8 would be lost: save it as 8 bits first, for instance "
             "Image.fromarray((numpy.asarray(image) / 257).round().astype('uint8')).",
@@ -80,15 +80,15 @@ def _plain(image: Any) -> tuple[str, Any]:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
-    return "", image.convert("L" if image.mode in GREY else "RGB")
+    return "", image.convert("L" if image.mode in GREY_MODES else "RGB")
 
 
-def _raw(arguments: Any) -> str:
+def _raw_mode(arguments: Any) -> str:
     """How pixels lie in the file, `RGB;16B` for instance, of the arguments of Pillow's decoder."""
     return str(arguments[0]) if isinstance(arguments, tuple) and arguments else str(arguments)
 
 
-def _shrunk(image: Any, where: str, resolution: int) -> np.ndarray:
+def _resized(image: Any, where: str, resolution: int) -> np.ndarray:
     side = min(image.size)
     if side < resolution:
         raise ValueError(

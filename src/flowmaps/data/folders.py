@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from .decode import SUFFIXES, decode, pillow
+from .decode import IMAGE_SUFFIXES, decode, pillow
 from .layouts import SPLITS, Layout, missing_split
-from .pixels import CHUNK, Pictures, Watch, gather, in_order
+from .pixels import CHUNK, ImageSet, Watch, gather, in_order
 
-HALVES = tuple(dict.fromkeys(name for names in SPLITS.values() for name in names))  # folders that stand for splits
+SPLIT_FOLDERS = tuple(dict.fromkeys(name for names in SPLITS.values() for name in names))
 
 
 class Folder(Layout):
@@ -21,16 +21,16 @@ class Folder(Layout):
 
     @classmethod
     def fits(cls, path: Path) -> bool:
-        return path.is_dir() and any(_pictures(folder) for folder in _folders(path))
+        return path.is_dir() and any(_image_files(folder) for folder in _folders(path))
 
     def files(self) -> list[Path]:
-        return [file for folder in _folders(self.path) for file in _pictures(folder)]
+        return [file for folder in _folders(self.path) for file in _image_files(folder)]
 
-    def read(self, split: str, resolution: int, watch: Watch) -> Pictures:
+    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
         pillow()
         root = self._split(split)
-        files, labels = _pictures(root), []
-        names = tuple(folder.name for folder in _subfolders(root) if _pictures(folder))
+        files, labels = _image_files(root), []
+        names = tuple(folder.name for folder in _subfolders(root) if _image_files(folder))
         if files and names:
             raise ValueError(
                 f"{root} has images beside folders of images ({files[0].name}, {names[0]}): put each into the folder "
@@ -38,10 +38,10 @@ class Folder(Layout):
             )
         names = self._classes(root, names)
         for label, name in enumerate(names):
-            inside = _pictures(root / name)
+            inside = _image_files(root / name)
             files, labels = files + inside, labels + [label] * len(inside)
         if not files:
-            raise ValueError(f"{root} has no images ({', '.join(SUFFIXES)}): put them there, one folder a class.")
+            raise ValueError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}): put them there, one folder a class.")
         title = f"Reading {self.path.name}"
 
         def task(first: int) -> list:
@@ -53,23 +53,23 @@ class Folder(Layout):
                 watch(title, min(1.0, (number + 1) * CHUNK / len(files)))
 
         pixels = gather(images(), len(files), lambda row: str(files[row]))
-        return Pictures(pixels, torch.tensor(labels) if names else None, names)
+        return ImageSet(pixels, torch.tensor(labels) if names else None, names)
 
     def _split(self, split: str) -> Path:
-        halves = [name for name in HALVES if (self.path / name).is_dir()]
+        splits = [name for name in SPLIT_FOLDERS if (self.path / name).is_dir()]
         for name in SPLITS[split]:
-            if name in halves:
+            if name in splits:
                 return self.path / name
-        if halves or split != "train":
-            raise missing_split(self.path, split, halves or ["train"])
+        if splits or split != "train":
+            raise missing_split(self.path, split, splits or ["train"])
         return self.path
 
     def _classes(self, root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The classes by which labels are numbered: a split that lacks one is not to number the others anew."""
+        """The classes by which labels are numbered: a split without one of them numbers the others as training does."""
         trained = self.path / "train"
         if root in (trained, self.path) or not names or not trained.is_dir():
             return names
-        classes = tuple(folder.name for folder in _subfolders(trained) if _pictures(folder))
+        classes = tuple(folder.name for folder in _subfolders(trained) if _image_files(folder))
         if unknown := sorted({*names} - {*classes}):
             raise ValueError(f"{root} has the classes {', '.join(unknown)}, which {trained} does not have.")
         return classes
@@ -82,13 +82,13 @@ def _subfolders(path: Path) -> list[Path]:
 def _folders(path: Path) -> list[Path]:
     """The folder, those in it, and those in its splits."""
     inside = _subfolders(path)
-    return [path, *inside, *(deep for folder in inside if folder.name in HALVES for deep in _subfolders(folder))]
+    return [path, *inside, *(deep for folder in inside if folder.name in SPLIT_FOLDERS for deep in _subfolders(folder))]
 
 
-def _pictures(path: Path) -> list[Path]:
+def _image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     return sorted(
         file for file in path.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )  # fmt: skip

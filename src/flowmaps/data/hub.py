@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .layouts import SPLITS, missing_split
-from .pixels import CHUNK, Pictures, Watch
-from .rows import INSTALL, Rows, hidden, line, read
+from .pixels import CHUNK, ImageSet, Watch
+from .rows import INSTALL, Rows, labels_hidden, one_line, read
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -19,7 +19,7 @@ def is_hub(name: str) -> bool:
     return HUB.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def read_hub(name: str, split: str, resolution: int, watch: Watch) -> Pictures:
+def read_hub(name: str, split: str, resolution: int, watch: Watch) -> ImageSet:
     """The images of a split of a data set of the Hugging Face hub; it is fetched into the hub's cache.
 
     Raises:
@@ -32,7 +32,7 @@ def read_hub(name: str, split: str, resolution: int, watch: Watch) -> Pictures:
         if data is None:
             continue
         rows = _rows(data, name, candidate)
-        if not hidden(rows):
+        if not labels_hidden(rows):
             break
     if rows is None:
         raise missing_split(Path(name), split, [])
@@ -56,8 +56,8 @@ def load(name: str, split: str) -> Any:
             return None
         raise ValueError(
             f"there is no file or folder {name} here, and it could not be read from the Hugging Face hub "
-            f"({line(error)}): check the name and the connection, that HF_HUB_OFFLINE is not set, and for data behind "
-            f"terms of use accept them on the hub and log in with 'hf auth login'."
+            f"({one_line(error)}): check the name and the connection, that HF_HUB_OFFLINE is not set, and for data "
+            f"behind terms of use accept them on the hub and log in with 'hf auth login'."
         ) from None
 
 

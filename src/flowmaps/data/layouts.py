@@ -1,13 +1,13 @@
-"""What all ways to lay out images in files have in common."""
+"""The base class of all layouts of image files, and the names of splits."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from .pixels import Pictures, Watch
+from .pixels import ImageSet, Watch
 
-SPLITS = {  # what a split may be called, the first that is there
+SPLITS = {  # names that a split may have in the files, the first one that is there is taken
     "train": ("train",),
     "test": ("test", "validation", "val", "valid"),
     "validation": ("validation", "val", "valid", "test"),
@@ -28,23 +28,23 @@ class Layout(ABC):
     @classmethod
     @abstractmethod
     def fits(cls, path: Path) -> bool:
-        """Whether what is at `path` has this layout, by its names alone."""
+        """Whether the file or folder at `path` has this layout, by its names alone."""
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files that it is made of, of all splits, in a fixed order."""
+        """The files of all splits, in a fixed order."""
 
     @abstractmethod
-    def read(self, split: str, resolution: int, watch: Watch) -> Pictures:
+    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
         """The images of a split, averaged down to `resolution` where that is not 0.
 
         Args:
             split: a name of `SPLITS`.
             resolution: the size of a side, or 0.
-            watch: told what is read and the share that is done.
+            watch: progress callback.
 
         Raises:
-            ValueError: no such split, or files that are damaged or not what they seem.
+            ValueError: there is no such split, or files are damaged or of another kind.
         """
 
 

@@ -1,4 +1,4 @@
-"""What a name of data stands for: the program's own, arrays, images in folders and archives, the Hugging Face hub."""
+"""Data by name: built-in ones, arrays in files, images in folders and archives, data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from . import hub, tables
 from .layouts import SPLITS
-from .pixels import Pictures, Watch, quiet, shrink
-from .places import OWN, WAYS, layout, place
+from .pixels import ImageSet, Watch, quiet, shrink
+from .places import BUILT_IN, WAYS_TO_GIVE_IMAGES, find_data, layout_of
 from .sources import Board, Images, Points, Source
 
 
@@ -34,7 +34,7 @@ def open_data(
         flips: mirror images at random as they are drawn.
         labels: without them the data have no classes.
         split: `train`, `test`, or `validation` or `val`, which may stand for `test` and the other way round.
-        watch: told what is read and the share that is done, from 0 to 1.
+        watch: progress callback.
 
     Raises:
         ValueError: no such data, or data that cannot be trained on.
@@ -44,34 +44,36 @@ def open_data(
         raise ValueError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     if resolution < 0:
         raise ValueError(f"--resolution must be 0 (as it is) or a number of pixels, got {resolution}.")
-    if name in OWN or not name or tables.is_file(name):
-        source = _plain(name, resolution, flips, labels, split)
+    if name in BUILT_IN or not name or tables.is_array_file(name):
+        source = _arrays(name, resolution, flips, labels, split)
     else:
-        source = _images(_pictures(name, resolution, split, watch), flips, labels)
+        source = _images(_image_set(name, resolution, split, watch), flips, labels)
     if (rows := _rows(source)) is not None and rows < batch:
         raise ValueError(f"{name} has {rows} rows, fewer than a batch of {batch}: pass --optimiser.batch {rows}.")
     return source
 
 
 def _rows(source: Source) -> int | None:
+    """The number of rows of a source; `None` for one that draws afresh."""
     if isinstance(source, Images):
         return len(source.pixels)
     return len(source.data) if isinstance(source, Points) else None
 
 
-def _images(pictures: Pictures, flips: bool, labels: bool) -> Images:
-    pixels, targets, names, classes = pictures
+def _images(images: ImageSet, flips: bool, labels: bool) -> Images:
+    """The source of a set of images, with or without its labels."""
+    pixels, targets, names, classes = images
     if not labels:
         targets, names = None, ()
     return Images(pixels, targets, names, classes=classes, flips=flips)
 
 
-def _plain(name: str, resolution: int, flips: bool, labels: bool, split: str) -> Source:
-    """Data that come as arrays: the program's own, and files."""
+def _arrays(name: str, resolution: int, flips: bool, labels: bool, split: str) -> Source:
+    """Built-in data, and arrays in files."""
     if not name:
         raise ValueError(
             f"no data given: pass --data with 'checkerboard', 'digits' or a file ending in "
-            f"{', '.join(tables.SUFFIXES)}. {WAYS}."
+            f"{', '.join(tables.SUFFIXES)}. {WAYS_TO_GIVE_IMAGES}."
         )
     if split != "train" and name != "checkerboard":
         raise ValueError(f"{name} has no split '{split}': an array is one set of points, the training data.")
@@ -100,7 +102,7 @@ def _array(path: Path, resolution: int, flips: bool, labels: bool) -> Source:
     array, targets = tables.read_arrays(path)
     if array.dtype == np.uint8 and array.ndim in (3, 4) and 0 not in array.shape:
         pixels = torch.from_numpy(shrink(_channels_first(array, path), resolution, str(path)))
-        return _images(Pictures(pixels, _targets(targets, array, path, True)), flips, labels)
+        return _images(ImageSet(pixels, _labels_of(targets, array, path, True)), flips, labels)
     if array.ndim == 4:
         data = tables.latents(array, path)
         shift, scale = data.double().mean((0, 2, 3)), data.double().std((0, 2, 3))
@@ -108,10 +110,10 @@ def _array(path: Path, resolution: int, flips: bool, labels: bool) -> Source:
         data = tables.table(array, path)
         shift, scale = data.mean(0), data.std(0)
     varies = scale > 1e-12 * shift.abs().clamp_min(1e-300)  # a constant column has rounding for a deviation
-    return Points(data, _targets(targets, array, path, labels), shift, torch.where(varies, scale, 1))
+    return Points(data, _labels_of(targets, array, path, labels), shift, torch.where(varies, scale, 1))
 
 
-def _targets(targets: np.ndarray | None, array: np.ndarray, path: Path, labels: bool) -> torch.Tensor | None:
+def _labels_of(targets: np.ndarray | None, array: np.ndarray, path: Path, labels: bool) -> torch.Tensor | None:
     return tables.classes(targets, len(array), path) if labels and targets is not None else None
 
 
@@ -129,8 +131,8 @@ def _channels_first(array: np.ndarray, path: Path) -> np.ndarray:
     return array if first else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
 
 
-def _pictures(name: str, resolution: int, split: str, watch: Watch) -> Pictures:
-    path = place(name)
+def _image_set(name: str, resolution: int, split: str, watch: Watch) -> ImageSet:
+    path = find_data(name)
     if path is None and hub.is_hub(name):
         return hub.read_hub(name, split, resolution, watch)
-    return layout(name, path).read(split, resolution, watch)
+    return layout_of(name, path).read(split, resolution, watch)

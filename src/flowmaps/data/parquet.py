@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .layouts import SPLITS, Layout, missing_split
-from .pixels import CHUNK, Pictures, Watch
-from .rows import INSTALL, Rows, hidden, line, read
+from .pixels import CHUNK, ImageSet, Watch
+from .rows import INSTALL, Rows, labels_hidden, one_line, read
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val)(?=[-_.])")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
@@ -30,7 +30,7 @@ class Parquet(Layout):
     def files(self) -> list[Path]:
         return _parquets(self.path)
 
-    def read(self, split: str, resolution: int, watch: Watch) -> Pictures:
+    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
         splits: dict[str, list[Path]] = {}
         for file in self.files():
             found = SPLIT.findall(file.name)
@@ -39,7 +39,7 @@ class Parquet(Layout):
         if not chosen:
             raise missing_split(self.path, split, sorted(splits))
         for name in chosen[:-1]:
-            if not hidden(rows := _rows(splits[name], self.path)):
+            if not labels_hidden(rows := _rows(splits[name], self.path)):
                 return read(rows, resolution, watch)
         return read(_rows(splits[chosen[-1]], self.path), resolution, watch)
 
@@ -75,7 +75,7 @@ def _rows(files: list[Path], path: Path) -> Rows:
         try:
             opened.append(pyarrow.parquet.ParquetFile(file))
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is no parquet file or damaged ({line(error)}): get it again.") from None
+            raise ValueError(f"{file} is no parquet file or damaged ({one_line(error)}): get it again.") from None
         if opened[-1].schema_arrow != opened[0].schema_arrow:
             raise ValueError(f"{file} has other columns than {files[0]}: keep the files of one data set in a folder.")
     starts = np.cumsum([0] + [part.metadata.num_rows for part in opened])
@@ -85,7 +85,7 @@ def _rows(files: list[Path], path: Path) -> Rows:
             try:
                 yield from part.iter_batches(CHUNK, columns=columns)
             except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f"{file} is damaged ({line(error)}): get it again.") from None
+                raise ValueError(f"{file} is damaged ({one_line(error)}): get it again.") from None
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1

@@ -3,7 +3,8 @@
 A pickle is a program for a stack machine; what makes it dangerous are the instructions that look up a name and call
 what they find. Three walls stand here, the second of which is enough by itself:
 
-1. Only instructions that plain values and arrays need are admitted (`ADMITTED`), checked before the first one runs.
+1. Only instructions that plain values and arrays need are allowed (`ALLOWED_INSTRUCTIONS`); all are checked
+   before the first one runs.
 2. The only names that are found are those by which numpy writes arrays, and what they give are not numpy's objects but
    the passive stand-ins below, which keep what they are handed and call nothing.
 3. An array is made of the bytes at the end, if its type is a plain number and its shape accounts for all of them.
@@ -22,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-LARGEST = 2**31  # bytes of a pickle; the largest of the archives has 400 million
-ADMITTED = frozenset(
+MAX_BYTES = 2**31  # bytes of a pickle; the largest of the archives has 400 million
+ALLOWED_INSTRUCTIONS = frozenset(
     """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING
     SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
     GLOBAL STACK_GLOBAL REDUCE BUILD""".split()  # noqa: SIM905
 )
-NUMBERS = frozenset(("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
+NUMBER_TYPES = frozenset(("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 _RECONSTRUCT = [(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
 
 
@@ -38,16 +39,16 @@ def read(content: bytes, where: str) -> dict[str, Any]:
 
     Args:
         content: the pickle, as Python 2 or 3 writes it (protocols 2 to 4).
-        where: what to call it in an error.
+        where: name of the pickle in an error.
 
     Returns:
         Values by name (names kept as bytes are decoded); arrays are read-only views of the content.
 
     Raises:
-        ValueError: it holds anything else, it is damaged, or larger than `LARGEST`.
+        ValueError: it holds anything else, it is damaged, or larger than `MAX_BYTES`.
     """
-    if len(content) > LARGEST:
-        raise ValueError(f"{where} has {len(content)} bytes, a batch of an image archive at most {LARGEST}.")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{where} has {len(content)} bytes, a batch of an image archive at most {MAX_BYTES}.")
     try:
         _check(content)
         value = _Reader(content).load()
@@ -74,12 +75,12 @@ def _check(content: bytes) -> None:
     count, kept, tuples, before = 0, set[int](), set[int](), ""
     for instruction, argument, _ in pickletools.genops(content):
         name, count = instruction.name, count + 1
-        if name not in ADMITTED:
+        if name not in ALLOWED_INSTRUCTIONS:
             words = f" {str(argument).replace(' ', '.')!r}" if name == "INST" else ""
             raise _Refused(f"it has the instruction {name}{words}, which no array needs, and which could run code")
         built += name.startswith("TUPLE")
-        if built > MOST_TUPLES:
-            raise _Refused(f"it builds more than {MOST_TUPLES:,} tuples, where a batch needs a few an array")
+        if built > MAX_TUPLES:
+            raise _Refused(f"it builds more than {MAX_TUPLES:,} tuples, where a batch needs a few an array")
         if name == "GLOBAL":
             module, _, what = str(argument).partition(" ")
             _stand_in(module, what, None)
@@ -95,7 +96,7 @@ def _check(content: bytes) -> None:
         raise _Refused(f"it has an index {max(kept)} among {count} instructions")
 
 
-MOST_TUPLES = 1_000  # one inside another, they are hashed without a guard on the depth: more end the process
+MAX_TUPLES = 1_000  # one inside another, they are hashed without a guard on the depth: more end the process
 
 
 class _Reader(pickle.Unpickler):
@@ -179,7 +180,7 @@ class _MakeType(_Passive):
     def __call__(self, *args: object) -> _Type:
         code = args[0] if args else None
         code = code.decode("latin1") if type(code) is bytes else code
-        if type(code) is not str or code not in NUMBERS or len(args) > 3:
+        if type(code) is not str or code not in NUMBER_TYPES or len(args) > 3:
             shown = code[:20] if isinstance(code, str) else type(code).__name__
             raise _Refused(f"it holds an array of type {shown!r}, not of plain numbers")
         return _Type(code)

@@ -1,4 +1,4 @@
-"""Pictures in memory: many decoded images made into one array, and arrays averaged down to a smaller size.
+"""Images in memory: many decoded images made into one array, and arrays averaged down to a smaller size.
 
 The mean of an area, rounded half up, is what a coarser camera would have seen: no ringing, no aliasing, and exact.
 """
@@ -20,13 +20,17 @@ from ..system.progress import quiet as quiet
 
 A = TypeVar("A")
 B = TypeVar("B")
-CHUNK = 256  # images a task: enough that handing it out costs little
+CHUNK = 256  # images that a thread works on at a time: enough that starting it costs little
 
 
-class Pictures(NamedTuple):
-    """Images of a split: pixels `(N, C, H, W)` uint8, labels `(N,)` int64 or `None`, the classes' names and number.
+class ImageSet(NamedTuple):
+    """The images of a split.
 
-    There are no names, and the number is 0, where nothing but the labels tells.
+    Attributes:
+        pixels: `(N, C, H, W)`, uint8.
+        labels: `(N,)`, int64, or `None`.
+        names: of the classes; none where the files do not name them.
+        classes: their number; 0 where only the labels tell it.
     """
 
     pixels: Tensor
@@ -44,7 +48,7 @@ def square(array: np.ndarray) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray, resolution: int, where: str) -> np.ndarray:
-    """Images `(N, C, H, W)` uint8 cropped to a square and averaged down to `resolution`; as they are if that is 0.
+    """Images `(N, C, H, W)` uint8 cropped to a square and averaged down to `resolution`; unchanged if that is 0.
 
     Raises:
         ValueError: the side is no multiple of `resolution`.
@@ -92,7 +96,7 @@ def gather(images: Iterable[np.ndarray], number: int, where: Callable[[int], str
     for row, image in enumerate(images):
         if not row:
             size = image.shape[:2]
-            pixels = _room((number, 3 if image.ndim == 3 else 1, *size), where(0))
+            pixels = _allocate((number, 3 if image.ndim == 3 else 1, *size), where(0))
         if row == number:
             break
         if image.shape[:2] != size:
@@ -108,7 +112,8 @@ def gather(images: Iterable[np.ndarray], number: int, where: Callable[[int], str
     return torch.from_numpy(pixels)
 
 
-def _room(shape: tuple[int, ...], where: str) -> np.ndarray:
+def _allocate(shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An uninitialised array of pixels, or an error that says what to do where memory is short."""
     try:
         return np.empty(shape, np.uint8)
     except MemoryError:
@@ -119,7 +124,7 @@ def _room(shape: tuple[int, ...], where: str) -> np.ndarray:
 
 
 def in_order(task: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Results of `task` in the order of `items`, worked out by threads that are never far ahead of what is taken."""
+    """Results of `task` in the order of `items`, computed by threads that run only a little ahead of the caller."""
     workers = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()

@@ -13,11 +13,11 @@ from .layouts import Layout
 from .parquet import Parquet
 from .pixels import Watch, quiet
 
-BLOCK = 2**20  # bytes read at a time
+BLOCK_BYTES = 2**20  # bytes read at a time
 
-LAYOUTS: tuple[type[Layout], ...] = (Cifar, Downsampled, Parquet, Folder)  # the first that fits
-OWN = ("checkerboard", "digits")
-KNOWN = {
+LAYOUTS: tuple[type[Layout], ...] = (Cifar, Downsampled, Parquet, Folder)  # the first one that fits is taken
+BUILT_IN = ("checkerboard", "digits")
+DOWNLOADS = {
     "cifar10": (
         "the official archive, https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "uoft-cs/cifar10",
@@ -28,32 +28,32 @@ KNOWN = {
         "benjamin-paine/imagenet-1k-32x32",
     ),
 }
-WAYS = (
+WAYS_TO_GIVE_IMAGES = (
     "For images pass 'cifar10', 'imagenet32', an official archive, a folder of parquet files or of images by class, or "
     "the name user/name of a data set on the Hugging Face hub"
 )
 
 
-def places(name: str) -> list[Path]:
-    """Where the data of a known name are looked for, in this order."""
-    given = os.environ.get("FLOWMAPS_DATA")
-    folders = [Path(given)] if given else []
+def candidates(name: str) -> list[Path]:
+    """The paths at which the data of a known name are searched, in this order."""
+    own = os.environ.get("FLOWMAPS_DATA")
+    folders = [Path(own)] if own else []
     return [folder / name for folder in (*folders, Path("data"), Path("..", "shared", "data"))]
 
 
-def place(name: str) -> Path | None:
+def find_data(name: str) -> Path | None:
     """The path that a name stands for, or `None` if there is none.
 
     Raises:
-        ValueError: data of a known name are in none of their places.
+        ValueError: data of a known name are in none of the folders that are searched.
     """
-    if name not in KNOWN:
+    if name not in DOWNLOADS:
         return Path(name) if Path(name).exists() else None
-    for path in places(name):
+    for path in candidates(name):
         if path.exists():
             return path
-    official, on_hub = KNOWN[name]
-    looked = ", ".join(map(str, places(name)))
+    official, on_hub = DOWNLOADS[name]
+    looked = ", ".join(map(str, candidates(name)))
     unset = "" if os.environ.get("FLOWMAPS_DATA") else " ($FLOWMAPS_DATA is not set)"
     raise ValueError(
         f"{name} is not here: looked at {looked}{unset}. Three ways to get it: (1) put {official}, into one of these "
@@ -62,81 +62,81 @@ def place(name: str) -> Path | None:
     )
 
 
-def layout(name: str, path: Path | None) -> Layout:
-    """How the images at `path` lie in their files.
+def layout_of(name: str, path: Path | None) -> Layout:
+    """The layout of the image files at `path`.
 
     Raises:
-        ValueError: there is nothing, or nothing that is understood.
+        ValueError: there is no file or folder, or its layout is unknown.
     """
     if path is None:
         if Path(name).suffix or os.sep in name:
-            raise ValueError(_unknown(name) + f": there is no file or folder {name}. {WAYS}.")
-        raise ValueError(_unknown(name) + f". {WAYS}.")
+            raise ValueError(_unknown_data(name) + f": there is no file or folder {name}. {WAYS_TO_GIVE_IMAGES}.")
+        raise ValueError(_unknown_data(name) + f". {WAYS_TO_GIVE_IMAGES}.")
     for kind in LAYOUTS:
         if kind.fits(path):
             return kind(path)
     if path.is_file():
-        raise ValueError(_unknown(name) + f". {WAYS}.")
+        raise ValueError(_unknown_data(name) + f". {WAYS_TO_GIVE_IMAGES}.")
     inside = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-    raise ValueError(f"{path} has no data that are understood: it has {inside}. {WAYS}.")
+    raise ValueError(f"{path} has no data of a known layout: it has {inside}. {WAYS_TO_GIVE_IMAGES}.")
 
 
-def _unknown(name: str) -> str:
+def _unknown_data(name: str) -> str:
     return f"data must be 'checkerboard', 'digits' or a file ending in {', '.join(tables.SUFFIXES)}, got {name!r}"
 
 
 def resolve(name: str) -> str:
-    """The name under which data are found again from any folder: absolute for files and folders, unchanged for others.
+    """The name of data by which any working directory finds them: an absolute path for files and folders, else `name`.
 
     Raises:
-        ValueError: data of a known name are in none of their places.
+        ValueError: data of a known name are in none of the folders that are searched.
     """
-    if name in OWN or not name:
+    if name in BUILT_IN or not name:
         return name
-    path = place(name)
+    path = find_data(name)
     return name if path is None else str(path.resolve())
 
 
 def fingerprint(name: str, watch: Watch | None = None) -> str | None:
     """A checksum of the data that a name stands for, of all splits; `None` for the program's own.
 
-    It is the SHA-256 of a file, of a folder that of its files' names, sizes and contents, and of a data set on the
-    Hugging Face hub its version there.
+    Of a file it is the SHA-256; of a folder, the SHA-256 of its files' names, sizes and contents; of a data set on the
+    Hugging Face hub, its version there.
 
     Args:
         name: as in `open_data`.
-        watch: told that it is checked, and the share that is done.
+        watch: progress callback.
 
     Raises:
         ValueError: no such data.
     """
-    if name in OWN or not name:
+    if name in BUILT_IN or not name:
         return None
-    if tables.is_file(name):
-        return _of_file(Path(name))
-    path = place(name)
+    if tables.is_array_file(name):
+        return _file_checksum(Path(name))
+    path = find_data(name)
     if path is None and hub.is_hub(name):
         return hub.version(name)
-    found = layout(name, path)
+    found = layout_of(name, path)
     files = found.files()
     if files == [found.path]:
-        return _of_file(found.path, watch or quiet)
-    total, done, seal = sum(file.stat().st_size for file in files), 0, hashlib.sha256()
+        return _file_checksum(found.path, watch or quiet)
+    total, done, checksum = sum(file.stat().st_size for file in files), 0, hashlib.sha256()
     for file in files:
         inside = file.relative_to(found.path).as_posix()
-        seal.update(f"{inside}\0{file.stat().st_size}\0{_of_file(file)}\n".encode())
+        checksum.update(f"{inside}\0{file.stat().st_size}\0{_file_checksum(file)}\n".encode())
         done += file.stat().st_size
         (watch or quiet)(f"Checking {found.path.name}", done / max(total, 1))
-    return seal.hexdigest()
+    return checksum.hexdigest()
 
 
-def _of_file(path: Path, watch: Watch = quiet) -> str:
+def _file_checksum(path: Path, watch: Watch = quiet) -> str:
     if not path.is_file():
         raise ValueError(f"there is no file {path}: restore it, or pass --data with another.")
-    seal, size, done = hashlib.sha256(), path.stat().st_size, 0
+    checksum, size, done = hashlib.sha256(), path.stat().st_size, 0
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            seal.update(block)
+        while block := file.read(BLOCK_BYTES):
+            checksum.update(block)
             done += len(block)
             watch(f"Checking {path.name}", min(1.0, done / size))
-    return seal.hexdigest()
+    return checksum.hexdigest()

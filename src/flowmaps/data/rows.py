@@ -15,22 +15,22 @@ import numpy as np
 import torch
 
 from .decode import decode, pillow
-from .pixels import Pictures, Watch, gather, in_order
+from .pixels import ImageSet, Watch, gather, in_order
 
-IMAGES, LABELS = ("img", "image"), ("label", "labels", "fine_label")
+IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "labels", "fine_label")
 INSTALL = "pip install 'flowmaps[images]'"
 
 
 class Rows(NamedTuple):
     """Rows of a table.
 
-    Args:
-        number: how many.
+    Attributes:
+        number: of rows.
         schema: of Arrow.
-        tables: gives the named columns as tables (or batches) of about `CHUNK` rows.
-        where: what to call a row in an error.
-        title: what to call reading them.
-        paths: whether an image may be in a file elsewhere: so it is in the hub's own cache alone.
+        tables: takes names of columns to tables (or batches) of about `CHUNK` rows of them.
+        where: takes a row's number to its name in an error.
+        title: of the progress bar while the rows are read.
+        paths: whether a row may hold the path of an image file in the place of its bytes, as in the hub's own cache.
     """
 
     number: int
@@ -41,20 +41,20 @@ class Rows(NamedTuple):
     paths: bool = False
 
 
-def hidden(rows: Rows) -> bool:
-    """Whether the labels of a split are kept back: then they are all -1, and the first of them is."""
-    label = next((name for name in LABELS if name in rows.schema.names), None)
+def labels_hidden(rows: Rows) -> bool:
+    """Whether the labels of a split are withheld, all of them -1; only the first chunk is looked at."""
+    label = next((name for name in LABEL_COLUMNS if name in rows.schema.names), None)
     first = next(iter(rows.tables([label])), None) if label else None
     return first is not None and first.num_rows > 0 and set(first.column(label).to_pylist()) == {-1}
 
 
-def read(rows: Rows, resolution: int, watch: Watch) -> Pictures:
-    """Decode the images of all rows.
+def read(rows: Rows, resolution: int, watch: Watch) -> ImageSet:
+    """The images of all rows, decoded.
 
     Args:
         rows: at least one.
-        resolution: crop and average them down to this size, or 0.
-        watch: told the title and the share that is done.
+        resolution: crop and average the images down to this size; 0 leaves them as they are.
+        watch: progress callback.
 
     Raises:
         ValueError: there are no images, or one cannot be read, or a label is missing or out of range.
@@ -67,7 +67,7 @@ def read(rows: Rows, resolution: int, watch: Watch) -> Pictures:
         first = 0
         for table in rows.tables([image] if label is None else [image, label]):
             if label is not None:
-                labels.append(_numbers(table.column(label), first, rows))
+                labels.append(_labels(table.column(label), first, rows))
             yield first, table.column(image).to_pylist()
             first += table.num_rows
 
@@ -84,12 +84,13 @@ def read(rows: Rows, resolution: int, watch: Watch) -> Pictures:
 
     pixels = gather(images(), rows.number, rows.where)
     if label is None:
-        return Pictures(pixels)
+        return ImageSet(pixels)
     names = _names(rows, label)
-    return Pictures(pixels, _allowed(np.concatenate(labels), names, rows), names)
+    return ImageSet(pixels, _checked_labels(np.concatenate(labels), names, rows), names)
 
 
-def _allowed(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> torch.Tensor:
+def _checked_labels(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> torch.Tensor:
+    """The labels `(N,)`; a label that is out of range is refused."""
     allowed = len(names) or rows.number
     if (bad := np.flatnonzero((numbers < 0) | (numbers >= allowed))).size:
         raise ValueError(
@@ -110,15 +111,14 @@ def _columns(rows: Rows) -> tuple[str, str | None]:
 
     fields = {field.name: field.type for field in rows.schema}
     found = [name for name in fields if holds_images(fields[name])]
-    image = next(
-        (name for name in (*IMAGES, *found[:1]) if name in found and (name in IMAGES or len(found) == 1)), None
-    )
+    named = [name for name in IMAGE_COLUMNS if name in found]
+    image = next(iter(named or (found if len(found) == 1 else [])), None)
     if image is None:
         raise ValueError(
             f"{rows.where(0)} has no column of images among {', '.join(fields) or 'none'}: it must be named "
-            f"{' or '.join(IMAGES)} and hold the bytes of an image file, or a struct of bytes and path."
+            f"{' or '.join(IMAGE_COLUMNS)} and hold the bytes of an image file, or a struct of bytes and path."
         )
-    return image, next((name for name in LABELS if name in fields and types.is_integer(fields[name])), None)
+    return image, next((name for name in LABEL_COLUMNS if name in fields and types.is_integer(fields[name])), None)
 
 
 def _is_bytes(types: Any, kind: Any) -> bool:
@@ -126,6 +126,7 @@ def _is_bytes(types: Any, kind: Any) -> bool:
 
 
 def _content(cell: Any, rows: Rows, row: int) -> bytes | Path:
+    """The bytes of a row's image file, or its path."""
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if content:
         return content
@@ -134,7 +135,8 @@ def _content(cell: Any, rows: Rows, row: int) -> bytes | Path:
     raise ValueError(f"{rows.where(row)} has no image: its bytes are missing.")
 
 
-def _numbers(column: Any, first: int, rows: Rows) -> np.ndarray:
+def _labels(column: Any, first: int, rows: Rows) -> np.ndarray:
+    """The labels of a chunk, whose first row has the number `first`."""
     values = column.to_pylist()
     if None in values:
         raise ValueError(f"{rows.where(first + values.index(None))} has no label: fill it, or leave the row out.")
@@ -152,6 +154,6 @@ def _names(rows: Rows, label: str | None) -> tuple[str, ...]:
     return tuple(names) if usable else ()
 
 
-def line(error: Exception) -> str:
-    """An error in one line."""
+def one_line(error: Exception) -> str:
+    """The type and the message of an error, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

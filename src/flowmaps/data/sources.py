@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..exact import Checkerboard
 
-HALF = 127.5  # pixels 0..255 are to the network -1..1
+HALF_RANGE = 127.5  # pixels 0..255 are to the network -1..1
 
 
 @dataclass(frozen=True)
 class Units:
-    """What it takes to read a map's samples: the network sees (data - shift) / scale.
+    """Shape, classes and scale of data, by which a map's samples are read: the network sees (data - shift) / scale.
 
     Args:
         shape: of a sample: `(dim,)` for points, `(C, H, W)` for images and latents.
@@ -65,7 +65,7 @@ class Units:
 
     def to_data(self, x: Tensor) -> Tensor:
         """From the network's coordinates to the data's units, `(..., *shape)`; of images 0..255, not yet rounded."""
-        return x * self._spread(self.scale, x) + self._spread(self.shift, x) if self.scale else x
+        return x * self._broadcast(self.scale, x) + self._broadcast(self.shift, x) if self.scale else x
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """From the network's coordinates `(B, C, H, W)` to pixels, uint8, rounded and clamped to 0..255.
@@ -77,7 +77,7 @@ class Units:
             raise ValueError(f"samples of shape {self.shape} are no images: there are no pixels to show, use to_data.")
         return self.to_data(x.float()).round().clamp(0, 255).to(torch.uint8)
 
-    def _spread(self, numbers: tuple[float, ...], x: Tensor) -> Tensor:
+    def _broadcast(self, numbers: tuple[float, ...], x: Tensor) -> Tensor:
         return x.new_tensor(numbers).reshape(-1, *(1,) * (len(self.shape) - 1))
 
     @classmethod
@@ -161,9 +161,8 @@ class Points(Source):
     def __init__(
         self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor, names: tuple[str, ...] = ()
     ) -> None:
-        self.units = Units(
-            tuple(data.shape[1:]), _classes(labels, names), tuple(shift.tolist()), tuple(scale.tolist()), names=names
-        )
+        classes, shape = _number_of_classes(labels, names), tuple(data.shape[1:])
+        self.units = Units(shape, classes, tuple(shift.tolist()), tuple(scale.tolist()), names=names)
         aligned = (-1, *(1,) * (data.ndim - 2))
         self.labels, self.data = labels, ((data - shift.reshape(aligned)) / scale.reshape(aligned)).float()
 
@@ -211,8 +210,8 @@ class Images(Source):
                 f"{tuple(labels.shape)}."
             )
         self.pixels, self.labels, self.flips = pixels, labels, flips
-        number, names = _classes(labels, names, classes), () if labels is None else names
-        self.units = Units(tuple(pixels.shape[1:]), number, (HALF,), (HALF,), True, names)
+        number, names = _number_of_classes(labels, names, classes), () if labels is None else names
+        self.units = Units(tuple(pixels.shape[1:]), number, (HALF_RANGE,), (HALF_RANGE,), True, names)
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         device = self.pixels.device
@@ -221,7 +220,7 @@ class Images(Source):
         if self.flips:
             mirrored = torch.rand(number, generator=generator, device=device) < 0.5
             drawn = torch.where(mirrored[:, None, None, None], drawn.flip(3), drawn)
-        return drawn.float() / HALF - 1, None if self.labels is None else self.labels[rows]
+        return drawn.float() / HALF_RANGE - 1, None if self.labels is None else self.labels[rows]
 
     def to(self, device: torch.device | str) -> Images:
         moved = copy.copy(self)
@@ -229,7 +228,7 @@ class Images(Source):
         return moved
 
 
-def _classes(labels: Tensor | None, names: tuple[str, ...], classes: int = 0) -> int | None:
+def _number_of_classes(labels: Tensor | None, names: tuple[str, ...], classes: int = 0) -> int | None:
     """The number of classes: as many as there are names, as is said, or as the labels need."""
     if labels is None:
         return None

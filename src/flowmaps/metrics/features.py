@@ -15,10 +15,10 @@ CHOICES = "'efficientnet-lite0', 'efficientnet-lite0:64', 'efficientnet-lite0:64
 
 
 class Features(Protocol):
-    """A feature network: any object with these three will do.
+    """A feature network: any object with these three attributes.
 
     Attributes:
-        name: with all that changes its features, such as the size of the image; it stands beside every figure, and
+        name: names all that changes the features, such as the size of the image. It stands beside every figure, and
             figures of two names are never compared.
         dim: D, the number of features.
     """
@@ -35,8 +35,8 @@ class Features(Protocol):
 
 
 @runtime_checkable
-class Fixed(Protocol):
-    """A feature network that never changes: `checksum` is that of its weights, so its figures may be kept in files."""
+class Checksummed(Protocol):
+    """A feature network with a checksum of its weights, so that its features of images may be kept in a file."""
 
     @property
     def checksum(self) -> str: ...
@@ -76,7 +76,7 @@ def extract(
         images: pixels, uint8, `(N, C, H, W)` with C of 1 or 3, on any device; grey ones are repeated to three channels.
         batch: images at a time; on a CPU few are quickest, on a GPU take hundreds.
         device: where to compute; by default where the images are.
-        watch: told how much is done.
+        watch: progress callback.
 
     Returns:
         `(N, features.dim)`, float32, on the CPU.
@@ -110,8 +110,13 @@ def extract(
     return result
 
 
+def spread(total: int, number: int) -> Tensor:
+    """`number` of `total` rows, from the first to the last at equal distances, `(number,)`; all of them if fewer."""
+    return torch.linspace(0, total - 1, min(number, total), dtype=torch.float64).round().long()
+
+
 def check_pixels(images: Tensor) -> None:
-    """Refuse what is no batch of images of 0..255, uint8 `(N, C, H, W)` with C of 1 or 3."""
+    """Refuse tensors that are no images of 0..255, uint8 `(N, C, H, W)` with C of 1 or 3."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         raise ValueError(
             f"images must be uint8 (N, C, H, W) with C of 1 or 3 and N at least 1, got {images.dtype} "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -88,7 +89,7 @@ def frechet_distance(a: Statistics, b: Statistics, *, strict: bool = False) -> f
         |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)),
 
     the squared W2 of two normal laws (D. C. Dowson, B. V. Landau, "The Fréchet distance between multivariate normal
-    distributions", 1982), for images by M. Heusel et al., 2017, arXiv 1706.08500. With C1 = R1 R1^T and C2 = R2 R2^T the
+    distributions", 1982), for images by M. Heusel et al., 2017, arXiv 1706.08500. With C1 = R1 R1^T, C2 = R2 R2^T the
     trace of (C1 C2)^(1/2) is the sum of the singular values of R1^T R2. About 2 s for D = 1280 on one core.
 
     It is biased: N samples of a law lie some way from it, by about a constant over N. Compare figures of one N only.
@@ -131,7 +132,7 @@ def kernel_distance(
         subsets: their number, at least 1.
         size: of a subset, at least 2, at most N and M.
         seed: of the subsets.
-        watch: told how much is done.
+        watch: progress callback.
 
     Returns:
         Mean and standard deviation; that of the mean is smaller, by about the root of `subsets`.
@@ -175,7 +176,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3, watch: Watch | N
         real: features of data, `(N, D)`.
         fake: features of samples, `(M, D)`.
         k: which neighbour, at least 1, below N and M; the point itself is none.
-        watch: told how much is done.
+        watch: progress callback.
 
     Returns:
         Precision and recall, from 0 to 1.
@@ -190,30 +191,30 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3, watch: Watch | N
     real, fake = real - centre, fake - centre
     total, done = 2 * len(fake) + len(real), 0
 
-    def tell(rows: int) -> None:
+    def report(rows: int) -> None:
         nonlocal done
         done += rows
         if watch is not None:
             watch("precision and recall", done / total)
 
-    reach_of_real, reach_of_fake = _reach(real, k, tell), _reach(fake, k, tell)
+    reach_of_real, reach_of_fake = _reach(real, k, report), _reach(fake, k, report)
     precise, recalled = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for rows, reach in zip(fake.split(_BLOCK), reach_of_fake.split(_BLOCK), strict=True):
         squares = _squares(rows, real)
         precise += int((squares <= reach_of_real).any(1).sum())
         recalled |= (squares <= reach[:, None]).any(0)
-        tell(len(rows))
+        report(len(rows))
     return precise / len(fake), float(recalled.double().mean())
 
 
-def _reach(x: Tensor, k: int, tell) -> Tensor:
+def _reach(x: Tensor, k: int, report: Callable[[int], None]) -> Tensor:
     """Squared distance of each row to the k-th nearest other one, `(N,)`."""
     reach = []
     for number, rows in enumerate(x.split(_BLOCK)):
         squares = _squares(rows, x)
         squares.diagonal(number * _BLOCK).fill_(math.inf)
         reach.append(squares.kthvalue(k, dim=1).values)
-        tell(len(rows))
+        report(len(rows))
     return torch.cat(reach)
 
 
@@ -245,9 +246,9 @@ def _check_number(statistics: Statistics, strict: bool) -> None:
     if statistics.number > statistics.dim:
         return
     message = (
-        f"the covariance of {statistics.number:,} images in {statistics.dim:,} features ({statistics.features}) is singular and the "
-        f"Fréchet distance far too large: it takes {statistics.dim + 1:,} images at least, better {2 * statistics.dim:,}, and "
-        "50,000 for a figure to be reported."
+        f"the covariance of {statistics.number:,} images in {statistics.dim:,} features ({statistics.features}) is "
+        f"singular and the Fréchet distance far too large: it takes {statistics.dim + 1:,} images at least, better "
+        f"{2 * statistics.dim:,}, and 50,000 for a figure to be reported."
     )
     if strict:
         raise ValueError(message)

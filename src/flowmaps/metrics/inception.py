@@ -22,7 +22,7 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE = 299  # pixels
 _URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 _FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-_MEND = (
+_HOW_TO_INSTALL = (
     f"Fetch {_URL} where there is a network and name the file, as in 'inception:/path/to/weights.pth'; "
     "the features 'efficientnet-lite0', the default, work offline."
 )
@@ -74,7 +74,7 @@ class Inception(nn.Module):
     def __init__(self, path: str | Path | None = None):
         super().__init__()
         path = _checkpoint() if path is None else path
-        self.network = Network(load_state(path, SHA256, _MEND)).eval()
+        self.network = Network(load_state(path, SHA256, _HOW_TO_INSTALL)).eval()
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -172,6 +172,6 @@ def _checkpoint() -> Path:
         torch.hub.download_url_to_file(_URL, str(path), hash_prefix=SHA256)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"Inception's weights (96 MB) are not in {folder} and could not be downloaded: {error}. {_MEND}"
+            f"Inception's weights (96 MB) are not in {folder} and could not be downloaded: {error}. {_HOW_TO_INSTALL}"
         ) from error
     return path

@@ -14,26 +14,16 @@ or a seed of the caller's.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..exact import Checkerboard
+
 _MAX_PIVOTS = 10_000_000  # of the network simplex: the default, 100,000, is too few for thousands of points
 _BLOCK = 1024  # rows of a block of distances: 1024 x 5000 float64 is 41 MB
-
-
-class Board(Protocol):
-    """What `kl_floor` asks of a law on [-1, 1]^2: `exact.Checkerboard` is one."""
-
-    def sample(self, number: int, /, *, generator: torch.Generator | None = None) -> Tensor:
-        """`number` exact samples, `(number, 2)`."""
-        ...
-
-    def cell_masses(self, bins: int, /) -> Tensor:
-        """Exact masses of the cells of a `bins` x `bins` grid over [-1, 1]^2, `(bins, bins)`, first axis x_1."""
-        ...
 
 
 def kl(masses: Tensor, samples: Tensor) -> float:
@@ -71,11 +61,11 @@ def kl(masses: Tensor, samples: Tensor) -> float:
     return float((p[hit] * (p[hit] / q[hit]).log()).sum())
 
 
-def kl_floor(board: Board, number: int, seed: int, masses: Tensor | None = None) -> float:
+def kl_floor(board: Checkerboard, number: int, seed: int, masses: Tensor | None = None) -> float:
     """The KL of `number` exact samples: what `kl` reads when nothing is wrong, about (cells - 1) / (2 number) nats.
 
     Args:
-        board: a law with `sample(number, generator=...)`, and `cell_masses(bins)` where `masses` is not given.
+        board: the law.
         number: how many samples; use as many as in the `kl` it stands beside.
         seed: of the generator the samples are drawn with.
         masses: the grid, as in `kl`; by default `board.cell_masses(50)`.

@@ -1,7 +1,7 @@
-"""What samples are compared with: statistics and some features of the real images, computed once and kept in a file.
+"""The reference of samples: statistics and some features of the real images, computed once and kept in a file.
 
-A file is named by what went into it (pixels, network, its weights) and holds a checksum of its numbers. One that
-does not fit, or is damaged, is never trusted: it is computed anew, with a warning.
+A file is named by what it is computed from (pixels, network, weights) and holds a checksum of its numbers. A file that
+is damaged, or of something else, is computed anew, with a warning.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..system.files import write_atomically
-from .features import Features, Fixed, Watch, check_pixels, extract
+from .features import Checksummed, Features, Watch, check_pixels, extract, spread
 from .images import Statistics
 
-_FORMAT = 1  # of a file: another number, another key
+_FORMAT = 1  # of a file: files of another format are not found
 _TENSORS = ("mean", "cov", "points")
 
 
@@ -51,7 +51,7 @@ def reference(
 ) -> Reference:
     """The reference of real images, from its file where there is one.
 
-    Only a network with a `checksum` of its weights is kept in a file: of another one it is not known what it computes.
+    Only features of a network with a `checksum` of its weights are kept in a file: another network may have changed.
 
     Args:
         features: the network.
@@ -60,7 +60,7 @@ def reference(
         cache: folder of the files; by default `cache_folder()`. It is made; one that cannot be written is no error.
         batch: images at a time, as in `extract`.
         device: where to compute, as in `extract`.
-        watch: told how much is done.
+        watch: progress callback.
 
     Raises:
         ValueError: the images are no such pixels, `keep` is below 1, or the network returned what it should not.
@@ -72,21 +72,20 @@ def reference(
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}: 5,000 is a good number.")
     path = key = None
-    if isinstance(features, Fixed):
+    if isinstance(features, Checksummed):
         key = _key(features.name, features.checksum, images, keep)
         path = Path(cache_folder() if cache is None else cache) / f"reference-{key[:24]}.safetensors"
         if (found := _read(path, key, features)) is not None:
             return found
     x = extract(features, images, batch=batch, device=device, watch=watch)
-    rows = torch.linspace(0, len(x) - 1, min(keep, len(x)), dtype=torch.float64).round().long()
-    made = Reference(Statistics.of(x, features.name), x[rows].clone())
+    made = Reference(Statistics.of(x, features.name), x[spread(len(x), keep)].clone())
     if path is not None and key is not None:
         _write(path, key, made)
     return made
 
 
 def cache_folder() -> Path:
-    """Where files are kept: `FLOWMAPS_CACHE`, or `flowmaps` in `XDG_CACHE_HOME`, or `~/.cache/flowmaps`."""
+    """The folder of the files: `FLOWMAPS_CACHE`, or `flowmaps` in `XDG_CACHE_HOME`, or `~/.cache/flowmaps`."""
     if own := os.environ.get("FLOWMAPS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowmaps"
@@ -101,7 +100,7 @@ def _key(name: str, checksum: str, images: Tensor, keep: int) -> str:
     return digest.hexdigest()
 
 
-def _sum(key: str, number: int, tensors: dict[str, Tensor]) -> str:
+def _checksum(key: str, number: int, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of the numbers in a file and of its key."""
     digest = hashlib.sha256(json.dumps([key, number]).encode())
     for name in _TENSORS:
@@ -119,7 +118,7 @@ def _read(path: Path, key: str, features: Features) -> Reference | None:
             head = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         number = int(head["number"])
-        if head["key"] != key or head["sha256"] != _sum(key, number, tensors):
+        if head["key"] != key or head["sha256"] != _checksum(key, number, tensors):
             raise ValueError("its checksum is another")
         statistics = Statistics(number, tensors["mean"], tensors["cov"], features.name)
         return Reference(statistics, tensors["points"])
@@ -131,11 +130,11 @@ def _read(path: Path, key: str, features: Features) -> Reference | None:
 
 
 def _write(path: Path, key: str, made: Reference) -> None:
-    """Keep a reference; a folder that cannot be written costs the next evaluation some time, no more."""
+    """Write a reference to its file; a folder that cannot be written is a warning, no error."""
     statistics = made.statistics
     tensors = {"mean": statistics.mean, "cov": statistics.cov, "points": made.points}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    head = {"key": key, "number": str(statistics.number), "sha256": _sum(key, statistics.number, tensors)}
+    head = {"key": key, "number": str(statistics.number), "sha256": _checksum(key, statistics.number, tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, head))

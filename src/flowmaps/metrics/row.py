@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .features import Features, Watch, extract
+from .features import Features, Watch, extract, spread
 from .images import Statistics, frechet_distance, kernel_distance, precision_recall
 from .inception import Inception
 from .reference import Reference
 
-_SUBSET = 1000  # images of a subset of the kernel distance, as in its paper
+_SUBSET_SIZE = 1000  # images of a subset of the kernel distance, as in its paper
 
 
 def label(features: str, number: int, figure: str = "FD") -> str:
@@ -28,7 +27,7 @@ def label(features: str, number: int, figure: str = "FD") -> str:
         ValueError: there is no such figure.
     """
     if figure not in ("FD", "KD"):
-        raise ValueError(f"the figures with names of their own are 'FD' and 'KD', got {figure!r}.")
+        raise ValueError(f"the figures with names of their statistics are 'FD' and 'KD', got {figure!r}.")
     if features == Inception.name:
         return f"{figure[0]}ID ({number:,} samples)"
     return f"{figure} ({features}, {number:,} samples)"
@@ -55,7 +54,7 @@ def figures_of(
         k: which neighbour, in precision and recall.
         subsets: of the kernel distance, of 1,000 images each or as many as there are.
         seed: of the subsets.
-        watch: told what is done and how much of it.
+        watch: progress callback.
 
     Returns:
         `fd`, Fréchet distance to the real images; `fd_teacher`, to the teacher's, where they are given; `fd_name`,
@@ -70,15 +69,15 @@ def figures_of(
         UserWarning: the samples are fewer than the Fréchet distance needs.
     """
     x = samples if samples.is_floating_point() else extract(features, samples, watch=watch)
-    own = Statistics.of(x, features.name)
-    found: dict[str, float | str] = {"fd": frechet_distance(own, reference.statistics)}
+    statistics = Statistics.of(x, features.name)
+    found: dict[str, float | str] = {"fd": frechet_distance(statistics, reference.statistics)}
     if teacher is not None:
-        found["fd_teacher"] = frechet_distance(own, teacher)
-    found["fd_name"] = label(features.name, own.number)
-    least = min(len(x), len(reference.points))
-    if least > k:
-        some = {"subsets": subsets, "size": min(_SUBSET, least), "seed": seed, "watch": watch}
-        found["kd"], found["kd_std"] = kernel_distance(x, reference.points, **some)
-        spread = torch.linspace(0, len(reference.points) - 1, least, dtype=torch.float64).round().long()
-        found["precision"], found["recall"] = precision_recall(reference.points[spread], x[:least], k=k, watch=watch)
+        found["fd_teacher"] = frechet_distance(statistics, teacher)
+    found["fd_name"] = label(features.name, statistics.number)
+    number = min(len(x), len(reference.points))
+    if number > k:
+        options = {"subsets": subsets, "size": min(_SUBSET_SIZE, number), "seed": seed, "watch": watch}
+        found["kd"], found["kd_std"] = kernel_distance(x, reference.points, **options)
+        real = reference.points[spread(len(reference.points), number)]
+        found["precision"], found["recall"] = precision_recall(real, x[:number], k=k, watch=watch)
     return found

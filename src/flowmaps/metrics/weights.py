@@ -18,24 +18,24 @@ State = Mapping[str, Tensor]
 _EPS = 1e-3  # of the batch normalisations of both published networks
 
 
-def load_state(path: str | Path, sha256: str, mend: str) -> dict[str, Tensor]:
+def load_state(path: str | Path, sha256: str, advice: str) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU, after its checksum was found to be the published one.
 
     Args:
         path: a file written by `torch.save`; nothing but tensors is read from it.
         sha256: what the file's must be, in hexadecimal.
-        mend: what to do about a file that is missing or another, for the error.
+        advice: what to do about a file that is missing or another, for the error.
 
     Raises:
         ValueError: there is no such file, or it is another one.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no weights file {path}: {mend}")
+        raise ValueError(f"there is no weights file {path}: {advice}")
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != sha256:
-        raise ValueError(f"{path} is not the published weights: its SHA-256 is {got}, not {sha256}. {mend}")
+        raise ValueError(f"{path} is not the published weights: its SHA-256 is {got}, not {sha256}. {advice}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

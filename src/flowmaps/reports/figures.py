@@ -13,19 +13,18 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..system.files import write_atomically
 from . import style
-from .image_figures import tiles
-from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row
+from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row, steps_in_words
 
-LOGGED_BESIDE = ("stage", "step", "loss", "norm", "rate", "skipped", "spikes", "seconds")
-"""What a line of log.jsonl has beside residuals."""
-SCATTER_BELOW = 20_000  # points of the smallest panel: fewer are drawn one by one, more as a histogram
+NOT_RESIDUALS = ("stage", "step", "loss", "norm", "rate", "skipped", "spikes", "seconds")
+"""The entries of a line of log.jsonl that are no residuals."""
+MIN_POINTS_OF_HISTOGRAM = 20_000
+"""Points of the smallest panel from which panels are histograms; fewer points are drawn one by one."""
 
 
 def samples(
@@ -50,21 +49,21 @@ def samples(
     """
     if not panels:
         raise ValueError("samples needs at least one panel {title: points (N, 2)}, got none.")
-    points = {title: style.plane(x, f"panel {title!r}") for title, x in panels.items()}
-    first = next(iter(points.values())) if reference is None else style.plane(reference, "reference")
+    points = {title: style.plane_points(x, f"panel {title!r}") for title, x in panels.items()}
+    first = next(iter(points.values())) if reference is None else style.plane_points(reference, "reference")
     box = style.extent(first) if extent is None else extent
     columns = len(points) if len(points) <= 4 else math.ceil(len(points) / 2)
     rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(2.9 * columns + 0.6, 3.15 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     least = min(len(x) for x in panels.values())
-    if least < SCATTER_BELOW:
+    if least < MIN_POINTS_OF_HISTOGRAM:
         for ax, x in zip(axes, points.values(), strict=False):
             ax.scatter(x[:, 0], x[:, 1], s=min(8.0, 6000 / max(len(x), 1)), c=MAP, alpha=0.5, linewidths=0)
     else:
-        style.densities(figure, axes[: len(points)].tolist(), list(points.values()), box, first)
+        style.draw_densities(figure, axes[: len(points)].tolist(), list(points.values()), box, first)
     for ax, (title, x) in zip(axes, points.items(), strict=False):
-        style.square(ax, box)
+        style.plane_axes(ax, box)
         ax.set_title(title, fontsize=10, color=INK)
         ax.set_xlabel(f"{len(x):,} points", fontsize=8, color=FAINT)
     for ax in axes[len(points) :]:
@@ -92,19 +91,19 @@ def trajectories(
     Raises:
         ValueError: a shape is another one.
     """
-    x0 = style.plane(starts, "starts")
-    paths = [style.paths(exact_paths, x0, "exact_paths"), style.paths(map_paths, x0, "map_paths")]
+    x0 = style.plane_points(starts, "starts")
+    paths = [style.checked_paths(exact_paths, x0, "exact_paths"), style.checked_paths(map_paths, x0, "map_paths")]
     figure = Figure(figsize=(6.2, 6.2), layout="constrained")
     ax = figure.subplots()
     if background is not None:
-        x = style.plane(background, "background")[:8000]
+        x = style.plane_points(background, "background")[:8000]
         ax.scatter(x[:, 0], x[:, 1], s=2, c=EXACT, alpha=0.25, linewidths=0, zorder=0)
     ax.add_collection(LineCollection(list(paths[0].swapaxes(0, 1)), colors=EXACT, linewidths=2.4, label=exact))
     ax.add_collection(LineCollection(list(paths[1].swapaxes(0, 1)), colors=MAP, linewidths=1.1, label="map, one jump"))
     ax.scatter(x0[:, 0], x0[:, 1], s=22, c="white", edgecolors=INK, linewidths=0.9, zorder=3, label="start, t = 0")
     for path, colour, size in ((paths[0], EXACT, 34), (paths[1], MAP, 14)):
         ax.scatter(path[-1, :, 0], path[-1, :, 1], s=size, c=colour, linewidths=0, zorder=3)
-    style.square(ax, style.extent(np.concatenate([x0, *(p.reshape(-1, 2) for p in paths)])))
+    style.plane_axes(ax, style.extent(np.concatenate([x0, *(p.reshape(-1, 2) for p in paths)])))
     style.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
@@ -128,10 +127,10 @@ def losses(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(1.0 + 4.6 * len(stages), 5.6), layout="constrained")
     axes = figure.subplots(2, len(stages), squeeze=False, sharex="col")
     for column, (stage, lines) in enumerate(stages.items()):
-        names = dict.fromkeys(name for row in lines for name in row if name not in LOGGED_BESIDE)
+        names = dict.fromkeys(name for row in lines for name in row if name not in NOT_RESIDUALS)
         residuals = {name: lambda row, name=name: row.get(name) for name in names}
-        style.curves(axes[0, column], lines, {"loss": lambda row: row["loss"]}, (INK,))
-        style.curves(axes[1, column], lines, residuals, COLOURS)
+        style.draw_curves(axes[0, column], lines, {"loss": lambda row: row["loss"]}, (INK,))
+        style.draw_curves(axes[1, column], lines, residuals, COLOURS)
         axes[0, column].set_title(stage or "training", fontsize=11, color=INK)
         axes[1, column].set_xlabel("optimiser step", fontsize=9, color=FAINT)
     axes[0, 0].set_ylabel("loss, as minimised", fontsize=9, color=FAINT)
@@ -151,7 +150,7 @@ def quality(rows: Sequence[Row]) -> Figure:
     Raises:
         ValueError: no row has one of these figures.
     """
-    label, rated = style.rate(rows)
+    label, rated = style.quality_of(rows)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.subplots()
     line = sorted((row["nfe"], value) for row, value in rated if row["sampler"] == "map")
@@ -164,7 +163,7 @@ def quality(rows: Sequence[Row]) -> Figure:
         ax.plot([row["nfe"]], [value], marker, color=TEACHER, ms=7.5, ls="none", label=style.name_of(row))
     style.powers_of_two(ax, [row["nfe"] for row, _ in rated])
     style.value_axis(ax, [value for _, value in rated])
-    style.dress(ax, "network evaluations for each sample", label)
+    style.light_axes(ax, "network evaluations for each sample", label)
     style.legend(ax)
     return figure
 
@@ -172,8 +171,8 @@ def quality(rows: Sequence[Row]) -> Figure:
 def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
     """Quality of several methods on one axis: a line a method, best first, a dot for each number of steps.
 
-    The first row of a teacher is an upright rule. Methods whose rows are marked "distilled" have its colour; those
-    marked "diverged", or without a figure, stand at the bottom.
+    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is an upright rule. Methods
+    that are marked "distilled" have its colour; those without a figure, which have diverged, stand at the bottom.
 
     Args:
         rows: as in `quality`, each with "steps", and "method" where its sampler is the map.
@@ -182,7 +181,9 @@ def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
     Raises:
         ValueError: no row of a map has a figure of quality.
     """
-    label, rated = style.rate(rows)
+    teachers = [row for row in rows if row["sampler"] != "map" and row.get("distilled", True)]
+    rows = [row for row in rows if row["sampler"] == "map"] + teachers[:1]
+    label, rated = style.quality_of(rows)
     rated = [(row, value) for row, value in rated if math.isfinite(value)]
     lines: dict[str, dict[int, float]] = {style.name_of(row): {} for row in rows if row["sampler"] == "map"}
     for row, value in rated:
@@ -193,47 +194,23 @@ def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
     first_by = min(numbers, key=lambda steps: (abs(steps - at), steps))
     names = sorted(lines, key=lambda name: (not lines[name], lines[name].get(first_by, math.inf)))
-    bad = [name for name in names if not lines[name]]
+    diverged = [name for name in names if not lines[name]]
     figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(names)), layout="constrained")
     ax = figure.subplots()
     colours = dict(zip(numbers, style.shades(len(numbers)), strict=True))
-    style.dots(ax, [lines[name] for name in names], colours, [value for _, value in rated])
-    style.dress(ax, f"{label}: less is better; best in {first_by} step{'s' * (first_by > 1)} first")
+    style.rows_of_dots(ax, [lines[name] for name in names], colours, [value for _, value in rated])
+    style.light_axes(ax, f"{label}: less is better; best in {steps_in_words(first_by)} first")
     ax.grid(visible=False, axis="y")
     distilled = {style.name_of(row) for row in rows if row.get("distilled")}
-    style.name_rows(ax, names, distilled, bad)
+    style.label_rows(ax, names, distilled, diverged)
     style.legend(figure, handles=style.step_marks(colours), loc="outside upper center", ncols=len(numbers))
     notes = style.distilled_mark() if distilled else []
-    teachers = [(row, value) for row, value in rated if row["sampler"] != "map"]
-    if teachers:
-        notes += style.upright(ax, *teachers[0], len(names) - len(bad))
+    for row, value in rated:
+        if row["sampler"] != "map":
+            notes += style.vertical_line(ax, row, value, len(names) - len(diverged))
     if notes:
         style.legend(figure, handles=notes, loc="outside lower center", ncols=2)
     return figure
-
-
-def image_grid(images: Tensor, rows: int, labels: Sequence[str] = (), *, columns: Sequence[str] = ()) -> Figure:
-    """Images in rows on one scale of grey, the first row first; `image_figures.tiles` draws images of 0..255.
-
-    Args:
-        images: `(N, H, W)` or `(N, C, H, W)` with 1 or 3 channels; N a multiple of `rows`. All images share their least
-            and greatest value as white and black (three channels: as 0 and 1).
-        rows: how many rows.
-        labels: a label for each row, such as "1 step"; none by default.
-        columns: a label for each column, such as the class asked for; none by default.
-
-    Raises:
-        ValueError: the shape is another one, N is no multiple of `rows`, or labels are too many or too few.
-    """
-    x = torch.as_tensor(style.array(images))
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(f"images must have shape (N, H, W) or (N, 1 or 3, H, W), got {tuple(images.shape)}.")
-    low, high = float(x.min()), float(x.max())
-    x = (x - low) / max(high - low, 1e-12)
-    x = 1 - x if x.shape[1] == 1 else x  # ink on paper
-    return tiles(x.mul(255).round().to(torch.uint8), rows, labels, columns=columns)
 
 
 def save(figure: Figure, path: str | PathLike[str], *, dpi: int = 144) -> Path:

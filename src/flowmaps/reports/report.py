@@ -1,4 +1,4 @@
-"""The table of a run, for the terminal and for `report.html`: one page that needs no other file and loads none."""
+"""The report of a run, `report.html`: one page with its pictures inside, that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -15,46 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box, markup
-from rich.table import Table
 
 from ..system.files import write_atomically
-from .columns import WIDE, columns_of
-from .style import Row
-
-
-def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows of `metrics.json` as a table for the terminal; columns that no row has a value for are left out.
-
-    Args:
-        rows: each with "sampler", and any of the figures.
-        title: above the table.
-    """
-    columns = [column for column in columns_of(rows) if column.heading not in WIDE]
-    names = dict.fromkeys(row["fd_name"] for row in rows if "fd_name" in row)
-    units: dict[str, list[str]] = {}
-    for column in columns:
-        if column.unit:
-            units.setdefault(column.unit, []).append(column.heading)
-    result = Table(
-        title=markup.escape(title),
-        caption="; ".join([*names, *(f"{', '.join(headings)} in {unit}" for unit, headings in units.items())]),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
-    for column in columns:
-        heading = column.heading.replace(" ", "\n")
-        if column.heading == "sampler":
-            result.add_column(heading, min_width=8, vertical="bottom", overflow="fold")
-        else:
-            result.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
-    for row in rows:
-        result.add_row(*(markup.escape(column.show(row)) for column in columns))
-    return result
+from .tables import Row, columns_of
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the figures share: colours, axes, extents, smoothing.
+"""The style of all figures: colours, axes, extents, smoothing.
 
 One colour for one thing throughout: blue is the map, orange the teacher, grey the data or the exact flow.
 """
@@ -17,7 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
-Row = Mapping[str, Any]
+from ..evaluation.measure import Row
+from ..evaluation.sampling import steps_in_words
+
 Measure = Callable[[Row], float | None]
 Box = tuple[float, float, float, float]
 
@@ -36,7 +38,7 @@ MEASURES = {
 }
 
 
-def rate(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
+def quality_of(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
     """The label of the first figure of quality that the rows have, and the rows that have it, each with its value."""
     candidates = {"above floor": ("KL(exact || samples) above floor [nats]", above_floor)}
     candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in MEASURES.items()}
@@ -48,7 +50,7 @@ def rate(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
 
 
 def name_of(row: Row) -> str:
-    """What a row is called: the map by its method where it has one, another sampler with its solver."""
+    """The name of a row's sampler: of a map its method, if the row has one; of another sampler with its solver."""
     if row["sampler"] == "map":
         return str(row.get("method", "map"))
     return f"{row['sampler']}, {row['solver']}" if row.get("solver") else str(row["sampler"])
@@ -65,7 +67,7 @@ def array(x: Any) -> np.ndarray:
     return np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64)
 
 
-def plane(x: Any, name: str) -> np.ndarray:
+def plane_points(x: Any, name: str) -> np.ndarray:
     """Points `(N, 2)`, refused when of another shape, without those that are not finite."""
     points = array(x)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -73,7 +75,7 @@ def plane(x: Any, name: str) -> np.ndarray:
     return points[np.isfinite(points).all(1)]
 
 
-def paths(x: Any, starts: np.ndarray, name: str) -> np.ndarray:
+def checked_paths(x: Any, starts: np.ndarray, name: str) -> np.ndarray:
     """Paths `(T, N, 2)` from N starts, refused when of another shape."""
     points = array(x)
     if points.ndim != 3 or points.shape[1:] != starts.shape:
@@ -90,7 +92,7 @@ def extent(reference: np.ndarray) -> Box:
     return (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half)
 
 
-def densities(
+def draw_densities(
     figure: Figure, axes: Sequence[Axes], points: Sequence[np.ndarray], box: Box, reference: np.ndarray
 ) -> None:
     """A histogram an axis in units of density, on one grid and the reference's colour scale; the colour bar."""
@@ -111,7 +113,7 @@ def densities(
     bar.outline.set_edgecolor(RULE)  # pyright: ignore[reportCallIssue]
 
 
-def curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, Measure], colours: Sequence[str]) -> None:
+def draw_curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, Measure], colours: Sequence[str]) -> None:
     """Lines against "step": a running mean over the raw values, on a logarithmic axis where all are positive."""
     everything: list[float] = []
     for k, (name, value) in enumerate(lines.items()):
@@ -126,7 +128,7 @@ def curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, Measure], colours:
     if everything and min(everything) > 0:
         ax.set_yscale("log")
         tidy_log(ax.yaxis, *ax.get_ylim())
-    dress(ax)
+    light_axes(ax)
     if lines:
         legend(ax)
     else:
@@ -174,7 +176,9 @@ def shades(number: int) -> list[Any]:
     return [DENSITY(share) for share in np.linspace(0.3, 1.0, number)] if number > 1 else [MAP]
 
 
-def dots(ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, Any], values: Sequence[float]) -> None:
+def rows_of_dots(
+    ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, Any], values: Sequence[float]
+) -> None:
     """A row a line from the top down: a dot a number of steps on a bar over their range.
 
     The axis is logarithmic. A value that is not positive stands at its left end as a triangle, one beyond a thousand
@@ -198,38 +202,38 @@ def dots(ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, A
 
 
 def step_marks(colours: Mapping[int, Any]) -> list[Line2D]:
-    """What a legend shows of `dots`."""
+    """The entries of a legend for `rows_of_dots`."""
     marks = {"marker": "o", "mec": "white", "mew": 0.7, "ms": 8, "ls": "none"}
-    return [Line2D([], [], color=c, label=f"{n} step" + "s" * (n > 1), **marks) for n, c in colours.items()]
+    return [Line2D([], [], color=c, label=steps_in_words(n), **marks) for n, c in colours.items()]
 
 
 def distilled_mark() -> list[Line2D]:
-    """What a legend shows of the mark of `name_rows`."""
+    """The entry of a legend for the mark of `label_rows`."""
     return [Line2D([], [], color=TEACHER, marker="D", ms=5, ls="none", label="distilled from a teacher")]
 
 
-def upright(ax: Axes, row: Row, value: float, height: int) -> list[Line2D]:
-    """A sampler's value as an upright rule beside the first rows of `dots`."""
+def vertical_line(ax: Axes, row: Row, value: float, height: int) -> list[Line2D]:
+    """A sampler's value as an upright rule beside the first rows of `rows_of_dots`."""
     name = f"{name_of(row)}, {row.get('nfe', '?')} evaluations"
     return ax.plot([value, value], [-0.6, height - 0.5], color=TEACHER, lw=1.3, ls=(0, (4, 3)), label=name)
 
 
-def name_rows(ax: Axes, names: Sequence[str], marked: Collection[str], bad: Collection[str]) -> None:
-    """Names of the rows from the top down, some with the teacher's mark before the axis; the bad ones in grey."""
+def label_rows(ax: Axes, names: Sequence[str], marked: Collection[str], diverged: Collection[str]) -> None:
+    """Names of the rows from the top down, some with the teacher's mark before the axis; diverged ones in grey."""
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_yticks(range(len(names)), names)
     ax.tick_params("y", length=0, pad=13, labelsize=9)
     for y, (name, text) in enumerate(zip(names, ax.get_yticklabels(), strict=True)):
-        text.set_color(FAINT if name in bad else INK)
+        text.set_color(FAINT if name in diverged else INK)
         if name in marked:
             place = {"transform": ax.get_yaxis_transform(), "clip_on": False}
             ax.plot([-0.017], [y], "D", color=TEACHER, ms=4.5, **place)
-        if name in bad:
+        if name in diverged:
             words = {"va": "center", "color": FAINT, "fontsize": 8.5, "style": "italic"}
             ax.text(0.012, y, "diverged", transform=ax.get_yaxis_transform(), **words)
 
 
-def dress(ax: Axes, across: str = "", up: str = "") -> None:
+def light_axes(ax: Axes, across: str = "", up: str = "") -> None:
     """Light rules, no frame above and to the right, small labels."""
     ax.grid(True, color=RULE, lw=0.8)
     ax.set_axisbelow(True)
@@ -247,7 +251,7 @@ def legend(where: Axes | Figure, **place: Any) -> None:
     where.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
 
 
-def square(ax: Axes, box: Box) -> None:
+def plane_axes(ax: Axes, box: Box) -> None:
     """A square picture of the plane: equal units, few ticks, a thin frame."""
     ax.set(xlim=box[:2], ylim=box[2:], aspect="equal")
     ax.xaxis.set_major_locator(MaxNLocator(3))
@@ -255,9 +259,3 @@ def square(ax: Axes, box: Box) -> None:
     ax.tick_params(labelsize=7, colors=FAINT, length=2)
     ax.spines[:].set_color(EXACT)
     ax.spines[:].set_linewidth(0.6)
-
-
-def bare(ax: Axes) -> None:
-    """No ticks, no frame."""
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)

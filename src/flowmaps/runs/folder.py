@@ -259,7 +259,3 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     for name, value in dataclasses.asdict(recipe).items():
         flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
     return flat
-
-
-def read_recipe(path: Path) -> Recipe:
-    return RunFolder.open(path).recipe

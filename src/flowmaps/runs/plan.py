@@ -94,6 +94,12 @@ class Plan:
         """The stages in words: "4,000 steps of teacher, then 16,000 steps of map"."""
         return ", then ".join(f"{stage.steps:,} steps of {stage.name}" for stage in self.stages)
 
+    @property
+    def both_orders(self) -> bool:
+        """Whether the map learns jumps from data to noise too: its pairs (s, t) are those of the whole square."""
+        choices = _choices(self.recipe, self.interpolant)
+        return self.recipe.times == "square" and self.method.settings(choices).get("times") is choices.pairs
+
     # sampling
 
     def known_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
@@ -265,42 +271,3 @@ def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) ->
     wanted = weight if weight is not None else low if low == high else (low, high)
     classes = network_of(flow_map).arguments["classes"]
     return {"guidance": Guidance(wanted, classes=classes, dropout=recipe.label_dropout, mix=None)}
-
-
-# until every caller takes a plan
-
-
-def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    return resolve(recipe).stages
-
-
-def check_steps(recipe: Recipe, steps: Iterable[int]) -> None:
-    resolve(recipe).check_steps(steps)
-
-
-def known_steps(recipe: Recipe, steps: Iterable[int]) -> tuple[int, ...]:
-    return resolve(recipe).known_steps(steps)
-
-
-def interpolant(recipe: Recipe) -> Interpolant:
-    return resolve(recipe).interpolant
-
-
-def optimiser(recipe: Recipe, stage: str) -> Optimiser:
-    return next(entry.optimiser for entry in resolve(recipe).stages if entry.name == stage)
-
-
-def measured(recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None, Recipe]:
-    plan = resolve(recipe)
-    return *plan.as_sampled(flow_map, teacher), replace(recipe, evaluation=plan.evaluation())
-
-
-def check(recipe: Recipe, processes: int = 1) -> None:
-    resolve(recipe, processes)
-
-
-TO_DATA = tuple(name for name, method in METHODS.items() if method.jumps is Jumps.TO_DATA)
-DISTILLED = tuple(name for name, method in METHODS.items() if method.distils)
-HELD = tuple(name for name, method in METHODS.items() if method.copies_teacher)
-DIAGONAL = tuple(name for name, method in METHODS.items() if method.jumps is Jumps.NONE)
-LEAST = math.ceil(1 / STRIP_WIDTH)

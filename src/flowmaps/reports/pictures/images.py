@@ -4,61 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data import Source, Units
-from ...evaluation.measure import Sampled
-from ...evaluation.rows import Start, restarts, stepping
+from ...evaluation.sampling import Inputs, Samples, map_sampler, sample
 from ...maps import FlowMap
-from ...runs.recipes import Recipe
+from ...runs.plan import Plan
 from ...storage.models import device_of
+from ...system.progress import Watch, quiet
 from ...training.loop import generator
-from ..image_figures import tiles
-from .parts import ACROSS, FEW, Watch, by_class, few_steps, names, pixels, quiet, selected, walked
+from ..image_grid import image_grid
+from .parts import COLUMNS, class_names, rows_by_class, steps_nearest_four, ten_rows, to_pixels
 
-EXAMPLES, ENDS = 11, 12  # streams of the seed
-BESIDE = 3  # columns of data
+DATA_STREAM, END_STREAM = 11, 12  # streams of the seed
+DATA_COLUMNS = 3
 
 
-def nearest(drawn: Mapping[str, Sampled]) -> tuple[str, Sampled]:
+def samples_nearest_four(samples: Mapping[str, Samples]) -> tuple[str, Samples]:
     """The map's samples in the number of steps nearest to four, and their title."""
-    maps = [pair for pair in drawn.items() if not pair[0].startswith("teacher")]
-    return min(maps, key=lambda pair: (abs(pair[1].nfe - FEW), pair[1].nfe))
+    of_map = [pair for pair in samples.items() if not pair[0].startswith("teacher")]
+    return min(of_map, key=lambda pair: (abs(pair[1].nfe - 4), pair[1].nfe))
 
 
-def grid(source: Source, title: str, sampled: Sampled, seed: int) -> Figure:
-    """100 samples as they came beside 30 images of the data; with classes a row a class, at most ten of them."""
-    units, draws = source.units, generator(seed, EXAMPLES)
-    if sampled.cond is None:
-        height = min(ACROSS, len(sampled.x) // ACROSS)
-        x, labels = sampled.x[: height * ACROSS], []
-        beside = units.to_pixels(source.sample(height * BESIDE, draws)[0])
+def grid(source: Source, title: str, samples: Samples, seed: int) -> Figure:
+    """The first 100 samples beside 30 images of the data; with classes a row a class, at most ten of them."""
+    units, draws = source.units, generator(seed, DATA_STREAM)
+    if samples.cond is None:
+        height = min(COLUMNS, len(samples.x) // COLUMNS)
+        x, labels = samples.x[: height * COLUMNS], []
+        data = units.to_pixels(source.sample(height * DATA_COLUMNS, draws)[0])
     else:
-        kinds, found = by_class(sampled.cond, lambda number: ACROSS * max(1, 10 // number))
-        folds = max(1, found.shape[1] // ACROSS)
-        height, x = len(kinds) * folds, sampled.x[found[:, : folds * ACROSS].flatten()]
-        labels = [name if k == 0 else "" for name in names(units, kinds) for k in range(folds)]
-        beside = _examples(source, kinds, folds * BESIDE, draws)
-    left = pixels(units, x).unflatten(0, (height, -1))
-    images = torch.cat([left, beside.unflatten(0, (height, -1))], 1)
-    return tiles(images.flatten(0, 1), height, labels, blocks={f"map, {title}": left.shape[1], "data": BESIDE})
+        classes, found = rows_by_class(samples.cond, lambda number: COLUMNS * max(1, 10 // number))
+        rows_each = max(1, found.shape[1] // COLUMNS)
+        height, x = len(classes) * rows_each, samples.x[found[:, : rows_each * COLUMNS].flatten()]
+        labels = [name if k == 0 else "" for name in class_names(units, classes) for k in range(rows_each)]
+        data = _data_of(source, classes, rows_each * DATA_COLUMNS, draws)
+    left = to_pixels(units, x).unflatten(0, (height, -1))
+    images = torch.cat([left, data.unflatten(0, (height, -1))], 1)
+    blocks = {f"map, {title}": left.shape[1], "data": DATA_COLUMNS}
+    return image_grid(images.flatten(0, 1), height, labels, blocks=blocks)
 
 
-def strip(units: Units, drawn: Mapping[str, Sampled]) -> Figure:
+def strip(units: Units, samples: Mapping[str, Samples]) -> Figure:
     """A row a number of steps, the teacher's solver last: ten samples from the same noise in every row."""
-    solved = [title for title in drawn if title.startswith("teacher")][:1]
-    shown = {title: title for title in drawn if not title.startswith("teacher")}
-    shown |= {title: "\n".join(f"{title}, {drawn[title].nfe} evals".split(", ", 1)) for title in solved}
-    kinds, chosen = selected(next(iter(drawn.values())))
-    images = torch.cat([pixels(units, drawn[title].x[chosen]) for title in shown])
-    return tiles(images, len(shown), list(shown.values()), columns=names(units, kinds))
+    titles = {title: title for title in samples if not title.startswith("teacher")}
+    for title in [title for title in samples if title.startswith("teacher")][:1]:
+        titles[title] = "\n".join(f"{title}, {samples[title].nfe} evals".split(", ", 1))
+    first = next(iter(samples.values()))
+    rows, labels = ten_rows(len(first.x), first.cond)
+    images = torch.cat([to_pixels(units, samples[title].x[rows]) for title in titles])
+    return image_grid(images, len(titles), list(titles.values()), columns=class_names(units, labels))
 
 
 def interpolations(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     units: Units,
     *,
@@ -66,34 +69,44 @@ def interpolations(
     columns: int = 10,
     watch: Watch = quiet,
 ) -> Figure:
-    """Images between those of two noises, a row a pair and a class.
+    """Images between those of two noises, a row for each pair of noises and class.
 
     x0(a) = cos(a) x0 + sin(a) x0', a from 0 to 90 degrees: a standard normal for every a, which a straight mixture is
-    not. Noise that a sampler adds on the way is the same along a row.
+    not. The noise that a sampler adds on the way is the same along a row.
+
+    Args:
+        plan: of the run.
+        flow_map: the map.
+        units: of the data.
+        rows: pairs of noises.
+        columns: angles.
+        watch: progress callback.
     """
-    ends = torch.randn(2, rows, 1, *units.shape, generator=generator(recipe.seed, ENDS))
+    ends = torch.randn(2, rows, 1, *units.shape, generator=generator(plan.recipe.seed, END_STREAM))
     angle = torch.linspace(0, math.pi / 2, columns).reshape(-1, *(1,) * len(units.shape))
     x0 = (angle.cos() * ends[0] + angle.sin() * ends[1]).flatten(0, 1)
-    kinds = None if units.classes is None else torch.linspace(0, units.classes - 1, rows).round().long()
-    start = Start(x0, None if kinds is None else kinds.repeat_interleave(columns))
-    walk, start, _ = stepping(flow_map, few_steps(recipe), start, restarts(recipe), recipe.seed)
-    if start.fresh is not None:
-        fresh = start.fresh.unflatten(1, (rows, columns))[:, :, :1]
-        start = start._replace(fresh=fresh.expand(-1, -1, columns, *units.shape).flatten(1, 2))
-    x = walked(walk, start, recipe.evaluation.chunk, device_of(flow_map), lambda share: watch("interpolation", share))
+    labels = None if units.classes is None else torch.linspace(0, units.classes - 1, rows).round().long()
+    inputs = Inputs(x0, None if labels is None else labels.repeat_interleave(columns))
+    sampler, inputs = map_sampler(flow_map, plan.sampler(steps_nearest_four(plan)), inputs, plan.recipe.seed)
+    if inputs.fresh_noise is not None:
+        noise = inputs.fresh_noise.unflatten(1, (rows, columns))[:, :, :1]
+        inputs = inputs._replace(fresh_noise=noise.expand(-1, -1, columns, *units.shape).flatten(1, 2))
+    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
+    x = sample(sampler, inputs, **options, progress=partial(watch, "interpolation")).x
     heads = [f"{round(90 * k / (columns - 1))}°" for k in range(columns)]
-    return tiles(pixels(units, x), rows, names(units, kinds), columns=["a = " + heads[0], *heads[1:]])
+    names = class_names(units, labels)
+    return image_grid(to_pixels(units, x), rows, names, columns=["a = " + heads[0], *heads[1:]])
 
 
-def _examples(source: Source, kinds: Tensor, each: int, draws: torch.Generator) -> Tensor:
-    """`each` images of each class as pixels, `(classes * each, C, H, W)`; white where a rare class has shown fewer."""
-    found: dict[int, list[Tensor]] = {k: [] for k in kinds.tolist()}
+def _data_of(source: Source, classes: Tensor, each: int, draws: torch.Generator) -> Tensor:
+    """`each` images of each class as pixels, `(classes * each, C, H, W)`; white where too few of a rare class came."""
+    found: dict[int, list[Tensor]] = {k: [] for k in classes.tolist()}
     for _ in range(40):
         x, labels = source.sample(256, draws)
         assert labels is not None
-        for k, kept in found.items():
-            kept += pixels(source.units, x[labels == k][: each - len(kept)])
-        if all(len(kept) == each for kept in found.values()):
+        for k, images in found.items():
+            images += to_pixels(source.units, x[labels == k][: each - len(images)])
+        if all(len(images) == each for images in found.values()):
             break
     blank = torch.full(source.shape, 255, dtype=torch.uint8)
-    return torch.stack([image for kept in found.values() for image in kept + [blank] * (each - len(kept))])
+    return torch.stack([image for images in found.values() for image in images + [blank] * (each - len(images))])

@@ -12,23 +12,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data import Source, Units
-from ...evaluation.measure import FAR, Sampled
-from ...evaluation.rows import Start, Walk, jumping
+from ...evaluation.measure import MAX_ABS
+from ...evaluation.sampling import Inputs, Sampler, jump_sampler, sample, steps_in_words
 from ...maps import FlowMap
-from ...runs import plan as plans
-from ...runs.recipes import Recipe
-from ...samplers import encode
+from ...methods import Jumps
+from ...runs.plan import Plan
+from ...samplers import Jump, encode
 from ...shapes import Batch, Condition
 from ...solvers import SolverFlow
 from ...storage.models import device_of
+from ...system.progress import Watch, quiet
 from ...training.loop import generator
-from ..image_figures import tiles
-from .parts import Watch, count, few_steps, names, pixels, quiet, selected, walked
+from ..image_grid import image_grid
+from .parts import class_names, steps_nearest_four, ten_rows, to_pixels
 
-INVERTED = 13  # stream of the seed
-TRAINED_BACKWARDS = ("lmd", "emd", "neural_operator", "ctm", "ayf_emd", "ayf_lmd", "pfmm")
-"""Methods that learn jumps from data to noise too, where the recipe's times are the whole square."""
-TINY = 4e-12  # a mean square below float32's own rounding of numbers of order one: 120 dB
+DATA_STREAM = 13  # of the seed
+MIN_ERROR = 4e-12
+"""A mean square below float32's own rounding of numbers of order one: 120 dB."""
 
 
 @dataclass(frozen=True)
@@ -36,62 +36,63 @@ class Inversion:
     """Data taken to noise and back.
 
     Attributes:
-        encoder: what took them to noise: "map", "teacher", or "diagonal", the map's own velocity.
-        way: the same in words.
+        encoder: what took the data to noise: "map", "teacher", or "diagonal", the map's own velocity.
+        encoder_words: the same for a caption.
         data, noise: images in the network's coordinates and their noise, `(B, *shape)`.
         labels: of the images, `(B,)`, or `None`.
-        back: number of steps -> the images that the map makes of the noise.
+        decoded: number of steps -> the images that the map makes of the noise.
     """
 
     encoder: str
-    way: str
+    encoder_words: str
     data: Tensor
     noise: Tensor
     labels: Tensor | None
-    back: dict[int, Tensor]
+    decoded: dict[int, Tensor]
 
     def numbers(self, units: Units) -> dict[str, Any]:
         """For metrics.json: the noise's deviation, and for each number of steps the mean squared error a pixel, pixels
         from -1 to 1, and its peak signal-to-noise ratio in decibels; over the images that are not lost."""
-        kept = torch.stack([x.abs().flatten(1).amax(1) <= FAR for x in (self.noise, *self.back.values())])
-        good = kept.all(0)  # NaN is not
+        images = (self.noise, *self.decoded.values())
+        good = torch.stack([x.abs().flatten(1).amax(1) <= MAX_ABS for x in images]).all(0)  # NaN is not
         found: dict[str, Any] = {"encoder": self.encoder, "images": int(good.sum()), "decoded": []}
         if not bool(good.all()):
             found["lost"] = int((~good).sum())
         if not bool(good.any()):
             return found
         found["noise_std"] = float(self.noise[good].std())
-        for steps, x in self.back.items():
+        for steps, x in self.decoded.items():
             error = float((units.to_data(x[good]) - units.to_data(self.data[good])).div(127.5).square().mean())
-            psnr = 10 * math.log10(4 / max(error, TINY))
+            psnr = 10 * math.log10(4 / max(error, MIN_ERROR))
             found["decoded"].append({"steps": steps, "mse": error, "psnr": psnr})
         return found
 
     def caption(self, units: Units) -> str:
-        """How it was done and how well it went."""
+        """How the data were inverted, and how well."""
         found = self.numbers(units)
-        told = [f"{count(r['steps'])}: {r['mse']:.2g} ({r['psnr']:.1f} dB)" for r in found["decoded"]]
-        words = f"Data taken to noise by {self.way}, and back by the map."
-        if told:
-            words += (
-                f" Mean squared error a pixel, pixels from -1 to 1, over {found['images']} images: {', '.join(told)}; "
-                f"deviation of the noise {found['noise_std']:.3f}, where 1 is right."
+        caption = f"Data taken to noise by {self.encoder_words}, and back by the map."
+        if found["decoded"]:
+            errors = [f"{steps_in_words(r['steps'])}: {r['mse']:.2g} ({r['psnr']:.1f} dB)" for r in found["decoded"]]
+            caption += (
+                f" Mean squared error a pixel, pixels from -1 to 1, over {found['images']} images: "
+                f"{', '.join(errors)}; deviation of the noise {found['noise_std']:.3f}, where 1 is right."
             )
-        return words + (f" {found['lost']} images were lost." if "lost" in found else "")
+        return caption + (f" {found['lost']} images were lost." if "lost" in found else "")
 
     def figure(self, units: Units) -> Figure:
         """Rows: data, their noise from -3 to 3, the images that come back, and the absolute difference."""
-        kinds, chosen = selected(Sampled(self.data, self.labels, 0, 0.0))
-        steps = max(self.back)
-        data, back = (pixels(units, x[chosen]) for x in (self.data, self.back[steps]))
-        noise = (127.5 + 42.5 * self.noise[chosen].nan_to_num(0)).round().clamp(0, 255).to(torch.uint8)
-        apart = (data.int() - back.int()).abs().to(torch.uint8)
-        labels = ["data", "noise\n−3 to 3", f"back\n{count(steps)}", "difference\nabsolute"]
-        return tiles(torch.cat([data, noise, back, apart]), 4, labels, columns=names(units, kinds))
+        rows, classes = ten_rows(len(self.data), self.labels)
+        steps = max(self.decoded)
+        data, decoded = (to_pixels(units, x[rows]) for x in (self.data, self.decoded[steps]))
+        noise = (127.5 + 42.5 * self.noise[rows].nan_to_num(0)).round().clamp(0, 255).to(torch.uint8)
+        difference = (data.int() - decoded.int()).abs().to(torch.uint8)
+        labels = ["data", "noise\n−3 to 3", f"back\n{steps_in_words(steps)}", "difference\nabsolute"]
+        images = torch.cat([data, noise, decoded, difference])
+        return image_grid(images, 4, labels, columns=class_names(units, classes))
 
 
 def invert(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
@@ -99,37 +100,48 @@ def invert(
     number: int = 64,
     watch: Watch = quiet,
 ) -> Inversion | None:
-    """Take data to noise and back by the map, in one step and in a few where it has several.
+    """Data taken to noise and back by the map, in one step and in several where the map has them.
 
-    A map that is trained for both orders of time encodes by itself; else the flow of the teacher's velocity, or without
-    a teacher of the map's own, is solved backwards. `None` for a map that has neither. The source draws on the CPU.
+    A map that is trained for both orders of time takes the data to noise by itself; else the flow of the teacher's
+    velocity, or of the map's own where there is no teacher, is solved backwards.
+
+    Args:
+        plan: of the run.
+        flow_map, teacher: as `plan.as_sampled` gave them.
+        source: the data, on the CPU.
+        number: of images.
+        watch: progress callback.
+
+    Returns:
+        The inversion; `None` for a map that is not trained for both orders and has no velocity.
     """
-    few, device = few_steps(recipe), device_of(flow_map)
-    x1, labels = source.sample(number, generator(recipe.seed, INVERTED))
-    found = _encoder(recipe, flow_map, teacher)
+    x1, labels = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
+    found = _encoder(plan, flow_map, teacher)
     if found is None:
         return None
-    encoder, way, back_to_noise = found
-    walks: dict[int, Walk] = {0: lambda start: (back_to_noise(start.x, start.cond), 0)}
-    several = [1] if recipe.method in plans.TO_DATA else sorted({*plans.known_steps(recipe, [1]), few})
-    walks |= {n: jumping(flow_map, n) for n in several}
-    done: list[Tensor] = []
-    for k, walk in enumerate(walks.values()):
-        start = Start(done[0] if done else x1, labels)
-        tick = lambda share, k=k: watch("inversion", (k + share) / len(walks))  # noqa: E731
-        done.append(walked(walk, start, recipe.evaluation.chunk, device, tick))
-    return Inversion(encoder, way, x1, done[0], labels, dict(zip([*walks][1:], done[1:], strict=True)))
+    encoder, words, to_noise = found
+    numbers = sorted({*plan.known_steps([1]), steps_nearest_four(plan)})
+    numbers = [1] if plan.method.jumps is Jumps.TO_DATA else numbers
+    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
+
+    def run(sampler: Sampler, x: Tensor, done: int) -> Tensor:
+        progress = lambda share: watch("inversion", (done + share) / (len(numbers) + 1))  # noqa: E731
+        return sample(sampler, Inputs(x, labels), **options, progress=progress).x
+
+    noise = run(lambda inputs: (to_noise(inputs.x0, inputs.cond), 0), x1, 0)
+    decoded = {n: run(jump_sampler(flow_map, Jump(n)), noise, k) for k, n in enumerate(numbers, start=1)}
+    return Inversion(encoder, words, x1, noise, labels, decoded)
 
 
 def _encoder(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None
 ) -> tuple[str, str, Callable[[Batch, Condition], Batch]] | None:
-    """The way from data to noise: its name, the same in words, and itself; NaN where a solver finds no step."""
-    if recipe.times == "square" and recipe.method in TRAINED_BACKWARDS:
-        steps = few_steps(recipe)
-        words = f"the map itself in {count(steps)} backwards"
+    """What takes data to noise: its name, the same in words, and the function; NaN where a solver finds no step."""
+    if plan.both_orders:
+        steps = steps_nearest_four(plan)
+        words = f"the map itself in {steps_in_words(steps)} backwards"
         return "map", words, lambda x, cond: encode(flow_map, x, steps, cond)
-    if teacher is None and recipe.method in plans.TO_DATA:
+    if teacher is None and plan.method.jumps is Jumps.TO_DATA:
         return None
     flow = SolverFlow((flow_map if teacher is None else teacher).velocity, rtol=1e-5, atol=1e-5)
     whose = "the map's own velocity" if teacher is None else "its teacher"

@@ -1,4 +1,4 @@
-"""What the pictures share: which samples are shown, what they are called, and how they are made."""
+"""What the pictures share: which samples are drawn, and what classes are called."""
 
 from __future__ import annotations
 
@@ -8,59 +8,44 @@ import torch
 from torch import Tensor
 
 from ...data import Units
-from ...evaluation.measure import Sampled
-from ...evaluation.rows import Start, Walk
-from ...runs.recipes import Recipe
-from ...system.progress import Watch as Watch
-from ...system.progress import quiet as quiet
+from ...runs.plan import Plan
 
-FEW = 4  # the number of steps that is shown where only one is
-ACROSS = 10  # columns of samples
+COLUMNS = 10
+"""Columns of samples in a picture."""
 
 
-def few_steps(recipe: Recipe) -> int:
-    """Of the numbers of steps that a recipe measures, the nearest to four."""
-    return min(recipe.evaluation.steps, key=lambda steps: (abs(steps - FEW), steps))
+def steps_nearest_four(plan: Plan) -> int:
+    """Of the numbers of steps in which the map of a plan is measured, the nearest to four."""
+    return min(plan.evaluation().steps, key=lambda steps: (abs(steps - 4), steps))
 
 
-def count(steps: int) -> str:
-    """A number of steps in words."""
-    return f"{steps} step" + "s" * (steps > 1)
-
-
-def pixels(units: Units, x: Tensor) -> Tensor:
-    """Samples as pixels; what is not a number as grey."""
+def to_pixels(units: Units, x: Tensor) -> Tensor:
+    """Samples as pixels, uint8; what is not a number is grey."""
     return units.to_pixels(x.nan_to_num(0.0))
 
 
-def names(units: Units, kinds: Tensor | None) -> list[str]:
-    """What classes are called."""
-    return [] if kinds is None else [units.names[k] if units.names else f"class {k}" for k in kinds.tolist()]
+def class_names(units: Units, labels: Tensor | None) -> list[str]:
+    """The names of labels `(B,)`; none where there are no labels."""
+    return [] if labels is None else [units.names[k] if units.names else f"class {k}" for k in labels.tolist()]
 
 
-def by_class(labels: Tensor, each: Callable[[int], int]) -> tuple[Tensor, Tensor]:
-    """The ten classes that are most frequent, in order, and rows of each, `(classes, number)`: at most `each(classes)`
-    of a class, and as many of one as of another."""
+def rows_by_class(labels: Tensor, number: Callable[[int], int]) -> tuple[Tensor, Tensor]:
+    """The ten most frequent classes, `(classes,)` in rising order, and rows of each, `(classes, rows)`.
+
+    Args:
+        labels: `(B,)`.
+        number: takes the number of classes to the number of rows of each; fewer where a class has fewer.
+    """
     counts = torch.bincount(labels)
-    kinds = counts.argsort(descending=True, stable=True)[:10]
-    kinds = kinds[counts[kinds] > 0].sort().values
-    number = min(each(len(kinds)), int(counts[kinds].min()))
-    return kinds, torch.stack([(labels == k).nonzero()[:number, 0] for k in kinds])
+    classes = counts.argsort(descending=True, stable=True)[:10]
+    classes = classes[counts[classes] > 0].sort().values
+    each = min(number(len(classes)), int(counts[classes].min()))
+    return classes, torch.stack([(labels == k).nonzero()[:each, 0] for k in classes])
 
 
-def selected(sampled: Sampled) -> tuple[Tensor | None, Tensor]:
-    """Ten rows of a sample, or a few less, shared out among the classes; and the class of each."""
-    if sampled.cond is None:
-        return None, torch.arange(min(ACROSS, len(sampled.x)))
-    kinds, rows = by_class(sampled.cond, lambda number: ACROSS // number)
-    return kinds.repeat_interleave(rows.shape[1]), rows.flatten()
-
-
-def walked(walk: Walk, start: Start, chunk: int, device: torch.device, tick: Callable[[float], None]) -> Tensor:
-    """Run a sampler over its starts, `chunk` rows at a time."""
-    points, number = [], len(start.x)
-    with torch.inference_mode():
-        for first in range(0, number, chunk):
-            points.append(walk(start.rows(slice(first, first + chunk), device))[0].float().cpu())
-            tick(min(first + chunk, number) / number)
-    return torch.cat(points)
+def ten_rows(number: int, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Ten of `number` rows, or a few less, shared out among the classes; and the label of each."""
+    if labels is None:
+        return torch.arange(min(COLUMNS, number)), None
+    classes, rows = rows_by_class(labels, lambda classes: COLUMNS // classes)
+    return rows.flatten(), classes.repeat_interleave(rows.shape[1])

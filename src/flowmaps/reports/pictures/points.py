@@ -8,27 +8,31 @@ import torch
 from matplotlib.figure import Figure
 
 from ...data import Source
-from ...evaluation.measure import Sampled, true_flow
+from ...evaluation.measure import true_flow
+from ...evaluation.sampling import Samples
 from ...maps import FlowMap
-from ...runs import plan as plans
+from ...methods import Jumps
+from ...runs.plan import Plan
 from ...runs.recipes import Recipe
 from ...storage.models import device_of
 from ...training.loop import generator
 from .. import figures
+from ..image_grid import image_grid, ink_on_paper
 
-BEHIND, STARTS, PATHS = 3, 4, 5  # streams of the seed
+DATA_STREAM, START_STREAM, BACKGROUND_STREAM = 3, 4, 5  # streams of the seed
 
 
 def plane(
-    recipe: Recipe, flow_map: FlowMap, teacher: FlowMap | None, source: Source, drawn: Mapping[str, Sampled]
+    plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, samples: Mapping[str, Samples]
 ) -> dict[str, tuple[str, Figure]]:
-    """Samples beside the data, and trajectories where the map has them."""
-    data, _ = source.sample(min(200_000, recipe.evaluation.samples), generator(recipe.seed, BEHIND))
-    panels = {title: source.to_data(sampled.x[: len(data)]) for title, sampled in drawn.items()}
+    """Samples beside the data, and trajectories unless the map learns jumps to t = 1 alone: caption -> name, figure."""
+    number = min(200_000, plan.recipe.evaluation.samples)
+    data, _ = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
+    panels = {title: source.to_data(drawn.x[: len(data)]) for title, drawn in samples.items()}
     made = {
         "Samples beside the data.": ("samples", figures.samples({"data": source.to_data(data)} | panels)),
     }
-    if recipe.method not in plans.TO_DATA:
+    if plan.method.jumps is not Jumps.TO_DATA:
         paths = trajectories(flow_map, teacher, source)
         made["One jump from noise to each time t, over the flow itself."] = "trajectories", paths
     return made
@@ -36,7 +40,7 @@ def plane(
 
 def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> Figure:
     """30 paths of the map, each point one jump from the start, over the exact flow or the teacher's."""
-    starts = torch.randn(30, 2, generator=generator(0, STARTS))
+    starts = torch.randn(30, 2, generator=generator(0, START_STREAM))
     times = torch.linspace(0, 1, 33)
     device = device_of(flow_map)
     x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
@@ -48,15 +52,33 @@ def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> 
     shape = (len(times), len(starts), 2)
     name = "exact flow" if hasattr(source, "exact") else "teacher's flow"
     paths = [source.to_data(p.float().cpu()).reshape(shape) for p in (exact, jumps)]
-    data, _ = source.sample(5_000, generator(0, PATHS))
+    data, _ = source.sample(5_000, generator(0, BACKGROUND_STREAM))
     return figures.trajectories(paths[0][0], *paths, background=source.to_data(data), exact=name)
 
 
-def digits(drawn: Mapping[str, Sampled]) -> Figure:
-    """A row a sampler: two digits of each class, from the same noise in every row."""
-    titles, labels = list(drawn), next(iter(drawn.values())).cond
+def digits(samples: Mapping[str, Samples], each: int = 2) -> Figure:
+    """A row a title: `each` digits of each class, the class above its column, from the same noise in every row."""
+    labels = next(iter(samples.values())).cond
     assert labels is not None
-    found = [(labels == k).nonzero()[:2, 0] for k in range(10)]
-    rows = torch.cat([at for k in (0, 1) for at in (which[k : k + 1] for which in found)])
-    images = torch.cat([drawn[title].x[rows].reshape(-1, 8, 8) for title in titles]).clamp(-1, 1)
-    return figures.image_grid(images, len(titles), titles, columns=[str(int(k)) for k in labels[rows]])
+    found = [(labels == k).nonzero()[:each, 0] for k in range(10)]
+    rows = torch.cat([of_class[n : n + 1] for n in range(each) for of_class in found])
+    images = torch.cat([drawn.x[rows].reshape(-1, 8, 8) for drawn in samples.values()])
+    images = ink_on_paper(images.nan_to_num(1.0).clamp(-1, 1))
+    return image_grid(images, len(samples), list(samples), columns=[str(int(k)) for k in labels[rows]])
+
+
+def map_samples(recipe: Recipe, source: Source, samples: Mapping[str, Samples]) -> Figure | None:
+    """Samples of one map by their titles: in the plane beside each other on the data's scale, or digits.
+
+    `None` where there are no samples, or no such picture of the data.
+    """
+    if not samples:
+        return None
+    if recipe.data == "digits":
+        return digits(samples, each=1)
+    if source.dim != 2:
+        return None
+    number = 200_000 if recipe.evaluation.samples >= figures.MIN_POINTS_OF_HISTOGRAM else 4_000
+    data, _ = source.to("cpu").sample(number, generator(recipe.seed, DATA_STREAM))
+    panels = {title: source.to_data(drawn.x[:number]) for title, drawn in samples.items()}
+    return figures.samples(panels, reference=source.to_data(data))

@@ -10,21 +10,28 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from ...data import Source
-from ...evaluation.measure import Row, Sampled
+from ...evaluation.measure import Row
+from ...evaluation.sampling import Samples, steps_in_words
 from ...maps import FlowMap
-from ...runs.recipes import Recipe
+from ...runs.plan import Plan
+from ...system.progress import Watch, quiet
 from ...training.log import read_log
 from .. import figures
-from .images import grid, interpolations, nearest, strip
+from .images import grid, interpolations, samples_nearest_four, strip
 from .inversion import invert
-from .parts import Watch, count, few_steps, quiet
+from .parts import steps_nearest_four
 from .points import digits, plane
 
 Made = dict[str, tuple[str, Figure]]
 
 
 class Pictures(NamedTuple):
-    """Caption -> PNG file, in the order of display, and what belongs in metrics.json beside its rows."""
+    """The pictures of a run.
+
+    Attributes:
+        files: caption -> PNG file, in the order of display.
+        numbers: entries of metrics.json beside its rows.
+    """
 
     files: dict[str, Path]
     numbers: dict[str, Any]
@@ -32,12 +39,12 @@ class Pictures(NamedTuple):
 
 def draw(
     folder: Path,
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
     rows: Sequence[Row],
-    drawn: Mapping[str, Sampled],
+    samples: Mapping[str, Samples],
     *,
     watch: Watch = quiet,
 ) -> Pictures:
@@ -45,20 +52,21 @@ def draw(
 
     Args:
         folder: of the run.
-        recipe, flow_map, teacher: as `plans.measured` gave them.
+        plan: of the run.
+        flow_map, teacher: as `plan.as_sampled` gave them.
         source: the data, on any device.
         rows: of metrics.json.
-        drawn: title of a row -> its samples, all from the same noise and labels.
-        watch: told what is being drawn and how much of it is done, from 0 to 1.
+        samples: title of a row -> its samples, all from the same noise and labels.
+        watch: progress callback.
     """
     made, numbers = Made(), {}
     source = source.to("cpu")
-    if recipe.data == "digits":
-        made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", digits(drawn)
+    if plan.recipe.data == "digits":
+        made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", digits(samples)
     elif source.units.pixels:
-        made, numbers = _images(recipe, flow_map, teacher, source, drawn, watch)
+        made, numbers = _images(plan, flow_map, teacher, source, samples, watch)
     elif source.shape == (2,):
-        made = plane(recipe, flow_map, teacher, source, drawn)
+        made = plane(plan, flow_map, teacher, source, samples)
     made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)
     if log:
@@ -68,36 +76,36 @@ def draw(
 
 
 def _images(
-    recipe: Recipe,
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
-    drawn: Mapping[str, Sampled],
+    samples: Mapping[str, Samples],
     watch: Watch,
 ) -> tuple[Made, dict[str, Any]]:
-    """The four pictures of a map of images, and how well it inverts."""
-    units, few = source.units, few_steps(recipe)
-    title, sampled = nearest(drawn)
-    kinds = "" if sampled.cond is None else ", a row a class"
-    beside = f"Samples of the map in {title}, as they came{kinds}; beside them images of the data."
-    solver = ", and the flow itself by a solver" if any(name.startswith("teacher") for name in drawn) else ""
+    """The four pictures of a map of images, and the numbers of its inversion."""
+    units = source.units
+    title, drawn = samples_nearest_four(samples)
+    classes = "" if drawn.cond is None else ", a row a class"
+    beside = f"Samples of the map in {title}, as they came{classes}; beside them images of the data."
+    solver = ", and the flow itself by a solver" if any(name.startswith("teacher") for name in samples) else ""
     steps = f"More and more steps{solver}: every row starts from the same noise."
     between = (
         "Between two draws of noise, x0 at the left and x0' at the right: cos(a) x0 + sin(a) x0' taken to an image in "
-        f"{count(few)}."
+        f"{steps_in_words(steps_nearest_four(plan))}."
     )
     made: Made = {
-        beside: ("samples", grid(source, title, sampled, recipe.seed)),
-        steps: ("strip", strip(units, drawn)),
-        between: ("interpolation", interpolations(recipe, flow_map, units, watch=partial(_share, watch, 0.0, 0.25))),
+        beside: ("samples", grid(source, title, drawn, plan.recipe.seed)),
+        steps: ("strip", strip(units, samples)),
+        between: ("interpolation", interpolations(plan, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))),
     }
-    inverted = invert(recipe, flow_map, teacher, source, watch=partial(_share, watch, 0.25, 1.0))
-    if inverted is None:
+    inversion = invert(plan, flow_map, teacher, source, watch=partial(_part, watch, 0.25, 1.0))
+    if inversion is None:
         return made, {}
-    made[inverted.caption(units)] = "inversion", inverted.figure(units)
-    return made, {"inversion": inverted.numbers(units)}
+    made[inversion.caption(units)] = "inversion", inversion.figure(units)
+    return made, {"inversion": inversion.numbers(units)}
 
 
-def _share(watch: Watch, first: float, last: float, title: str, share: float) -> None:
-    """Tell of a part of the work, from `first` to `last`."""
+def _part(watch: Watch, first: float, last: float, title: str, share: float) -> None:
+    """The progress callback of a part of the work, from the share `first` to the share `last`."""
     watch(title, first + (last - first) * share)

@@ -1,4 +1,4 @@
-"""Pictures while training: what is drawn of a stage, and that the training does not notice."""
+"""Previews: what is drawn of a stage that is trained, and that the training does not notice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from image_cases import images
 from flowmaps import guidance, maps
 from flowmaps.cli import commands
 from flowmaps.data import Points
-from flowmaps.evaluation.rows import restarts
 from flowmaps.reports import pictures
-from flowmaps.reports.pictures import training
+from flowmaps.reports.pictures import previews
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.runs.run import Run
+from flowmaps.samplers import Jump, MultistepConsistency
 
 SMALL = {
     "network": recipes.plane.Network(width=8, depth=2),
@@ -55,8 +55,8 @@ def test_the_training_does_not_notice(options: dict, tmp_path: Path):
     shown = followed(tmp_path / "shown", recipe(show_every=2, **options))
     plain = followed(tmp_path / "plain", recipe(show_every=0, **options))
     names = [f"{stage.name}-{k:08}.png" for stage in resolve(shown.recipe).stages for k in range(2, stage.steps + 1, 2)]
-    assert sorted(path.name for path in (tmp_path / "shown" / "shown").iterdir()) == sorted(names)
-    assert not (tmp_path / "plain" / "shown").exists()
+    assert sorted(path.name for path in (tmp_path / "shown" / "previews").iterdir()) == sorted(names)
+    assert not (tmp_path / "plain" / "previews").exists()
     assert all(a.equal(b) for a, b in zip(shown.flow_map.parameters(), plain.flow_map.parameters(), strict=True))
     for path in (tmp_path / "plain").rglob("*.safetensors"):
         assert (tmp_path / "shown" / path.relative_to(tmp_path / "plain")).read_bytes() == path.read_bytes()
@@ -65,26 +65,27 @@ def test_the_training_does_not_notice(options: dict, tmp_path: Path):
 
 def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run, seen = Run.open(recipe(method="lsd"), tmp_path / "run", say=lambda text: None), []
-    drawn = training.during
+    drawn = previews.preview_figure
 
-    def during(recipe, stage, flow_map, source):
+    def preview_figure(plan, stage, flow_map, source):
         assert not flow_map.training
         seen.append([value.clone() for value in flow_map.parameters()])
-        return drawn(recipe, stage, flow_map, source)
+        return drawn(plan, stage, flow_map, source)
 
-    monkeypatch.setattr(training, "during", during)
+    monkeypatch.setattr(previews, "preview_figure", preview_figure)
     for stage, step in run.train():
         if step.number == 3:
-            assert run._state is not None
-            random, mode = torch.get_rng_state(), run._state.objective.flow_map.training
-            first, again = (pictures.show(run, stage.name, number) for number in (3, 4))
+            assert run.trainer is not None
+            state = run.trainer._state
+            random, mode = torch.get_rng_state(), state.objective.flow_map.training
+            first, again = (pictures.preview(run, stage.name, number, print) for number in (3, 4))
             assert first is not None
             assert again is not None
-            assert first == tmp_path / "run" / "shown" / "map-00000003.png"
+            assert first == tmp_path / "run" / "previews" / "map-00000003.png"
             assert first.read_bytes() == again.read_bytes()
             assert torch.get_rng_state().equal(random)
-            assert run._state.objective.flow_map.training == mode
-            main, own = run._state.averages.main, list(run._state.parameters.values())
+            assert state.objective.flow_map.training == mode
+            main, own = state.averages.main, list(state.parameters.values())
             assert all(a.equal(b) for a, b in zip(seen[0], main, strict=True))
             assert not all(a.equal(b) for a, b in zip(seen[0], own, strict=True))
 
@@ -104,10 +105,11 @@ def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch:
 )
 def test_each_stage_is_sampled_as_it_can_be(method: str, stage: str, titles: list[str]):
     own = recipe(method=method)
-    found = training.samplers(own, stage, initial.new_map(own, (2,), None))
+    found = previews.samplers_of_stage(resolve(own), stage, initial.new_map(own, (2,), None))
     assert [title for title, _, _ in found] == titles
     assert {entry.name for entry in resolve(own).stages} >= {stage}
-    assert all(str(steps) in title for title, _, steps in found)
+    numbers = [len(how.grid) if isinstance(how, MultistepConsistency) else len(how.times) - 1 for _, _, how in found]
+    assert all(str(number) in title for title, number in zip(titles, numbers, strict=True))
 
 
 def test_a_teacher_is_shown_by_eulers_steps_along_its_guided_velocity():
@@ -115,35 +117,35 @@ def test_a_teacher_is_shown_by_eulers_steps_along_its_guided_velocity():
     flow_map = initial.new_map(own, (64,), 10).eval()
     for value in flow_map.parameters():
         torch.nn.init.normal_(value, std=0.2)
-    ((_, sampler, steps),) = training.samplers(own, "teacher", flow_map)
+    ((_, sampler, how),) = previews.samplers_of_stage(resolve(own), "teacher", flow_map)
+    assert how == Jump(8)
     x, labels = torch.randn(5, 64), torch.arange(5)
     found, expected = x, x
-    for k in range(steps):
-        s, t = torch.full((5,), k / steps), torch.full((5,), (k + 1) / steps)
+    for k in range(8):
+        s, t = torch.full((5,), k / 8), torch.full((5,), (k + 1) / 8)
         found = sampler(found, s, t, labels)
         none, label = flow_map.velocity(expected, s), flow_map.velocity(expected, s, labels)
-        expected = expected + (none + 2 * (label - none)) / steps
+        expected = expected + (none + 2 * (label - none)) / 8
     torch.testing.assert_close(found, expected)
     assert (found - flow_map(x, 0 * t, 0 * t + 1, labels)).abs().max() > 1e-2
 
 
 def test_a_range_of_guidance_is_shown_at_its_lower_end():
     own = recipe("digits", method="lsd", guidance=(1.5, 3.0))
-    found = training.samplers(own, "map", initial.new_map(own, (64,), 10))
+    found = previews.samplers_of_stage(resolve(own), "map", initial.new_map(own, (64,), 10))
     assert all(isinstance(sampler, guidance.AtWeight) and sampler.weight == 1.5 for _, sampler, _ in found)
 
 
-def test_jumps_to_the_data_restart(monkeypatch: pytest.MonkeyPatch):
+def test_jumps_to_the_data_add_fresh_noise():
     """In four steps a map of jumps to t = 1 adds noise between them; in training as when it is measured."""
-    own, asked = recipe(method="sct"), []
-    known = restarts(own)
-    assert known is not None
-    monkeypatch.setattr(training, "restarts", lambda _: lambda steps: asked.append(steps) or known(steps))
-    flow_map = initial.new_map(own, (2,), 3)
-    training.during(own, "map", flow_map, training_source())
-    assert asked == [4]
-    training.during(recipe(method="scd"), "teacher", flow_map, training_source())
-    assert asked == [4]  # a velocity is solved
+    plan = resolve(recipe(method="sct"))
+    flow_map = initial.new_map(plan.recipe, (2,), 3)
+    samplers = [how for _, _, how in previews.samplers_of_stage(plan, "map", flow_map)]
+    assert samplers == [Jump(1), plan.sampler(4)]
+    assert isinstance(samplers[1], MultistepConsistency)
+    previews.preview_figure(plan, "map", flow_map, training_source())
+    ((_, _, how),) = previews.samplers_of_stage(resolve(recipe(method="scd")), "teacher", flow_map)
+    assert how == Jump(8)  # a velocity is solved
 
 
 def training_source() -> Points:
@@ -164,13 +166,13 @@ class Shifted(maps.FlowMap):
 
 def test_images_stand_in_rows_beside_data(monkeypatch: pytest.MonkeyPatch):
     source, kept = images(side=8), []
-    monkeypatch.setattr(training, "tiles", lambda *given, **options: kept.append((given, options)))
-    training.during(recipe(), "map", Shifted(1.0), source)
+    monkeypatch.setattr(previews, "image_grid", lambda *given, **options: kept.append((given, options)))
+    previews.preview_figure(resolve(recipe()), "map", Shifted(1.0), source)
     (pixels, rows), options = kept[0]
     assert options == {"blocks": {"1 step": 8, "4 steps": 8, "data": 4}}
     assert (rows, pixels.shape) == (8, (8 * 20, 3, 8, 8))
     table = pixels.unflatten(0, (8, 20))
-    noise = torch.randn(64, 3, 8, 8, generator=training.generator(0, training.NOISE))
+    noise = torch.randn(64, 3, 8, 8, generator=previews.generator(0, previews.NOISE_STREAM))
     expected = source.units.to_pixels(noise + 1).unflatten(0, (8, 8))
     assert table[:, :8].equal(expected)
     assert (table[:, 8:16].int() - expected.int()).abs().max() <= 1  # the same noise in other steps
@@ -183,25 +185,27 @@ def test_what_has_diverged_is_drawn_all_the_same(source, tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for speed in (float("nan"), float("inf"), 1e30):
-            training.figures.save(training.during(recipe(), "map", Shifted(speed), source), tmp_path / "x.png")
+            previews.figures.save(
+                previews.preview_figure(resolve(recipe()), "map", Shifted(speed), source), tmp_path / "x.png"
+            )
 
 
 def test_points_of_more_dimensions_are_not_shown(tmp_path: Path):
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(40, 3)))
     own = recipe("points", data=str(tmp_path / "points.npy"), method="lsd", show_every=1)
     followed(tmp_path / "run", own)
-    assert not (tmp_path / "run" / "shown").exists()
+    assert not (tmp_path / "run" / "previews").exists()
 
 
 def ends_nothing(folder: Path) -> str:
     """What is said, once, of a run that shows two pictures which both fail."""
     said: list[str] = []
     run = Run.open(recipe(method="lsd", show_every=4), folder, say=said.append)
-    (folder / "shown").touch()
+    (folder / "previews").touch()
     commands.follow(run)
     assert (folder / "weights.safetensors").exists()
     (words,) = said
-    assert words.startswith(f"{folder / 'shown' / 'map-00000004.png'} cannot be made (")
+    assert words.startswith(f"{folder / 'previews' / 'map-00000004.png'} cannot be made (")
     return words.partition("(")[2]
 
 
@@ -211,11 +215,11 @@ def test_a_picture_that_cannot_be_written_ends_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of\nmemory"), ValueError("out of"), KeyError()])
 def test_no_failure_of_drawing_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
-    def during(*_: object) -> None:
+    def preview_figure(*_: object) -> None:
         raise error
 
     followed(tmp_path / "plain", recipe(method="lsd", show_every=0))
-    monkeypatch.setattr(training, "during", during)
+    monkeypatch.setattr(previews, "preview_figure", preview_figure)
     words = ends_nothing(tmp_path / "run")
     assert words.startswith("KeyError): " if isinstance(error, KeyError) else "out of): ")
     name = "weights.safetensors"
@@ -232,6 +236,6 @@ def test_images_are_drawn_no_more_at_a_time_than_are_trained(monkeypatch: pytest
             return super().average_velocity(x, s, t, cond)
 
     settings = recipes.fields.Optimiser(batch=20, accumulate=4)
-    training.during(recipe(optimiser=settings), "map", Counted(1.0), images(side=8))
+    previews.preview_figure(resolve(recipe(optimiser=settings)), "map", Counted(1.0), images(side=8))
     assert max(rows) == 5
     assert sum(rows) == 64 * (1 + 4)

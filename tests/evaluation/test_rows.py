@@ -1,4 +1,4 @@
-"""What is measured: jumps, restarts, the teacher's ODE; lost samples are counted."""
+"""What is measured: jumps, multistep sampling, the teacher's ODE; lost samples are counted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from flowmaps.cli.main import main
 from flowmaps.data import Board, Source, open_data
-from flowmaps.evaluation import rows as evaluate
-from flowmaps.evaluation.measure import SAMPLES
-from flowmaps.interpolants import Linear
+from flowmaps.evaluation.rows import metrics_rows
+from flowmaps.evaluation.sampling import NOISE_STREAM, fresh_noise
+from flowmaps.interpolants import Linear, Trigonometric
 from flowmaps.maps import FlowMap
-from flowmaps.runs import plan as plans
 from flowmaps.runs import recipes
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation
-from flowmaps.samplers import MultistepConsistency
+from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.loop import generator
 
 SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, chunk=400)
 
 
-class Whole(FlowMap):
+class Scaling(FlowMap):
     """X_{s,t}(x) = a x whatever s and t, its diagonal zero; not finite for rows with x_1 above `most`."""
 
     def __init__(self, factor: float = 0.5, most: float = math.inf) -> None:
@@ -52,18 +52,18 @@ def uniform(steps: int) -> MultistepConsistency:
 
 
 def table(flow_map: FlowMap, source: Source, settings: Evaluation = SMALL, **options):
-    found = list(evaluate.rows(flow_map, None, source, settings, 5, **options))
+    found = list(metrics_rows(flow_map, None, source, settings, 5, **options))
     return [row for _, row, _ in found], [sampled for *_, sampled in found]
 
 
-def test_a_map_of_jumps_to_the_data_restarts_with_fresh_noise(board: Source):
-    rows, drawn = table(Whole(), board, restart=uniform)
-    assert [(row["sampler"], row["steps"], row["nfe"], row.get("restart")) for row in rows] == [
+def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source):
+    rows, drawn = table(Scaling(), board, samplers=uniform)
+    assert [(row["sampler"], row["steps"], row["nfe"], row.get("fresh_noise")) for row in rows] == [
         ("map", 1, 1, None),
         ("map", 3, 3, True),
     ]
-    x0 = torch.randn(1300, 2, generator=generator(5, SAMPLES))
-    z = evaluate.fresh_noise(uniform(3), (1300, 2), 5)
+    x0 = torch.randn(1300, 2, generator=generator(5, NOISE_STREAM))
+    z = fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None
     expected = x0 / 2  # (3) with alpha = 1 - t, beta = t at t = 1/3, 2/3
     for k, t in enumerate((1 / 3, 2 / 3)):
@@ -73,63 +73,61 @@ def test_a_map_of_jumps_to_the_data_restarts_with_fresh_noise(board: Source):
 
 
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
-    _, (_, by_four_hundred) = table(Whole(), board, restart=uniform)
-    _, (_, at_once) = table(Whole(), board, dataclasses.replace(SMALL, chunk=5000), restart=uniform)
+    _, (_, by_four_hundred) = table(Scaling(), board, samplers=uniform)
+    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, chunk=5000), samplers=uniform)
     torch.testing.assert_close(by_four_hundred.x, at_once.x)
-    z = evaluate.fresh_noise(uniform(3), (1300, 2), 5)
+    z = fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None
     assert len(z.flatten().unique()) == z.numel()
-    assert evaluate.fresh_noise(uniform(1), (1300, 2), 5) is None
+    assert fresh_noise(uniform(1), (1300, 2), 5) is None
 
 
 def test_samples_by_fresh_noise_are_no_jumps_of_the_flow(board: Source):
-    rows, _ = table(Whole(), board, restart=uniform)
+    rows, _ = table(Scaling(), board, samplers=uniform)
     assert ["map_error" in row for row in rows] == [True, False]
     assert all("kl" in row for row in rows)
 
 
 def test_a_map_of_jumps_to_the_data_has_no_ode_of_its_own_but_its_teacher_has(board: Source):
-    rows, _ = table(Whole(), board)
+    rows, _ = table(Scaling(), board)
     assert [row.get("solver") for row in rows] == ["dopri5", "euler", None, None]
-    rows, _ = table(Whole(), board, solvers=("dopri5",))
+    rows, _ = table(Scaling(), board, solvers=("dopri5",))
     assert [row.get("solver") for row in rows] == ["dopri5", None, None]
-    found = list(evaluate.rows(Whole(), Whole(), board, SMALL, 5, restart=uniform))
+    found = list(metrics_rows(Scaling(), Scaling(), board, SMALL, 5, samplers=uniform))
     assert [row.get("solver") for _, row, _ in found] == ["dopri5", "euler", None, None]
 
 
 def test_without_a_law_and_without_an_ode_there_is_no_map_error(tmp_path: Path):
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(211, 3)))
-    rows, _ = table(Whole(), open_data(str(tmp_path / "points.npy")), restart=uniform)
+    rows, _ = table(Scaling(), open_data(str(tmp_path / "points.npy")), samplers=uniform)
     assert all("energy" in row and "map_error" not in row for row in rows)
 
 
-def test_only_methods_of_jumps_to_the_data_restart(monkeypatch: pytest.MonkeyPatch):
-    recipe = dataclasses.replace(recipes.checkerboard(), method="lsd", interpolant="trigonometric")
-    assert evaluate.restarts(recipe) is None
-    monkeypatch.setattr(evaluate, "TO_DATA", ("lsd",))
-    restart = evaluate.restarts(recipe)
-    assert restart is not None
-    assert restart(4).grid == [0, 0.25, 0.5, 0.75]
-    assert restart(4).interpolant == plans.INTERPOLANTS["trigonometric"]
+def test_only_methods_of_jumps_to_the_data_add_fresh_noise():
+    recipe = dataclasses.replace(recipes.checkerboard(), interpolant="trigonometric")
+    fresh = MultistepConsistency([0, 0.25, 0.5, 0.75], Trigonometric())
+    for method, in_four in (("lsd", Jump(4)), ("consistency_training", fresh)):
+        plan = resolve(dataclasses.replace(recipe, method=method))
+        assert (plan.sampler(1), plan.sampler(4)) == (Jump(1), in_four)
 
 
 def test_lost_samples_are_counted_and_cost(board: Source):
     assert isinstance(board, Board)
-    (whole, *_), _ = table(Whole(1e-3), board, solvers=())
-    (some, *_), (sampled, *_) = table(Whole(1e-3, most=1.5), board, solvers=())
+    (whole, *_), _ = table(Scaling(1e-3), board, solvers=())
+    (some, *_), (sampled, *_) = table(Scaling(1e-3, most=1.5), board, solvers=())
     number = int((~sampled.x.isfinite()).any(1).sum())
     assert 0 < number < 1300
     assert "lost" not in whole
     assert some["lost"] == number
     assert some["kl"] > whole["kl"]  # all fall into four cells
     assert some["w2"] > whole["w2"]
-    (far,), _ = table(Whole(1e30), board, dataclasses.replace(SMALL, steps=(1,)), solvers=())
+    (far,), _ = table(Scaling(1e30), board, dataclasses.replace(SMALL, steps=(1,)), solvers=())
     assert far["lost"] == 1300
     assert not {"kl", "w2", "map_error"} & set(far)
 
 
 def test_a_velocity_that_no_step_resolves_loses_all_samples(board: Source):
-    class Broken(Whole):
+    class Broken(Scaling):
         def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
             return torch.full_like(x, math.nan)
 
@@ -139,18 +137,19 @@ def test_a_velocity_that_no_step_resolves_loses_all_samples(board: Source):
     assert "kl" in rows[1]
 
 
-def test_train_and_sample_restart_where_the_method_needs_it(tmp_path: Path):
+def test_train_and_sample_add_fresh_noise_where_the_method_needs_it(tmp_path: Path):
     run, out = tmp_path / "run", tmp_path / "samples.npy"
     options = """--no-compile --steps 3 --teacher-steps 1 --network.width 8 --network.depth 2 --optimiser.batch 16
     --evaluation.samples 300 --evaluation.points 30 --evaluation.steps 1 3""".split()  # noqa: SIM905
     main(["train", "checkerboard", "--method", "consistency_training", "--out", str(run), *options])
     rows = json.loads((run / "metrics.json").read_text())["rows"]
-    assert [(row["sampler"], row["steps"], row.get("restart")) for row in rows] == [("map", 1, None), ("map", 3, True)]
+    rows = [(row["sampler"], row["steps"], row.get("fresh_noise")) for row in rows]
+    assert rows == [("map", 1, None), ("map", 3, True)]
     assert "jumps to t = 1 alone" in (run / "report.html").read_text()
     assert not (run / "trajectories.png").exists()
     main(["sample", str(run), "--steps", "3", "--number", "211", "--out", str(out)])
     flow_map = checkpoint.load(run)
-    x0 = torch.randn(211, 2, generator=generator(0, SAMPLES))
-    noise = evaluate.fresh_noise(uniform(3), x0.shape, 0)
+    x0 = torch.randn(211, 2, generator=generator(0, NOISE_STREAM))
+    noise = fresh_noise(uniform(3), x0.shape, 0)
     expected = open_data("checkerboard").to_data(uniform(3)(flow_map, x0, noise))
     np.testing.assert_allclose(np.load(out), expected.numpy(), atol=1e-6)

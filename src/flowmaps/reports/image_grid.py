@@ -1,6 +1,6 @@
-"""Many images in one picture, pixel by pixel: rows with labels, columns with names, blocks of columns with titles.
+"""Many images in one figure, pixel by pixel: rows with labels, columns with names, blocks of columns with titles.
 
-One array holds all tiles and is drawn once, each pixel of an image as a square of whole pixels of the PNG, so that
+One array holds all images and is drawn once, each pixel of an image as a square of whole pixels of the PNG, so that
 nothing is smoothed and nothing is lost; hundreds of axes would take minutes and round their edges differently.
 """
 
@@ -20,13 +20,13 @@ from torch.nn.functional import interpolate
 from .style import FAINT, INK
 
 DPI = 144  # of figures.save; lengths below are pixels at it
-WIDTH, LARGEST = 1960, 200  # of the picture and of a tile: a report shows them at half the size
-GAP, BLOCK, EDGE, PAD = 4, 36, 8, 14  # between tiles, between blocks, round the picture, beside text
-SIZE, SMALLEST = 12.0, 8.5  # of text, in points
-LABELS = 340  # widest column of labels
+MAX_WIDTH, MAX_IMAGE_WIDTH = 1960, 200  # of the figure and of an image in it: a report shows them at half the size
+GAP, BLOCK_GAP, MARGIN, TEXT_GAP = 4, 36, 8, 14  # between images, between blocks, round the figure, beside text
+TEXT_SIZE, MIN_TEXT_SIZE = 12.0, 8.5  # in points
+MAX_LABEL_WIDTH = 340
 
 
-def tiles(
+def image_grid(
     images: Tensor,
     rows: int,
     labels: Sequence[str] = (),
@@ -49,10 +49,10 @@ def tiles(
         ValueError: the images are of another kind, N is no multiple of `rows`, or labels, columns or blocks do not fit.
     """
     across = _check(images, rows, labels, columns, blocks)
-    left = max((_width(line, SIZE) for label in labels for line in label.split("\n")), default=0.0)
-    left = EDGE + round(min(left, LABELS) + PAD if left else 0)
+    left = max((_width(line, TEXT_SIZE) for label in labels for line in label.split("\n")), default=0.0)
+    left = MARGIN + round(min(left, MAX_LABEL_WIDTH) + TEXT_GAP if left else 0)
     gaps = _gaps(across, blocks or {})
-    pixels = _scaled(images, (WIDTH - left - EDGE - sum(gaps)) // across)
+    pixels = _scaled(images, (MAX_WIDTH - left - MARGIN - sum(gaps)) // across)
     height, width = pixels.shape[1:3]
     x = np.arange(across) * width + np.cumsum([0, *gaps])[:across]
     y = np.arange(rows) * (height + GAP)
@@ -67,14 +67,26 @@ def tiles(
     return page.figure
 
 
+def ink_on_paper(images: Tensor) -> Tensor:
+    """Grey images of any range as uint8 `(N, 1, H, W)`, for `image_grid`: the least value white, the greatest black.
+
+    Args:
+        images: `(N, H, W)`, finite.
+    """
+    images = images.double()
+    low, high = float(images.min()), float(images.max())
+    ink = (images[:, None] - low) / max(high - low, 1e-12)
+    return (1 - ink).mul(255).round().to(torch.uint8)
+
+
 def _check(
     images: Tensor, rows: int, labels: Sequence[str], columns: Sequence[str], blocks: Mapping[str, int] | None
 ) -> int:
-    """The number of columns, where all fits."""
+    """The number of columns; images, labels, columns and blocks that do not fit are refused."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
-            f"tiles needs images of uint8, shape (N, 1 or 3, H, W), got {images.dtype} of {tuple(images.shape)}: "
-            f"units.to_pixels makes them."
+            f"an image grid needs images of uint8, shape (N, 1 or 3, H, W), got {images.dtype} of "
+            f"{tuple(images.shape)}: units.to_pixels makes them."
         )
     if rows < 1 or len(images) % rows:
         raise ValueError(f"the number of images must be a multiple of rows, got {len(images)} images in {rows} rows.")
@@ -90,13 +102,13 @@ def _gaps(across: int, blocks: Mapping[str, int]) -> list[int]:
     """Pixels between columns, one number fewer than there are columns."""
     gaps = [GAP] * across
     for last in itertools.accumulate(blocks.values()):
-        gaps[last - 1] = BLOCK
+        gaps[last - 1] = BLOCK_GAP
     return gaps[:-1]
 
 
 def _scaled(images: Tensor, room: int) -> np.ndarray:
-    """Tiles `(N, H', W', 3)` no wider than `room`: each pixel a square, or a mean where images are larger than that."""
-    room = max(1, min(room, LARGEST))
+    """Images `(N, H', W', 3)` no wider than `room` pixels: each pixel a square, or a mean where images are wider."""
+    room = max(1, min(room, MAX_IMAGE_WIDTH))
     factor = room / max(images.shape[2:])
     if factor < 1:
         size = [max(1, int(factor * length)) for length in images.shape[2:]]
@@ -116,9 +128,9 @@ class _Page:
     def around(cls, canvas: np.ndarray, left: int, top: int) -> _Page:
         """The canvas drawn pixel on pixel, with room for text on two sides."""
         height, width = canvas.shape[:2]
-        whole = (left + width + EDGE, top + height + 2 * EDGE)
+        whole = (left + width + MARGIN, top + height + 2 * MARGIN)
         figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI)
-        place = (left / whole[0], EDGE / whole[1], width / whole[0], height / whole[1])
+        place = (left / whole[0], MARGIN / whole[1], width / whole[0], height / whole[1])
         ax = figure.add_axes(place)
         ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
         ax.set_axis_off()
@@ -130,7 +142,7 @@ class _Page:
 
     def head(self, names: Sequence[str], middles: np.ndarray, room: float) -> None:
         """Names over the columns, in one size, cut where even the smallest is too wide."""
-        size = min((_fitting(name, room) for name in names), default=SIZE)
+        size = min((_fitting(name, room) for name in names), default=TEXT_SIZE)
         for name, x in zip(names, middles, strict=False):
             self.write(_shortened(name, size, room), x, -7, size)
 
@@ -138,17 +150,17 @@ class _Page:
         """Titles over blocks of columns."""
         first = 0
         for title, number in blocks.items():
-            self.write(title, (middles[first] + middles[first + number - 1]) / 2, y, SIZE)
+            self.write(title, (middles[first] + middles[first + number - 1]) / 2, y, TEXT_SIZE)
             first += number
 
     def label(self, text: str, y: float) -> None:
         """A row's label to the left of it, its second line fainter and smaller."""
-        first, *more = [_shortened(line, SIZE, LABELS) for line in text.split("\n")]
+        first, *more = [_shortened(line, TEXT_SIZE, MAX_LABEL_WIDTH) for line in text.split("\n")]
         options = {"ha": "right", "va": "center_baseline", "parse_math": False}
         ax = self.figure.axes[0]
-        ax.text(-PAD, y - 16 * bool(more), first, size=SIZE, color=INK, **options)
+        ax.text(-TEXT_GAP, y - 16 * bool(more), first, size=TEXT_SIZE, color=INK, **options)
         for k, line in enumerate(more):
-            ax.text(-PAD, y + 14 + 28 * k, line, size=SIZE - 2, color=FAINT, **options)
+            ax.text(-TEXT_GAP, y + 14 + 28 * k, line, size=TEXT_SIZE - 2, color=FAINT, **options)
 
 
 def _width(text: str, size: float) -> float:
@@ -160,7 +172,7 @@ def _width(text: str, size: float) -> float:
 
 def _fitting(text: str, room: float) -> float:
     """The size of text at which a line goes into so many pixels, or the smallest."""
-    return max(SMALLEST, min(SIZE, SIZE * 0.94 * room / max(_width(text, SIZE), 1.0)))
+    return max(MIN_TEXT_SIZE, min(TEXT_SIZE, TEXT_SIZE * 0.94 * room / max(_width(text, TEXT_SIZE), 1.0)))
 
 
 def _shortened(text: str, size: float, room: float) -> str:

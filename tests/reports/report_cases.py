@@ -1,4 +1,4 @@
-"""Reading pictures of images back: the pixels of each tile, the words beside them."""
+"""Rows of a run for its report; and pictures of images read back: the pixels of each image, the words beside them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,31 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowmaps.reports.image_figures import BLOCK, GAP
+from flowmaps.reports.image_grid import BLOCK_GAP, GAP
+
+ROWS = [
+    {
+        "sampler": "teacher",
+        "solver": "dopri5",
+        "nfe": 98,
+        "kl": 0.0662,
+        "kl_floor": 0.00068,
+        "w2": 0.05,
+        "seconds": 40.123,
+    },
+    {"sampler": "map", "steps": 4, "nfe": 4, "kl": 0.1, "kl_floor": 0.00068, "w2": 0.07, "seconds": 0.4},
+]
 
 
 def tiles_of(
     figure: Figure, rows: int, columns: int, height: int, width: int, blocks: Sequence[int] = ()
 ) -> np.ndarray:
-    """The images of a picture by `image_figures.tiles`, `(rows * columns, height, width, 3)`, uint8."""
+    """The images of a picture by `image_grid`, `(rows * columns, height, width, 3)`, uint8."""
     canvas = np.asarray(figure.axes[0].images[0].get_array())
     high = (canvas.shape[0] - (rows - 1) * GAP) // rows
     gaps = [GAP] * (columns - 1)
     for k in np.cumsum(blocks)[:-1]:
-        gaps[k - 1] = BLOCK
+        gaps[k - 1] = BLOCK_GAP
     wide = (canvas.shape[1] - sum(gaps)) // columns
     assert high % height == wide % width == 0, "a pixel is a whole number of pixels"
     found = []

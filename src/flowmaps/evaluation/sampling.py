@@ -1,0 +1,250 @@
+"""Samples of a map in N steps, or of a velocity by an ODE solver, drawn a chunk of rows at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import Units
+from ..maps import FlowMap
+from ..runs.folder import RunFolder
+from ..runs.recipes import Recipe
+from ..samplers import Jump, MultistepConsistency
+from ..shapes import Batch, Condition, Field, Guide, Time, on_each
+from ..solvers import SolverFlow
+from ..system.devices import pick_device
+from ..system.progress import Watch, quiet
+from ..training.loop import generator
+
+NOISE_STREAM, FRESH_NOISE_STREAM = 1, 7  # streams of the seed
+MAX_NUMBERS = 2**31
+"""Most numbers in all samples of a file together: 8 GB."""
+
+
+class Inputs(NamedTuple):
+    """What a sampler starts from.
+
+    Attributes:
+        x0: noise, `(B, *shape)`.
+        cond: the condition, row by row with `x0`.
+        fresh_noise: noise to add between steps, `(rounds, B, *shape)`; `None` for a sampler that adds none.
+    """
+
+    x0: Tensor
+    cond: Condition
+    fresh_noise: Tensor | None = None
+
+    def rows(self, part: slice, device: torch.device) -> Inputs:
+        """Some of the rows, on a device."""
+        cond = on_each(self.cond, lambda value: value[part].to(device))
+        fresh_noise = None if self.fresh_noise is None else self.fresh_noise[:, part].to(device)
+        return Inputs(self.x0[part].to(device), cond, fresh_noise)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in the network's coordinates.
+
+    Attributes:
+        x: `(B, *shape)`, on the CPU.
+        cond: their labels, `(B,)`, or `None`.
+        nfe: network evaluations that each sample took.
+        seconds: wall-clock time that all of them took.
+    """
+
+    x: Tensor
+    cond: Tensor | None
+    nfe: int = 0
+    seconds: float = 0.0
+
+    def first(self, number: int) -> Samples:
+        """The first samples, at most `number`; the memory of the others is freed."""
+        return replace(self, x=self.x[:number].clone(), cond=None if self.cond is None else self.cond[:number])
+
+
+Sampler = Callable[[Inputs], tuple[Tensor, int]]
+"""Takes inputs to samples, and to the number of network evaluations that each sample took."""
+
+
+def steps_in_words(steps: int) -> str:
+    """ "1 step", "4 steps": the title of a map's samples."""
+    return f"{steps} step" + "s" * (steps > 1)
+
+
+def jump_sampler(flow_map: FlowMap, jump: Jump) -> Sampler:
+    """The map in jumps."""
+    steps = len(jump.times) - 1
+    return lambda inputs: (jump(flow_map, inputs.x0, inputs.cond), steps)
+
+
+def ode_sampler(velocity: Field, **solver: Any) -> Sampler:
+    """The flow of a velocity by a solver, with the options of `SolverFlow`; NaN where no step is small enough."""
+    flow = SolverFlow(velocity, **solver)
+
+    def solve(inputs: Inputs) -> tuple[Tensor, int]:
+        zero = inputs.x0.new_zeros(len(inputs.x0))
+        try:
+            return flow(inputs.x0, zero, 1 + zero, inputs.cond), flow.nfe
+        except ValueError:
+            return torch.full_like(inputs.x0, math.nan), flow.nfe
+
+    return solve
+
+
+def map_sampler(
+    flow_map: FlowMap, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
+) -> tuple[Sampler, Inputs]:
+    """The map by a sampler of `flowmaps.samplers`, and the inputs with the fresh noise that the sampler adds."""
+    if isinstance(how, Jump):
+        return jump_sampler(flow_map, how), inputs
+    steps, noise = len(how.grid), fresh_noise(how, inputs.x0.shape, seed)
+    sampler = lambda start: (how(flow_map, start.x0, start.fresh_noise, start.cond), steps)  # noqa: E731
+    return sampler, inputs._replace(fresh_noise=noise)
+
+
+def fresh_noise(multistep: MultistepConsistency, shape: Sequence[int], seed: int) -> Tensor | None:
+    """The noise that multistep sampling adds on the way to samples of a shape `(B, *shape)`; `None` in one step."""
+    rounds = (len(multistep.grid) - 1) * (2 if multistep.interpolant.noisy else 1)
+    return torch.randn(rounds, *shape, generator=generator(seed, FRESH_NOISE_STREAM, rounds)) if rounds else None
+
+
+def sample(
+    sampler: Sampler,
+    inputs: Inputs,
+    *,
+    chunk: int,
+    device: torch.device,
+    progress: Callable[[float], None] | None = None,
+    warm_up: bool = False,
+) -> Samples:
+    """Samples of all inputs, drawn `chunk` rows at a time on a device.
+
+    Args:
+        sampler: of a map or of a velocity on the device.
+        inputs: on any device.
+        chunk: rows at a time.
+        device: where to sample.
+        progress: called with the share that is done, in (0, 1], after each chunk.
+        warm_up: sample the first chunk once before the clock starts, so that `seconds` is without compilation.
+
+    Returns:
+        The samples; `nfe` is the mean over chunks, to the nearest.
+    """
+    points, evaluations, number = [], [], len(inputs.x0)
+    with torch.inference_mode():
+        if warm_up:
+            sampler(inputs.rows(slice(chunk), device))[0].cpu()  # the copy waits for the device
+        begun = time.perf_counter()
+        for first in range(0, number, chunk):
+            x, nfe = sampler(inputs.rows(slice(first, first + chunk), device))
+            points.append(x.float().cpu())
+            evaluations.append(nfe)
+            if progress is not None:
+                progress(min(first + chunk, number) / number)
+    seconds = time.perf_counter() - begun
+    labels = inputs.cond if isinstance(inputs.cond, Tensor) else None
+    return Samples(torch.cat(points), labels, round(sum(evaluations) / len(evaluations)), seconds)
+
+
+class CompiledMap(FlowMap):
+    """A map with its network compiled, for batches of one size."""
+
+    def __init__(self, flow_map: FlowMap) -> None:
+        super().__init__()
+        self.compiled = torch.compile(flow_map.average_velocity, dynamic=False)
+
+    def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        return self.compiled(x, s, t, cond)
+
+
+# samples of a run -----------------------------------------------------------------------------------------------------
+
+
+class RunSampler:
+    """A finished run, opened for sampling on the best device of this machine.
+
+    Args:
+        folder: of the run.
+
+    Attributes:
+        units: of its samples.
+
+    Raises:
+        ValueError: there is no finished run in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        run, self.device = RunFolder.open(folder), pick_device("auto")
+        self.plan = run.plan
+        self.flow_map, _ = self.plan.as_sampled(run.load_map().to(self.device), None)
+        self.units = run.units
+
+    def sample(
+        self,
+        steps: int,
+        number: int,
+        *,
+        label: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        watch: Watch = quiet,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Samples `(number, *shape)` in the network's coordinates, and their labels or `None`.
+
+        Args:
+            steps: jumps from noise to data.
+            number: how many samples.
+            label: their class; all classes in turn unless given.
+            seed: of the noise.
+            guidance: weight, for a map that takes one; 1 unless given.
+            watch: progress callback.
+
+        Raises:
+            ValueError: an option is out of range, or not for this map.
+        """
+        self.plan.check_steps([steps])
+        recipe, how = self.plan.recipe, self.plan.sampler(steps)
+        most = MAX_NUMBERS // (self.units.dim * (1 if isinstance(how, Jump) else 2 * steps))  # fresh noise in each step
+        if number > most:
+            raise ValueError(
+                f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
+            )
+        labels = _labels(self.units, number, label)
+        x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
+        inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
+        sampler, inputs = map_sampler(self.flow_map, how, inputs, seed)
+        progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.chunk
+        return sample(sampler, inputs, chunk=chunk, device=self.device, progress=progress).x, labels
+
+
+def _labels(units: Units, number: int, label: int | None) -> Tensor | None:
+    """The labels of samples: of one class, or of all classes in turn; `None` where the data have no classes."""
+    if units.classes is None:
+        if label is not None:
+            raise ValueError(f"these data have no classes, got --label {label}: leave it out.")
+        return None
+    if label is None:
+        return torch.arange(number) % units.classes
+    if not 0 <= label < units.classes:
+        raise ValueError(f"--label must be from 0 to {units.classes - 1}, got {label}.")
+    return torch.full((number,), label)
+
+
+def _guide(recipe: Recipe, labels: Tensor | None, weight: float) -> Guide:
+    """The labels with a guidance weight, for a map that was trained with a range of weights."""
+    if len(recipe.guidance) != 2:
+        raise ValueError(
+            f"this map takes no guidance weight, got --guidance {weight:g}: train with --guidance LOW HIGH."
+        )
+    if not recipe.guidance[0] <= weight <= recipe.guidance[1]:
+        raise ValueError(f"--guidance must be from {recipe.guidance[0]:g} to {recipe.guidance[1]:g}, got {weight:g}.")
+    assert labels is not None
+    return Guide(labels, torch.full((len(labels),), weight))
