@@ -132,8 +132,8 @@ def _speed(plan: Plan, run: Run) -> report.Found:
     ceiling = speed.ceiling(device, recipe.precision)
     per_image = operations / recipe.optimiser.batch / 1e9
     say(
-        f"{run.folder.path.name}: {parameters / 1e6:.2f} million parameters, {per_image:.3g} Gflop an image forward and "
-        f"backward; a large product in {recipe.precision} runs at {ceiling / 1e12:.1f} TFLOP/s; "
+        f"{run.folder.path.name}: {parameters / 1e6:.2f} million parameters, {per_image:.3g} Gflop an image forward "
+        f"and backward; a large product in {recipe.precision} runs at {ceiling / 1e12:.1f} TFLOP/s; "
         f"{plan.left():.0f} s are left to train"
     )
     part: report.Found = {"steps": plans.resolve(recipe).stages[-1].steps, "batch": recipe.optimiser.batch}
