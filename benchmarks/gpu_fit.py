@@ -36,19 +36,19 @@ def samples_that_fit(taught: FlowMap, shape: Sequence[int], settings: ImageEvalu
     begun = time.monotonic()
     sampling, features = sampling_time(taught, shape, settings), feature_time(shape, settings, device_of(taught))
     each = sampling + (2 + len(settings.steps)) * features
-    left = seconds - (time.monotonic() - begun) - FIXED - features * (settings.reference or REFERENCE)
+    left = seconds - (time.monotonic() - begun) - FIXED - features * (settings.reference_images or REFERENCE)
     return next((number for number in (settings.samples, *rounder) if number * each <= left), rounder[-1])
 
 
 def sampling_time(taught: FlowMap, shape: Sequence[int], settings: ImageEvaluation) -> float:
     """Seconds for an image by each sampler in turn: dopri5 is timed, the others are in proportion to evaluations."""
-    x0 = torch.randn(settings.chunk, *shape, generator=generator(0))
+    x0 = torch.randn(settings.batch, *shape, generator=generator(0))
     cond = None if not taught.net.arguments["classes"] else torch.zeros(len(x0), dtype=torch.long)  # type: ignore
-    tolerance = settings.tolerance
+    tolerance = settings.solver_tolerance
     solver = ode_sampler(taught.velocity, method="dopri5", rtol=tolerance, atol=tolerance)
     device = device_of(taught)
-    sampled = sample(solver, Inputs(x0, cond), chunk=settings.chunk, device=device, warm_up=True)
-    others = 2 * settings.euler + sum(settings.steps)  # Heun's method evaluates twice a step
+    sampled = sample(solver, Inputs(x0, cond), chunk=settings.batch, device=device, warm_up=True)
+    others = 2 * settings.solver_steps + sum(settings.steps)  # Heun's method evaluates twice a step
     return sampled.seconds / len(x0) * (1 + others / sampled.nfe)
 
 

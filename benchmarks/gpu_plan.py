@@ -63,7 +63,7 @@ class Plan:
         recipe = RECIPES[f"cifar10-{name}"]()
         assert isinstance(recipe, ImageRecipe)
         optimiser = dataclasses.replace(recipe.optimiser, warmup=WARMUP)
-        evaluation = dataclasses.replace(recipe.evaluation, samples=self.samples, chunk=CHUNK)
+        evaluation = dataclasses.replace(recipe.evaluation, samples=self.samples, batch=CHUNK)
         base = dataclasses.replace(
             recipe, unet=UNET, optimiser=optimiser, evaluation=evaluation, device=self.device, **OPTIONS
         )

@@ -54,13 +54,13 @@ def pack(folder: Path, out: Path) -> Card:
     """
     name, own = folder.name, checkpoint.read_card(folder)
     optimiser = own["recipe"]["optimiser"]
-    if own["recipe"]["learned_weight"] or optimiser["emas"] or optimiser["widths"]:
+    if own["recipe"]["learned_weight"] or optimiser["ema_decays"] or optimiser["ema_widths"]:
         raise ValueError(
             f"{folder} has a learned weight or other averages beside its map, which are not packed: leave out "
-            "--learned-weight, --optimiser.emas and --optimiser.widths."
+            "--learned-weight, --optimiser.ema-decays and --optimiser.ema-widths."
         )
     done = finished(folder)
-    sets, about = _of_finished(folder) if done else _of_interrupted(folder, average(optimiser["ema"]))
+    sets, about = _of_finished(folder) if done else _of_interrupted(folder, average(optimiser["ema_decay"]))
     card = {"format": FORMAT, "name": name, "done": done, **about, "parameters": _count(sets["ema"])}
     card |= {"recipe": own["recipe"], "data_sha256": own["data_sha256"], "log": read_log(folder), "files": {}}
     out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def unpack(out: Path, run: Run) -> Card:
     card = read_packed(out, name)
     _check_same(card, checkpoint.read_card(folder), out / f"{name}.json")
     sets = read_shards(out, name)
-    state = {f"{average(run.recipe.optimiser.ema)}{k}": value for k, value in sets["ema"].items()}
+    state = {f"{average(run.recipe.optimiser.ema_decay)}{k}": value for k, value in sets["ema"].items()}
     state |= {f"parameter.{k}": value for k, value in sets.get("raw", sets["ema"]).items()}
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in card["log"]))
     run.checkpoint = f"{run.plan.stages[0].name}-{card['step']:08}"

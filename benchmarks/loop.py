@@ -63,7 +63,7 @@ class Bare:
         self.evaluate = self.objective.evaluate if fast is None else fast
         betas = (0.9, recipe.optimiser.beta2)
         learns = [value for value in self.objective.parameters() if value.requires_grad]
-        self.adam = torch.optim.Adam(learns, lr=recipe.optimiser.rate, betas=betas, fused=True)
+        self.adam = torch.optim.Adam(learns, lr=recipe.optimiser.learning_rate, betas=betas, fused=True)
         self.generator = torch.Generator(device).manual_seed(0)
         precision = getattr(torch, recipe.precision)
         self.autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
@@ -109,8 +109,10 @@ def measure(name: str, blocks: int, device: str, more: bool = False) -> str:
     """A line of the table."""
     build, block = CASES[name]
     recipe = build()
-    averaged = dataclasses.replace(recipe.optimiser, emas=(0.9999,), widths=(0.1,)) if more else recipe.optimiser
-    rare = {"checkpoint_every": 10**6, "snapshot_every": 10**6, "show_every": 0, "device": device}
+    averaged = (
+        dataclasses.replace(recipe.optimiser, ema_decays=(0.9999,), ema_widths=(0.1,)) if more else recipe.optimiser
+    )
+    rare = {"checkpoint_every": 10**6, "store_averages_every": 10**6, "show_every": 0, "device": device}
     recipe = dataclasses.replace(recipe, optimiser=averaged, **rare)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(recipe, Path(folder) / "run", say=lambda _: None)

@@ -24,7 +24,7 @@ __all__ = ["gpu_cifar10", "gpu_fit", "gpu_needs", "gpu_report", "gpu_speed", "gp
 
 OPTIONS = """--no-compile --precision float32 --resolution 8 --log-every 1 --optimiser.batch 8 --optimiser.warmup 4
     --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2 --unet.attention 4
-    --evaluation.points 20 --evaluation.chunk 64 --evaluation.euler 2 --evaluation.tolerance 0.05"""
+    --evaluation.points 20 --evaluation.batch 64 --evaluation.solver-steps 2 --evaluation.solver-tolerance 0.05"""
 TINY = OPTIONS.split()
 LENGTHS = (9, 5, 5)
 MIB = 2**20

@@ -21,8 +21,8 @@ from flowmaps.training.log import read_log
 
 OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
     --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2
-    --unet.attention --evaluation.samples 100 --evaluation.points 20 --evaluation.chunk 64 --evaluation.euler 2
-    --evaluation.tolerance 0.05"""
+    --unet.attention --evaluation.samples 100 --evaluation.points 20 --evaluation.batch 64 --evaluation.solver-steps 2
+    --evaluation.solver-tolerance 0.05"""
 TINY = OPTIONS.split()
 
 UNET = UNetNetwork(width=8, multipliers=(1,), blocks=1, attention=(), head=8, patch=2, dropout=0.1)
@@ -39,8 +39,8 @@ SMALL = dataclasses.replace(
     log_every=1,
     unet=UNET,
     dit=DIT,
-    optimiser=Optimiser(batch=6, rate=1e-2, warmup=2, ema=0.9),
-    evaluation=ImageEvaluation(steps=(1, 4), samples=100, points=20, chunk=64, tolerance=0.05, euler=2),
+    optimiser=Optimiser(batch=6, learning_rate=1e-2, warmup=2, ema_decay=0.9),
+    evaluation=ImageEvaluation(steps=(1, 4), samples=100, points=20, batch=64, solver_tolerance=0.05, solver_steps=2),
 )
 
 

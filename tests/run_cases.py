@@ -24,7 +24,7 @@ from flowmaps.storage import checkpoints
 from flowmaps.training.state import State
 from flowmaps.training.trainer import CHECKPOINTS
 
-SETTINGS = Optimiser(batch=17, rate=1e-2, warmup=3, ema=0.9)
+SETTINGS = Optimiser(batch=17, learning_rate=1e-2, warmup=3, ema_decay=0.9)
 TINY = Recipe(
     name="tiny",
     data="checkerboard",

@@ -80,7 +80,9 @@ def test_what_a_machine_hands_back_is_taken(tmp_path: Path, part: Part, refused:
     assert "has no metrics.json" in refused("take", tmp_path)
 
 
-@pytest.mark.parametrize("options", [["--optimiser.emas", "0.5"], ["--optimiser.widths", "0.1"], ["--learned-weight"]])
+@pytest.mark.parametrize(
+    "options", [["--optimiser.ema-decays", "0.5"], ["--optimiser.ema-widths", "0.1"], ["--learned-weight"]]
+)
 def test_what_is_not_packed_is_refused(part: Part, refused: Callable[..., str], options: list[str]):
     error = refused("next", *options, minutes=0)
     assert "has a learned weight or other averages beside its map, which are not packed: leave out" in error

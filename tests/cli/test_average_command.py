@@ -24,11 +24,11 @@ from flowmaps.training import reconstruct
 RECIPE = dataclasses.replace(
     recipes.checkerboard(),
     network=recipes.plane.Network(width=8, depth=2),
-    optimiser=recipes.fields.Optimiser(batch=16, emas=(0.5, 0.7), widths=(0.05, 0.1)),
-    evaluation=recipes.fields.Evaluation(points=20, euler=2, tolerance=1e-2),
+    optimiser=recipes.fields.Optimiser(batch=16, ema_decays=(0.5, 0.7), ema_widths=(0.05, 0.1)),
+    evaluation=recipes.fields.Evaluation(points=20, solver_steps=2, solver_tolerance=1e-2),
     steps=40,
     teacher_steps=10,
-    snapshot_every=4,
+    store_averages_every=4,
     show_every=0,
     compile=False,
     device="cpu",
@@ -123,7 +123,10 @@ def test_what_was_made_is_a_run(board: Path, tmp_path: Path):
         ("", "average needs one of --width, such as 0.08, and --decay, such as 0.9999."),
         ("--width 0.1 --decay 0.9", "average needs one of --width, such as 0.08, and --decay, such as 0.9999."),
         ("--decay 0.9 --step 4", "--step goes with --width"),
-        ("--decay 0.9", "has averages of the decays 0.5, 0.7 of the stage map, got 0.9: train with --optimiser.emas"),
+        (
+            "--decay 0.9",
+            "has averages of the decays 0.5, 0.7 of the stage map, got 0.9: train with --optimiser.ema-decays",
+        ),
         ("--decay 0.999", "the average of the decay 0.999 is the map of"),
         ("--width 0.1 --step 99", "the last average in"),
         ("--width 0.5", "a relative width is more than 0 and at most 0.288675"),
@@ -145,8 +148,8 @@ def test_a_folder_that_is_there_stays(board: Path, tmp_path: Path, capsys: pytes
 def test_a_run_without_averages(tmp_path: Path, capsys: pytest.CaptureFixture):
     plain = trained(tmp_path / "plain", optimiser=recipes.fields.Optimiser(batch=16), steps=2, teacher_steps=2)
     for options, words in {
-        "--width 0.08": "train with --optimiser.widths 0.05 0.1",
-        "--decay 0.9": "has averages of no decay of the stage map, got 0.9: train with --optimiser.emas 0.9.",
+        "--width 0.08": "train with --optimiser.ema-widths 0.05 0.1",
+        "--decay 0.9": "has averages of no decay of the stage map, got 0.9: train with --optimiser.ema-decays 0.9.",
     }.items():
         assert words in refused(capsys, "average", plain, *options.split(), "--out", tmp_path / "new")
     shutil.copytree(plain, tmp_path / "half")
@@ -158,7 +161,11 @@ def test_a_run_without_averages(tmp_path: Path, capsys: pytest.CaptureFixture):
 def test_averages_of_another_network(board: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     shutil.copytree(board, tmp_path / "mixed")
     wide = trained(
-        tmp_path / "wide", network=recipes.plane.Network(width=12, depth=2), steps=2, teacher_steps=2, snapshot_every=1
+        tmp_path / "wide",
+        network=recipes.plane.Network(width=12, depth=2),
+        steps=2,
+        teacher_steps=2,
+        store_averages_every=1,
     )
     shutil.rmtree(tmp_path / "mixed" / "averages")
     shutil.copytree(wide / "averages", tmp_path / "mixed" / "averages")

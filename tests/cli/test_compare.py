@@ -176,7 +176,7 @@ def test_where_nothing_can_be_shown_the_words_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setattr(measure, "MAX_ABS", 1e-30)  # all samples are lost
-    assert "every method diverged: lower --optimiser.rate" in refused(
+    assert "every method diverged: lower --optimiser.learning-rate" in refused(
         capsys, "--methods", "lsd", "--out", str(tmp_path), *SMALL
     )
     assert [row["lost"] for row in rows_of(tmp_path)] == [300] * 3

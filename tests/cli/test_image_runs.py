@@ -51,8 +51,8 @@ def test_the_small_recipe_on_the_real_images(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("FLOWMAPS_DATA", str(CIFAR.parent))
     monkeypatch.setenv("FLOWMAPS_CACHE", str(tmp_path / "cache"))
     few = """--teacher-steps 25 --steps 25 --device cpu --evaluation.samples 100 --evaluation.points 60
-        --evaluation.chunk 50 --evaluation.steps 1 4 --evaluation.euler 3 --evaluation.reference 200
-        --evaluation.tolerance 0.01 --evaluation.features efficientnet-lite0:32"""
+        --evaluation.batch 50 --evaluation.steps 1 4 --evaluation.solver-steps 3 --evaluation.reference-images 200
+        --evaluation.solver-tolerance 0.01 --evaluation.features efficientnet-lite0:32"""
     folder = tmp_path / "run"
     printed = run("train", "cifar10-tiny", "--out", folder, *few.split())
     assert re.search(r"(?m)^map +4 +4 ", printed)
@@ -255,7 +255,10 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         (["cifar10-lmd", "--data", tmp_path / "wide.npy", *plain], "square images, got 8 x 12 pixels: pass --resol"),
         (["cifar10-lmd", "--data", tmp_path / "odd.npy", *plain], "divisible by 2 .patch 2"),
         (["cifar10-lmd", *TINY, "--resolution", 7], "no multiple of --resolution 7: choose one of"),
-        (["cifar10-lmd", *TINY, "--evaluation.reference", -1], "--evaluation.reference must be at least 0, got -1"),
+        (
+            ["cifar10-lmd", *TINY, "--evaluation.reference-images", -1],
+            "--evaluation.reference-images must be at least 0, got -1",
+        ),
         (["cifar10-lmd", *TINY, "--guidance", 2], "--guidance is for data with classes, .* has none: pass --labels"),
         (["cifar10-lsd", *TINY, "--teacher", "there"], "lsd has no teacher, got --teacher there: leave it out"),
     ]:

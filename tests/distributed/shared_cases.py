@@ -20,7 +20,7 @@ from flowmaps.runs.recipes import DiTNetwork, ImageRecipe, Network, Optimiser, R
 from flowmaps.velocities import RandomInputs
 
 CLASSES, ROWS = 3, 16
-SETTINGS = Optimiser(batch=ROWS, rate=1e-2, warmup=2, ema=0.9, clip=1.0)
+SETTINGS = Optimiser(batch=ROWS, learning_rate=1e-2, warmup=2, ema_decay=0.9, clip=1.0)
 PLANE = Recipe("plane", data="checkerboard", steps=5, teacher_steps=4, compile=False, device="cpu",
                checkpoint_every=1_000, log_every=1, show_every=0, optimiser=SETTINGS,
                network=Network(width=8, depth=2, modulation=4, time_frequencies=2))  # fmt: skip

@@ -26,7 +26,7 @@ RUN: Recipe = replace(
     steps=90,
     teacher_steps=20,
     checkpoint_every=50,
-    optimiser=Optimiser(batch=64, rate=3e-3, warmup=10, ema=0.9, emas=(0.5,), widths=(0.1,)),
+    optimiser=Optimiser(batch=64, learning_rate=3e-3, warmup=10, ema_decay=0.9, ema_decays=(0.5,), ema_widths=(0.1,)),
     evaluation=Evaluation(samples=100, points=10, steps=(1,)),
 )
 

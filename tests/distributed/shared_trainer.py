@@ -63,7 +63,7 @@ def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[
         [batch[mine] for batch in rows],
         folder,
         steps=STEPS,
-        optimiser=Optimiser(batch=ROWS, rate=1e-2, decay="constant", warmup=0, ema=0.9),
+        optimiser=Optimiser(batch=ROWS, learning_rate=1e-2, decay="constant", warmup=0, ema_decay=0.9),
         settings=Settings(checkpoint_every=2, log_every=1),
         engine=engine,
         stop=lambda: trainer.step >= stop_after,

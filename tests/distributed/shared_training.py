@@ -139,7 +139,7 @@ def _hook(left: Left) -> Any:
 
 def averages(settings: Optimiser) -> Optimiser:
     """With an average of each kind beside the main one."""
-    return replace(settings, emas=(0.5,), widths=(0.1,))
+    return replace(settings, ema_decays=(0.5,), ema_widths=(0.1,))
 
 
 MUON = replace(SETTINGS, kind="muon", weight_decay=0.1)

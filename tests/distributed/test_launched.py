@@ -21,7 +21,7 @@ TINY = [
     *("--optimiser.batch", "64", "--optimiser.warmup", "5"),
     *("--checkpoint-every", "10", "--log-every", "10", "--show-every", "0"),
     *("--evaluation.samples", "100", "--evaluation.points", "20", "--evaluation.steps", "1"),
-    *("--evaluation.chunk", "100", "--evaluation.euler", "2", "--evaluation.tolerance", "0.05"),
+    *("--evaluation.batch", "100", "--evaluation.solver-steps", "2", "--evaluation.solver-tolerance", "0.05"),
 ]
 LONG = ["--teacher-steps", "20", "--steps", "1000000"]
 SECONDS = 20.0
@@ -49,7 +49,7 @@ def words(folder: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("killed", [1, 0])
 def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path: Path, killed: int, shard: bool):
     """By itself, with exit code 2 and one line; the last checkpoint is good."""
-    folder, given = tmp_path / "run", LONG + ["--shard"] * shard
+    folder, given = tmp_path / "run", LONG + ["--fsdp"] * shard
     with Group(2, command, words(folder, *given), tmp_path / "said") as group:
         until(lambda: has_checkpoint(folder), "checkpoint")
         os.kill(group.processes[killed].pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ PAIRS = [("copies", "one"), ("one", "shares"), ("shares", "one"), ("shares", "co
 
 def go(way: str, folder: Path, **options: Any) -> list[Told]:
     number, shard = WAYS[way]
-    return together(number, run, dataclasses.replace(RUN, shard=shard), folder, *options.values())
+    return together(number, run, dataclasses.replace(RUN, fsdp=shard), folder, *options.values())
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_run_writes_one_folder(unbroken: dict[str, tuple[Path, list[Told]]], w
     assert not (folder / "checkpoints").exists()
     opened = RunFolder.open(folder)
     recipe, teacher = opened.recipe, opened.load_teacher()
-    assert recipe.shard is WAYS[way][1]
+    assert recipe.fsdp is WAYS[way][1]
     assert teacher is not None
 
 
@@ -131,7 +131,7 @@ def test_a_network_of_images_goes_on_with_another_number_of_processes(tmp_path: 
     """Three processes with uneven shares, then one, then two with a copy each; its target that follows too."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8))
     recipe, folder = dataclasses.replace(PICTURES, data=str(tmp_path / "x.npy")), tmp_path / "run"
-    told = together(3, run, dataclasses.replace(recipe, shard=True), folder, False, ("map", 2))
+    told = together(3, run, dataclasses.replace(recipe, fsdp=True), folder, False, ("map", 2))
     assert any(name.startswith("target.") for name in told[0].last)
     for number, stop in ((1, ("map", 5)), (2, None)):
         again = together(number, run, recipe, folder, True, stop)
@@ -154,7 +154,7 @@ def test_between_steps_the_map_has_its_averages(unbroken: dict[str, tuple[Path, 
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_run_whose_data_go_bad_in_one_process_ends_in_all(tmp_path: Path, shard: bool):
     """After as many steps as its patience, at the same step, naming where; the last checkpoint is from before."""
-    recipe = dataclasses.replace(RUN, shard=shard, patience=4, checkpoint_every=5)
+    recipe = dataclasses.replace(RUN, fsdp=shard, max_skipped_steps=4, checkpoint_every=5)
     told = together(2, run, recipe, tmp_path / "run", False, None, 8)
     for one in told:
         assert "the gradient was not finite for 4 steps in a row" in one.error
@@ -177,7 +177,7 @@ def test_what_cannot_run_is_refused_by_all_processes_at_once(tmp_path: Path, cha
     if not change:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "note.txt").write_text("mine")
-    told = together(2, run, dataclasses.replace(RUN, shard=shard, **change), tmp_path / "run")
+    told = together(2, run, dataclasses.replace(RUN, fsdp=shard, **change), tmp_path / "run")
     assert {one.error for one in told} == {told[0].error}
     assert words in told[0].error
     assert "\n" not in told[0].error

@@ -36,7 +36,7 @@ class Shifting(FlowMap):
         return torch.where(jump & bad, torch.nan, u)
 
 
-SETTINGS = ImageEvaluation(steps=(1, 2), samples=120, points=50, chunk=60, tolerance=1e-4, euler=2)
+SETTINGS = ImageEvaluation(steps=(1, 2), samples=120, points=50, batch=60, solver_tolerance=1e-4, solver_steps=2)
 
 
 def test_figures_are_measured_against_the_teachers_samples():
@@ -74,9 +74,9 @@ def test_data_lie_at_no_distance_from_themselves():
 
 def test_real_images_are_spread_over_the_data_and_classes_come_equally_often():
     source = images(40)
-    ref = measure.reference(source, None, replace(SETTINGS, reference=14), 0)
+    ref = measure.reference(source, None, replace(SETTINGS, reference_images=14), 0)
     assert torch.equal(ref.data, source.pixels[torch.arange(0, 40, 3)])
     assert torch.equal(ref.cond.bincount(), torch.full((4,), 30))  # type: ignore[union-attr]
     assert len(measure.reference(source, None, SETTINGS, 0).data) == 40
-    assert len(measure.reference(source, None, replace(SETTINGS, reference=10**6), 0).data) == 40
+    assert len(measure.reference(source, None, replace(SETTINGS, reference_images=10**6), 0).data) == 40
     assert measure.reference(images(labels=False), None, SETTINGS, 0).cond is None

@@ -25,7 +25,7 @@ from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.storage import models as checkpoint
 from flowmaps.training.loop import generator
 
-SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, chunk=400)
+SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, batch=400)
 
 
 class Scaling(FlowMap):
@@ -74,7 +74,7 @@ def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source)
 
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
     _, (_, by_four_hundred) = table(Scaling(), board, samplers=uniform)
-    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, chunk=5000), samplers=uniform)
+    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, batch=5000), samplers=uniform)
     torch.testing.assert_close(by_four_hundred.x, at_once.x)
     z = fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None

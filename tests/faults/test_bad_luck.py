@@ -33,7 +33,7 @@ RECIPE = Recipe(
     checkpoint_every=10,
     log_every=5,
     network=Network(width=32, depth=3),
-    optimiser=Optimiser(batch=16, rate=5e-3, warmup=5, ema=0.9),
+    optimiser=Optimiser(batch=16, learning_rate=5e-3, warmup=5, ema_decay=0.9),
     evaluation=Evaluation(samples=100, points=10),
 )
 Mishap = Callable[[Path], None]
@@ -212,7 +212,7 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path: Path, expected: list[
 
 WORDS = ["--steps", "3000", "--teacher-steps", "20", "--no-compile", "--optimiser.batch", "16", "--network.width", "8",
          "--log-every", "1", "--checkpoint-every", "100000", "--evaluation.samples", "200", "--evaluation.points", "20",
-         "--evaluation.steps", "1", "--evaluation.tolerance", "0.1", "--device", "cpu"]  # fmt: skip
+         "--evaluation.steps", "1", "--evaluation.solver-tolerance", "0.1", "--device", "cpu"]  # fmt: skip
 
 
 def signalled(command: list[str], log: Path, number: signal.Signals) -> tuple[str, str, int]:

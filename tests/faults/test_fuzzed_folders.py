@@ -36,7 +36,7 @@ from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Netw
 from flowmaps.runs.run import Run
 from flowmaps.training.log import read_log
 
-FEW = {"samples": 100, "points": 10, "chunk": 50, "steps": (1,), "euler": 1, "tolerance": 0.1}
+FEW = {"samples": 100, "points": 10, "batch": 50, "steps": (1,), "solver_steps": 1, "solver_tolerance": 0.1}
 SECONDS = {"evaluate": 10.0}
 """Of this process, that a use may take; others 2."""
 FOREVER = 30.0
@@ -57,8 +57,8 @@ def little_memory() -> Iterator[None]:
 # five folders ---------------------------------------------------------------------------------------------------------
 
 TINY: dict[str, Any] = {"steps": 4, "teacher_steps": 2, "compile": False, "device": "cpu", "log_every": 1}
-TINY |= {"checkpoint_every": 1, "keep": 2, "snapshot_every": 1, "show_every": 0}
-OPTIMISER = Optimiser(batch=8, emas=(0.5,), widths=(0.1,))
+TINY |= {"checkpoint_every": 1, "keep_checkpoints": 2, "store_averages_every": 1, "show_every": 0}
+OPTIMISER = Optimiser(batch=8, ema_decays=(0.5,), ema_widths=(0.1,))
 POINTS = Recipe(
     "tiny", data="checkerboard", network=Network(width=8, depth=2), optimiser=OPTIMISER, **TINY,
     evaluation=Evaluation(**FEW),

@@ -30,11 +30,11 @@ RECIPE = Recipe(
     compile=False,
     device="cpu",
     checkpoint_every=2,
-    keep_every=50,
-    snapshot_every=40,
+    keep_checkpoints_every=50,
+    store_averages_every=40,
     log_every=3,
     network=Network(width=16, depth=2),
-    optimiser=Optimiser(batch=16, rate=5e-3, warmup=5, ema=0.9, emas=(0.99,), widths=(0.1,)),
+    optimiser=Optimiser(batch=16, learning_rate=5e-3, warmup=5, ema_decay=0.9, ema_decays=(0.99,), ema_widths=(0.1,)),
     evaluation=Evaluation(samples=100, points=10),
 )
 

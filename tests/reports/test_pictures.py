@@ -26,7 +26,7 @@ from flowmaps.shapes import like
 SHAPE, SPREAD = (3, 6, 4), 0.3
 NAMES = ("ant", "bee", "cow")
 CENTRES = torch.tensor([-0.4, 0.0, 0.4])
-RECIPE = replace(recipes.points(), name="images", data="images", evaluation=recipes.Evaluation(chunk=37))
+RECIPE = replace(recipes.points(), name="images", data="images", evaluation=recipes.Evaluation(batch=37))
 PLAN = resolve(RECIPE)
 
 

@@ -25,7 +25,7 @@ from flowmaps.samplers import Jump, MultistepConsistency
 
 SMALL = {
     "network": recipes.plane.Network(width=8, depth=2),
-    "optimiser": recipes.fields.Optimiser(batch=16, emas=(0.5,)),
+    "optimiser": recipes.fields.Optimiser(batch=16, ema_decays=(0.5,)),
     "steps": 6,
     "teacher_steps": 4,
     "compile": False,

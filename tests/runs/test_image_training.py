@@ -60,7 +60,7 @@ def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     resolve(recipe)
     source = images(labels=guided)
     flow_map = initial.new_map(recipe, source.shape, source.classes)
-    settings = replace(recipe.optimiser, rate=1e-3)
+    settings = replace(recipe.optimiser, learning_rate=1e-3)
     for stage in resolve(recipe).stages:
         state = begin(stage.build(flow_map, Target(flow_map).velocity), settings)
         before = [p.detach().clone() for p in state.parameters.values()]
@@ -263,7 +263,7 @@ def test_checkpointing_changes_no_gradient_where_weights_are_held():
     """ctm carries both sides on by the map with its weights held fixed, by a call that is gone by the backward pass."""
     found = []
     for checkpointing in (False, True):
-        recipe = replace(SMALL, method="ctm", checkpointing=checkpointing)
+        recipe = replace(SMALL, method="ctm", activation_checkpointing=checkpointing)
         flow_map = initial.new_map(recipe, (3, 8, 8), None)
         for parameter in flow_map.parameters():
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))

@@ -79,7 +79,7 @@ def test_a_method_with_a_schedule_cannot_be_made_longer(tmp_path: Path):
 
 # from another run -----------------------------------------------------------------------------------------------------
 
-STILL = replace(SETTINGS, rate=1e-12)
+STILL = replace(SETTINGS, learning_rate=1e-12)
 """Settings that leave the weights where they are."""
 
 

@@ -102,12 +102,12 @@ def test_a_map_from_noise_alone_is_measured_in_one_step():
 
 def rates(recipe: Recipe) -> list[float]:
     """The learning rate of each stage."""
-    return [stage.optimiser.rate for stage in resolve(recipe).stages]
+    return [stage.optimiser.learning_rate for stage in resolve(recipe).stages]
 
 
 def test_an_unstable_method_trains_its_map_at_a_lower_rate():
-    recipe, rate = dataclasses.replace(SMALL, method="easy_consistency_tuning"), SMALL.optimiser.rate
-    assert rates(recipe) == [rate, recipe.careful * rate]
+    recipe, rate = dataclasses.replace(SMALL, method="easy_consistency_tuning"), SMALL.optimiser.learning_rate
+    assert rates(recipe) == [rate, recipe.unstable_rate_scale * rate]
     assert rates(SMALL) == [rate, rate]
 
 
@@ -133,7 +133,7 @@ def test_guidance_needs_classes():
 
 
 def test_a_map_learns_at_its_share_of_the_teachers_rate() -> None:
-    recipe = dataclasses.replace(recipes.checkerboard(), map_rate=0.25)
-    rate = recipe.optimiser.rate
+    recipe = dataclasses.replace(recipes.checkerboard(), map_rate_scale=0.25)
+    rate = recipe.optimiser.learning_rate
     assert rates(recipe) == [rate, 0.25 * rate]
     assert rates(dataclasses.replace(recipe, method="lsd")) == [rate]

@@ -73,7 +73,7 @@ def changed(recipe: Any, **changes: Any) -> Any:
 def test_a_plan_says_what_a_run_takes():
     """The MLP of 3 numbers and 4 classes: (3 + 2 x 3) x 8 + 8, 8 x 8 + 8, 8 x 3 + 3, labels 5 x 8, by hand."""
     weights = (9 * 8 + 8) + (8 * 8 + 8) + (8 * 3 + 3) + 5 * 8
-    plan = said(changed(POINTS, accumulate=3, emas=(0.9, 0.5), widths=(0.1,), keep_every=2_000))
+    plan = said(changed(POINTS, accumulate=3, ema_decays=(0.9, 0.5), ema_widths=(0.1,), keep_checkpoints_every=2_000))
     assert plan["data"] == "points.npz, 3 numbers a row, 4 classes"
     assert plan["stages"] == "10 steps of teacher, then 20 steps of map"
     assert plan["weights"] == f"{weights:,}"
@@ -88,7 +88,7 @@ def test_the_size_of_a_checkpoint_counts_all_that_is_kept():
     """Weights, two moments, 1 + 2 averages of each trained number, in four bytes."""
     stage = resolve(POINTS).stages[0]
     size = preflight.Size(stage, weights=100, trained=110, beside=7)
-    assert size.checkpoint(changed(POINTS, emas=(0.9,), widths=(0.1,))) == 4 * (110 * 6 + 7)
+    assert size.checkpoint(changed(POINTS, ema_decays=(0.9,), ema_widths=(0.1,))) == 4 * (110 * 6 + 7)
 
 
 @pytest.mark.parametrize("backbone", ["unet", "dit"])
@@ -131,7 +131,7 @@ def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
         ({"kind": "muon", "network": Network(depth=1, modulation=0)}, "--optimiser.kind muon is for matrices between"),
         ({"teacher": "nowhere"}, "there is no folder nowhere"),
         ({"network": Network(width=2**16, depth=1_000)}, "weights, which with gradients, moments and averages take"),
-        ({"patience": 0}, "--patience must be at least 1"),
+        ({"max_skipped_steps": 0}, "--max-skipped-steps must be at least 1"),
     ],
 )
 def test_what_cannot_run_is_refused(changes: dict[str, Any], error: str):
@@ -189,7 +189,7 @@ def test_what_a_launcher_is_set_to_counts_as_shard(monkeypatch: pytest.MonkeyPat
     for shard in (False, True):
         engine = Engine(torch.device("cpu"), shard)
         monkeypatch.setattr(preflight, "start", lambda *_, engine=engine, **__: engine)
-        assert ("warning:" in said(changed(POINTS, shard=not shard))) is shard
+        assert ("warning:" in said(changed(POINTS, fsdp=not shard))) is shard
 
 
 def test_a_gradient_is_tried_and_dropped(monkeypatch: pytest.MonkeyPatch):
@@ -220,7 +220,7 @@ def test_memory_that_is_too_small_for_a_few_rows(monkeypatch: pytest.MonkeyPatch
         preflight.preflight(POINTS)
     assert str(refusal.value) == (
         "4 rows of stage teacher do not fit the memory of cpu (CUDA out of memory. Tried to allocate 9 GB.): take a "
-        "smaller network, or --checkpointing for images."
+        "smaller network, or --activation-checkpointing for images."
     )
 
 
@@ -304,4 +304,4 @@ def test_a_recorded_run_is_read(request: pytest.FixtureRequest):
     """The card of results/cifar10-tiny is older than many an option."""
     card = json.loads((request.config.rootpath / "results" / "cifar10-tiny" / "config.json").read_text())
     recipe = recipes.from_dict(card["recipe"])
-    assert (recipe.optimiser.kind, recipe.optimiser.emas, recipe.keep) == ("adam", (), 2)
+    assert (recipe.optimiser.kind, recipe.optimiser.ema_decays, recipe.keep_checkpoints) == ("adam", (), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import tempfile
@@ -11,10 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import flowmaps as fm
 from flowmaps.methods import METHODS
+from flowmaps.nn import MLP, DiT, UNet
 from flowmaps.runs import recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.preflight import preflight
@@ -27,6 +32,7 @@ from flowmaps.runs.recipes import (
     Recipe,
     UNetNetwork,
 )
+from flowmaps.runs.recipes.checks import RENAMED
 from flowmaps.runs.run import Run
 from flowmaps.training import settings as checked
 from flowmaps.training.log import read_log
@@ -60,15 +66,15 @@ def optimisers(draw: st.DrawFn) -> Optimiser:
         kind=kind,
         batch=accumulate * draw(st.sampled_from([2, 4, 8])),
         accumulate=accumulate,
-        rate=draw(st.sampled_from([1e-4, 1e-2])),
+        learning_rate=draw(st.sampled_from([1e-4, 1e-2])),
         warmup=draw(st.integers(0, 3)),
         decay=draw(st.sampled_from(["cosine", "linear", "constant"])),
-        floor=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        final_rate_scale=draw(st.sampled_from([0.0, 0.1, 1.0])),
         clip=draw(st.sampled_from([0.1, 10.0])),
         weight_decay=0.0 if kind == "adam" else draw(st.sampled_from([0.0, 0.1])),
-        ema=draw(st.sampled_from([0.0, 0.9])),
-        emas=draw(st.sampled_from([(), (0.5,), (0.99, 0.5)])),
-        widths=draw(st.sampled_from([(), (0.1,), (0.05, 0.28)])),
+        ema_decay=draw(st.sampled_from([0.0, 0.9])),
+        ema_decays=draw(st.sampled_from([(), (0.5,), (0.99, 0.5)])),
+        ema_widths=draw(st.sampled_from([(), (0.1,), (0.05, 0.28)])),
         beta2=draw(st.sampled_from([0.0, 0.99])),
     )
 
@@ -84,27 +90,27 @@ def common(folder: Path, name: str) -> dict[str, st.SearchStrategy[Any]]:
         "teacher_steps": st.integers(1, 3),
         "interpolant": st.sampled_from(["linear", "trigonometric", "variance-preserving"]),
         "times": st.sampled_from(["triangle", "square"]),
-        "from_base": share,
-        "late": st.sampled_from([1.0, 2.5]),
-        "adaptive": share,
+        "from_noise_share": share,
+        "velocity_time_power": st.sampled_from([1.0, 2.5]),
+        "adaptive_power": share,
         "guidance": st.sampled_from([(), (), (1.0,), (2.0,), (1.0, 3.0)]),
         "label_dropout": st.sampled_from([0.1, 0.9, 0.0]),
-        "careful": st.sampled_from([0.25, 1.0]),
-        "map_rate": st.sampled_from([0.1, 1.0]),
+        "unstable_rate_scale": st.sampled_from([0.25, 1.0]),
+        "map_rate_scale": st.sampled_from([0.1, 1.0]),
         "learned_weight": st.booleans(),
-        "stop": st.sampled_from(["velocity", "target"]),
+        "stop_gradient": st.sampled_from(["velocity", "target"]),
         "precision": st.sampled_from(["float32", "float32", "bfloat16", "float16"]),
         "seed": st.sampled_from([0, 0, 2**32 - 1]),
         "device": st.just("cpu"),
-        "shard": st.booleans(),
+        "fsdp": st.booleans(),
         "compile": st.just(False),
         "checkpoint_every": st.integers(1, 4),
-        "keep": st.integers(1, 3),
-        "keep_every": st.sampled_from([0, 12]),
-        "snapshot_every": st.integers(1, 4),
+        "keep_checkpoints": st.integers(1, 3),
+        "keep_checkpoints_every": st.sampled_from([0, 12]),
+        "store_averages_every": st.integers(1, 4),
         "show_every": st.just(0),  # pictures have tests of their own
         "log_every": st.just(1),
-        "patience": st.sampled_from([16, 20]),
+        "max_skipped_steps": st.sampled_from([16, 20]),
         "optimiser": optimisers(),
     }
 
@@ -126,7 +132,7 @@ def of_images(folder: Path) -> st.SearchStrategy[ImageRecipe]:
                     heads=st.integers(1, 2), ratio=st.just(2.0), dropout=share,
                     frequencies=st.integers(0, 2))  # fmt: skip
     own = {"backbone": st.sampled_from(["unet", "dit"]), "resolution": st.sampled_from([0, 4])}
-    own |= {name: st.booleans() for name in ("flips", "labels", "checkpointing")}
+    own |= {name: st.booleans() for name in ("flips", "labels", "activation_checkpointing")}
     return st.builds(ImageRecipe, **common(folder, "images"), **own, unet=unet, dit=dit).map(fitting)
 
 
@@ -199,7 +205,7 @@ def wrong(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def replaced(recipe: Any, name: str, value: Any) -> Any:
-    """A recipe with another value of an option such as `optimiser.rate`."""
+    """A recipe with another value of an option such as `optimiser.learning_rate`."""
     head, _, rest = name.replace("-", "_").partition(".")
     return dataclasses.replace(recipe, **{head: replaced(getattr(recipe, head), rest, value) if rest else value})
 
@@ -242,14 +248,9 @@ def test_no_option_takes_a_wrong_value(data: Path, base: Recipe, name: str, hint
 
 def test_every_option_of_a_recipe_is_broken_above() -> None:
     """Flattened by another way: the leaves of the nested dictionaries."""
-
-    def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
-        return set().union(
-            *(leaves(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}"} for k, v in values.items())
-        )
-
     for base in (PLAIN, PICTURE):
-        assert {name.replace("-", "_") for own, name, _ in OPTIONS if own is base} == leaves(dataclasses.asdict(base))
+        names = {name.replace("-", "_") for own, name, _ in OPTIONS if own is base}
+        assert names == flat(dataclasses.asdict(base)).keys()
 
 
 @pytest.mark.parametrize(
@@ -259,20 +260,29 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
         ({"optimiser.batch": 4, "optimiser.accumulate": 4}, "--optimiser.batch must be at least 8, 2 rows a part"),
         ({"optimiser.weight-decay": 0.1}, "--optimiser.kind adam decays no weights, got --optimiser.weight-decay 0.1"),
         (
-            {"optimiser.kind": "adamw", "optimiser.weight-decay": 50.0, "optimiser.rate": 0.02},
+            {"optimiser.kind": "adamw", "optimiser.weight-decay": 50.0, "optimiser.learning-rate": 0.02},
             "must be below 1, got 50",
         ),
-        ({"optimiser.emas": (0.9, 0.999)}, "--optimiser.emas must be other decays than --optimiser.ema, got 0.999"),
-        ({"optimiser.emas": (0.9, 0.9)}, "--optimiser.emas must be without repeats, got (0.9, 0.9)"),
-        ({"optimiser.widths": (0.1, 0.1000000001)}, "--optimiser.widths must be without repeats, got (0.1, 0.1"),
         (
-            {"optimiser.widths": (0.3,)},
-            "--optimiser.widths must be a list, each entry of it from 1e-06 to 0.288675, got (0.3,)",
+            {"optimiser.ema_decays": (0.9, 0.999)},
+            "--optimiser.ema-decays must be other decays than --optimiser.ema-decay, got 0.999",
+        ),
+        ({"optimiser.ema_decays": (0.9, 0.9)}, "--optimiser.ema-decays must be without repeats, got (0.9, 0.9)"),
+        (
+            {"optimiser.ema_widths": (0.1, 0.1000000001)},
+            "--optimiser.ema-widths must be without repeats, got (0.1, 0.1",
+        ),
+        (
+            {"optimiser.ema_widths": (0.3,)},
+            "--optimiser.ema-widths must be a list, each entry of it from 1e-06 to 0.288675, got (0.3,)",
         ),
         ({"optimiser.kind": "sgd"}, "--optimiser.kind must be one of adam, adamw, radam, muon, got sgd"),
-        ({"keep-every": 1_500}, "--keep-every must be a multiple of --checkpoint-every"),
+        ({"keep-checkpoints-every": 1_500}, "--keep-checkpoints-every must be a multiple of --checkpoint-every"),
         ({"track": ("wandb", "wandb")}, "--track must be without repeats"),
-        ({"precision": "float16", "patience": 3}, "--patience must be at least 16 with --precision float16"),
+        (
+            {"precision": "float16", "max-skipped-steps": 3},
+            "--max-skipped-steps must be at least 16 with --precision float16",
+        ),
         ({"guidance": (2.0, 2.0)}, "--guidance must be rising, got (2.0, 2.0)"),
         ({"guidance": (0.5, -2.0)}, "--guidance must be a list, each entry of it positive, got (0.5, -2.0)"),
         ({"guidance": (1.0, 2.0, 3.0)}, "--guidance must be a list of 0 to 2 entries, got (1.0, 2.0, 3.0)"),
@@ -307,11 +317,57 @@ def test_processes_share_the_rows_of_a_step_evenly() -> None:
 
 def test_a_run_of_before_an_option_has_its_default() -> None:
     old = dataclasses.asdict(PICTURE)
-    for name in ("keep", "show_every", "track", "patience", "shard"):
+    for name in ("keep_checkpoints", "show_every", "track", "max_skipped_steps", "fsdp"):
         del old[name]
-    for name in ("kind", "accumulate", "emas", "widths", "weight_decay"):
+    for name in ("kind", "accumulate", "ema_decays", "ema_widths", "weight_decay"):
         del old["optimiser"][name]
     assert recipes.from_dict(json.loads(json.dumps(old))) == PICTURE
+
+
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=[path.parent.name for path in COMMITTED])
+def test_runs_of_before_the_options_were_renamed_are_read(path: Path, tmp_path: Path) -> None:
+    """Each value under its new name, and the map with weights under the names that they had."""
+    card = json.loads(path.read_text())
+    assert "rate" in card["recipe"]["optimiser"]
+    recipe: Any = recipes.from_dict(card["recipe"])
+    for name, value in flat(card["recipe"]).items():
+        group, _, field = RENAMED.get(name, name).rpartition(".")
+        assert json.loads(json.dumps(getattr(getattr(recipe, group) if group else recipe, field))) == value
+    described = card["map"]["net"]
+    net = {"UNet": UNet, "DiT": DiT, "MLP": MLP}[described["class"]](**described["arguments"])
+    weights = {f"net.{name}": torch.randn(value.shape) for name, value in net.state_dict().items()}
+    names = hashlib.sha256("\n".join(f"{name} {tuple(value.shape)}" for name, value in weights.items()).encode())
+    assert names.hexdigest()[:16] == "3f7f9606fa2d2a16"  # of the version before the options were renamed
+    content = safetensors.torch.save(weights)
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(content).hexdigest()}))
+    loaded = fm.load(tmp_path).state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by names such as `optimiser.learning_rate`."""
+    pairs = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v} for k, v in values.items()]
+    return {name: value for pair in pairs for name, value in pair.items()}
+
+
+def test_every_name_of_before_is_read_and_none_beside_its_new_one() -> None:
+    now = {name.replace("-", "_") for _, name, _ in OPTIONS}
+    assert set(RENAMED.values()) <= now
+    assert not set(RENAMED) & now
+    old = json.loads(json.dumps(dataclasses.asdict(PICTURE)))
+    for before, after in RENAMED.items():
+        group, _, name = after.rpartition(".")
+        values = old[group] if group else old
+        values[before.rpartition(".")[2]] = values.pop(name)
+    assert recipes.from_dict(old) == PICTURE
+    old["optimiser"]["learning_rate"] = 0.1
+    with pytest.raises(ValueError, match=r"it has both optimiser.learning_rate and optimiser.rate, its name of before"):
+        recipes.from_dict(old)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +378,7 @@ def test_a_run_of_before_an_option_has_its_default() -> None:
         (lambda card: card["network"].update(wdith=3), "it has network.wdith, which is no option"),
         (lambda card: card.update(network=[8]), "--network must be the options of a Network, got [8]"),
         (lambda card: card["optimiser"].update(batch="64"), "--optimiser.batch must be a whole number, got 64"),
-        (lambda card: card["optimiser"].update(emas=[[0.9]]), "each entry of it a number, got ([0.9],)"),
+        (lambda card: card["optimiser"].update(ema_decays=[[0.9]]), "each entry of it a number, got ([0.9],)"),
         (lambda card: card.update(guidance=[True]), "each entry of it a number, got (True,)"),
     ],
 )

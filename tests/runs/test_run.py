@@ -96,7 +96,7 @@ def test_the_stages_of_a_run(unbroken: tuple[Recipe, Path]):
 
 
 def test_the_map_starts_from_its_teacher(tmp_path: Path):
-    recipe = dataclasses.replace(TINY, method="lmd", optimiser=dataclasses.replace(SETTINGS, rate=1e-12))
+    recipe = dataclasses.replace(TINY, method="lmd", optimiser=dataclasses.replace(SETTINGS, learning_rate=1e-12))
     list(open_run(recipe, tmp_path / "run").train())
     first, last = (checkpoint.load(tmp_path / "run" / name) for name in ("teacher", "."))
     for a, b in zip(first.parameters(), last.parameters(), strict=True):
@@ -120,13 +120,22 @@ def test_resuming_another_recipe_is_refused(tmp_path: Path):
     for change, words in [
         ({"method": "esd"}, "begun with --method lsd, got esd"),
         ({"seed": 3}, "begun with --seed 0, got 3"),
-        ({"optimiser": dataclasses.replace(SETTINGS, rate=0.5)}, "begun with --optimiser.rate 0.01, got 0.5"),
+        (
+            {"optimiser": dataclasses.replace(SETTINGS, learning_rate=0.5)},
+            "begun with --optimiser.learning-rate 0.01, got 0.5",
+        ),
         ({"network": Network(width=9, depth=2)}, "begun with --network.width 8, got 9"),
     ]:
         with pytest.raises(ValueError, match=words):
             open_run(dataclasses.replace(recipe, **change), tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
-    free = {"log_every": 1, "checkpoint_every": 50, "evaluation": Evaluation(samples=200), "patience": 3, "keep": 1}
+    free = {
+        "log_every": 1,
+        "checkpoint_every": 50,
+        "evaluation": Evaluation(samples=200),
+        "max_skipped_steps": 3,
+        "keep_checkpoints": 1,
+    }
     list(open_run(dataclasses.replace(recipe, **free), tmp_path / "run", resume=True).train())
 
 
@@ -178,7 +187,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(unbroken: tuple[Recipe, Path
 def test_a_run_goes_on_from_an_earlier_checkpoint(unbroken: tuple[Recipe, Path], tmp_path: Path):
     """Also from one of an earlier stage; the log is cut back to it, and what comes after is the same again."""
     recipe, expected = unbroken
-    kept = dataclasses.replace(recipe, checkpoint_every=2, keep=9)
+    kept = dataclasses.replace(recipe, checkpoint_every=2, keep_checkpoints=9)
     kill(open_run(kept, tmp_path / "run"), 8)
     every = saved(tmp_path / "run")
     assert len(every) >= 3
@@ -199,7 +208,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path):
 
 
 def test_checkpoints_that_are_kept_outlive_the_run(tmp_path: Path):
-    recipe = dataclasses.replace(TINY, method="lsd", checkpoint_every=2, keep_every=4)
+    recipe = dataclasses.replace(TINY, method="lsd", checkpoint_every=2, keep_checkpoints_every=4)
     list(open_run(recipe, tmp_path / "run").train())
     assert saved(tmp_path / "run") == ["map-00000004", "map-00000008"]
 
@@ -230,8 +239,8 @@ def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
 
 def test_a_stored_average_is_there_before_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run that is killed between the two goes on from the checkpoint, and takes no step before it again."""
-    settings = replace(TINY.optimiser, widths=(0.1,))
-    recipe = replace(TINY, method="lsd", optimiser=settings, checkpoint_every=3, snapshot_every=3)
+    settings = replace(TINY.optimiser, ema_widths=(0.1,))
+    recipe = replace(TINY, method="lsd", optimiser=settings, checkpoint_every=3, store_averages_every=3)
     seen, save = [], checkpoints.save
 
     def saved_after(folder: Path, name: str, *given: Any, **kept: Any) -> Path:

@@ -206,13 +206,13 @@ def test_conditions_may_be_a_tree():
 
 def test_the_steps_of_a_trainer_are_those_of_fit(tmp_path: Path):
     """The loop body sees the map with its EMA, which is not the trained weights; and nothing of that shows later."""
-    fitted = fm.fit(objective(), ROWS, steps=6, batch=17, seed=3, rate=0.02, ema=0.5, say=quiet)
+    fitted = fm.fit(objective(), ROWS, steps=6, batch=17, seed=3, learning_rate=0.02, ema_decay=0.5, say=quiet)
     trainer = Trainer(
         made := objective(),
         ROWS,
         tmp_path,
         steps=6,
-        optimiser=Optimiser(batch=17, rate=0.02, decay="constant", ema=0.5),
+        optimiser=Optimiser(batch=17, learning_rate=0.02, decay="constant", ema_decay=0.5),
         settings=Settings(seed=3),
     )
     numbers = []

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmaps.training.guards import MAX_UNREAD_NORMS, MEMORY, SPIKE, Guard, Request, lock, signals, worst
+from flowmaps.training.guards import MAX_UNREAD_NORMS, MEMORY, SPIKE, Fault, Guard, Request, clearest, lock, signals
 
 NAN, INF = math.nan, math.inf
 
@@ -202,7 +202,7 @@ def test_whoever_holds_a_folder_without_a_name_is_unknown(tmp_path: Path):
 
 
 def test_the_clause_that_says_most_is_said():
-    plain, rows = "the loss is finite in every row, the gradient of the weights is not", "diagonal, 1 of 9 rows, s 0-1"
-    assert worst([plain]) == plain
-    assert worst([plain, rows]) == rows
-    assert worst([rows, plain, rows.replace("9", "8")]) == rows
+    plain, rows = Fault("the gradient of the weights is not finite"), Fault("diagonal, 1 of 9 rows, s 0-1", 1)
+    assert clearest([plain]) == plain
+    assert clearest([plain, rows]) == rows
+    assert clearest([rows, plain, Fault("diagonal, 5 of 9 rows, s 0-1", 5)]) == rows

@@ -88,7 +88,7 @@ def test_averages_follow_their_formula():
 
 
 def test_an_average_without_memory_is_the_parameters():
-    settings = dataclasses.replace(SETTINGS, ema=0.0)
+    settings = dataclasses.replace(SETTINGS, ema_decay=0.0)
     state = begin(objective(), settings)
     for _ in train(state, Board(), settings, steps=3):
         assert equal(state.averages.main, values(state))
@@ -96,7 +96,7 @@ def test_an_average_without_memory_is_the_parameters():
 
 def test_steps_report_the_rate_that_was_used():
     """Adam's first step moves each weight by the rate, whatever the gradient."""
-    settings = Optimiser(batch=17, rate=1e-3, warmup=1)
+    settings = Optimiser(batch=17, learning_rate=1e-3, warmup=1)
     state = begin(objective(), settings)
     before = values(state)
     step = next(train(state, Board(), settings, steps=10))
@@ -142,7 +142,7 @@ def test_steps_are_counted_and_the_loss_is_the_objectives():
 
 
 def test_training_lowers_the_loss():
-    settings = Optimiser(batch=256, rate=5e-3, warmup=5)
+    settings = Optimiser(batch=256, learning_rate=5e-3, warmup=5)
     losses = [float(step.loss.value) for step in train(begin(objective(), settings), Board(), settings, steps=80)]
     assert sum(losses[-10:]) < 0.92 * sum(losses[:10])
 
@@ -150,7 +150,7 @@ def test_training_lowers_the_loss():
 def test_a_budget_ends_training_and_drives_the_rate(monkeypatch: pytest.MonkeyPatch):
     clock = itertools.count()  # a second each time it is read: once at the start, once a step
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
-    settings = dataclasses.replace(SETTINGS, warmup=0, floor=0.0)
+    settings = dataclasses.replace(SETTINGS, warmup=0, final_rate_scale=0.0)
     steps = list(train(begin(objective(), settings), Board(), settings, steps=1000, budget=8.0))
     assert len(steps) == 7
     assert [step.progress for step in steps] == pytest.approx([k / 8 for k in range(1, 8)])
@@ -187,7 +187,7 @@ def test_a_state_of_another_network_is_refused():
 
 def test_all_of_a_state_comes_back():
     """Weights, averages of each kind, moments, what the guard has counted: the rest is the same to the bit."""
-    settings = dataclasses.replace(SETTINGS, emas=(0.5,), widths=(0.1,))
+    settings = dataclasses.replace(SETTINGS, ema_decays=(0.5,), ema_widths=(0.1,))
     whole = begin(objective(), settings)
     for step in train(whole, Board(), settings, steps=6):
         if step.number == 3:
@@ -239,7 +239,7 @@ def test_moments_come_back_laid_out_as_their_parameters():
 
 def test_float16_agrees_with_float32_to_its_precision():
     """Networks compute in it, weights stay as they are; the scale of the loss is taken out of gradients and norms."""
-    settings = dataclasses.replace(SETTINGS, rate=1e-3, clip=1e9)
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e-3, clip=1e9)
     runs = {}
     for precision in (torch.float32, torch.float16):
         state = begin(objective(), settings, precision=precision)

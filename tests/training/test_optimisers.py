@@ -21,7 +21,7 @@ from flowmaps.training.optimisers import build, moments, remember, schedule, ski
 
 KINDS = ("adam", "adamw", "radam", "muon")
 DECAYING = KINDS[1:]
-STRONG = dataclasses.replace(SETTINGS, rate=0.03, beta2=0.95)
+STRONG = dataclasses.replace(SETTINGS, learning_rate=0.03, beta2=0.95)
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -172,20 +172,20 @@ def test_a_step_can_be_left_out_on_its_device_by_fused_kinds_alone():
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    settings = Optimiser(rate=0.3, warmup=4, floor=0.1)
+    settings = Optimiser(learning_rate=0.3, warmup=4, final_rate_scale=0.1)
     assert [schedule(settings, k, 0.0) for k in range(6)] == pytest.approx([0.075, 0.15, 0.225, 0.3, 0.3, 0.3])
     assert schedule(settings, 99, 1.0) == pytest.approx(0.03)
     assert schedule(settings, 99, 0.5) == pytest.approx(0.3 * 0.55)
     rates = [schedule(settings, 99, p / 20) for p in range(21)]
     assert rates == sorted(rates, reverse=True)
     assert schedule(settings, 1, 1.5) == pytest.approx(0.5 * 0.03)
-    assert schedule(Optimiser(rate=0.3, warmup=0), 0, 0.0) == pytest.approx(0.3)
+    assert schedule(Optimiser(learning_rate=0.3, warmup=0), 0, 0.0) == pytest.approx(0.3)
 
 
 def test_the_rate_falls_linearly_or_not_at_all():
-    linear = Optimiser(rate=0.3, warmup=4, floor=0.1, decay="linear")
+    linear = Optimiser(learning_rate=0.3, warmup=4, final_rate_scale=0.1, decay="linear")
     assert [schedule(linear, 99, p / 4) for p in range(5)] == pytest.approx([0.3, 0.2325, 0.165, 0.0975, 0.03])
     assert schedule(linear, 1, 0.5) == pytest.approx(0.5 * 0.165)
-    constant = Optimiser(rate=0.3, warmup=4, floor=0.1, decay="constant")
+    constant = Optimiser(learning_rate=0.3, warmup=4, final_rate_scale=0.1, decay="constant")
     assert [schedule(constant, 99, p / 4) for p in range(6)] == pytest.approx([0.3] * 6)
     assert schedule(constant, 1, 0.9) == pytest.approx(0.15)

@@ -237,7 +237,7 @@ def test_files_that_are_spoilt(spoil: Callable[[Path], None], words: str, tmp_pa
             "teacher",
             0.07,
             None,
-            "has no stored averages of the stage 'teacher': train with --optimiser.widths 0.05 0.1",
+            "has no stored averages of the stage 'teacher': train with --optimiser.ema-widths 0.05 0.1",
         ),
         ("map", 0.3, None, "a relative width is more than 0 and at most 0.288675 (the mean of all steps), got 0.3"),
         ("map", 0.07, 21, "averages is of step 20, got step 21: ask for one up to 20."),

@@ -22,7 +22,7 @@ from flowmaps.nn import MLP
 from flowmaps.objectives import Objective, Sum
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.storage import checkpoints
-from flowmaps.training.guards import blame
+from flowmaps.training.guards import find_fault
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
 from flowmaps.training.trainer import CHECKPOINTS
@@ -83,7 +83,7 @@ def test_a_step_without_a_finite_gradient_leaves_all_as_it_was(kind: str, waits:
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_host_and_device_leave_out_the_same_steps(kind: str):
     """The device does without the host: the two trainings are one, to the bit, also where the first step is bad."""
-    settings = dataclasses.replace(SETTINGS, kind=kind, weight_decay=0.1 * (kind == "adamw"), widths=(0.1,))
+    settings = dataclasses.replace(SETTINGS, kind=kind, weight_decay=0.1 * (kind == "adamw"), ema_widths=(0.1,))
     host, device = (trained(settings, (1, 5, 6), waits=waits)[0] for waits in (True, False))
     ours, theirs = host.tensors(), device.tensors()
     assert ours.keys() == theirs.keys()
@@ -185,7 +185,7 @@ def test_a_row_of_bad_data_is_blamed_on_its_term(row: int, term: str):
     loss = methods.lsd(flow_map())
     draw = draw_of(loss)
     draw.x1[row, 1] = math.nan
-    assert blame(loss.evaluate, draw) == f"{term}, {region(draw, torch.arange(ROWS) == row)}"
+    assert find_fault(loss.evaluate, draw) == (f"{term}, {region(draw, torch.arange(ROWS) == row)}", 1)
 
 
 def test_the_term_of_a_sum_is_blamed_where_it_is_bad():
@@ -199,7 +199,7 @@ def test_the_term_of_a_sum_is_blamed_where_it_is_bad():
     draw = draw_of(loss)
     bad = draw.t > 0.6
     assert 1 < int(bad.sum()) < ROWS
-    assert blame(loss.evaluate, draw) == f"lagrangian, {region(draw, bad)}"
+    assert find_fault(loss.evaluate, draw) == (f"lagrangian, {region(draw, bad)}", int(bad.sum()))
 
 
 class Root(Weight):
@@ -215,7 +215,7 @@ def test_a_gradient_alone_that_is_bad_is_blamed_on_its_rows():
     bad = draw.t > 0.5
     assert 1 < int(bad.sum()) < ROWS
     assert bool(loss.evaluate(draw).value.isfinite())
-    assert blame(loss.evaluate, draw) == f"the gradient of lagrangian, {region(draw, bad)}"
+    assert find_fault(loss.evaluate, draw) == (f"the gradient of lagrangian, {region(draw, bad)}", int(bad.sum()))
 
 
 class Offset(nn.Module):
@@ -235,22 +235,22 @@ def test_where_no_row_is_at_fault_it_is_said():
     loss.evaluate(draw).value.backward()
     assert not all(bool(p.grad.isfinite().all()) for p in loss.parameters() if p.grad is not None)
     said = "the loss is finite in every row, the gradient of the weights is not"
-    assert blame(loss.evaluate, draw) == said
-    assert blame(objective().evaluate, draw_of(objective())) == said  # gone by the time one looks
+    assert find_fault(loss.evaluate, draw) == (said, 0)
+    assert find_fault(objective().evaluate, draw_of(objective())) == (said, 0)  # gone by the time one looks
 
 
 def test_looking_for_it_changes_nothing():
     loss = methods.lsd(flow_map())
     draw = draw_of(loss)
     with torch.no_grad():
-        blame(loss.evaluate, draw)
+        find_fault(loss.evaluate, draw)
     assert not draw.x0.requires_grad
     assert all(p.grad is None for p in loss.parameters())
 
 
 # runs ----------------------------------------------------------------------------------------------------------------
 
-RUN = dataclasses.replace(TINY, method="lsd", log_every=1, patience=3)
+RUN = dataclasses.replace(TINY, method="lsd", log_every=1, max_skipped_steps=3)
 
 
 def test_a_run_goes_on_after_fewer_bad_steps_than_its_patience(tmp_path: Path):
@@ -273,8 +273,9 @@ def test_a_run_ends_when_its_patience_does(tmp_path: Path):
     words = str(ended.value)
     assert re.match(
         r"the gradient was not finite for 3 steps in a row, which were skipped, up to step 7 of stage map: "
-        r"diagonal, 1 of 17 rows, s [\d.]+-[\d.]+, t [\d.]+-[\d.]+\. Look at the data, lower --optimiser.rate or "
-        r"--optimiser.clip. The last checkpoint, map-\d+, is intact: go on with the same command and --resume.$",
+        r"diagonal, 1 of 17 rows, s [\d.]+-[\d.]+, t [\d.]+-[\d.]+\. Look at the data, lower "
+        r"--optimiser.learning-rate or --optimiser.clip. "
+        r"The last checkpoint, map-\d+, is intact: go on with the same command and --resume.$",
         words,
     )
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -299,8 +300,8 @@ def test_steps_in_a_row_are_counted_over_an_interruption(tmp_path: Path):
 
 def test_weights_that_have_gone_bad_are_not_saved(tmp_path: Path):
     """Whatever made them so: the checkpoint before stays the last."""
-    run = open_run(dataclasses.replace(RUN, patience=20), tmp_path / "run")
-    said = r"training state is not finite at step 6 of stage map .*lower --optimiser.rate .*map-00000003, is intact"
+    run = open_run(dataclasses.replace(RUN, max_skipped_steps=20), tmp_path / "run")
+    said = r"training state is not finite at step 6 of stage map .*--optimiser.learning-rate .*map-00000003, is intact"
     steps = run.train()
     for _ in range(4):
         next(steps)

@@ -32,7 +32,7 @@ RECIPE = dataclasses.replace(
     show_every=0,
     log_every=2,
     checkpoint_every=2,
-    keep=9,
+    keep_checkpoints=9,
     compile=False,
     device="cpu",
 )

@@ -1,13 +1,12 @@
 """The command line: `flowmaps train | sample | evaluate | average | compare`.
 
-Every error that a user can cause ends in one line on standard error and exit code 2.
+Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
+option is unknown, is missing, or has a value of another type.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,8 @@ import tyro
 
 from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
-from ..system.processes import LOST, Lost, first_line, is_lost, together
-from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train
+from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
+from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
 
 T = TypeVar("T")
@@ -49,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (ValueError, OSError, RuntimeError) as error:
         if is_lost(error):
-            error = Lost(f"{LOST} ({first_line(error)}).")
+            error = LostProcess(f"{LOST} ({first_line(error)}).")
         elif isinstance(error, RuntimeError):
             raise
-        if FIRST or isinstance(error, Lost) or (together() and not getattr(error, "told", False)):  # nobody else will
+        by_all = isinstance(error.__cause__, RaisedByAll)
+        if FIRST or isinstance(error, LostProcess) or (together() and not by_all):  # no other process reports it
             print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -87,39 +87,9 @@ def _choose(what: str, name: str, among: Mapping[str, T]) -> T:
 
 
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
-    """Parse options with tyro, its box of an error folded into one line."""
-    caught = io.StringIO()
-    options = {"prog": f"{PROGRAM} {program}", "args": words}
-    try:
-        with contextlib.redirect_stderr(caught):
-            return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        raise ValueError(f"{_fold(caught.getvalue())} (see {PROGRAM} {program} --help)") from None
-
-
-def _fold(box: str) -> str:
-    """One line from the box of an error of tyro's: its first section, and the options that the others name.
-
-    A box has a title, then sections between rules; where the terminal is not of Unicode it is drawn without borders.
-    """
-    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in [line for line in lines if line][1:]:
-        if line.strip("─-"):
-            sections[-1].append(line)
-        else:
-            sections.append([])
-    first, *others = [section for section in sections if section] or [lines]
-    text = " ".join(first)
-    for section in others:
-        named = [line for line in section if line.startswith("--")]
-        if named and section[0].startswith("Argument helptext"):
-            text += f"; it takes {named[0]}"
-        elif named:
-            text += f"; did you mean {' or '.join(line.split()[0] for line in named)}?"
-    return text
+    """Parse options; of several processes the first one prints help and errors."""
+    options = {"prog": f"{PROGRAM} {program}", "args": words, "console_outputs": FIRST}
+    return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
 
 
 def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:
@@ -134,10 +104,10 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 
 def _train(words: list[str]) -> None:
-    recipe, rest, program = _with_recipe("train", words)
-    options = ImageOptions(**vars(recipe)) if isinstance(recipe, ImageRecipe) else recipe
+    usual, rest, program = _with_recipe("train", words)
+    options = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
     given = _parse(Train, rest, program, Train(recipe=options))
-    recipe = type(recipe)(**vars(given.recipe))
+    recipe = type(usual)(**vars(given.recipe))
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
@@ -147,19 +117,8 @@ def _train(words: list[str]) -> None:
     if given.check or given.out is None:
         return commands.check(recipe, given.out)
     how = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
-    commands.train(recipe, given.out, **how, again=_again(words))
-
-
-def _again(words: list[str]) -> str:
-    """The command that goes on with a run which these words began."""
-    kept, left = list[str](), iter(words)
-    for word in left:
-        option, _, value = word.replace("_", "-").partition("=")
-        if option in ("--resume-from", "--minutes"):
-            _ = value or next(left, None)
-        elif option not in ("--resume", "--no-resume"):
-            kept.append(word)
-    return shlex.join([PROGRAM, "train", *kept, "--resume"])
+    again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
+    commands.train(recipe, given.out, **how, again=shlex.join(again))
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
@@ -182,8 +141,10 @@ def _compare(words: list[str]) -> None:
     if isinstance(recipe, ImageRecipe):
         raise ValueError(f"compare takes recipes of points, got {recipe.name}: train each method, then evaluate it.")
     given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
-    if given.recipe.optimiser.emas or given.recipe.optimiser.widths:
-        raise ValueError("compare keeps one average of the weights: leave out --optimiser.emas and --optimiser.widths.")
+    if given.recipe.optimiser.ema_decays or given.recipe.optimiser.ema_widths:
+        raise ValueError(
+            "compare keeps one average of the weights: leave out --optimiser.ema-decays and --optimiser.ema-widths."
+        )
     from . import compare
 
     methods = tuple(METHODS) if given.methods == ("all",) else given.methods

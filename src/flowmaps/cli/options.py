@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from ..runs.recipes import ImageRecipe, Network, Recipe
+from ..training import settings
 
 T = TypeVar("T")
 Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]
@@ -79,9 +80,9 @@ class Average:
     out: Path
     """Folder of the new one; it must not exist."""
     width: float | None = None
-    """Relative width of a power-function average, for a run trained with --optimiser.widths."""
+    """Relative width of a power-function average, for a run trained with --optimiser.ema-widths."""
     decay: float | None = None
-    """Decay of one of the averages that the run was trained with, --optimiser.emas."""
+    """Decay of one of the averages that the run was trained with, --optimiser.ema-decays."""
     step: int | None = None
     """With --width: average the steps up to this one; all of them unless given."""
     stage: str = "map"
@@ -101,15 +102,15 @@ class Compared(Recipe):
 
     name: Unused[str]
     method: Unused[str] = Recipe.method
-    shard: Unused[bool] = Recipe.shard
+    fsdp: Unused[bool] = Recipe.fsdp
     checkpoint_every: Unused[int] = Recipe.checkpoint_every
-    keep: Unused[int] = Recipe.keep
-    keep_every: Unused[int] = Recipe.keep_every
-    snapshot_every: Unused[int] = Recipe.snapshot_every
+    keep_checkpoints: Unused[int] = Recipe.keep_checkpoints
+    keep_checkpoints_every: Unused[int] = Recipe.keep_checkpoints_every
+    store_averages_every: Unused[int] = Recipe.store_averages_every
     show_every: Unused[int] = Recipe.show_every
     log_every: Unused[int] = Recipe.log_every
     track: Unused[tuple[Literal["tensorboard", "wandb", "trackio"], ...]] = Recipe.track
-    patience: Unused[int] = Recipe.patience
+    max_skipped_steps: Unused[int] = Recipe.max_skipped_steps
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,18 @@ class Compare:
     """Seconds of training for each method, its teacher included."""
     resume: bool = False
     """Go on in the folder of an interrupted comparison, or with more methods."""
+
+
+def changed_options(recipe: Recipe, usual: Recipe) -> list[str]:
+    """The words on a command line that make a recipe of its usual form: the options whose values differ."""
+    words = list[str]()
+    before = {name: value for name, value, _ in settings.options(usual)}
+    for name, value, _ in settings.options(recipe):
+        group, dot, field = name.rpartition(".")
+        if value == before[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--{group}{dot}no-{field}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

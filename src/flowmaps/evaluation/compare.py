@@ -109,7 +109,7 @@ class Comparison:
             self._write()
             yield method, samples
         if not any("kl" in row or "energy" in row for row in self.rows if row["sampler"] == "map"):
-            raise ValueError("every method diverged: lower --optimiser.rate.")
+            raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
     def _train_and_measure(
         self, plan: Plan, ref: Reference | None, watch: Watch, notify: Notify

@@ -110,7 +110,7 @@ def _image_reference(
     assert isinstance(settings, ImageEvaluation)
     cond = None if source.classes is None else torch.arange(len(x0)) % source.classes
     features = open_features(settings.features)
-    pixels = source.pixels[spread(len(source.pixels), settings.reference or len(source.pixels))]
+    pixels = source.pixels[spread(len(source.pixels), settings.reference_images or len(source.pixels))]
     device = torch.device(device)
     options = {"batch": _feature_batch(device), "device": device, "watch": watch}
     real = real_images.reference(features, pixels, keep=settings.points, **options)

@@ -63,7 +63,7 @@ def metrics_rows(
     of_map = (_steps(flow_map, steps, samplers(steps), inputs, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         progress = partial(watch, title)
-        samples = sample(sampler, start, chunk=settings.chunk, device=device, progress=progress, warm_up=True)
+        samples = sample(sampler, start, chunk=settings.batch, device=device, progress=progress, warm_up=True)
         figures, ref = measure(
             samples,
             source,
@@ -80,11 +80,11 @@ def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) 
     """A solver of the teacher's ODE: its title, the first entries of its row, its sampler, and what it starts from."""
     row: Row = {"sampler": "teacher", "solver": solver}
     if solver in ADAPTIVE:
-        row |= {"tolerance": settings.tolerance}
-        sampler = ode_sampler(velocity, method=solver, rtol=settings.tolerance, atol=settings.tolerance)
+        row |= {"tolerance": settings.solver_tolerance}
+        sampler = ode_sampler(velocity, method=solver, rtol=settings.solver_tolerance, atol=settings.solver_tolerance)
     else:
-        row |= {"steps": settings.euler}
-        sampler = ode_sampler(velocity, method=solver, steps=settings.euler)
+        row |= {"steps": settings.solver_steps}
+        sampler = ode_sampler(velocity, method=solver, steps=settings.solver_steps)
     return f"teacher, {solver}", row, sampler, inputs
 
 

@@ -221,7 +221,7 @@ class RunSampler:
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
         sampler, inputs = map_sampler(self.flow_map, how, inputs, seed)
-        progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.chunk
+        progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.batch
         return sample(sampler, inputs, chunk=chunk, device=self.device, progress=progress).x, labels
 
 

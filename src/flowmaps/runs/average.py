@@ -91,12 +91,14 @@ def _reconstructed(
     if error > MAX_ERROR:
         raise ValueError(
             f"the snapshots do not give this average (relative error {error:.2g}): take another --width, or for --step "
-            "one at which there is a snapshot; or train with more --optimiser.widths or a smaller --snapshot-every."
+            "one at which there is a snapshot; or train with more --optimiser.ema-widths or a smaller "
+            "--store-averages-every."
         )
     if error > LARGE_ERROR:
         warn(
             f"the snapshots give this average with a relative error of {error:.2g}, which is large: take another "
-            "--width or --step, or train with more --optimiser.widths or a smaller --snapshot-every."
+            "--width or --step, or train with more --optimiser.ema-widths or a smaller "
+            "--store-averages-every."
         )
     about = {"width": average.width, "step": average.step, "error": round(error, 6)}
     return reconstruct.reconstruct(*profile), about
@@ -104,15 +106,15 @@ def _reconstructed(
 
 def _read_decay(run: RunFolder, stage: str, decay: float) -> dict[str, Tensor]:
     """The average of a decay by the names of its parameters."""
-    if decay == run.recipe.optimiser.ema:
+    if decay == run.recipe.optimiser.ema_decay:
         raise ValueError(f"the average of the decay {decay:g} is the map of {run.path} itself: take that.")
     path = run.path / averages.FOLDER / f"{stage}-decay-{decay:g}.safetensors"
     if not path.is_file():
         found = sorted(p.stem.rpartition("-")[2] for p in path.parent.glob(f"{stage}-decay-*.safetensors"))
         there = f"of the decays {', '.join(found)[:200]}" if found else "of no decay"
         raise ValueError(
-            f"{path.parent} has averages {there} of the stage {stage}, got {decay:g}: train with --optimiser.emas "
-            f"{decay:g}."
+            f"{path.parent} has averages {there} of the stage {stage}, got {decay:g}: train with "
+            f"--optimiser.ema-decays {decay:g}."
         )
     return models.load_tensors(path)[0]
 

@@ -28,9 +28,9 @@ from . import plan as plans
 from . import recipes
 from .recipes import ImageRecipe, Recipe
 
-RESUMABLE = ("device", "compile", "shard", "log_every", "checkpoint_every", "keep", "keep_every", "snapshot_every",
-             "show_every", "track", "patience", "checkpointing", "evaluation", "optimiser.accumulate", "steps",
-             "teacher_steps")  # fmt: skip
+RESUMABLE = ("device", "compile", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints", "keep_checkpoints_every",
+             "store_averages_every", "show_every", "track", "max_skipped_steps", "activation_checkpointing",
+             "evaluation", "optimiser.accumulate", "steps", "teacher_steps")  # fmt: skip
 """Options that may differ on resuming; of numbers of steps the engine sees to it."""
 
 
@@ -221,7 +221,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what only a run in training needs, of one that was killed as it ended."""
         last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:]]
-        checkpoints.clear(self.checkpoints, self.recipe.keep_every, last)
+        checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
         (self.path / LOCK).unlink(missing_ok=True)
 
 
@@ -254,7 +254,7 @@ def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as options, `optimiser.rate` and the like."""
+    """The fields of a recipe as options, `optimiser.learning_rate` and the like."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(recipe).items():
         flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}

@@ -25,7 +25,7 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> Flow
         raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")
     net = _new_network(recipe, shape, {"classes": classes, "guidance": len(recipe.guidance) == 2})
     if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
-        net.checkpointing = recipe.checkpointing
+        net.checkpointing = recipe.activation_checkpointing
     return METHODS[recipe.method].flow_map(net)
 
 

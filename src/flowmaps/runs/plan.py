@@ -210,20 +210,20 @@ def _choices(recipe: Recipe, path: Interpolant) -> Choices:
     learned = Learned() if recipe.learned_weight else None
     return Choices(
         interpolant=path,
-        pairs=Mixture(FromBase(), pairs, recipe.from_base) if recipe.from_base else pairs,
-        velocity_times=TowardsData(Diagonal(), recipe.late),
+        pairs=Mixture(FromBase(), pairs, recipe.from_noise_share) if recipe.from_noise_share else pairs,
+        velocity_times=TowardsData(Diagonal(), recipe.velocity_time_power),
         strip=Strip(STRIP_WIDTH if images else Anneal(STRIP_WIDTH, 1.0, 0.5)),
         weight=learned,
-        residual_weight=Adaptive(recipe.adaptive, 1e-2) if recipe.adaptive and not learned else learned,
+        residual_weight=Adaptive(recipe.adaptive_power, 1e-2) if recipe.adaptive_power and not learned else learned,
         mean_weight=learned or (None if images else Constant()),
-        stop=Stop(recipe.stop),
+        stop=Stop(recipe.stop_gradient),
     )
 
 
 def _map_optimiser(recipe: Recipe, method: Method) -> Optimiser:
-    share = recipe.careful if method.lower_rate else 1.0
-    share *= recipe.map_rate if method.distils else 1.0
-    return replace(recipe.optimiser, rate=share * recipe.optimiser.rate)
+    share = recipe.unstable_rate_scale if method.lower_rate else 1.0
+    share *= recipe.map_rate_scale if method.distils else 1.0
+    return replace(recipe.optimiser, learning_rate=share * recipe.optimiser.learning_rate)
 
 
 def _of_map(recipe: Recipe, method: Method, path: Interpolant) -> Build:

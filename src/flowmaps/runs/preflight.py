@@ -67,7 +67,7 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
         ValueError: it cannot run.
     """
     plan = resolve(recipe)
-    engine = start(recipe.device, shard=recipe.shard)
+    engine = start(recipe.device, shard=recipe.fsdp)
     on_first(lambda: resolve(recipe, ranks()) and None)
     trackers.check(recipe.track)
     if folder is not None:
@@ -100,7 +100,7 @@ def _above(folder: Path) -> Path:
 
 def averages(recipe: Recipe) -> int:
     """How many moving averages a run keeps of its weights."""
-    return 1 + len(recipe.optimiser.emas) + len(recipe.optimiser.widths)
+    return 1 + len(recipe.optimiser.ema_decays) + len(recipe.optimiser.ema_widths)
 
 
 def _check_size(recipe: Recipe, source: Source, engine: Engine) -> None:
@@ -111,7 +111,7 @@ def _check_size(recipe: Recipe, source: Source, engine: Engine) -> None:
     if have is not None and need > have and not engine.shard:
         raise ValueError(
             f"the network has {weights:,} weights, which with gradients, moments and averages take {_bytes(need)}, "
-            f"{engine.device} has {_bytes(have)}: take a smaller network, or several processes with --shard."
+            f"{engine.device} has {_bytes(have)}: take a smaller network, or several processes with --fsdp."
         )
 
 
@@ -162,7 +162,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
-            "a smaller network, or --checkpointing for images."
+            "a smaller network, or --activation-checkpointing for images."
         ) from None
     if bad := [f"the {what} of stage {stage.name} is {x}" for what, x in found.items() if not math.isfinite(x)]:
         raise ValueError(
@@ -233,9 +233,13 @@ def _count(tensors: Iterable[torch.Tensor]) -> int:
 def _plan(plan: Plan, source: Source, device: torch.device, sizes: list[Size]) -> list[str]:
     recipe, o = plan.recipe, plan.recipe.optimiser
     classes = "no classes" if source.classes is None else f"{source.classes} classes"
-    kept = ", ".join(f"{decay:g}" for decay in (o.ema, *o.emas))
-    widths = f", and power functions of width {', '.join(f'{width:g}' for width in o.widths)}" if o.widths else ""
-    often = f", and each at a multiple of {recipe.keep_every:,} steps" if recipe.keep_every else ""
+    kept = ", ".join(f"{decay:g}" for decay in (o.ema_decay, *o.ema_decays))
+    widths = (
+        f", and power functions of width {', '.join(f'{width:g}' for width in o.ema_widths)}" if o.ema_widths else ""
+    )
+    often = (
+        f", and each at a multiple of {recipe.keep_checkpoints_every:,} steps" if recipe.keep_checkpoints_every else ""
+    )
     size = max(size.checkpoint(recipe) for size in sizes)
     name = "cpu" if device.type == "cpu" else str(device)
     compiled = "compiled" if plan.compiles(device) and can_compile() else "not compiled"
@@ -246,7 +250,8 @@ def _plan(plan: Plan, source: Source, device: torch.device, sizes: list[Size]) -
         "weights": f"{sizes[-1].weights:,}",
         "step": f"{o.kind}, {_parts(recipe)}",
         "averages": f"decay {kept}{widths}",
-        "checkpoint": f"{_bytes(size)}, every {recipe.checkpoint_every:,} steps; the last {recipe.keep} kept{often}",
+        "checkpoint": f"{_bytes(size)}, every {recipe.checkpoint_every:,} steps; "
+        f"the last {recipe.keep_checkpoints} kept{often}",
         "device": f"{name}, {recipe.precision}, {compiled}",
     }
     return [f"{about:<11}{said}" for about, said in lines.items()]
@@ -271,12 +276,12 @@ def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[S
     if recipe.compile and not can_compile():
         lines.append("warning: no C++ compiler found, so that nothing is compiled: half the speed.")
     if engine.shard and ranks() == 1:
-        lines.append("warning: --shard shares out among processes, of which there is one here: see accelerate launch.")
+        lines.append("warning: --fsdp shares out among processes, of which there is one here: see accelerate launch.")
     need, free = _disk(recipe, sizes), shutil.disk_usage(_above(folder or Path())).free
     if need > free:
         lines.append(
             f"warning: checkpoints and averages take up to {_bytes(need)}, and {_bytes(free)} are free there: lower "
-            "--keep, raise --keep-every or --snapshot-every, or choose another --out."
+            "--keep-checkpoints, raise --keep-checkpoints-every or --store-averages-every, or choose another --out."
         )
     return lines
 
@@ -284,11 +289,13 @@ def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[S
 def _disk(recipe: Recipe, sizes: list[Size]) -> int:
     """Bytes that a run may take: the checkpoints that are kept and one in writing, averages, maps of stages."""
     widest = max(size.checkpoint(recipe) for size in sizes)
-    total = (recipe.keep + 1) * widest
+    total = (recipe.keep_checkpoints + 1) * widest
     for size in sizes:
-        total += size.checkpoint(recipe) * (size.stage.steps // recipe.keep_every if recipe.keep_every else 0)
-        snapshots = (size.stage.steps // recipe.snapshot_every + 1) * len(recipe.optimiser.widths)
-        total += BYTES * (size.trained * (snapshots + len(recipe.optimiser.emas)) + size.weights)
+        total += size.checkpoint(recipe) * (
+            size.stage.steps // recipe.keep_checkpoints_every if recipe.keep_checkpoints_every else 0
+        )
+        snapshots = (size.stage.steps // recipe.store_averages_every + 1) * len(recipe.optimiser.ema_widths)
+        total += BYTES * (size.trained * (snapshots + len(recipe.optimiser.ema_decays)) + size.weights)
     return total
 
 

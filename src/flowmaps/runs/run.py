@@ -68,7 +68,7 @@ class Run:
                 nothing to resume.
         """
         resolve(recipe)
-        engine = start(recipe.device, shard=recipe.shard)
+        engine = start(recipe.device, shard=recipe.fsdp)
         on_first(lambda: resolve(recipe, processes=ranks()) and None)
         resume = resume or resume_from is not None
         if not resume:
@@ -246,7 +246,8 @@ class Run:
             yield flow_map
 
 
-_SHARED = ("checkpoint_every", "keep", "keep_every", "snapshot_every", "log_every", "patience", "track")
+_SHARED = ("checkpoint_every", "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every",
+           "max_skipped_steps", "track")  # fmt: skip
 """Settings of the engine that are fields of a recipe."""
 
 

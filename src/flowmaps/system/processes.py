@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -14,16 +15,17 @@ import torch.distributed as dist
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 """How long a process waits for another that works: one fetches data for all. That one has ended is known at once."""
-BROKEN = ("connection closed", "connection reset", "socket closed", "broken pipe", "connection refused",
-          "timed out waiting", "nccl communicator was aborted")  # fmt: skip
-"""What is said of a connection that broke, where the error has no class of its own."""
-
-
+HEALTH_CHECK = timedelta(seconds=20)
+"""How long a process that runs may take to answer another that asks whether it does."""
 LOST = "another process of the run has ended or cannot be reached"
 
 
-class Lost(ValueError):
-    """Another process has ended: there may be no first one to tell of it."""
+class LostProcess(ValueError):
+    """Another process has ended, perhaps the first one: each process that is left reports it."""
+
+
+class RaisedByAll(Exception):
+    """The cause of an error that all processes raise together: the first one reports it for all."""
 
 
 class _Told(NamedTuple):
@@ -119,8 +121,7 @@ def _try(fn: Callable[[], Any]) -> _Told:
 def _raise(every: list[_Told]) -> None:
     for told in every:
         if told.error is not None:
-            told.error.told = True  # type: ignore[attr-defined]  # to all, so that one speaks for all
-            raise told.error
+            raise told.error from RaisedByAll()
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
@@ -138,7 +139,23 @@ def first_line(error: BaseException) -> str:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error is that of a process which cannot reach another."""
-    said = str(error).lower()
-    network = isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
-    return launched() and isinstance(error, RuntimeError) and (network or any(words in said for words in BROKEN))
+    """Whether an error of this process comes of another process that has ended.
+
+    NCCL and the store of a launcher raise errors of their own for it. Gloo raises the RuntimeError that any mistake in
+    a step would raise, so that the other processes are asked whether they run.
+    """
+    if not launched() or not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, (dist.DistNetworkError, dist.DistBackendError)) or _has_ended()
+
+
+def _has_ended() -> bool:
+    """Whether another process has ended: its connections break at once, where one that is busy lets time run out."""
+    if not together() or not _talk:
+        return False
+    begun = time.monotonic()
+    try:
+        dist.monitored_barrier(_talk[1], timeout=HEALTH_CHECK)
+    except RuntimeError:
+        return time.monotonic() - begun < HEALTH_CHECK.total_seconds()
+    return False

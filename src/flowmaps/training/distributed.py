@@ -79,7 +79,7 @@ def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
         raise ValueError(f"--device {device} with several processes: each takes its own, give --device cuda.")
     for way in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
-            raise ValueError(f"accelerate is set to {way}, which is not for flowmaps: choose DDP, or FSDP2 (--shard).")
+            raise ValueError(f"accelerate is set to {way}, which is not for flowmaps: choose DDP, or FSDP2 (--fsdp).")
     from accelerate import PartialState
 
     own = PartialState(cpu=wanted.type == "cpu").device or wanted

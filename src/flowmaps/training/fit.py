@@ -19,7 +19,7 @@ from .trainer import Settings, Trainer
 
 REPORT_SECONDS = 10.0
 """Time between lines of progress."""
-DEFAULTS: dict[str, Any] = {"rate": 1e-3, "decay": "constant"}
+DEFAULTS: dict[str, Any] = {"learning_rate": 1e-3, "decay": "constant"}
 """Settings of the optimiser that differ from those of the recipes: a constant rate lets a training be made longer."""
 
 
@@ -33,7 +33,7 @@ def fit(
     checkpoint_every: int = 1_000,
     stop: Callable[[], bool] | None = None,
     device: str = "auto",
-    shard: bool = False,
+    fsdp: bool = False,
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> FlowMap:
@@ -49,7 +49,7 @@ def fit(
         checkpoint_every: steps between checkpoints.
         stop: asked after each step; once it is true a checkpoint is saved and the call returns.
         device: `cpu`, `cuda`, `mps` or `auto`.
-        shard: under a launcher of several processes, FSDP2 in the place of DDP.
+        fsdp: under a launcher of several processes, FSDP2 in the place of DDP.
         say: prints a line.
         settings: further fields of `flowmaps.training.Optimiser` and `flowmaps.training.Settings` by name, such as the
             learning rate, the decay of the EMA, gradient accumulation, `precision`, `compile`, `seed`, `track`.
@@ -70,7 +70,7 @@ def fit(
         steps=steps,
         optimiser=optimiser,
         settings=others,
-        engine=start(device, shard=shard),
+        engine=start(device, shard=fsdp),
         stop=stop or (lambda: False),
         say=say,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,6 @@ SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
 MAX_UNREAD_NORMS = 256  # that wait on their device
 INSISTS = 1.0  # seconds after which a second Ctrl-C is one
-NAMED = "rows,"  # in what is said of rows that are to blame
 LOCK = ".lock"
 
 
@@ -181,7 +180,14 @@ def _holder(path: Path) -> str:
         return "unknown"
 
 
-def blame(evaluate: Callable[[Any], Any], draw: Any) -> str:
+class Fault(NamedTuple):
+    """Where a loss or its gradient is not finite, in words, and in how many rows where rows are at fault."""
+
+    words: str
+    rows: int = 0
+
+
+def find_fault(evaluate: Callable[[Any], Any], draw: Any) -> Fault:
     """Where a loss or its gradient is not finite: the term, and the region of (s, t) of its rows.
 
     Args:
@@ -189,7 +195,7 @@ def blame(evaluate: Callable[[Any], Any], draw: Any) -> str:
         draw: a `RandomInputs`, as of the last step.
 
     Returns:
-        A clause such as "lagrangian, 3 of 64 rows, s 0.12-0.30, t 0.91-0.99".
+        Words such as "lagrangian, 3 of 64 rows, s 0.12-0.30, t 0.91-0.99", and the number of rows.
     """
     leaves = draw._replace(x0=draw.x0.detach().requires_grad_(), x1=draw.x1.detach().requires_grad_())
     with torch.enable_grad():
@@ -198,13 +204,13 @@ def blame(evaluate: Callable[[Any], Any], draw: Any) -> str:
     bad = {name: ~part.isfinite() for name, part in loss.parts.items()}
     found = [f"{name}, {_region(rows, draw)}" for name, rows in bad.items() if bool(rows.any())]
     if found:
-        return "; ".join(found)
+        return Fault("; ".join(found), max(int(rows.sum()) for rows in bad.values()))
     finite = [slope.flatten(1).isfinite().all(1) for slope in slopes if slope is not None]
     rows = ~torch.stack(finite).all(0) if finite else torch.zeros(len(draw.s), dtype=torch.bool)
     if not bool(rows.any()):
-        return "the loss is finite in every row, the gradient of the weights is not"
+        return Fault("the loss is finite in every row, the gradient of the weights is not")
     terms = [name for name, part in loss.parts.items() if bool((part[rows] != 0).any())]
-    return f"the gradient of {' + '.join(terms) or 'the loss'}, {_region(rows, draw)}"
+    return Fault(f"the gradient of {' + '.join(terms) or 'the loss'}, {_region(rows, draw)}", int(rows.sum()))
 
 
 def _region(rows: Tensor, draw: Any) -> str:
@@ -213,6 +219,6 @@ def _region(rows: Tensor, draw: Any) -> str:
     return f"{int(rows.sum())} of {len(rows)} rows, {span}"
 
 
-def worst(clauses: Sequence[str]) -> str:
-    """The clause that says most."""
-    return next((clause for clause in clauses if NAMED in clause), clauses[0])
+def clearest(faults: Sequence[Fault]) -> Fault:
+    """The first of several faults that names rows; the first of all where none does."""
+    return max(faults, key=lambda fault: fault.rows > 0)

@@ -21,7 +21,7 @@ from ..system.files import write_atomically
 from ..system.processes import all_of, first_line, mean, on_first, ranks
 from ..velocities import RandomInputs
 from .distributed import gathered
-from .guards import NAMED, blame, refuse_link, worst
+from .guards import Fault, clearest, find_fault, refuse_link
 from .loop import Step
 from .state import State
 
@@ -131,20 +131,20 @@ def check_patience(patience: int, stage: str, step: Step, state: State, left: Ca
     if state.guard.row < patience:
         return
     with gathered(state.module):
-        clauses = all_of(lambda: _blamed(state, step))
-    clause = worst(clauses)
-    where = f" (process {clauses.index(clause)} of {ranks()})" if ranks() > 1 and NAMED in clause else ""
+        faults = all_of(lambda: _find_fault(state, step))
+    fault = clearest(faults)
+    where = f" (process {faults.index(fault)} of {ranks()})" if ranks() > 1 and fault.rows else ""
     rather = "" if state.precision == torch.float32 else "take --precision float32, "
     raise ValueError(
         f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
-        f"{step.number} of stage {stage}: {clause}{where}. Look at the data, {rather}lower --optimiser.rate or "
-        f"--optimiser.clip. {left()}"
+        f"{step.number} of stage {stage}: {fault.words}{where}. Look at the data, {rather}lower "
+        f"--optimiser.learning-rate or --optimiser.clip. {left()}"
     )
 
 
-def _blamed(state: State, step: Step) -> str:
+def _find_fault(state: State, step: Step) -> Fault:
     """Where the last step was lost, looked for as it was taken: in its precision, part by part."""
-    device, clauses = step.draw.s.device, list[str]()
+    device, faults = step.draw.s.device, list[Fault]()
 
     def evaluate(draw: RandomInputs) -> Loss:
         with state.autocast(device):
@@ -152,10 +152,10 @@ def _blamed(state: State, step: Step) -> str:
 
     for part in state.parts(step.draw):
         try:
-            clauses.append(blame(evaluate, part))
+            faults.append(find_fault(evaluate, part))
         except RuntimeError as error:  # such as no memory left for it
-            clauses.append(f"where, could not be found out ({first_line(error)})")
-    return worst(clauses)
+            faults.append(Fault(f"where, could not be found out ({first_line(error)})"))
+    return clearest(faults)
 
 
 @functools.cache

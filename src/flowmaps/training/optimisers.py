@@ -24,33 +24,33 @@ RelativeWidth = Annotated[float, Interval(ge=MIN_WIDTH, le=MAX_WIDTH)]
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How a step is taken: the optimiser, warm-up and decay of its rate, clipping, moving averages of the weights."""
+    """Kind of the optimiser, batch, warm-up and decay of the learning rate, gradient clipping, EMAs of the weights."""
 
     kind: Literal["adam", "adamw", "radam", "muon"] = "adam"
-    """The optimiser. Muon is for the matrices between hidden layers, AdamW beside it for all other weights."""
+    """The optimiser. `muon` trains the matrices between hidden layers by Muon and all other weights by AdamW."""
     batch: Annotated[int, Ge(MIN_ROWS), Le(2**24)] = 1024
-    """Rows of a step, over all processes."""
+    """Batch size of a step, over all processes."""
     accumulate: Annotated[int, Ge(1), Le(2**16)] = 1
-    """Parts in which a process takes its rows, one after the other: less memory, the same step."""
-    rate: Annotated[float, Gt(0), Le(100)] = 8e-3
+    """Gradient accumulation: parts in which a process computes its share of the batch. Less memory, the same step."""
+    learning_rate: Annotated[float, Gt(0), Le(100)] = 8e-3
     """Highest learning rate."""
     warmup: CountOrNone = 200
-    """Steps over which the rate rises."""
+    """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls to its floor; `constant` leaves it where it is."""
-    floor: Share = 0.01
+    """How the learning rate falls after the warm-up; `constant` leaves it at the highest."""
+    final_rate_scale: Share = 0.01
     """Last learning rate, as a share of the highest."""
     clip: Annotated[float, Gt(0), Le(1e9)] = 10.0
-    """Largest norm of the gradient."""
+    """Gradient clipping: the largest norm of the gradient over all weights."""
     weight_decay: Annotated[float, Interval(ge=0, le=100)] = 0.0
-    """Decoupled weight decay of adamw, radam and muon, a share of the rate."""
-    ema: ShareBelowOne = 0.999
-    """Decay of the moving average of the weights that becomes the map."""
-    emas: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()
-    """Decays of more averages, kept beside it in averages/ of the run: see `flowmaps average`."""
-    widths: Annotated[tuple[RelativeWidth, ...], Len(0, 16), Predicate(without_repeats)] = ()
-    """Relative widths of power-function averages, such as 0.05 0.1, of which `flowmaps average` makes one of any
-    other width."""
+    """Decoupled weight decay of adamw, radam and muon: a step takes learning rate times this off each weight."""
+    ema_decay: ShareBelowOne = 0.999
+    """Decay of the EMA of the weights that becomes the map."""
+    ema_decays: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()
+    """Decays of more EMAs, stored in averages/ of the run for `flowmaps average`."""
+    ema_widths: Annotated[tuple[RelativeWidth, ...], Len(0, 16), Predicate(without_repeats)] = ()
+    """Relative widths of power-function EMAs (arXiv 2312.02696), such as 0.05 0.1, stored while training goes on;
+    `flowmaps average` computes the EMA of any other width from them."""
     beta2: ShareBelowOne = 0.999
     """Adam's decay of the mean square of the gradient."""
 
@@ -72,7 +72,7 @@ def build(parameters: Mapping[str, Tensor], settings: Optimiser) -> list[Optimiz
     Raises:
         ValueError: Muon, and there are no matrices between hidden layers.
     """
-    betas, rate, decay = (0.9, settings.beta2), settings.rate, settings.weight_decay
+    betas, rate, decay = (0.9, settings.beta2), settings.learning_rate, settings.weight_decay
     every = list(parameters.values())
     if settings.kind == "adam":
         return [torch.optim.Adam(every, lr=rate, betas=betas, fused=True)]
@@ -142,6 +142,6 @@ def schedule(settings: Optimiser, step: int, progress: float) -> float:
     rise = min(1.0, (step + 1) / max(settings.warmup, 1))
     left = 1 - min(progress, 1.0)
     if settings.decay == "constant":
-        return settings.rate * rise
+        return settings.learning_rate * rise
     share = left if settings.decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-    return settings.rate * rise * (settings.floor + (1 - settings.floor) * share)
+    return settings.learning_rate * rise * (settings.final_rate_scale + (1 - settings.final_rate_scale) * share)

@@ -66,8 +66,8 @@ def stored(folder: Path, stage: str) -> dict[Profile, Path]:
     paths = sorted((folder / FOLDER).glob(f"{glob.escape(stage)}-width-*.safetensors"))
     if not paths:
         raise ValueError(
-            f"{folder / FOLDER} has no stored averages of the stage {stage!r}: train with --optimiser.widths 0.05 0.1, "
-            "which stores them."
+            f"{folder / FOLDER} has no stored averages of the stage {stage!r}: train with --optimiser.ema-widths "
+            "0.05 0.1, which stores them."
         )
     found = {_profile_of(path): path for path in paths}
     return dict(sorted(found.items()))

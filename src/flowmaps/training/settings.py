@@ -141,18 +141,24 @@ def six_digits(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+def read(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, renamed: Mapping[str, str]) -> T:
     """A dataclass of settings from the object of a JSON text: lists as tuples; fields left out have their defaults.
 
     Args:
         kind: the dataclass.
         values: by the names of its fields, groups of settings as objects, which must not be left out.
         prefix: of the fields' names in messages.
+        renamed: names of before and of now, such as "optimiser.learning_rate" and "optimiser.learning_rate".
 
     Raises:
         ValueError: a field is missing or unknown, or a group is no object; types and ranges are `check`'s.
     """
     hints, known, given = hints_of(kind), {field.name: field for field in fields(kind)}, dict[str, Any]()  # type: ignore[arg-type]
+    for old in [name for name in values if prefix + str(name) in renamed]:
+        new = renamed[prefix + old].removeprefix(prefix)
+        if new in values:
+            raise ValueError(f"it has both {prefix}{new} and {prefix}{old}, its name of before: remove one.")
+        values = {(new if name == old else name): value for name, value in values.items()}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"it has {shown(prefix + str(unknown[0]))}, which is no option.")
     for name, field in known.items():
@@ -165,6 +171,6 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         if group and not isinstance(value, Mapping):
             raise ValueError(f"--{prefix}{name} must be {type_in_words(hints[name])}, got {shown(value)}.")
         if group:
-            value = read(hints[name], value, f"{prefix}{name}.")
+            value = read(hints[name], value, f"{prefix}{name}.", renamed=renamed)
         given[name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)

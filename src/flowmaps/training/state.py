@@ -243,7 +243,7 @@ def begin(
     parameters: dict[str, Tensor] = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     device = next(iter(parameters.values())).device
     optimisers = build(parameters, settings)
-    averages = Averages(list(parameters.values()), [settings.ema, *settings.emas], settings.widths)
+    averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
     waits = device.type != "cuda" or not skips(optimisers)
     follows = bool(objective.moving_targets())

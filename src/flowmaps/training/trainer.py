@@ -29,7 +29,7 @@ from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
-from ..system.processes import LOST, Lost, all_of, first_line, is_lost, on_first, ranks, together
+from ..system.processes import LOST, LostProcess, all_of, first_line, is_lost, on_first, ranks, together
 from . import averages, log
 from .batches import as_source
 from .distributed import Engine, not_finite, start
@@ -51,11 +51,11 @@ class Settings:
         compile: compile the objective; left out with a word where there is no compiler.
         seed: of every draw.
         checkpoint_every: steps between checkpoints.
-        keep: number of checkpoints that are kept, the last ones.
-        keep_every: keep each checkpoint whose step is a multiple of this too; 0 for none.
-        snapshot_every: steps between stored power-function EMAs.
+        keep_checkpoints: number of checkpoints to keep, the latest ones.
+        keep_checkpoints_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
+        store_averages_every: steps between stored power-function EMAs.
         log_every: steps between lines of log.jsonl.
-        patience: skipped steps in a row, those without a finite gradient, after which training ends.
+        max_skipped_steps: steps in a row without a finite gradient, which are skipped, after which training ends.
         track: trackers that get what the log gets: tensorboard, wandb, trackio.
     """
 
@@ -63,11 +63,11 @@ class Settings:
     compile: bool = False
     seed: int = 0
     checkpoint_every: int = 1_000
-    keep: int = 2
-    keep_every: int = 0
-    snapshot_every: int = 1_000
+    keep_checkpoints: int = 2
+    keep_checkpoints_every: int = 0
+    store_averages_every: int = 1_000
     log_every: int = 50
-    patience: int = 20
+    max_skipped_steps: int = 20
     track: tuple[str, ...] = ()
 
 
@@ -245,7 +245,7 @@ class Trainer:
                 self._record(step)
                 yield step
                 # before the checkpoint, from which a run that is killed in between goes on
-                if self.folder and self.optimiser.widths and step.number % settings.snapshot_every == 0:
+                if self.folder and self.optimiser.ema_widths and step.number % settings.store_averages_every == 0:
                     names = list(state.parameters)
                     averages.store(self.folder, self.stage, step.number, names, state.averages)
                 if request(self.stop() or asked() is not None):
@@ -267,7 +267,7 @@ class Trainer:
         state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
         if state.waits or due:
             state.guard.settle()
-            log.check_patience(self.settings.patience, self.stage, step, state, self.last_checkpoint)
+            log.check_patience(self.settings.max_skipped_steps, self.stage, step, state, self.last_checkpoint)
         if due:
             self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
             self.trackers.log(values_of(self.logged), self.steps_before + step.number)
@@ -292,11 +292,11 @@ class Trainer:
         if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
             raise ValueError(
                 f"the training state is not finite at step {state.step} of stage {self.stage} ({bad[0]}): lower "
-                f"--optimiser.rate or --optimiser.clip. {self.last_checkpoint()}"
+                f"--optimiser.learning-rate or --optimiser.clip. {self.last_checkpoint()}"
             )
         about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": self.source.position()}
         about |= {**log.versions(), "processes": ranks()}
-        kept = {"keep": settings.keep, "keep_every": settings.keep_every}
+        kept = {"keep": settings.keep_checkpoints, "keep_every": settings.keep_checkpoints_every}
         checkpoints.save(self.folder / CHECKPOINTS, f"{self.stage}-{state.step:08}", tensors, about, **kept)
 
     @contextlib.contextmanager
@@ -324,7 +324,7 @@ class Trainer:
         self.flow_map.load_state_dict(self._state.weights())
         if bad := not_finite(self.flow_map.state_dict()):
             raise ValueError(
-                f"the trained weights are not finite ({bad[0]}): lower --optimiser.rate or --optimiser.clip. "
+                f"the trained weights are not finite ({bad[0]}): lower --optimiser.learning-rate or --optimiser.clip. "
                 f"{self.last_checkpoint()}"
             )
         if self.folder is not None:
@@ -332,12 +332,14 @@ class Trainer:
         return self.flow_map
 
     def clear(self) -> None:
-        """Remove the checkpoints of a training that has ended, but those of `keep_every` and, where it can be made
-        longer, the last one."""
+        """Remove the checkpoints of a training that has ended.
+
+        Those of `keep_checkpoints_every` stay and, where the training can be made longer, the last one.
+        """
         if self.folder is not None:
             folder, last = self.folder / CHECKPOINTS, f"{self.stage}-{self.step:08}"
             kept = () if self.fixed_length() else (last,)
-            on_first(lambda: checkpoints.clear(folder, self.settings.keep_every, kept))
+            on_first(lambda: checkpoints.clear(folder, self.settings.keep_checkpoints_every, kept))
 
     def last_checkpoint(self) -> str:
         """What is left after a failure, in words, and how to go on."""
@@ -364,7 +366,7 @@ def explained(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
         left: the words for what is left.
 
     Raises:
-        ValueError: the folder cannot be written; `Lost` if another process has ended.
+        ValueError: the folder cannot be written; `LostProcess` if another process has ended.
     """
     try:
         yield
@@ -374,4 +376,4 @@ def explained(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise Lost(f"{LOST} ({first_line(error)}). {left()}") from None
+        raise LostProcess(f"{LOST} ({first_line(error)}). {left()}") from None

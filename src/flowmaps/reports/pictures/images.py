@@ -91,7 +91,7 @@ def interpolations(
     if inputs.fresh_noise is not None:
         noise = inputs.fresh_noise.unflatten(1, (rows, columns))[:, :, :1]
         inputs = inputs._replace(fresh_noise=noise.expand(-1, -1, columns, *units.shape).flatten(1, 2))
-    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
+    options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map)}
     x = sample(sampler, inputs, **options, progress=partial(watch, "interpolation")).x
     heads = [f"{round(90 * k / (columns - 1))}°" for k in range(columns)]
     names = class_names(units, labels)

@@ -122,7 +122,7 @@ def invert(
     encoder, words, to_noise = found
     numbers = sorted({*plan.known_steps([1]), steps_nearest_four(plan)})
     numbers = [1] if plan.method.jumps is Jumps.TO_DATA else numbers
-    options = {"chunk": plan.recipe.evaluation.chunk, "device": device_of(flow_map)}
+    options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map)}
 
     def run(sampler: Sampler, x: Tensor, done: int) -> Tensor:
         progress = lambda share: watch("inversion", (done + share) / (len(numbers) + 1))  # noqa: E731

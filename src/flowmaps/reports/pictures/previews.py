@@ -104,7 +104,7 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
 def _chunk(recipe: Recipe, images: bool) -> int:
     """Rows at a time: of images no more than a training step has in this process, for which there is memory."""
     rows = recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
-    return min(recipe.evaluation.chunk, rows if images else POINTS)
+    return min(recipe.evaluation.batch, rows if images else POINTS)
 
 
 def samplers_of_stage(

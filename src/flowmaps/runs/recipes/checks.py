@@ -9,6 +9,31 @@ from ...training.optimisers import MIN_ROWS, Optimiser
 from .fields import Recipe
 from .images import ImageRecipe
 
+RENAMED = {
+    "from_base": "from_noise_share",
+    "late": "velocity_time_power",
+    "adaptive": "adaptive_power",
+    "careful": "unstable_rate_scale",
+    "map_rate": "map_rate_scale",
+    "stop": "stop_gradient",
+    "shard": "fsdp",
+    "keep": "keep_checkpoints",
+    "keep_every": "keep_checkpoints_every",
+    "snapshot_every": "store_averages_every",
+    "patience": "max_skipped_steps",
+    "checkpointing": "activation_checkpointing",
+    "optimiser.rate": "optimiser.learning_rate",
+    "optimiser.floor": "optimiser.final_rate_scale",
+    "optimiser.ema": "optimiser.ema_decay",
+    "optimiser.emas": "optimiser.ema_decays",
+    "optimiser.widths": "optimiser.ema_widths",
+    "evaluation.chunk": "evaluation.batch",
+    "evaluation.tolerance": "evaluation.solver_tolerance",
+    "evaluation.euler": "evaluation.solver_steps",
+    "evaluation.reference": "evaluation.reference_images",
+}
+"""Options of runs of flowmaps 0.1, and their names now."""
+
 FLOAT16_SKIPS = 16
 """Steps in a row that the scale of a loss in float16 may take to fall from 2^14 to below 1."""
 
@@ -46,25 +71,28 @@ def _averages(o: Optimiser) -> Iterator[str]:
             f"--optimiser.kind adam decays no weights, got --optimiser.weight-decay {o.weight_decay:g}: take "
             "--optimiser.kind adamw, or leave it out."
         )
-    if o.weight_decay * o.rate >= 1:
+    if o.weight_decay * o.learning_rate >= 1:
         yield (
-            f"--optimiser.weight-decay times --optimiser.rate must be below 1, got {o.weight_decay:g} x {o.rate:g}: "
-            "weights would change their sign."
+            f"--optimiser.weight-decay times --optimiser.learning-rate must be below 1, got {o.weight_decay:g} x "
+            f"{o.learning_rate:g}: weights would change their sign."
         )
-    if not settings.without_repeats((float(o.ema), *map(float, o.emas))):
-        yield f"--optimiser.emas must be other decays than --optimiser.ema, got {o.ema:g} in both: leave it out."
+    if not settings.without_repeats((float(o.ema_decay), *map(float, o.ema_decays))):
+        yield (
+            f"--optimiser.ema-decays must be other decays than --optimiser.ema-decay, got {o.ema_decay:g} in both: "
+            "leave it out."
+        )
 
 
 def _others(recipe: Recipe) -> Iterator[str]:
-    if recipe.keep_every % recipe.checkpoint_every:
+    if recipe.keep_checkpoints_every % recipe.checkpoint_every:
         yield (
-            f"--keep-every must be a multiple of --checkpoint-every, or no checkpoint would be kept for it, got "
-            f"{recipe.keep_every} and {recipe.checkpoint_every}."
+            f"--keep-checkpoints-every must be a multiple of --checkpoint-every, or no checkpoint would be kept for "
+            f"it, got {recipe.keep_checkpoints_every} and {recipe.checkpoint_every}."
         )
-    if recipe.precision == "float16" and recipe.patience < FLOAT16_SKIPS:
+    if recipe.precision == "float16" and recipe.max_skipped_steps < FLOAT16_SKIPS:
         yield (
-            f"--patience must be at least {FLOAT16_SKIPS} with --precision float16, whose first steps may be skipped "
-            f"to find the scale of the loss, got {recipe.patience}."
+            f"--max-skipped-steps must be at least {FLOAT16_SKIPS} with --precision float16, whose first steps may be "
+            f"skipped to find the scale of the loss, got {recipe.max_skipped_steps}."
         )
     if recipe.guidance not in ((), (1,)) and not recipe.label_dropout:
         yield (
@@ -74,7 +102,7 @@ def _others(recipe: Recipe) -> Iterator[str]:
 
 
 def from_dict(fields: object) -> Recipe:
-    """A recipe from the JSON of a run's config; options that are younger than the run have their defaults.
+    """A recipe from the JSON of a run's config: older names are read too, younger options have their defaults.
 
     Raises:
         ValueError: a field is missing, unknown, of the wrong type or out of range.
@@ -82,7 +110,7 @@ def from_dict(fields: object) -> Recipe:
     try:
         if not isinstance(fields, Mapping):
             raise ValueError(f"it must hold names and values, got {settings.shown(fields)}.")
-        recipe = settings.read(ImageRecipe if "backbone" in fields else Recipe, fields)
+        recipe = settings.read(ImageRecipe if "backbone" in fields else Recipe, fields, renamed=RENAMED)
         validate(recipe)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the run's config.json has no recipe that this version reads: {error}") from None

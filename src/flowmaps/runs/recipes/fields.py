@@ -51,15 +51,15 @@ class Evaluation:
     steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64)] = (1, 2, 4, 8)
     """Numbers of jumps."""
     samples: Samples = 1_000_000
-    """Samples for KL."""
+    """Samples from which KL is estimated."""
     points: Points = 5_000
-    """Points for W2, energy distance and map error."""
-    chunk: Count = 10_000
-    """Samples generated at a time."""
-    tolerance: Annotated[float, Interval(ge=1e-12, le=0.5)] = 1e-5
-    """Tolerance of the teacher's dopri5."""
-    euler: SolverSteps = 80
-    """Steps of the teacher's Euler solver."""
+    """Samples from which W2, energy distance and map error are estimated."""
+    batch: Count = 10_000
+    """Batch size of sampling."""
+    solver_tolerance: Annotated[float, Interval(ge=1e-12, le=0.5)] = 1e-5
+    """Relative and absolute tolerance of dopri5 for the teacher's ODE."""
+    solver_steps: SolverSteps = 80
+    """Steps of the Euler solver for the teacher's ODE."""
 
 
 @dataclass(frozen=True)
@@ -74,29 +74,29 @@ class Recipe:
     """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
     `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
     steps: Count = 6_000
-    """Optimiser steps of the map (shared out among its stages)."""
+    """Optimiser steps of the map."""
     teacher_steps: Count = 6_000
-    """Optimiser steps of the teacher, for a method that needs one; the others add them to their own. None are taken
+    """Optimiser steps of the teacher, for a method that needs one; other methods add them to --steps. None are taken
     with --teacher."""
     interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
-    """Path between noise and data."""
+    """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
-    """Pairs (s, t) of a distillation: s <= t, enough to sample, or the whole square, to encode data as noise too."""
-    from_base: Share = 0.25
-    """Share of a distillation's rows that start from noise, s = 0, where one-step samples do."""
-    late: Annotated[float, Interval(ge=1, le=10)] = 1.0
-    """Pull of the times of velocity matching towards the data, t <- 1 - (1 - t)^late: 1 for none."""
-    adaptive: Share = 0.5
-    """Power of the adaptive weight of lmd, emd and neural_operator, 0 for none: 0.5 makes jumps between modes sharp."""
+    """Times (s, t) of a distillation: `triangle` (s <= t) is enough to sample; `square` also learns to encode data."""
+    from_noise_share: Share = 0.25
+    """Share of a distillation's batch with s = 0, where sampling starts."""
+    velocity_time_power: Annotated[float, Interval(ge=1, le=10)] = 1.0
+    """Exponent p that moves the times of velocity matching to the data, t <- 1 - (1 - t)^p; 1 for uniform times."""
+    adaptive_power: Share = 0.5
+    """Power of the adaptive weight of lmd, emd and neural_operator, 0 for none; 0.5 makes jumps between modes sharp."""
     guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
     """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
     `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
     label_dropout: ShareBelowOne = 0.1
     """Share of the rows whose label is dropped, with --guidance."""
-    careful: PositiveShare = 0.25
-    """Rate of the methods that are unstable at the full one (esd, meanflow, sct, ayf_emd and their kin), as a share."""
-    map_rate: PositiveShare = 1.0
-    """Rate of a map that learns from a teacher, as a share of the teacher's."""
+    unstable_rate_scale: PositiveShare = 0.25
+    """Factor on the learning rate of methods that are unstable at the full rate (esd, meanflow, sct, ayf_emd, ...)."""
+    map_rate_scale: PositiveShare = 1.0
+    """Factor on the learning rate of a map that learns from a teacher."""
     learned_weight: bool = False
     """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
     teacher: PathOrNone = ""
@@ -105,9 +105,9 @@ class Recipe:
     from_run: PathOrNone = ""
     """Folder of a finished run from whose weights the map starts; a method that starts from a trained velocity or from
     a map of a strip takes those for it, and trains none first."""
-    stop: Literal["velocity", "target"] = "velocity"
-    """Where gradients of lmd and emd stop: at the teacher's velocity, or at the whole right-hand side of the equation,
-    which halves the cost of a step."""
+    stop_gradient: Literal["velocity", "target"] = "velocity"
+    """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
+    cost of a step."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
     float16 the loss is scaled."""
@@ -118,25 +118,25 @@ class Recipe:
     compile: bool = True
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
     for images on a CPU."""
-    shard: bool = False
-    """With several processes, share out weights, moments and averages among them (FSDP2) where each would have a copy
+    fsdp: bool = False
+    """With several processes, shard weights, optimiser state and EMAs among them (FSDP2) instead of a copy in each
     (DDP)."""
     checkpoint_every: Count = 1_000
     """Steps between checkpoints."""
-    keep: Annotated[int, Ge(1), Le(10**6)] = 2
-    """Checkpoints that are kept, the last ones."""
-    keep_every: CountOrNone = 0
-    """Keep each checkpoint whose step is a multiple of this too; 0 for none."""
-    snapshot_every: Count = 1_000
-    """Steps between snapshots of the power-function averages, with --optimiser.widths."""
+    keep_checkpoints: Annotated[int, Ge(1), Le(10**6)] = 2
+    """Number of checkpoints to keep, the latest ones."""
+    keep_checkpoints_every: CountOrNone = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 for none."""
+    store_averages_every: Count = 1_000
+    """Steps between stored power-function EMAs, with --optimiser.ema-widths."""
     show_every: CountOrNone = 2_000
     """Steps between pictures of samples while training; 0 for none."""
     log_every: Count = 50
     """Steps between lines of log.jsonl."""
     track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Predicate(without_repeats)] = ()
-    """Trackers that are told what log.jsonl is told, and shown the pictures."""
-    patience: Annotated[int, Ge(1), Le(10**6)] = 20
-    """Steps in a row without a finite gradient, which are skipped, after which the run stops."""
+    """Trackers that get the lines of log.jsonl and the pictures."""
+    max_skipped_steps: Annotated[int, Ge(1), Le(10**6)] = 20
+    """A step without a finite gradient is skipped; after so many in a row the run stops."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)

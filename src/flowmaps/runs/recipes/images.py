@@ -63,15 +63,15 @@ class ImageEvaluation(Evaluation):
 
     samples: Samples = 50_000
     """Samples of each row; 50,000 for a figure to be quoted."""
-    reference: CountOrNone = 0
-    """Training images that samples are compared with, spread evenly over the data; 0 for all."""
+    reference_images: CountOrNone = 0
+    """Number of training images that samples are compared with, spread evenly over the data; 0 for all."""
     points: Points = 5_000
     """Samples of them for kernel distance, precision, recall and map error; of latents for W2, or fewer if they are
     large."""
-    chunk: Count = 500
-    """Samples generated at a time."""
-    euler: SolverSteps = 18
-    """Steps of the teacher's Heun solver, of two evaluations each."""
+    batch: Count = 500
+    """Batch size of sampling."""
+    solver_steps: SolverSteps = 18
+    """Steps of the Heun solver for the teacher's ODE, two network evaluations each."""
     features: Annotated[str, Len(1, 4_096), Predicate(printable)] = "efficientnet-lite0:128"
     """Network whose features are compared: `efficientnet-lite0:SIZE` with the size in pixels that images are enlarged
     to, `inception`, or `inception:FILE` with its weights."""
@@ -84,13 +84,13 @@ class ImageRecipe(Recipe):
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
     resolution: Annotated[int, Ge(0), Le(2**14)] = 0
-    """Average images down to this size; 0 leaves them as they are."""
+    """Downsample images to this size by averaging; 0 leaves them as they are."""
     flips: bool = True
-    """Mirror images at random while training, latents never."""
+    """Mirror images at random while training; latents are never mirrored."""
     labels: bool = False
     """Learn the classes of the data; without them the map is unconditional."""
-    checkpointing: bool = False
-    """Forget the activations of blocks and compute them again in the backward pass: less memory, more time."""
+    activation_checkpointing: bool = False
+    """Activation checkpointing: the backward pass computes activations of blocks again. Less memory, more time."""
     unet: UNetNetwork = field(default_factory=UNetNetwork)
     dit: DiTNetwork = field(default_factory=DiTNetwork)
     evaluation: ImageEvaluation = field(default_factory=ImageEvaluation)
@@ -104,13 +104,13 @@ def cifar10(method: str, *, steps: int = 200_000) -> ImageRecipe:
         data="cifar10",
         steps=steps,
         teacher_steps=400_000,
-        careful=1.0,
-        map_rate=0.2,
+        unstable_rate_scale=1.0,
+        map_rate_scale=0.2,
         precision="bfloat16",
         checkpoint_every=5_000,
         show_every=5_000,
         log_every=200,
-        optimiser=Optimiser(batch=512, rate=5e-3, warmup=2_000, clip=1.0, ema=0.9999, beta2=0.99),
+        optimiser=Optimiser(batch=512, learning_rate=5e-3, warmup=2_000, clip=1.0, ema_decay=0.9999, beta2=0.99),
     )
 
 
@@ -123,15 +123,15 @@ def cifar10_tiny() -> ImageRecipe:
         labels=True,
         steps=1_000,
         teacher_steps=2_000,
-        map_rate=0.1,
+        map_rate_scale=0.1,
         compile=False,
-        stop="target",
+        stop_gradient="target",
         checkpoint_every=500,
         show_every=500,
         log_every=25,
         unet=UNetNetwork(width=64, multipliers=(1, 2), blocks=2, attention=(), dropout=0.0, patch=2),
-        optimiser=Optimiser(batch=64, rate=2e-2, warmup=100, clip=1.0, ema=0.997, beta2=0.99),
-        evaluation=ImageEvaluation(samples=2_000, points=1_000, chunk=250, features="efficientnet-lite0:64"),
+        optimiser=Optimiser(batch=64, learning_rate=2e-2, warmup=100, clip=1.0, ema_decay=0.997, beta2=0.99),
+        evaluation=ImageEvaluation(samples=2_000, points=1_000, batch=250, features="efficientnet-lite0:64"),
     )
 
 

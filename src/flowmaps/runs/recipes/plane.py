@@ -10,7 +10,9 @@ from .fields import Evaluation, Network, Optimiser, Recipe
 def checkerboard() -> Recipe:
     """The 4 x 4 board of the papers: minutes on two cores, measured against its exact law."""
     net = Network(space_frequencies=8)
-    return Recipe("checkerboard", data="checkerboard", steps=16_000, teacher_steps=4_000, late=2.0, network=net)
+    return Recipe(
+        "checkerboard", data="checkerboard", steps=16_000, teacher_steps=4_000, velocity_time_power=2.0, network=net
+    )
 
 
 def checkerboard_long() -> Recipe:
@@ -21,7 +23,7 @@ def checkerboard_long() -> Recipe:
         steps=30_000,
         teacher_steps=20_000,
         network=Network(width=256, space_frequencies=8),
-        optimiser=Optimiser(rate=6e-3),
+        optimiser=Optimiser(learning_rate=6e-3),
     )
 
 
@@ -33,7 +35,7 @@ def digits() -> Recipe:
         steps=3_000,
         teacher_steps=3_000,
         network=Network(width=512, depth=4),
-        optimiser=Optimiser(batch=256, rate=1e-3),
+        optimiser=Optimiser(batch=256, learning_rate=1e-3),
         evaluation=Evaluation(samples=5_000),
     )
 
@@ -45,6 +47,6 @@ def points() -> Recipe:
         steps=4_000,
         teacher_steps=4_000,
         network=Network(width=256, depth=4),
-        optimiser=Optimiser(batch=512, rate=1e-3),
+        optimiser=Optimiser(batch=512, learning_rate=1e-3),
         evaluation=Evaluation(samples=10_000),
     )
