@@ -221,7 +221,7 @@ METHODS: dict[str, Method] = {
     "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT),
     "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT),
     "alphaflow": Method(methods.alphaflow, {"alpha": 0.3}, exact=False, plain=_UNIT),
-    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "own": True}, plain=_UNIT),
+    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "velocity_first": False}, plain=_UNIT),
     "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM),
     "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM),
     "sct": Method(methods.sct, {}, descends=False, plain=_BARE),

@@ -133,7 +133,7 @@ def test_rows_of_a_draw_are_rows_of_each_part():
         assert torch.equal(some, whole[2:5])
     assert part.warmup is None
     warmup = draw._replace(warmup=torch.arange(7.0)).rows(slice(2, 5)).warmup
-    assert warm is not None
+    assert warmup is not None
     assert warmup.tolist() == [2, 3, 4]
     assert RandomInputs(draw.x0, draw.x1, None, draw.s, draw.t, draw.split).rows(slice(0, 2)).z is None
 

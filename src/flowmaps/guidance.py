@@ -55,7 +55,8 @@ class Guidance:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
         if self.dropout and (self.classes is None or self.classes < 1):
             raise ValueError(
-                f"Guidance drops labels, got classes={self.classes}: pass the number of classes, or dropout=0."
+                "Guidance drops labels: pass classes=, the number of classes, or dropout=0; got "
+                f"classes={self.classes}."
             )
         if self.mix is not None and not 0 <= self.mix < 1:
             raise ValueError(f"Guidance needs a mix in [0, 1), or None for 1 - 1/w, got {self.mix}.")

@@ -98,8 +98,8 @@ class Perceptual(nn.Module):
         super().__init__()
         self.fn = fn
 
-    def forward(self, one: Batch, other: Batch) -> Time:
-        """`(B, *shape), (B, *shape) -> (B,)`."""
+    def forward(self, one: Batch, other: Batch) -> Tensor:
+        """`(B, *shape), (B, *shape) -> (B,)`, which `measure` checks."""
         return self.fn(one, other)
 
 

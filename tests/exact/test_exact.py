@@ -246,14 +246,14 @@ def test_mixture_velocity_is_the_mean_of_dI_by_quadrature(path: Interpolant) -> 
     law = mixture(1, path)
     x1 = torch.linspace(-30, 30, 3001, dtype=DOUBLE)[:, None]
     for x, time in itertools.product((-0.7, 1.1), (0.2, 0.5, 0.8)):
-        t = torch.tensor(time, dtype=DOUBLE)
+        t = torch.tensor([time], dtype=DOUBLE)
         a, b, c = path.alpha(t), path.beta(t), path.gamma(t)
         x0 = torch.linspace(-12, 12, 1201, dtype=DOUBLE)[None] if path.noisy else (x - b * x1) / a
         z = (x - a * x0 - b * x1) / c if path.noisy else torch.zeros_like(x0)
         log_weight = law.log_density(x1)[:, None] - 0.5 * (x0 / law.scale) ** 2 - 0.5 * z**2
         weight = log_weight.flatten().softmax(0).reshape(log_weight.shape)
         slope = path.alpha_dot(t) * x0 + path.beta_dot(t) * x1 + path.gamma_dot(t) * z
-        got = law.velocity(torch.full((1, 1), x, dtype=DOUBLE), t[None])
+        got = law.velocity(torch.full((1, 1), x, dtype=DOUBLE), t)
         assert float(got) == pytest.approx(float((weight * slope).sum()), rel=1e-8, abs=1e-8)
 
 

@@ -155,7 +155,7 @@ def test_shortcut_is_alphaflow_with_its_own_velocity_at_one_half(path: Interpola
     """L_shortcut = L_alpha / 2 at alpha = 1/2, the 1/2 undoing the weight 1 / alpha (2510.20771, theorem 1)."""
     flow_map = case.build(Network(DIM, 1))
     shortcut = methods.shortcut(flow_map, interpolant=path)
-    options: dict[str, Any] = {"alpha": 0.5, "own": True, "interpolant": path}
+    options: dict[str, Any] = {"alpha": 0.5, "velocity_first": False, "interpolant": path}
     draw = ordered(path)
     draw = draw._replace(split=torch.full_like(draw.s, 0.5))
     assert_same(off_diagonal(shortcut), off_diagonal(methods.alphaflow(flow_map, weight=UNIT, **options)), draw)

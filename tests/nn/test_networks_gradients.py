@@ -136,7 +136,7 @@ def bent(rule: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callab
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         out = rule(*args, **kwargs)
-        return out if out.tangent is None else dual.Dual(out.value, change(out.tangent), out.frozen)
+        return out if out.tangent is None else dual.Dual(out.value, change(out.tangent), out.detached)
 
     return wrong
 
