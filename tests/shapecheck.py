@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 from jaxtyping import AbstractArray, jaxtyped
+from torch import Tensor
 
 SOURCES = Path(__file__).parents[1] / "src" / "flowmaps"
 CORE = {path.stem for path in SOURCES.glob("[!_]*.py")} | {"exact", "methods", "nn", "objectives"}
@@ -45,39 +46,46 @@ def annotated(fn: FunctionType) -> bool:
 
 def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with the shapes of its arguments and of what it returns compared with its annotations."""
-    signature = inspect.signature(fn)
-    several = {name for name, one in signature.parameters.items() if one.kind is one.VAR_POSITIONAL}
-
-    @functools.cache
-    def hints() -> dict[str, Any]:
-        return {name: hint for name, hint in typing.get_type_hints(fn).items() if names_a_shape(hint)}
+    signature, right = inspect.signature(fn), set[Any]()
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         returned = fn(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            bound = signature.bind(*args, **kwargs).arguments
-            compare(fn.__qualname__, hints(), {**bound, "return": returned}, several & bound.keys())
+            shapes = shapes_of((args, tuple(kwargs), tuple(kwargs.values()), returned))
+            if shapes not in right:
+                compare(fn, signature.bind(*args, **kwargs).arguments | {"return": returned})
+                right.add(shapes)
         return returned
 
     CHECKED.add(f"{fn.__module__}.{fn.__qualname__}")
     return wrapper
 
 
-def compare(name: str, hints: dict[str, Any], values: dict[str, Any], several: Collection[str] = ()) -> None:
-    """Refuse values that do not have the shapes of their annotations, taken together.
+def shapes_of(value: Any) -> Any:
+    """The shape and the type of numbers of each tensor in some values, the type of each other value."""
+    if isinstance(value, tuple):
+        return tuple([shapes_of(part) for part in value])
+    value = getattr(value, "value", value) if type(value).__name__ == "Dual" else value
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else value if isinstance(value, str) else type(value)
+
+
+def compare(fn: Callable[..., Any], values: dict[str, Any]) -> None:
+    """Refuse values that do not have the shapes of a function's annotations, taken together.
 
     Raises:
         TypeError: a value has another shape.
     """
     from flowmaps.dual.core import values_of
 
+    hints = {name: hint for name, hint in typing.get_type_hints(fn).items() if name in values and names_a_shape(hint)}
+    several = {name for name, one in inspect.signature(fn).parameters.items() if one.kind is one.VAR_POSITIONAL}
     with jaxtyped("context"):
-        for key, hint in hints.items():
-            for value in values[key] if key in several else [values[key]] if key in values else []:
-                if not is_bearable(values_of(value), hint, conf=NUMBERS):
-                    shapes = {k: getattr(values_of(v), "shape", v) for k, v in values.items() if k in hints}
-                    raise TypeError(f"{name}: {key} is not {hint}, among {shapes}.")
+        for name, hint in hints.items():
+            each = values[name] if name in several else [values[name]]
+            if not all(is_bearable(values_of(value), hint, conf=NUMBERS) for value in each):
+                shapes = {key: shapes_of(values[key]) for key in hints}
+                raise TypeError(f"{fn.__qualname__}: {name} is not {hint}, among {shapes}.")
 
 
 def check_functions(owner: ModuleType | type, module: str) -> None:

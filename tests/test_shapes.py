@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
+import shapecheck
 import torch
+from torch import Tensor
 
-from flowmaps.shapes import Guide, check_time, label_of, like, per_row
+from flowmaps.dual.core import Dual
+from flowmaps.shapes import Batch, Guide, Time, check_time, label_of, like, per_row
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 5), (3, 3, 3, 3)])
@@ -58,3 +62,37 @@ def test_times_that_are_accepted():
 def test_times_that_are_refused(t: object, words: str):
     with pytest.raises(ValueError, match=words):
         check_time(t, torch.zeros(3, 2), "s")
+
+
+# the check of shapes in the tests -------------------------------------------------------------------------------------
+
+
+def test_all_of_the_mathematics_is_checked():
+    """Every file and folder of it that names shapes in a signature; the three that are left speak of none."""
+    for name in shapecheck.CORE:
+        importlib.import_module(f"flowmaps.{name}")
+    found = {name.split(".")[1] for name in shapecheck.CHECKED}
+    assert shapecheck.CORE - found == {"methods", "schedules", "shapes"}
+
+
+def test_a_shape_that_is_not_the_annotated_one_is_refused():
+    """Of an argument or of what is returned; a `Dual` counts by its value, and the function's own errors come first."""
+
+    @shapecheck.checked
+    def scaled(x: Batch, t: Time, cut: int | None = None) -> Batch:
+        if t.shape != x.shape[:1]:
+            raise ValueError("the function's own error")
+        return (like(t, x) * x)[:cut]
+
+    x, t = torch.ones(3, 2), torch.ones(3)
+    for _ in range(2):  # the second time from memory
+        assert isinstance(scaled(x, t), Tensor)
+        assert isinstance(scaled(Dual(x, x), t=t), Dual)
+        with pytest.raises(ValueError, match="the function's own error"):
+            scaled(x, t[:2])
+        with pytest.raises(TypeError, match=r"scaled: return is not .*, among .*'return': \(torch.Size\(\[2, 2\]\)"):
+            scaled(x, t, 2)
+        with pytest.raises(TypeError, match="scaled: return is not"):
+            scaled(Dual(x, x), t, cut=2)
+        with pytest.raises(TypeError, match="scaled: x is not"):
+            scaled(x.long(), t)
