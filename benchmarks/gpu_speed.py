@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowmaps.data import Source
 from flowmaps.maps import Target
 from flowmaps.objectives import Objective
-from flowmaps.runs import initial
+from flowmaps.runs import inherit, initial
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.storage import models as checkpoint

@@ -18,7 +18,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from flowmaps.runs.folder import RESUMABLE
+from flowmaps.runs.folder import RESUMABLE, RunFolder
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
@@ -88,7 +88,10 @@ def _of_finished(folder: Path) -> tuple[dict[str, Named], Card]:
 
 def _of_interrupted(folder: Path, averages: str) -> tuple[dict[str, Named], Card]:
     tensors, about = read_state(folder)
-    if about["stage"] or any(name.startswith("target.") for name in tensors):
+    first = RunFolder.open(folder).plan.stages[0].name
+    if not snapshots.names(folder / CHECKPOINTS)[-1].startswith(f"{first}-") or any(
+        name.startswith("target.") for name in tensors
+    ):
         raise ValueError(f"{folder} has several stages, or targets that follow its map, which are not packed.")
     sets = {"ema": _under(tensors, averages), "raw": _under(tensors, "parameter.")}
     return sets, {"step": about["step"], "seconds": about["seconds"]}
@@ -210,7 +213,7 @@ def unpack(out: Path, run: Run) -> Card:
     state |= {f"parameter.{k}": value for k, value in sets.get("raw", sets["ema"]).items()}
     write_atomically(folder / LOG, "".join(json.dumps(line) + "\n" for line in card["log"]))
     run.checkpoint = f"{run.plan.stages[0].name}-{card['step']:08}"
-    about = {"stage": 0, "step": card["step"], "seconds": card["seconds"]}
+    about = {"step": card["step"], "seconds": card["seconds"]}
     snapshots.save(folder / CHECKPOINTS, run.checkpoint, state, about, keep=1)
     return card
 

@@ -14,13 +14,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowmaps.nn import DiT, Network, UNet
+from flowmaps.runs.initial import network_of, new_map
+from flowmaps.runs.recipes import ImageRecipe
+from flowmaps.runs.recipes.images import cifar10_tiny
+
+
+def of_recipe(recipe: ImageRecipe, shape: tuple[int, ...], classes: int) -> Network:
+    """The network that a recipe trains."""
+    return network_of(new_map(recipe, shape, classes))  # type: ignore[return-value]
+
 
 SIZES: dict[str, tuple[str, Callable[[], Network]]] = {
     "UNet": ("the default: CIFAR-10, ImageNet 32 x 32", UNet),
-    "UNet, small": (
-        "the recipe cifar10-tiny",
-        lambda: UNet(3, 16, width=64, multipliers=(2, 2), blocks=1, attention=(4,), patch=2, classes=10),
-    ),
+    "UNet, small": ("the recipe cifar10-tiny", lambda: of_recipe(cifar10_tiny(), (3, 16, 16), 10)),
     "DiT-S/2": ("the default", DiT),
     "DiT-B/2": ("width=768, depth=12, heads=12", lambda: DiT(width=768, depth=12, heads=12)),
     "DiT-L/2": ("width=1024, depth=24, heads=16", lambda: DiT(width=1024, depth=24, heads=16)),
