@@ -18,7 +18,7 @@ from flowmaps.evaluation import measure
 from flowmaps.methods import METHODS
 from flowmaps.runs.plan import Plan
 from flowmaps.runs.recipes import Recipe
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import models
 
 SMALL = """--no-compile --network.width 8 --network.depth 2 --optimiser.batch 16 --evaluation.samples 300
 --evaluation.points 30 --evaluation.steps 1 3 --budget 0.4""".split()  # noqa: SIM905
@@ -99,7 +99,7 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     before = rows_of(tmp_path)
     assert {row["method"] for row in before} == {"lmd"}
     teacher = next(tmp_path.glob("teacher-*"))
-    weights, at = checkpoint.load_tensors(teacher)[0], teacher.stat().st_mtime_ns
+    weights, at = models.load_tensors(teacher)[0], teacher.stat().st_mtime_ns
     main([*words, "--resume"])
     assert trained == ["lmd", "interrupted", "psd", "emd"]
     after = rows_of(tmp_path)
@@ -108,7 +108,7 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     ode = {row["method"]: row for row in after if row["sampler"] == "teacher"}
     assert ode["emd"]["kl"] == ode["lmd"]["kl"]
     assert teacher.stat().st_mtime_ns == at  # loaded, not trained again
-    assert weights.keys() == checkpoint.load_tensors(teacher)[0].keys()
+    assert weights.keys() == models.load_tensors(teacher)[0].keys()
     main([*words, "--resume"])
     assert rows_of(tmp_path) == after
     assert trained == ["lmd", "interrupted", "psd", "emd"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from shared_cases import NETS, SETTINGS, objective
 
+from flowmaps.objectives import SplitRows
 from flowmaps.training.distributed import start
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
@@ -35,7 +36,7 @@ def drawn(batch: int, name: str = "lsd", shard: bool = False) -> tuple[list[Draw
     tensors, about = kept
     state.restore(tensors, about)
     resumed = [_arrays(step.draw) for step in train(state, source, settings, steps=STEPS, seed=5)]
-    return whole, resumed, made.cut(len(whole[0]["s"])) if hasattr(made, "cut") else 0
+    return whole, resumed, made.rows_of_first(len(whole[0]["s"])) if isinstance(made, SplitRows) else 0
 
 
 def _arrays(draw: RandomInputs) -> Drawn:

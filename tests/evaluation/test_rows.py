@@ -22,7 +22,7 @@ from flowmaps.runs import recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation
 from flowmaps.samplers import Jump, MultistepConsistency
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import models
 from flowmaps.training.loop import generator
 
 SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, batch=400)
@@ -148,7 +148,7 @@ def test_train_and_sample_add_fresh_noise_where_the_method_needs_it(tmp_path: Pa
     assert "jumps to t = 1 alone" in (run / "report.html").read_text()
     assert not (run / "trajectories.png").exists()
     main(["sample", str(run), "--steps", "3", "--number", "211", "--out", str(out)])
-    flow_map = checkpoint.load(run)
+    flow_map = models.load(run)
     x0 = torch.randn(211, 2, generator=generator(0, NOISE_STREAM))
     noise = fresh_noise(uniform(3), x0.shape, 0)
     expected = open_data("checkerboard").to_data(uniform(3)(flow_map, x0, noise))

@@ -21,7 +21,7 @@ from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import RECIPES, ImageRecipe
 from flowmaps.shapes import Guide
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import models
 from flowmaps.training.loop import train
 from flowmaps.training.state import begin
 
@@ -149,7 +149,7 @@ def teacher(image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_map_begins_as_the_teacher_that_is_given(teacher: Path, tmp_path: Path):
     recipe = replace(SMALL, teacher=str(teacher))
-    given = checkpoint.load(teacher)
+    given = models.load(teacher)
     opened = open_run(recipe, tmp_path / "run")
     x, s, t = torch.randn(5, 3, 8, 8), torch.full((5,), 0.2), torch.full((5,), 0.9)
     opened.flow_map.eval()
@@ -208,7 +208,7 @@ def test_teachers_that_are_refused(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     if changes.get("teacher") == "bare":
-        checkpoint.save(checkpoint.load(teacher), "bare")
+        models.save(models.load(teacher), "bare")
     with pytest.raises(ValueError, match=said) as caught:
         open_run(replace(SMALL, **{"teacher": str(teacher), **changes}), tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -17,8 +17,7 @@ from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import checkpoints
-from flowmaps.storage import models as checkpoint
+from flowmaps.storage import checkpoints, models
 from flowmaps.training import log as journal
 from flowmaps.training.log import read_log
 from flowmaps.training.trainer import CHECKPOINTS
@@ -64,7 +63,7 @@ def test_a_run_interrupted_again_and_again(unbroken: tuple[Recipe, Path], tmp_pa
 def test_a_run_killed_while_its_result_is_written(unbroken: tuple[Recipe, Path], tmp_path: Path, monkeypatch):
     """The weights are there and the card is not yet: the run has not finished."""
     recipe, expected = unbroken
-    run, write = open_run(recipe, tmp_path / "run"), checkpoint.write_atomically
+    run, write = open_run(recipe, tmp_path / "run"), models.write_atomically
 
     def fail(path: Path, content: bytes | str) -> Path:
         if Path(path) == tmp_path / "run" / "config.json":
@@ -72,7 +71,7 @@ def test_a_run_killed_while_its_result_is_written(unbroken: tuple[Recipe, Path],
         return write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomically", fail)
+        patch.setattr(models, "write_atomically", fail)
         with pytest.raises(
             ValueError, match=r"cannot be written: no space left\. The last checkpoint, map-\S+, is intact"
         ):
@@ -98,7 +97,7 @@ def test_the_stages_of_a_run(unbroken: tuple[Recipe, Path]):
 def test_the_map_starts_from_its_teacher(tmp_path: Path):
     recipe = dataclasses.replace(TINY, method="lmd", optimiser=dataclasses.replace(SETTINGS, learning_rate=1e-12))
     list(open_run(recipe, tmp_path / "run").train())
-    first, last = (checkpoint.load(tmp_path / "run" / name) for name in ("teacher", "."))
+    first, last = (models.load(tmp_path / "run" / name) for name in ("teacher", "."))
     for a, b in zip(first.parameters(), last.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 

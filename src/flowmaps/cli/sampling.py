@@ -88,7 +88,7 @@ def average(folder: Path, out: Path, **options: Any) -> None:
     """
     chosen = Average(**options)
     with watching("average") as watch:
-        watch("reading snapshots", 0.0)
+        watch("reading stored averages", 0.0)
         save_averaged(folder, out, chosen, partial(console.print, soft_wrap=True))
     message = f"{out} is the run {folder} with this average for the weights of its {chosen.stage}"
     console.print(f"{message}; flowmaps evaluate {out} measures it.", soft_wrap=True)

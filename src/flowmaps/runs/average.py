@@ -30,7 +30,7 @@ class Average:
     """Which average of a run's weights.
 
     Args:
-        width: relative width of a power-function average, reconstructed from the snapshots that the run left.
+        width: relative width of a power-function average, reconstructed from those that the run stored.
         decay: of an average that the run kept; give one of the two.
         step: the average of a width is over the steps up to this one; over all steps unless given.
         stage: the stage whose map gets the average.
@@ -90,15 +90,14 @@ def _reconstructed(
     error = reconstruct.relative_error(*profile)
     if error > MAX_ERROR:
         raise ValueError(
-            f"the snapshots do not give this average (relative error {error:.2g}): take another --width, or for --step "
-            "one at which there is a snapshot; or train with more --optimiser.ema-widths or a smaller "
+            f"the stored averages do not give this one (relative error {error:.2g}): take another --width, or for "
+            "--step one at which an average was stored; or train with more --optimiser.ema-widths or a smaller "
             "--store-averages-every."
         )
     if error > LARGE_ERROR:
         warn(
-            f"the snapshots give this average with a relative error of {error:.2g}, which is large: take another "
-            "--width or --step, or train with more --optimiser.ema-widths or a smaller "
-            "--store-averages-every."
+            f"the stored averages give this one with a relative error of {error:.2g}, which is large: take another "
+            "--width or --step, or train with more --optimiser.ema-widths or a smaller --store-averages-every."
         )
     about = {"width": average.width, "step": average.step, "error": round(error, 6)}
     return reconstruct.reconstruct(*profile), about

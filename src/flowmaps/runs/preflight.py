@@ -294,8 +294,8 @@ def _disk(recipe: Recipe, sizes: list[Size]) -> int:
         total += size.checkpoint(recipe) * (
             size.stage.steps // recipe.keep_checkpoints_every if recipe.keep_checkpoints_every else 0
         )
-        snapshots = (size.stage.steps // recipe.store_averages_every + 1) * len(recipe.optimiser.ema_widths)
-        total += BYTES * (size.trained * (snapshots + len(recipe.optimiser.ema_decays)) + size.weights)
+        stored = (size.stage.steps // recipe.store_averages_every + 1) * len(recipe.optimiser.ema_widths)
+        total += BYTES * (size.trained * (stored + len(recipe.optimiser.ema_decays)) + size.weights)
     return total
 
 
