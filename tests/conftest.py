@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ import torch
 
 torch.set_num_threads(1)
 shapecheck.install()
+multiprocessing.set_forkserver_preload(
+    ["pytest", "accelerate", "torch._dynamo", "torch.distributed.tensor", "flowmaps.runs.run"]
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
