@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +62,6 @@ def sharded(seed: int) -> dict[str, Tensor]:
 
 def in_processes(count: int, work: Callable[[int, Path], None], folder: Path) -> None:
     """Call `work` in several processes, forked from one that has torch: it takes seconds to import."""
-    multiprocessing.set_forkserver_preload(["torch.distributed.tensor", "flowmaps"])
     start_processes(work, (folder,), nprocs=count, start_method="forkserver")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,22 @@ import torch
 
 torch.set_num_threads(1)
 shapecheck.install()
+multiprocessing.set_forkserver_preload(
+    ["pytest", "accelerate", "torch._dynamo", "torch.distributed.tensor", "flowmaps.runs.run"]
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have tests that share a fixture of their file run in one worker, which makes the fixture once."""
+    """Have one worker run all tests that share a fixture of their file, and one all that start several processes.
+
+    The fixture is made once, and no more processes run at a time than the limits of time in these tests allow for.
+    """
     for item in items:
         shared = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
-        if any(fixture.scope == "module" for fixture in shared):
+        if item.path.parent.name == "distributed":
+            item.add_marker(pytest.mark.xdist_group("distributed"))
+        elif any(fixture.scope == "module" for fixture in shared):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -1,6 +1,6 @@
 """Several processes of one computation, as a launcher would start them, on the CPU and with gloo.
 
-They are forked from one process that has imported everything, which costs that time once in a test run.
+They are forked from one process that has imported everything (see conftest.py), which costs that time once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "accelerate", "flowmaps.runs.run", "shared_cases", "shared_trainer"])
 
 
 class Failed(AssertionError):

@@ -53,7 +53,6 @@ def run(folder: Path, told: Connection | None) -> None:
 def live(folder: Path, after: float | None) -> bool:
     """A process that runs until it is killed, `after` seconds of training or of its whole life; whether it was."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flowmaps.runs.run"])
     hears, tells = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(folder, tells), daemon=True)
     process.start()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from flowmaps.storage.models import load_tensors
 from flowmaps.training import averages
@@ -186,7 +186,7 @@ def test_shards_are_averaged_as_the_whole(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(sharded, args=(port, tmp_path), nprocs=2)
+    start_processes(sharded, (port, tmp_path), nprocs=2, start_method="forkserver")
     averaged(layers(), tmp_path / "one")
     files = sorted(path.name for path in (tmp_path / "one" / "averages").iterdir())
     assert len(files) == 3
