@@ -13,7 +13,7 @@ from flowmaps.maps import FlowMap
 from flowmaps.metrics.features import extract
 from flowmaps.runs.recipes import ImageEvaluation
 from flowmaps.storage.models import device_of
-from flowmaps.training.loop import generator
+from flowmaps.system.seeds import generator
 
 NUMBERS = (50_000, 40_000, 30_000, 20_000, 10_000, 5_000, 2_000, 1_000)
 REFERENCE = 50_000  # real images, whose features are computed too

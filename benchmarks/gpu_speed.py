@@ -27,7 +27,7 @@ from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Recipe
 from flowmaps.storage import models as checkpoint
 from flowmaps.system import memory
-from flowmaps.training.loop import generator
+from flowmaps.system.seeds import generator
 
 ROWS = 16  # of the batch whose operations are counted: those of any other are in proportion
 LEAST = 0.2  # seconds that an interval of the log must have to be timed: it is written to 0.01

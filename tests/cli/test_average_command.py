@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import flowmaps as fm
 from flowmaps.runs import recipes
 from flowmaps.runs.run import Run
+from flowmaps.system.seeds import generator
 from flowmaps.training import reconstruct
 
 RECIPE = dataclasses.replace(
@@ -108,7 +109,7 @@ def test_what_was_made_is_a_run(board: Path, tmp_path: Path):
     """It is sampled and measured, its report says what it is, and its averages are not made again."""
     run("average", board, "--decay", "0.7", "--out", tmp_path / "new")
     run("sample", tmp_path / "new", "--steps", 2, "--number", 7, "--out", tmp_path / "x.npy")
-    noise = torch.randn(7, 2, generator=fm.training.loop.generator(0, 1))
+    noise = torch.randn(7, 2, generator=generator(0, 1))
     with torch.no_grad():
         expected = fm.samplers.Jump(2)(fm.load(tmp_path / "new"), noise)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected.numpy(), rtol=1e-5, atol=1e-6)

@@ -32,7 +32,7 @@ from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.recipes import ImageRecipe
 from flowmaps.storage import checkpoints
 from flowmaps.system.processes import RaisedByAll
-from flowmaps.training.loop import generator
+from flowmaps.system.seeds import generator
 from flowmaps.training.settings import options as options_of
 
 OPTIONS = """--steps 5 --teacher-steps 4 --no-compile --device cpu --network.width 8 --network.depth 2 --log-every 2

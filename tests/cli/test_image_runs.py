@@ -19,7 +19,7 @@ from places import CIFAR
 
 import flowmaps as fm
 from flowmaps.runs.folder import RunFolder, open_source
-from flowmaps.training.loop import generator
+from flowmaps.system.seeds import generator
 
 pytestmark = pytest.mark.usefixtures("small_images")
 

@@ -23,7 +23,7 @@ from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation
 from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.storage import models
-from flowmaps.training.loop import generator
+from flowmaps.system.seeds import generator
 
 SMALL = Evaluation(steps=(1, 3), samples=1300, points=50, batch=400)
 

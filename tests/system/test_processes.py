@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from flowmaps.system import devices
+from flowmaps.system import seeds
 from flowmaps.system.processes import _try, all_of, each, first_line, in_turn, is_lost, mean, on_first, rank, ranks
 from flowmaps.training.distributed import start
 
@@ -61,7 +61,7 @@ def test_an_error_in_one_line():
 
 
 def test_seeding_is_that_of_torch():
-    devices.seed(torch.device("cpu"), 7)
+    seeds.seed_global(torch.device("cpu"), 7)
     drawn = torch.rand(5)
     torch.manual_seed(7)
     assert torch.equal(drawn, torch.rand(5))

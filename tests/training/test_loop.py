@@ -17,8 +17,9 @@ from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Loss, Objective
 from flowmaps.runs.recipes import Optimiser
+from flowmaps.system.seeds import generator
 from flowmaps.training import loop as training
-from flowmaps.training.loop import generator, train
+from flowmaps.training.loop import train
 from flowmaps.training.optimisers import remember
 from flowmaps.training.state import begin
 from flowmaps.velocities import RandomInputs

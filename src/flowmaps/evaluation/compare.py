@@ -32,7 +32,8 @@ from ..system import memory
 from ..system.devices import can_compile, compiled, pick_device
 from ..system.files import write_atomically
 from ..system.progress import Watch, quiet
-from ..training.loop import Step, generator, train
+from ..system.seeds import generator
+from ..training.loop import Step, train
 from ..training.state import begin
 from .measure import Reference, Row, reference
 from .rows import metrics_rows

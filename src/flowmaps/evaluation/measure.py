@@ -18,7 +18,7 @@ from ..runs.recipes import Evaluation, ImageEvaluation
 from ..shapes import Field
 from ..solvers import SolverFlow
 from ..system.progress import Watch, quiet
-from ..training.loop import generator
+from ..system.seeds import generator
 from .sampling import NOISE_STREAM, Samples
 
 Row = dict[str, Any]

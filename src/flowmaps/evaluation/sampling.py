@@ -22,7 +22,7 @@ from ..shapes import Batch, Condition, Field, Guide, Time, on_each
 from ..solvers import SolverFlow
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
-from ..training.loop import generator
+from ..system.seeds import generator
 
 NOISE_STREAM, FRESH_NOISE_STREAM = 1, 7  # streams of the seed
 MAX_NUMBERS = 2**31

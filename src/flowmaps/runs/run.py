@@ -17,8 +17,9 @@ from ..shapes import Field
 from ..storage import checkpoints
 from ..system.processes import each, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
+from ..system.seeds import generator
 from ..training.distributed import Engine, start
-from ..training.loop import Step, generator
+from ..training.loop import Step
 from ..training.trainer import Settings, Trainer, explained, left_in
 from . import inherit, initial
 from .folder import RunFolder, describe, open_source, with_absolute_paths

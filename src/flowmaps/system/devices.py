@@ -40,16 +40,3 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"--device {name} is not there: this machine's torch {torch.__version__} has cpu"
                          + (", cuda." if torch.cuda.is_available() else " only.")) from None  # fmt: skip
     return device
-
-
-def seed(device: torch.device, number: int) -> None:
-    """Seed the generators that have no name, those of dropout: of the CPU and of a device.
-
-    torch.manual_seed would keep a traceback at each call, for devices that are not in use yet.
-    """
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(number)
-    elif device.type == "mps":
-        torch.mps.manual_seed(number)

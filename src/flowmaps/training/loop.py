@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..objectives import Loss
 from ..shapes import Condition
-from ..system import devices
 from ..system.processes import rank, ranks
+from ..system.seeds import generator, seed_global
 from ..velocities import RandomInputs
 from .optimisers import Optimiser, schedule
 from .state import State
@@ -52,17 +52,6 @@ class Step(NamedTuple):
     draw: RandomInputs
 
 
-def generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of the seed and the numbers, such as (stage, rank, step)."""
-    value = seed
-    for number in numbers:  # splitmix64, so that neighbouring numbers give unrelated streams
-        value = (value + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
-        value ^= value >> 31
-    return torch.Generator(device=device).manual_seed(value % 2**63)
-
-
 def train(
     state: State,
     source: Batches,
@@ -94,7 +83,7 @@ def train(
             if progress >= 1:
                 return
         source_of_noise = generator(own, state.step, device=device)
-        devices.seed(device, generator(own, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
+        seed_global(device, generator(own, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
         x1, cond = source.sample(rows, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
         state.zero_grad()

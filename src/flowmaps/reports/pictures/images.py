@@ -16,7 +16,7 @@ from ...maps import FlowMap
 from ...runs.plan import Plan
 from ...storage.models import device_of
 from ...system.progress import Watch, quiet
-from ...training.loop import generator
+from ...system.seeds import generator
 from ..image_grid import image_grid
 from .parts import COLUMNS, class_names, rows_by_class, steps_nearest_four, ten_rows, to_pixels
 

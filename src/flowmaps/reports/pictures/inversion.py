@@ -22,7 +22,7 @@ from ...shapes import Batch, Condition
 from ...solvers import SolverFlow
 from ...storage.models import device_of
 from ...system.progress import Watch, quiet
-from ...training.loop import generator
+from ...system.seeds import generator
 from ..image_grid import image_grid
 from .parts import class_names, steps_nearest_four, ten_rows, to_pixels
 

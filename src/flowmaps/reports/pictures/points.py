@@ -15,7 +15,7 @@ from ...methods import Jumps
 from ...runs.plan import Plan
 from ...runs.recipes import Recipe
 from ...storage.models import device_of
-from ...training.loop import generator
+from ...system.seeds import generator
 from .. import figures
 from ..image_grid import image_grid, ink_on_paper
 

@@ -20,7 +20,7 @@ from ...runs.run import Run
 from ...samplers import Jump, MultistepConsistency
 from ...storage.models import device_of
 from ...system.processes import first_line, on_first, ranks
-from ...training.loop import generator
+from ...system.seeds import generator
 from .. import figures
 from ..image_grid import image_grid
 from .parts import to_pixels
