@@ -9,7 +9,7 @@ from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, sta
 
 from flowmaps.system import processes
 from flowmaps.training.distributed import Engine, full, start
-from flowmaps.training.state import Whole
+from flowmaps.training.state import LossModule
 
 Row = dict[str, float]
 """Of a case: the errors under each way of sharing, how far the gradient of one part is from that of the whole, how many
@@ -32,7 +32,7 @@ def _row(net: str, name: str, kinds: dict[str, Engine]) -> Row:
     row = {"apart": gap(local, expected), "missing": float(sum(value is None for value in expected.values()))}
     for kind, engine in kinds.items():
         shared = copy.deepcopy(made)
-        module = engine.wrap(Whole(shared, shared.evaluate))
+        module = engine.wrap(LossModule(shared, shared.evaluate))
         module(mine).value.backward()
         row[kind] = gap({key: None if g is None else full(g) for key, g in gradients(shared).items()}, expected)
     return row | {"seconds": time.process_time() - begun}

@@ -17,7 +17,7 @@ def left_by(ends: bool) -> tuple[bool, str, float]:
     """The last process ends or does something else while the others wait for it in the middle of a step."""
     start("cpu")
     processes.on_first(lambda: None)
-    processes.HEALTH_CHECK = timedelta(seconds=3)
+    processes.HEALTH_CHECK_TIMEOUT = timedelta(seconds=3)
     begun = time.monotonic()
     if processes.rank() == processes.ranks() - 1:
         if ends:

@@ -115,7 +115,7 @@ def trained(case: Case, shard: bool) -> Left:
             now = _weights(state)
             left.moved.append(float((now - before).abs().max()))
             before = now
-    state.guard.settle()
+    state.guard.read_norms()
     left.skipped = state.guard.skipped
     left.factor = state.scaler.get_scale()
     left.tensors = {name: full(value).detach().double().numpy().copy() for name, value in state.tensors().items()}

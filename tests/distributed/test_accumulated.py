@@ -24,7 +24,7 @@ def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     for parts in (None, shares):
         state = begin(copy.deepcopy(made), SETTINGS)
         state.shares = parts
-        loss = state.descend(given)
+        loss = state.accumulate_gradient(given)
         found.append((gradients(state.objective), loss))
     (whole, expected), (summed, loss) = found
     assert gap(summed, whole) < 1e-6
@@ -32,7 +32,7 @@ def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     for part, rows in loss.parts.items():  # in the order of the draw
         torch.testing.assert_close(rows, expected.parts[part], rtol=1e-6, atol=1e-9)
     alone = begin(copy.deepcopy(made), SETTINGS)
-    alone.descend(given.map(lambda value: value[shares[0]]))
+    alone.accumulate_gradient(given.map(lambda value: value[shares[0]]))
     assert gap(gradients(alone.objective), whole) > 1e-2  # one part would not do
 
 

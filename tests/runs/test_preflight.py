@@ -20,7 +20,7 @@ from image_cases import DIT, SMALL, UNET, refused, run
 from flowmaps import objectives
 from flowmaps.data import Board
 from flowmaps.maps import FlowMap
-from flowmaps.runs import inherit, initial, preflight
+from flowmaps.runs import inherit, initial, preflight, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path):
 
 def test_memory_is_that_of_the_machine_or_of_its_container(monkeypatch: pytest.MonkeyPatch, here: Path):
     cpu, limit = torch.device("cpu"), here / "memory.max"
-    monkeypatch.setattr(preflight, "LIMIT", limit)
+    monkeypatch.setattr(preflight, "CONTAINER_MEMORY_FILE", limit)
     physical = preflight._memory(cpu)
     for text in ("max\n", f"{2**62}\n"):
         limit.write_text(text)

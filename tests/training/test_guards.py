@@ -28,8 +28,8 @@ def watched(norms: Sequence[float], *, late: bool = False) -> Guard:
     for number, norm in enumerate(norms, 1):
         guard.see(number, torch.tensor(norm))
         if not late:
-            guard.settle()
-    guard.settle()
+            guard.read_norms()
+    guard.read_norms()
     return guard
 
 

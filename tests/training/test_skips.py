@@ -57,7 +57,7 @@ def trained(settings: Optimiser, bad: Container[int], *, waits: bool = True) -> 
     for step in train(state, Spoiled(bad), settings, steps=10):
         assert bool(step.norm.isfinite()) is (step.number not in bad)
         kept.append(everything(state))
-    state.guard.settle()
+    state.guard.read_norms()
     return state, kept
 
 

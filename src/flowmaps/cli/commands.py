@@ -117,7 +117,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
     current, begun, first = None, 0.0, 0
     recipe, say_once = run.plan.recipe, _once(run.say)
     with bar() as progress, contextlib.closing(run.train(stop)) as steps:
-        shown = _Bars(run, progress)
+        shown = _StageBars(run, progress)
         for stage, step in steps:
             if stage is not current:
                 current, begun, first = stage, run.seconds, step.number
@@ -136,7 +136,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
                 console.print(words, soft_wrap=True)
 
 
-class _Bars:
+class _StageBars:
     """A bar for each stage of a run; it is there before the first step is, which may take a minute."""
 
     def __init__(self, run: runs.Run, progress: Progress) -> None:

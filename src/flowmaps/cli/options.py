@@ -26,8 +26,7 @@ class Train:
     resume: bool = False
     """Go on with an interrupted run, with the options it began with."""
     resume_from: str | None = None
-    """Go on from this of its checkpoints, such as map-00001000, or from the one before the last, `previous`; --resume
-    need not be given too."""
+    """Resume from this checkpoint, such as map-00001000, or `previous` for the last but one; implies --resume."""
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
@@ -73,7 +72,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Average:
-    """Make a run like one that is there, with another moving average for weights, to be sampled and measured."""
+    """Copy a finished run with another EMA of its weights, to be sampled and evaluated."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a finished run."""
@@ -86,7 +85,7 @@ class Average:
     step: int | None = None
     """With --width: average the steps up to this one; all of them unless given."""
     stage: str = "map"
-    """Stage whose map gets it."""
+    """Stage whose map gets the average."""
 
 
 @dataclass(frozen=True)

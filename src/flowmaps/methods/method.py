@@ -1,9 +1,9 @@
-"""A method as a value: the function of its paper, and what a recipe, a sampler or a table has to know of it.
+"""`Method`: the function of a paper, with the traits that recipes, samplers and tables need.
 
     METHODS["lmd"] = Method(lmd, LearnsFrom.TEACHER, settings=lambda choices: {"times": choices.pairs, ...})
 
-The function alone is enough to train by hand; a `Method` beside it is what the command line, the comparison, the
-figures and the documentation read, so that nothing else in the package knows a method by its name.
+The function alone is enough for a training loop of your own. The command line, the comparison, the figures and the
+documentation read the `Method`, so that no other module contains the name of a method.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..times import Times
 
 
 class LearnsFrom(Enum):
-    """What a method needs before it can train a map; the value is that in words."""
+    """What a method learns a map from; the value is a description."""
 
     TEACHER = "a teacher's velocity"
     VELOCITY = "data, from the weights of a trained velocity"
@@ -32,7 +32,7 @@ class LearnsFrom(Enum):
 
 
 class Jumps(Enum):
-    """Which jumps (s, t) the map of a method learns; the value is that in words."""
+    """Which jumps (s, t) the map of a method learns; the value is a description."""
 
     ANY = "between any two times"
     TO_DATA = "from any time to the data, t = 1"
@@ -42,7 +42,7 @@ class Jumps(Enum):
 
 @dataclass(frozen=True)
 class Choices:
-    """What a recipe chooses for whichever method it trains by; `Method.settings` takes of it what its function needs.
+    """The choices of a recipe that methods may use; `Method.settings` selects those that its function takes.
 
     Attributes:
         interpolant: the path.
@@ -67,7 +67,7 @@ class Choices:
 
 
 Settings = Callable[[Choices], dict[str, Any]]
-"""Takes what a recipe chooses to the options of a method's function, without the interpolant, which all take."""
+"""Maps a recipe's choices to options of a method's function; `interpolant` is passed to every method and left out."""
 
 
 def own_weight(choices: Choices) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Method:
         lower_rate: whether it is unstable at the learning rate of the others: the noise of dI in an unbounded
             derivative in space, or a gradient that does not shrink with the loss.
         strip_on_images: whether its recipes train images on jumps of a strip alone.
-        interpolant: the path of its paper, in the place of the recipe's.
+        interpolant: the path that the method requires; `None` for the recipe's.
         flow_map: class of the map.
         starts_along_velocity: whether training starts from jumps along the trained velocity, X = x + (t - s) b_s(x).
         copies_teacher: whether the targets are jumps of copies of the first stage's map, which then has to learn the
@@ -131,11 +131,11 @@ class Method:
         return self.objective(flow_map, **{"interpolant": choices.interpolant, **self.settings(choices), **given})
 
     def sampled(self, flow_map: FlowMap) -> FlowMap:
-        """The map as it is sampled: one that learned the velocity alone takes Euler's steps."""
+        """The map to sample from; one that learned the velocity alone is wrapped to take Euler steps."""
         return VelocityForShortJumps(flow_map, 1.0) if self.jumps is Jumps.NONE else flow_map
 
     def sampler(self, steps: int, interpolant: Interpolant) -> Jump | MultistepConsistency:
-        """How samples are drawn in so many steps: by jumps, or to the data and back where it learns no others."""
+        """The sampler of a number of steps: jumps, or multistep consistency sampling for jumps to t = 1 alone."""
         if self.jumps is Jumps.TO_DATA and steps > 1:
             return MultistepConsistency([k / steps for k in range(steps)], interpolant)
         return Jump(steps)

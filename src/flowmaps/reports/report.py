@@ -121,7 +121,7 @@ def _figure(caption: str, path: Path) -> str:
     """A picture inside the page, with its caption."""
     content = path.read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError(f"a report embeds PNG files, got {path}: save figures with flowmaps.figures.save.")
+        raise ValueError(f"a report embeds PNG files, got {path}: save figures with flowmaps.reports.figures.save.")
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return f'<figure><img alt="{escape(caption)}" src="{source}"><figcaption>{escape(caption)}</figcaption></figure>'
 

@@ -1,4 +1,4 @@
-"""The folder of a run, opened once: its card, and from it the recipe, the plan and what the run has learned.
+"""`RunFolder`: a run's folder with its card, recipe, plan, maps, log, checkpoints and lock; what a resume may change.
 
 config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
 teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
@@ -31,7 +31,7 @@ from .recipes import ImageRecipe, Recipe
 RESUMABLE = ("device", "compile", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints", "keep_checkpoints_every",
              "store_averages_every", "show_every", "track", "max_skipped_steps", "activation_checkpointing",
              "evaluation", "optimiser.accumulate", "steps", "teacher_steps")  # fmt: skip
-"""Options that may differ on resuming; of numbers of steps the engine sees to it."""
+"""Options that a resume may change; `Trainer.resume` checks whether the numbers of steps may."""
 
 
 @dataclasses.dataclass
@@ -105,12 +105,12 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has been trained to its end: the card with a map is the last that is written."""
+        """Whether training has finished: the card gets its entry `map` as the last write."""
         return (self.path / models.WEIGHTS).exists() and "map" in self.card
 
     @property
     def device(self) -> Any:
-        """The device of the recipe, or this machine's, where the run was trained on another one."""
+        """The device of the recipe; the best device of this machine if that one is missing."""
         try:
             return pick_device(self.recipe.device)
         except ValueError:
@@ -176,7 +176,7 @@ class RunFolder:
             )
 
     def check_resumable(self, recipe: Recipe, described: dict[str, Any]) -> None:
-        """Refuse to go on with options other than those that the run began with; `described` from `describe`.
+        """Raise an error if a resume changes an option outside `RESUMABLE` or the data; `described` from `describe`.
 
         Raises:
             ValueError: the run has finished and is not to be longer, its options differ, or its data have changed.
@@ -215,11 +215,11 @@ class RunFolder:
             write_atomically(self.path / models.CARD, json.dumps(self.card, indent=2) + "\n")
 
     def save_map(self, flow_map: FlowMap, stage: str, interpolant: Interpolant, **extra: Any) -> None:
-        """Write a map that a stage has learned; that of the last stage, whose name is empty, ends the run."""
+        """Write the map of a finished stage; `stage` is empty for the last one, whose map marks the run as finished."""
         models.save(flow_map, self.path / stage, interpolant=interpolant, extra=extra, overwrite=True)
 
     def clear(self) -> None:
-        """Remove what only a run in training needs, of one that was killed as it ended."""
+        """Delete the checkpoints and the lock of a finished run that was killed before it could delete them."""
         last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:]]
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
         (self.path / LOCK).unlink(missing_ok=True)
@@ -242,14 +242,14 @@ def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its paths absolute, to be found again from wherever the run is resumed, measured or sampled."""
+    """A copy of the recipe with absolute paths, so that the run can be used from any working directory."""
     paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
     found = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
     return dataclasses.replace(recipe, data=resolve(recipe.data), **found)
 
 
 def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
-    """What a run's card says of its recipe, and of the files that its data are read from."""
+    """The entries of config.json for a recipe: its fields, and the SHA-256 of its data files."""
     return {"recipe": dataclasses.asdict(recipe), "data_sha256": fingerprint(recipe.data, watch)}
 
 

@@ -1,4 +1,4 @@
-"""What a run takes over from another one: its velocity as a teacher, or its weights to start from."""
+"""Teachers (`--teacher`) and initial weights (`--from-run`) from other runs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def copy_weights(flow_map: FlowMap, source: FlowMap, what: str) -> None:
     Args:
         flow_map: the map that starts.
         source: the other.
-        what: whose that is, for a message: "the teacher".
+        what: name of the source in messages, such as "the teacher".
 
     Raises:
         ValueError: their networks differ.
@@ -120,7 +120,7 @@ def copy_weights(flow_map: FlowMap, source: FlowMap, what: str) -> None:
 
 
 def start_from_teacher(flow_map: FlowMap, teacher: FlowMap) -> None:
-    """Start a map from jumps along its teacher's velocity, with the teacher's weights.
+    """Copy a teacher's weights into a map, and make its jumps X = x + (t - s) b_s(x).
 
     Raises:
         ValueError: their networks differ.

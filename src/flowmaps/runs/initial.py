@@ -1,4 +1,4 @@
-"""Fresh maps of a recipe."""
+"""The untrained map of a recipe."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def network_of(flow_map: FlowMap) -> MLP | Network:
     return flow_map.net
 
 
-def without_dropout(flow_map: FlowMap) -> FlowMap:
-    """The map, which learns from a teacher now: a function without noise, that it cannot overfit."""
+def disable_dropout(flow_map: FlowMap) -> FlowMap:
+    """Set the dropout of a map to 0, for distillation: a teacher's velocity has no noise to overfit."""
     for module in flow_map.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -28,11 +28,11 @@ from ..schedules import Anneal
 from ..shapes import Field
 from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
-from .initial import network_of, without_dropout
+from .initial import disable_dropout, network_of
 from .recipes import Evaluation, ImageRecipe, Recipe, validate
 
 Build = Callable[[FlowMap, Field | None], Objective]
-"""Makes the objective of a stage from the map, as the stage before left it, and the velocity of the teacher."""
+"""Builds the objective of a stage from the map of the stage before and the teacher's velocity."""
 INTERPOLANTS: dict[str, Interpolant] = {
     "linear": Linear(),
     "trigonometric": Trigonometric(),
@@ -103,14 +103,14 @@ class Plan:
     # sampling
 
     def known_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
-        """Those numbers of sampling steps whose jumps the map learns; the nearest that it does, if there is none."""
+        """The numbers of sampling steps that the map supports among `steps`; if none, the smallest that it supports."""
         if self.method.jumps is Jumps.FROM_BASE:
             return (1,)
         least = math.ceil(1 / STRIP_WIDTH) if self.on_strip else 1
         return tuple(number for number in steps if number >= least) or (least,)
 
     def limits(self) -> str | None:
-        """What the jumps of the map are limited to, in words; `None` where they are not."""
+        """A sentence that says which numbers of sampling steps the map supports; `None` if all."""
         if self.method.jumps is Jumps.FROM_BASE:
             return f"{self.method.name} learns jumps from noise alone: its map is sampled in 1 step"
         if self.on_strip:
@@ -122,10 +122,10 @@ class Plan:
         return None
 
     def check_steps(self, steps: Iterable[int]) -> None:
-        """Refuse numbers of sampling steps whose jumps the map does not learn.
+        """Raise an error if the map does not support a number of sampling steps.
 
         Raises:
-            ValueError: there is one.
+            ValueError: a number is not supported.
         """
         for number in steps:
             if number not in self.known_steps([number]):
@@ -155,7 +155,7 @@ class Plan:
         return flow_map, teacher
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether compiling pays: a network of images takes minutes on a CPU, and is no faster afterwards."""
+        """Whether to compile: not image networks on a CPU, which compile for minutes and become no faster."""
         return self.recipe.compile and not (device.type == "cpu" and self.images)
 
 
@@ -164,7 +164,7 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
 
     Args:
         recipe: the recipe.
-        processes: that share the rows of a step.
+        processes: number of processes among which a batch is split.
 
     Raises:
         ValueError: a field is out of range, fields contradict each other, there is no such method, or a teacher is
@@ -190,21 +190,21 @@ def _method(name: str) -> Method:
 
 
 def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
-    """The stages: a teacher's steps are those of its stage, or go to the map's where there is none."""
-    last = Stage("map", recipe.steps, _map_optimiser(recipe, method), _of_map(recipe, method, path))
+    """The stages of a recipe; without a teacher stage its steps are added to the map's."""
+    last = Stage("map", recipe.steps, _map_optimiser(recipe, method), _map_objective(recipe, method, path))
     if method.learns_from in (LearnsFrom.TEACHER, LearnsFrom.VELOCITY):
-        first = Stage("teacher", recipe.teacher_steps, recipe.optimiser, _of_teacher(recipe, method, path))
+        first = Stage("teacher", recipe.teacher_steps, recipe.optimiser, _teacher_objective(recipe, method, path))
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
     if method.learns_from is LearnsFrom.STRIP and not recipe.from_run:
-        first = Stage("strip", both - both // 2, recipe.optimiser, _of_strip(recipe, path))
+        first = Stage("strip", both - both // 2, recipe.optimiser, _strip_objective(recipe, path))
         return [first, replace(last, steps=both // 2)]
     return [replace(last, steps=both)]
 
 
 def _choices(recipe: Recipe, path: Interpolant) -> Choices:
-    """What the recipe chooses for whichever method; a learned weight is a new one in each objective."""
+    """The `Choices` of a recipe; each call makes a new learned weight."""
     images = isinstance(recipe, ImageRecipe)
     pairs: Times = Triangle() if recipe.times == "triangle" else Square()
     learned = Learned() if recipe.learned_weight else None
@@ -226,22 +226,22 @@ def _map_optimiser(recipe: Recipe, method: Method) -> Optimiser:
     return replace(recipe.optimiser, learning_rate=share * recipe.optimiser.learning_rate)
 
 
-def _of_map(recipe: Recipe, method: Method, path: Interpolant) -> Build:
-    """The objective of the map: of a function without dropout, which cannot be overfitted, where there is a teacher."""
+def _map_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
+    """A function that builds the objective of the map; with a teacher the map has no dropout."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         if method.starts_along_velocity:
             network_of(flow_map).zero_second_time()
         if method.distils:
-            without_dropout(flow_map)
+            disable_dropout(flow_map)
         given = {"teacher": teacher} if method.distils and not method.copies_teacher else {}
         return method.build(flow_map, _choices(recipe, path), **given, **_guidance(recipe, flow_map))
 
     return build
 
 
-def _of_teacher(recipe: Recipe, method: Method, path: Interpolant) -> Build:
-    """Velocity matching, with and without labels but unguided, unless the map goes on with the teacher's own jumps."""
+def _teacher_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
+    """A function that builds the teacher's objective: velocity matching, guided only if the method copies it."""
 
     def build(flow_map: FlowMap, _: Field | None) -> Objective:
         choices = _choices(recipe, path)
@@ -253,7 +253,7 @@ def _of_teacher(recipe: Recipe, method: Method, path: Interpolant) -> Build:
     return build
 
 
-def _of_strip(recipe: Recipe, path: Interpolant) -> Build:
+def _strip_objective(recipe: Recipe, path: Interpolant) -> Build:
     """Flow map matching on a strip."""
 
     def build(flow_map: FlowMap, _: Field | None) -> Objective:

@@ -1,4 +1,4 @@
-"""All of a run but its training: what can go wrong is found before it begins, and what it will take is said.
+"""The dry run of `flowmaps train --check`: finds errors before training, and describes what training will take.
 
 Nothing is written.
 """
@@ -32,10 +32,10 @@ from .folder import describe, open_source
 from .plan import Plan, Stage, resolve
 from .recipes import ImageRecipe, Optimiser, Recipe
 
-BYTES = 4
+BYTES_PER_NUMBER = 4
 """Of a number of weights, moments and averages, in float32."""
-LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""What a container may take of the memory of its machine: bytes, or `max`."""
+CONTAINER_MEMORY_FILE = Path("/sys/fs/cgroup/memory.max")
+"""The file with a container's memory limit: bytes, or `max`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Size:
 
     def checkpoint(self, recipe: Recipe) -> int:
         """Bytes of a checkpoint, at most: weights, two moments, averages, targets."""
-        return BYTES * (self.trained * (3 + averages(recipe)) + self.beside)
+        return BYTES_PER_NUMBER * (self.trained * (3 + averages(recipe)) + self.beside)
 
 
 def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) -> list[str]:
@@ -58,7 +58,7 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
     Args:
         recipe: of the run.
         folder: its --out; not looked at if it is `None`.
-        watch: told what is being checked.
+        watch: progress callback.
 
     Returns:
         The plan of the run, line by line.
@@ -81,10 +81,10 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder for a new run that is in use, or cannot be written.
+    """Raise an error if a new run cannot be written into a folder.
 
     Raises:
-        ValueError: it is.
+        ValueError: the folder is not empty, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
@@ -104,10 +104,10 @@ def averages(recipe: Recipe) -> int:
 
 
 def _check_size(recipe: Recipe, source: Source, engine: Engine) -> None:
-    """Refuse a network whose training does not fit the memory; it is counted before any of it is there."""
+    """Raise an error if training does not fit the memory; weights are counted without allocating them."""
     with torch.device("meta"):
         weights = _count(initial.new_map(recipe, source.shape, source.classes).parameters())
-    need, have = BYTES * weights * (4 + averages(recipe)), _memory(engine.device)
+    need, have = BYTES_PER_NUMBER * weights * (4 + averages(recipe)), _memory(engine.device)
     if have is not None and need > have and not engine.shard:
         raise ValueError(
             f"the network has {weights:,} weights, which with gradients, moments and averages take {_bytes(need)}, "
@@ -123,7 +123,7 @@ def _memory(device: torch.device) -> int | None:
         return None
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return min(physical, int(LIMIT.read_text()))
+        return min(physical, int(CONTAINER_MEMORY_FILE.read_text()))
     except (OSError, ValueError):  # no such limit
         return physical
 
@@ -158,7 +158,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
     draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed))
     try:
-        found = _tried(objective, draw, getattr(torch, recipe.precision), list(trained.values()))
+        found = _loss_and_norm(objective, draw, getattr(torch, recipe.precision), list(trained.values()))
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
@@ -174,11 +174,11 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
 
 
 def _rows(recipe: Recipe) -> int:
-    """How many are tried: of those that a process takes at a time a few."""
+    """Number of rows to try: a few of those that a process computes at a time."""
     return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
 
 
-def _tried(
+def _loss_and_norm(
     objective: Objective, draw: RandomInputs, precision: torch.dtype, trained: list[torch.Tensor]
 ) -> dict[str, float]:
     """A loss and the norm of its gradient, which is not kept; in float16, whose scale makes room for it, 0."""
@@ -203,13 +203,13 @@ def check_steps(plan: Plan, flow_map: FlowMap) -> None:
 
 
 def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.Tensor]:
-    """Refuse a step that cannot be taken: weights that the optimiser is not for, a batch without equal parts.
+    """Raise an error if the optimiser does not suit the weights, or the batch does not split into equal parts.
 
     Returns:
-        What is trained, by name.
+        The trained parameters by name.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: a training step cannot be taken.
     """
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     build(trained, settings)
@@ -274,9 +274,9 @@ def _end(recipe: Recipe) -> str:
 def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[Size]) -> list[str]:
     lines = []
     if recipe.compile and not can_compile():
-        lines.append("warning: no C++ compiler found, so that nothing is compiled: half the speed.")
+        lines.append("warning: no C++ compiler found: training runs without torch.compile, at half the speed.")
     if engine.shard and ranks() == 1:
-        lines.append("warning: --fsdp shares out among processes, of which there is one here: see accelerate launch.")
+        lines.append("warning: --fsdp shards among processes, and there is only one: see accelerate launch.")
     need, free = _disk(recipe, sizes), shutil.disk_usage(_above(folder or Path())).free
     if need > free:
         lines.append(
@@ -295,7 +295,7 @@ def _disk(recipe: Recipe, sizes: list[Size]) -> int:
             size.stage.steps // recipe.keep_checkpoints_every if recipe.keep_checkpoints_every else 0
         )
         stored = (size.stage.steps // recipe.store_averages_every + 1) * len(recipe.optimiser.ema_widths)
-        total += BYTES * (size.trained * (stored + len(recipe.optimiser.ema_decays)) + size.weights)
+        total += BYTES_PER_NUMBER * (size.trained * (stored + len(recipe.optimiser.ema_decays)) + size.weights)
     return total
 
 

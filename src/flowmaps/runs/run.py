@@ -20,7 +20,7 @@ from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.distributed import Engine, start
 from ..training.loop import Step
-from ..training.trainer import Settings, Trainer, explained, left_in
+from ..training.trainer import Settings, Trainer, describe_last_checkpoint, explain_errors
 from . import inherit, initial
 from .folder import RunFolder, describe, open_source, with_absolute_paths
 from .plan import Plan, Stage, resolve
@@ -40,12 +40,12 @@ class Run:
         folder: of the run, locked.
         source: the data, on the device.
         flow_map: the map, with the weights that the last finished stage left.
-        described: what the card says of the recipe and its data.
-        engine: where it computes.
+        described: entries of config.json for the recipe and its data.
+        engine: device and processes.
         checkpoint: name of the checkpoint to go on from; `None` for a run that begins.
         say: prints a line.
         teacher: the velocity that the map learns from, once there is one.
-        trainer: of the stage at hand.
+        trainer: the `Trainer` of the current stage.
     """
 
     plan: Plan
@@ -62,7 +62,7 @@ class Run:
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
              say: Callable[[str], None] = print, watch: Watch = quiet) -> Run:  # fmt: skip
-        """Check everything, and make the folder or open it.
+        """Check the recipe, the data and the folder, then create the run's folder or open it to resume.
 
         Raises:
             ValueError: the recipe cannot run, the folder exists already or another run has locked it, or there is
@@ -97,7 +97,7 @@ class Run:
         return teacher
 
     def _given_start(self) -> None:
-        """Check that the map can start from the run that the recipe names."""
+        """Copy the weights of the run of `--from-run` into the map."""
         start = inherit.given_start(self.plan, self.source, self.described)
         inherit.copy_weights(self.flow_map, start, "the run to start from")
 
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def at(self) -> tuple[str, int]:
-        """The stage at hand and the steps taken of it, or those from which the run goes on."""
+        """The current stage and the steps taken in it; before training, those of the checkpoint."""
         if self.trainer is not None:
             return self.trainer.stage, self.trainer.step
         stage, _, step = (self.checkpoint or "").removesuffix(checkpoints.BEFORE).rpartition("-")
@@ -144,14 +144,14 @@ class Run:
         """Train all stages, saving as it goes; each step that is taken is yielded with its stage.
 
         Args:
-            stop: asked after each step; if it is true in any process, the run saves a checkpoint and ends there.
+            stop: called after each step; if true in any process, the run saves a checkpoint and stops.
 
         Raises:
             ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
         """
         path = self.folder.path
         try:
-            with explained(path, lambda: left_in(path)):
+            with explain_errors(path, lambda: describe_last_checkpoint(path)):
                 yield from self._stages(stop)
         finally:
             self.folder.release()
@@ -200,7 +200,7 @@ class Run:
             precision=recipe.precision,
             compile=self.plan.compiles(self.engine.device),
             seed=generator(recipe.seed, number).initial_seed(),
-            **{name: getattr(recipe, name) for name in _SHARED},
+            **{name: getattr(recipe, name) for name in _FIELDS},
         )
         return Trainer(
             objective,
@@ -227,7 +227,7 @@ class Run:
         self.teacher = Target(teacher).velocity
 
     def _take_over(self, flow_map: FlowMap, stage: Stage) -> None:
-        """Start the next stage from what `stage` left: its weights, and where it was the teacher its velocity."""
+        """Start the next stage from the weights of `stage`; if `stage` is the teacher, use its velocity too."""
         self.flow_map.load_state_dict(flow_map.state_dict())
         if stage.name == "teacher":
             self.teacher = Target(self.flow_map).velocity
@@ -247,13 +247,13 @@ class Run:
             yield flow_map
 
 
-_SHARED = ("checkpoint_every", "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every",
+_FIELDS = ("checkpoint_every", "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every",
            "max_skipped_steps", "track")  # fmt: skip
 """Settings of the engine that are fields of a recipe."""
 
 
 def _check_resumable(path: Path, plan: Plan, described: dict[str, Any]) -> None:
-    """Refuse a run that cannot go on; one that was killed at its very end is cleared as it would have been."""
+    """Raise an error if a run cannot be resumed; delete leftover checkpoints of a finished one."""
     folder = RunFolder.open(path)
     if folder.finished:
         folder.clear()

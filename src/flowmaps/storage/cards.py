@@ -38,8 +38,8 @@ PATHS = {
 }
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of weights that networks compute in."""
-SENSELESS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError)
-"""What comes of building from a card that makes no sense."""
+BUILD_ERRORS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError)
+"""Errors that building from a malformed card may raise."""
 
 
 def reason(error: BaseException) -> str:
@@ -132,7 +132,7 @@ def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], 
         ValueError: the card is not one of a map, or describes another than that of the weights.
     """
     if net is None:
-        with torch.device("meta"), _Undrawn():  # without memory
+        with torch.device("meta"), _SkipInit():  # without memory
             _fill(folder, _new(folder, card, None), weights, assign=True)
     flow_map = _new(folder, card, net)
     _check_run(folder, card, flow_map)
@@ -148,7 +148,7 @@ def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], 
     return flow_map
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Where tensors without memory get their shape alone: to fill these, torch imports its compiler, for seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,7 +171,7 @@ def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None) -> maps.F
         if kind in MAPS and (net is not None or network["class"] in NETWORKS):
             net = NETWORKS[network["class"]](**network["arguments"]) if net is None else net
             return MAPS[kind](net, **arguments)
-    except (ValueError, *SENSELESS) as error:
+    except (ValueError, *BUILD_ERRORS) as error:
         raise ValueError(
             f"{path} is not a card of a flow map ({reason(error)}): the file was changed or damaged."
         ) from None
@@ -241,7 +241,7 @@ def interpolant(folder: Path, card: Mapping[str, Any]) -> interpolants.Interpola
         if not isinstance(path, interpolants.Interpolant):
             raise TypeError(f"got a {type(path).__name__}")
         return path
-    except SENSELESS as error:
+    except BUILD_ERRORS as error:
         raise ValueError(f"{folder / CARD} has no interpolant that this version knows ({reason(error)}).") from None
 
 

@@ -1,10 +1,10 @@
-"""The checkpoints of a run in training: each is there whole or not at all, and is checked before it is used.
+"""Training checkpoints: written atomically, rotated, checked by SHA-256; `training.state.State` says what they hold.
 
 checkpoints/map-00001000/         state.safetensors, and state.json with its SHA-256 and what the run says of itself
 checkpoints/map-00001000.before/  the checkpoint that this one replaces: left only where the save was killed
-checkpoints/.map-00001000.part/   being written or deleted: nobody reads it, the next save removes it
+checkpoints/.map-00001000.part/   being written or deleted: never read, removed by the next save
 
-Whatever has another name is its user's: it is left alone.
+Files and folders of other names are not touched.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _begin(folder: Path, part: Path) -> int:
 
 
 def _publish(folder: Path, name: str, part: Path, card: dict[str, Any]) -> None:
-    """Give the part its name; the checkpoint that had it keeps another under which it is found, until then."""
+    """Rename the temporary folder to `name`; an old checkpoint of that name stays readable as `name.before`."""
     write_atomically(part / CARD, _render(card))  # which syncs the folder, with all that is in it
     if os.path.lexists(folder / name):
         _discard(folder / f"{name}{BEFORE}")

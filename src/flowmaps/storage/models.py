@@ -134,7 +134,7 @@ def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
         )
     try:
         return safetensors.load(content)
-    except (SafetensorError, ValueError, *cards.SENSELESS) as error:
+    except (SafetensorError, ValueError, *cards.BUILD_ERRORS) as error:
         raise ValueError(
             f"{path} is no safetensors file, or is truncated ({cards.reason(error)}): restore it, or train again."
         ) from None

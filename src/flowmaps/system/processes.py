@@ -1,4 +1,4 @@
-"""The processes of a run, one a device: who this one is, and what they do together; a single one is a run of one."""
+"""The processes of a run, one for each device: rank, world size, collective calls; also for a single process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)
-"""How long a process waits for another that works: one fetches data for all. That one has ended is known at once."""
-HEALTH_CHECK = timedelta(seconds=20)
+COLLECTIVE_TIMEOUT = timedelta(days=1)
+"""Timeout of collective calls, long because one process may download data; a process that ends is noticed at once."""
+HEALTH_CHECK_TIMEOUT = timedelta(seconds=20)
 """How long a process that runs may take to answer another that asks whether it does."""
 LOST = "another process of the run has ended or cannot be reached"
 
@@ -28,14 +28,14 @@ class RaisedByAll(Exception):
     """The cause of an error that all processes raise together: the first one reports it for all."""
 
 
-class _Told(NamedTuple):
+class _Outcome(NamedTuple):
     """What a call gave in a process: a value, or an error."""
 
     value: Any = None
     error: Exception | None = None
 
 
-_talk: list[Any] = []  # the group of the processes, and one by gloo beside it for words
+_groups: list[Any] = []  # the group of the processes, and one by gloo beside it for words
 
 
 def launched() -> bool:
@@ -60,20 +60,20 @@ def ranks() -> int:
 
 def group() -> Any:
     """The group for words, between CPUs, whatever the devices use; all processes call this first together."""
-    if not _talk or _talk[0] is not dist.group.WORLD:
-        _talk[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE)]
-    return _talk[1]
+    if not _groups or _groups[0] is not dist.group.WORLD:
+        _groups[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)]
+    return _groups[1]
 
 
 def leave() -> None:
     """Leave the other processes."""
-    _talk.clear()
+    _groups.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def on_first(fn: Callable[[], T]) -> T:
-    """Call `fn` in the first process alone; all processes get its value, or raise its error: nobody is left waiting."""
+    """Call `fn` in the first process alone; all processes return its value, or raise its error."""
     if not together():
         return fn()
     told: list[Any] = [_try(fn) if rank() == 0 else None]
@@ -107,18 +107,18 @@ def in_turn(fn: Callable[[], T]) -> T:
     return kept[0]
 
 
-def _try(fn: Callable[[], Any]) -> _Told:
+def _try(fn: Callable[[], Any]) -> _Outcome:
     try:
-        return _Told(fn())
+        return _Outcome(fn())
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))  # of this process's own making
         except Exception:  # it cannot travel: what it says can
             error = RuntimeError(f"{type(error).__name__}: {error}")
-        return _Told(error=error)
+        return _Outcome(error=error)
 
 
-def _raise(every: list[_Told]) -> None:
+def _raise(every: list[_Outcome]) -> None:
     for told in every:
         if told.error is not None:
             raise told.error from RaisedByAll()
@@ -151,11 +151,11 @@ def is_lost(error: BaseException) -> bool:
 
 def _has_ended() -> bool:
     """Whether another process has ended: its connections break at once, where one that is busy lets time run out."""
-    if not together() or not _talk:
+    if not together() or not _groups:
         return False
     begun = time.monotonic()
     try:
-        dist.monitored_barrier(_talk[1], timeout=HEALTH_CHECK)
+        dist.monitored_barrier(_groups[1], timeout=HEALTH_CHECK_TIMEOUT)
     except RuntimeError:
-        return time.monotonic() - begun < HEALTH_CHECK.total_seconds()
+        return time.monotonic() - begun < HEALTH_CHECK_TIMEOUT.total_seconds()
     return False

@@ -1,12 +1,12 @@
-"""How work of more than two seconds tells of itself: the shell draws a bar of it."""
+"""Progress callbacks for work of more than two seconds; the command line draws a bar."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Watch = Callable[[str, float], None]
-"""Told what is being done and the share of it that is, from 0 to 1."""
+"""Progress callback `(title, share)`: what is being done, and the share done, from 0 to 1."""
 
 
 def quiet(title: str, share: float) -> None:
-    """Nobody watches."""
+    """Progress callback that does nothing."""

@@ -1,4 +1,4 @@
-"""The engine, for an objective and data of anybody's: `fit`, `Trainer`, and the settings of both."""
+"""Training of any objective on any data: `fit`, `Trainer`, and their settings."""
 
 from .fit import fit
 from .loop import Step

@@ -1,4 +1,4 @@
-"""Moving averages of the weights while they are trained, and the files of them that a run leaves.
+"""EMAs and power-function averages of the trained weights, and the files that store them.
 
 An average at step t weighs the weights theta(tau) of the steps before it by a profile p_t(tau) that integrates to 1:
 
@@ -33,7 +33,7 @@ FOLDER = "averages"
 MAX_WIDTH = 1 / math.sqrt(12)
 """The relative width of gamma = 0, the plain mean of all steps."""
 MIN_WIDTH = 1e-6
-"""Of fewer steps than one in a million, and where float64 still tells gamma."""
+"""The smallest relative width; float64 cannot resolve gamma far below it."""
 
 
 class Averages:
@@ -78,7 +78,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], step: int) -> None:
-        """Take in the parameters as a step has left them, in place.
+        """Update the averages in place with the parameters after a step.
 
         Args:
             parameters: in the order in which they were given first.

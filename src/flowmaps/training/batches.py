@@ -1,4 +1,4 @@
-"""Where the batches of a training come from: tensors, a `Source`, or an iterable of batches of the user's own."""
+"""Batches for training: from tensors, a `Source`, or your own iterable of batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FromSource:
         return self.source.sample(number, generator)
 
     def position(self) -> Any:
-        """What a checkpoint keeps, as JSON, to go on from here; nothing, where draws are a function of the seed."""
+        """The position in the data for a checkpoint, as JSON; `None` if batches depend on seed and step alone."""
         return None
 
     def restore(self, position: Any) -> None:

@@ -1,10 +1,10 @@
-"""Where training computes: on one device, or on one for each of several processes that share a module.
+"""Devices and processes of training: one device, or several processes with DDP or FSDP2.
 
-What is shared is the module whose forward is the whole loss, so that whatever derivative is in it, gradients come out
-averaged over the processes. DDP gives each process a copy; FSDP2 shares out weights, gradients and moments, gathered
-once a step: the group is the whole, because a derivative of a network runs its blocks more than once.
+DDP or FSDP2 wraps the module whose forward is the whole loss, so that gradients are averaged over the processes,
+whatever derivatives the loss takes. FSDP2 shards weights, gradients and moments as one group and gathers the weights
+once a step, because a derivative of a network runs its blocks more than once.
 
-Processes are those of `accelerate launch` or `torchrun`.
+The processes come from `accelerate launch` or `torchrun`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ..system.processes import launched, ranks, together
 
 @dataclass(frozen=True)
 class Engine:
-    """The device of this process, and how it shares a module with the others.
+    """The device of this process, and the choice of DDP or FSDP2.
 
     Attributes:
         device: of this process.
-        shard: share out the weights (FSDP2) where each process would have a copy (DDP).
+        shard: shard the weights (FSDP2) instead of a copy in each process (DDP).
         unused: whether there are weights that get no gradient, which DDP has to look for in each step; the networks and
             methods of flowmaps have none.
     """
@@ -44,7 +44,7 @@ class Engine:
     unused: bool = False
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module shared among the processes; parameters of a sharded one are `DTensor` from now on."""
+        """Wrap a module in DDP or FSDP2 if there are several processes; FSDP2 makes its parameters `DTensor`."""
         if not together():
             return module
         if self.shard:
@@ -87,8 +87,8 @@ def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
     return Engine(torch.device(own.type, own.index), shard, unused)
 
 
-def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """While a part of a step is computed: gradients meet in the last one alone, the others add up where they are."""
+def gradient_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Context of one micro-batch: gradients accumulate locally, and are reduced over processes in the last one."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
         module.set_reshard_after_backward(last)
@@ -99,7 +99,7 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def gathered(module: nn.Module):
-    """While this lasts each process has all the weights, and may use the networks within by themselves."""
+    """Context in which FSDP2 gathers the full weights in each process, so that networks can be called directly."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -111,13 +111,13 @@ def gathered(module: nn.Module):
 
 
 def full(value: Tensor) -> Tensor:
-    """The whole of a tensor that may be shared out; each process calls this."""
+    """The full tensor of one that may be sharded (`DTensor`); every process calls this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()
 def fill(value: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into one that may be shared out, of which each process takes its own part."""
+    """Copy a full tensor into one that may be sharded; each process copies its own shard."""
     if isinstance(value, DTensor):
         whole = distribute_tensor(whole.to(value.device), value.device_mesh, value.placements, src_data_rank=None)
     value.copy_(whole)
@@ -125,7 +125,7 @@ def fill(value: Tensor, whole: Tensor) -> None:
 
 @torch.no_grad()
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process has of each tensor."""
+    """This process's shard of each tensor."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
 
 

@@ -37,7 +37,7 @@ def fit(
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> FlowMap:
-    """Train the map of an objective on data; with a folder go on where an earlier call was interrupted, to the bit.
+    """Train the map of an objective on data; with a folder, resume an interrupted call bit for bit.
 
     Args:
         objective: such as `fm.methods.lsd(flow_map)`, of a map of any `nn.Module` of `(x, s, t, cond)`.
@@ -47,7 +47,7 @@ def fit(
             schedule.
         batch: rows of a step, over all processes; an iterable has batch sizes of its own.
         checkpoint_every: steps between checkpoints.
-        stop: asked after each step; once it is true a checkpoint is saved and the call returns.
+        stop: called after each step; when it returns true, a checkpoint is saved and `fit` returns.
         device: `cpu`, `cuda`, `mps` or `auto`.
         fsdp: under a launcher of several processes, FSDP2 in the place of DDP.
         say: prints a line.

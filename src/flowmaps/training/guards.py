@@ -24,20 +24,20 @@ from ..system.processes import group, together
 SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
 MAX_UNREAD_NORMS = 256  # that wait on their device
-INSISTS = 1.0  # seconds after which a second Ctrl-C is one
+SECOND_SIGNAL_SECONDS = 1.0  # seconds after which a second Ctrl-C is one
 LOCK = ".lock"
 
 
 class Guard:
-    """Watches the norms of gradients, which stay on their device until `settle` reads them all at once.
+    """Watches the norms of gradients, which stay on their device until `read_norms` reads them all at once.
 
     A norm that is not finite is a step that was skipped; one of `SPIKE` times the usual is a spike. The usual norm is
     the geometric mean over some `MEMORY` steps.
 
     Attributes:
-        skipped: steps without a finite gradient, of all that were taken.
-        row: how many of them are the last ones, in a row.
-        spikes: steps and norms of the spikes since they were last taken.
+        skipped: number of steps skipped so far, because their gradient was not finite.
+        row: number of skipped steps in a row, up to the last step.
+        spikes: steps and norms of the spikes since the last `take_spikes`.
         norm: the last norm that was read.
     """
 
@@ -51,9 +51,9 @@ class Guard:
         """The norm of the gradient of a step, before it was clipped."""
         self._waiting.append((step, norm))
         if len(self._waiting) >= MAX_UNREAD_NORMS:
-            self.settle()
+            self.read_norms()
 
-    def settle(self) -> None:
+    def read_norms(self) -> None:
         """Read the norms that were seen, which waits for the device."""
         if not self._waiting:
             return
@@ -82,7 +82,7 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        self.settle()
+        self.read_norms()
         kept = {"skipped": self.skipped, "row": self.row, "seen": self.seen, "level": self.level}
         return kept | {"spikes": list(self.spikes)}
 
@@ -93,9 +93,9 @@ class Guard:
 
 
 class Request:
-    """Whether to stop, which all processes come to know after the same step.
+    """A request to stop, on which all processes act after the same step.
 
-    Call it once a step with what this process wishes: one step later all have the same answer, for which nobody waits.
+    Call it once a step with this process's request; all get the answer one step later, without waiting.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Request:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
-    """While this lasts SIGINT and SIGTERM ask to stop; the function gives the first's name, a second interrupts."""
+    """Context in which SIGINT and SIGTERM request a stop; yields a function that returns the first signal's name."""
     asked: list[tuple[str, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -128,8 +128,8 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        # launchers send what they get, and what is sent to all, once more: only somebody at the keyboard insists
-        if asked and number == signal.SIGINT and now - asked[0][1] > INSISTS:
+        # launchers repeat signals: only a later Ctrl-C is one that the user pressed again
+        if asked and number == signal.SIGINT and now - asked[0][1] > SECOND_SIGNAL_SECONDS:
             raise KeyboardInterrupt
         asked.append((signal.Signals(number).name, now))
 

@@ -1,4 +1,4 @@
-"""The log of a run, a line of JSON a logged step; and the end of a run that has no finite gradient any more."""
+"""log.jsonl, a line of JSON for each logged step; and the error that ends a run without finite gradients."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def check_patience(patience: int, stage: str, step: Step, state: State, left: Callable[[], str]) -> None:
+def check_skipped_steps(patience: int, stage: str, step: Step, state: State, left: Callable[[], str]) -> None:
     """Stop a run after `patience` steps in a row without a finite gradient.
 
     Args:
@@ -126,7 +126,7 @@ def check_patience(patience: int, stage: str, step: Step, state: State, left: Ca
         left: what is said of the last checkpoint.
 
     Raises:
-        ValueError: it has come to that; names the term of the loss and the region of (s, t).
+        ValueError: so many were skipped; names the term of the loss and the region of (s, t).
     """
     if state.guard.row < patience:
         return

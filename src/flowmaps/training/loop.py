@@ -1,7 +1,7 @@
-"""The training loop: one generator, read from top to bottom. The body of the caller's `for` is the hook.
+"""The training loop: a generator of steps. The body of the caller's `for` loop takes the place of callbacks.
 
-It is the same on one device and on many (`engine`): what is shared is the module whose forward is the whole loss, and
-what a process draws is a function of (seed, its number, step).
+The loop is the same on one device and on many: DDP or FSDP2 wraps the module whose forward is the whole loss, and the
+random draws of a process are a function of (seed, rank, step).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Batches(Protocol):
 
 
 class Step(NamedTuple):
-    """A step that was taken; reading a tensor of it waits for the device.
+    """A finished training step; reading one of its tensors synchronises with the device.
 
     Attributes:
         number: from 1.
         loss: the loss and its parts, of this process's rows.
-        rate: of the step.
-        progress: of training before it, from 0 to 1.
-        norm: of the gradient, before it was clipped; where it is not finite, the weights were left as they were.
-        draw: what the loss was evaluated at.
+        rate: learning rate of the step.
+        progress: share of training done before the step, from 0 to 1.
+        norm: norm of the gradient before clipping; if it is not finite, the step did not change the weights.
+        draw: the random inputs at which the loss was evaluated.
     """
 
     number: int
@@ -87,7 +87,7 @@ def train(
         x1, cond = source.sample(rows, source_of_noise)
         draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
         state.zero_grad()
-        loss = state.descend(draw)
+        loss = state.accumulate_gradient(draw)
         rate = schedule(settings, state.step - state.begun, progress)
         state.whole = False
         norm = state.update(rate, settings.clip)

@@ -101,13 +101,13 @@ def _is_hidden(name: str, value: Tensor) -> bool:
     return value.ndim == 2 and min(value.shape) > 1 and not any(word in OUTER for word in words)
 
 
-def skips(optimisers: list[Optimizer]) -> bool:
+def can_skip_on_device(optimisers: list[Optimizer]) -> bool:
     """Whether all can leave out a step by a flag on their device, so that the host need not wait to know it."""
     return all(optimiser.defaults.get("fused") for optimiser in optimisers)
 
 
 def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
-    """What the optimisers remember, as `NAME.KEY` where NAME is that of the parameter; `names` by its id."""
+    """The optimisers' state as `NAME.KEY`, NAME that of the parameter; `names` maps its id to NAME."""
     return {
         f"{names[id(parameter)]}.{key}": value
         for optimiser in optimisers
@@ -117,7 +117,7 @@ def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, 
 
 
 def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Give back what `moments` gave, copied into tensors like their parameters; without anything they begin anew."""
+    """Restore the state that `moments` returned; without stored state the optimisers start anew."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for name, value in kept.items():
         parameter, key = name.rsplit(".", 1)
@@ -132,7 +132,7 @@ def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept
 
 
 def schedule(settings: Optimiser, step: int, progress: float) -> float:
-    """The learning rate: linear warm-up over the first steps, then down to `floor` times the highest.
+    """The learning rate: linear warm-up over the first steps, then down to `final_rate_scale` times the highest.
 
     Args:
         settings: of the recipe.

@@ -1,4 +1,4 @@
-"""Averages of the weights that a run did not store, made afterwards from those that it did.
+"""Reconstruct power-function averages of any width from those that a run stored (post-hoc EMA).
 
 Averages are linear in their profiles, so weights averaged with p = sum_j c_j p_j are sum_j c_j theta_j. The profile of
 a target is matched by those of the stored averages, each with a step and a width of its own, in least squares,
@@ -170,7 +170,7 @@ def _profile_of(path: Path) -> Profile:
         if type(about["step"]) is not int or not cards.is_number(about["width"]):
             raise ValueError("its step or its width is no number")
         return Profile(about["step"], float(about["width"]))
-    except (SafetensorError, ValueError, *cards.SENSELESS) as error:
+    except (SafetensorError, ValueError, *cards.BUILD_ERRORS) as error:
         raise ValueError(
             f"{path} is no stored average, or is damaged ({cards.reason(error)}): restore it, or move it away "
             "and do without."

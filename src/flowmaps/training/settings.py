@@ -148,7 +148,7 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, renamed:
         kind: the dataclass.
         values: by the names of its fields, groups of settings as objects, which must not be left out.
         prefix: of the fields' names in messages.
-        renamed: names of before and of now, such as "optimiser.learning_rate" and "optimiser.learning_rate".
+        renamed: old option name -> new one, such as "optimiser.rate" -> "optimiser.learning_rate".
 
     Raises:
         ValueError: a field is missing or unknown, or a group is no object; types and ranges are `check`'s.

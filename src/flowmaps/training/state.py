@@ -15,16 +15,16 @@ from ..objectives import Loss, Objective
 from ..system.processes import ranks
 from ..velocities import RandomInputs
 from .averages import Averages
-from .distributed import Engine, fill, full, gathered, local, synchronised
+from .distributed import Engine, fill, full, gathered, gradient_sync, local
 from .guards import Guard
-from .optimisers import Optimiser, build, moments, remember, skips
+from .optimisers import Optimiser, build, can_skip_on_device, moments, remember
 
 LOSS_SCALE = 2.0**14
 """The factor of a float16 loss at the start: halved where gradients overflow, doubled after 2,000 finite ones."""
 
 
-class Whole(nn.Module):
-    """A module whose forward is the whole loss of a draw: what several processes share.
+class LossModule(nn.Module):
+    """Module whose forward computes the loss of an objective; DDP or FSDP2 wraps it.
 
     Args:
         objective: the objective.
@@ -51,13 +51,13 @@ class State:
         averages: moving averages of the trained parameters.
         parameters: the trained parameters by name; `DTensor` where they are sharded.
         precision: type in which networks compute, by autocast.
-        shares: which rows of a batch make up each of the parts that it is taken in; `None` for all at once.
+        shares: row indices of each micro-batch; `None` without gradient accumulation.
         scaler: scale of the loss in float16, whose gradients would vanish without; it does nothing in other precisions.
         step: steps taken.
-        begun: the step at which the optimisers began; the rate warms up from there.
-        whole: false while a step is half taken, when the rest does not belong together.
-        follows: whether the objective has targets that follow the map.
-        waits: whether the host knows a gradient to be finite before the weights move; if not, the optimiser does.
+        begun: step at which the optimisers started; the learning rate warms up from there.
+        whole: false in the middle of a step, when weights, moments and averages are not of the same step.
+        follows: whether the objective has moving targets.
+        waits: whether the host checks the gradient before the step; if not, a flag on the device does.
     """
 
     objective: Objective
@@ -76,7 +76,7 @@ class State:
     waits: bool = True
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything as named tensors."""
+        """All tensors of a checkpoint by name: parameters, averages, targets, buffers, optimiser state."""
         names = {id(value): name for name, value in self.parameters.items()}
         named = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
         for label, values in self.averages.values.items():
@@ -88,7 +88,7 @@ class State:
         return named
 
     def about(self) -> dict[str, Any]:
-        """What else a checkpoint keeps, as JSON."""
+        """The JSON entries of a checkpoint: steps, guard, loss scale."""
         kept = {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
         return kept | {"scaler": self.scaler.state_dict()}
 
@@ -98,7 +98,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Take over what `tensors` and `about` gave, the tensors whole or shared out as these are.
+        """Restore what `tensors` and `about` returned; the tensors may be full or sharded.
 
         Without moments the optimisers start anew, without `begun` the warm-up of the rate does.
 
@@ -129,7 +129,7 @@ class State:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While this lasts the map has its averages for weights, all of them here; each process calls this."""
+        """Context in which the map has its EMA for weights, gathered in each process; every process calls this."""
         own = list(self.parameters.values())
         with torch.no_grad():
             kept = [value.detach().clone() for value in own]
@@ -165,11 +165,11 @@ class State:
             )
         return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
 
-    def descend(self, draw: RandomInputs) -> Loss:
-        """The loss of a draw, and its gradient: in one go, or in parts whose gradients add up."""
+    def accumulate_gradient(self, draw: RandomInputs) -> Loss:
+        """Compute the loss of a draw and its gradient, accumulated over micro-batches if there are several."""
         draws, losses = self.parts(draw), list[Loss]()
         for part in draws:
-            with synchronised(self.module, len(losses) == len(draws) - 1):
+            with gradient_sync(self.module, len(losses) == len(draws) - 1):
                 with self.autocast(part.s.device):
                     loss: Loss = self.module(part)
                 value = loss.value.detach()
@@ -184,7 +184,7 @@ class State:
         return Loss(torch.stack([loss.value for loss in losses]).mean(), parts)
 
     def update(self, rate: float, clip: float) -> Tensor:
-        """Move the weights by their gradient, unless it is not finite: its norm before it was clipped."""
+        """Clip the gradient and step the optimisers, if it is finite; returns its norm before clipping."""
         own = list(self.parameters.values())
         grads = [value.grad for value in own if value.grad is not None]
         for optimiser in self.optimisers:
@@ -238,14 +238,14 @@ def begin(
         evaluate: the objective's `evaluate`, compiled.
         precision: type in which networks compute.
     """
-    module: nn.Module = Whole(objective, objective.evaluate if evaluate is None else evaluate)
+    module: nn.Module = LossModule(objective, objective.evaluate if evaluate is None else evaluate)
     module = module if engine is None else engine.wrap(module)
     parameters: dict[str, Tensor] = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     device = next(iter(parameters.values())).device
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
-    waits = device.type != "cuda" or not skips(optimisers)
+    waits = device.type != "cuda" or not can_skip_on_device(optimisers)
     follows = bool(objective.moving_targets())
     shares = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
     shares = shares if len(shares) > 1 else None

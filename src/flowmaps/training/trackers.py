@@ -1,4 +1,4 @@
-"""Trackers of experiments, by Hugging Face accelerate: told what the log is told, and shown the pictures.
+"""Experiment trackers, through Hugging Face accelerate: they get the lines of the log and the pictures.
 
 TensorBoard and wandb write into tracked/ of the run's folder, trackio where all its projects are. A run that is resumed
 goes on where it was: wandb and trackio know it by a name that is kept in tracked/id.
@@ -23,7 +23,7 @@ PROJECT = "flowmaps"
 
 
 class Trackers:
-    """Trackers at work. What fails in one of them is said once, and the training goes on.
+    """The open trackers of a run. A failure of one is reported once, and training continues.
 
     Args:
         trackers: of accelerate, begun, by name.

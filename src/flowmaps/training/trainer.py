@@ -134,7 +134,7 @@ class Trainer:
         self.resumed_from: str | None = None
         self.logged: dict[str, Any] = {}
         self.trackers = Trackers({}, say)
-        self._away = 0.0
+        self._averaged_seconds = 0.0
         self._locks: list[BaseFileLock] = []
         self.flow_map = objective.flow_map
         self._state = self._begin(objective)
@@ -214,7 +214,7 @@ class Trainer:
                 asked = stack.enter_context(signals())
                 self._lock()
                 stack.callback(self._release)
-            stack.enter_context(explained(self.folder, self.last_checkpoint))
+            stack.enter_context(explain_errors(self.folder, self.last_checkpoint))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
@@ -237,11 +237,11 @@ class Trainer:
                 path = self.folder / log.LOG
                 on_first(lambda: path.unlink(missing_ok=True))
         self.trackers = self._open_trackers()
-        before, begun = self.seconds + self._away, time.monotonic()
+        before, begun = self.seconds + self._averaged_seconds, time.monotonic()
         options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.engine.device}
         try:
             for step in train(state, self.source, self.optimiser, **options):
-                self.seconds = time.monotonic() - begun + before - self._away
+                self.seconds = time.monotonic() - begun + before - self._averaged_seconds
                 self._record(step)
                 yield step
                 # before the checkpoint, from which a run that is killed in between goes on
@@ -266,8 +266,8 @@ class Trainer:
         """Log a step where its turn has come; end after too many skipped ones."""
         state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
         if state.waits or due:
-            state.guard.settle()
-            log.check_patience(self.settings.max_skipped_steps, self.stage, step, state, self.last_checkpoint)
+            state.guard.read_norms()
+            log.check_skipped_steps(self.settings.max_skipped_steps, self.stage, step, state, self.last_checkpoint)
         if due:
             self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
             self.trackers.log(values_of(self.logged), self.steps_before + step.number)
@@ -281,7 +281,7 @@ class Trainer:
         return open_trackers(self.settings.track, self.folder, self.config, first=first, say=self.say)
 
     def save(self) -> None:
-        """Save a checkpoint, unless the state has gone bad: then the last good one stays. Without a folder nothing.
+        """Save a checkpoint, if there is a folder; a state that is not finite raises an error instead.
 
         Raises:
             ValueError: a weight, an average or a moment is not finite, or the checkpoint cannot be written.
@@ -309,7 +309,7 @@ class Trainer:
                 yield flow_map.eval()
         finally:
             flow_map.train(mode)
-            self._away += time.monotonic() - begun
+            self._averaged_seconds += time.monotonic() - begun
 
     def finish(self) -> FlowMap:
         """Put the EMA into the map that was given, and write the other averages into the folder; each process calls it.
@@ -342,11 +342,15 @@ class Trainer:
             on_first(lambda: checkpoints.clear(folder, self.settings.keep_checkpoints_every, kept))
 
     def last_checkpoint(self) -> str:
-        """What is left after a failure, in words, and how to go on."""
-        return "No checkpoint is kept, because no folder was given." if self.folder is None else left_in(self.folder)
+        """A sentence about the last checkpoint and how to resume, for error messages."""
+        return (
+            "No checkpoint is kept, because no folder was given."
+            if self.folder is None
+            else describe_last_checkpoint(self.folder)
+        )
 
 
-def left_in(folder: Path) -> str:
+def describe_last_checkpoint(folder: Path) -> str:
     """The last checkpoint of a folder, in words, and how to go on from it."""
     try:
         names = checkpoints.names(folder / CHECKPOINTS)
@@ -358,8 +362,8 @@ def left_in(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def explained(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
-    """While this lasts, errors of the disk and of other processes are raised as one line that says what is left.
+def explain_errors(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
+    """Context that turns disk errors and lost processes into one-line errors that name the last checkpoint.
 
     Args:
         folder: that is written.

@@ -1,4 +1,4 @@
-"""Recipes from JSON, and the refusal of those that cannot run: of wrong types, out of range, in contradiction."""
+"""Read recipes from JSON; reject wrong types, values out of range, and contradictory options."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def validate(recipe: Recipe, processes: int = 1) -> None:
 
     Args:
         recipe: to be checked.
-        processes: that share the rows of a step.
+        processes: number of processes among which a batch is split.
 
     Raises:
         ValueError: a field of the wrong type or out of range, or fields that contradict each other.
@@ -95,10 +95,7 @@ def _others(recipe: Recipe) -> Iterator[str]:
             f"skipped to find the scale of the loss, got {recipe.max_skipped_steps}."
         )
     if recipe.guidance not in ((), (1,)) and not recipe.label_dropout:
-        yield (
-            "--label-dropout must be positive with --guidance, which leads away from what is learned without labels, "
-            "got 0."
-        )
+        yield ("--label-dropout must be positive with --guidance, which needs the velocity without labels, got 0.")
 
 
 def from_dict(fields: object) -> Recipe:

@@ -46,10 +46,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured at the end."""
+    """Settings of the evaluation after training."""
 
     steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64)] = (1, 2, 4, 8)
-    """Numbers of jumps."""
+    """Numbers of sampling steps to evaluate."""
     samples: Samples = 1_000_000
     """Samples from which KL is estimated."""
     points: Points = 5_000
@@ -64,12 +64,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run depends on."""
+    """Options of a run."""
 
     name: Word
     """Name of the recipe."""
     method: Word = "lmd"
-    """How the map is learned: the name of a function of `flowmaps.methods`."""
+    """Method that learns the map: name of a function of `flowmaps.methods`, such as lmd."""
     data: PathOrNone = ""
     """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
     `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
@@ -98,13 +98,13 @@ class Recipe:
     map_rate_scale: PositiveShare = 1.0
     """Factor on the learning rate of a map that learns from a teacher."""
     learned_weight: bool = False
-    """Weigh (s, t) by a learned w_{s,t} instead, where a method has no weight of its own."""
+    """Multiply the loss at (s, t) by a learned weight w_{s,t}, for methods without a weight of their own."""
     teacher: PathOrNone = ""
-    """Folder of a finished run whose velocity is the teacher, for a method that learns from one; unless it is given, a
+    """Folder of a finished run whose velocity is the teacher, for a method that learns from one; by default a
     teacher is trained first."""
     from_run: PathOrNone = ""
-    """Folder of a finished run from whose weights the map starts; a method that starts from a trained velocity or from
-    a map of a strip takes those for it, and trains none first."""
+    """Folder of a finished run from whose weights the map starts; a method whose first stage trains a velocity or
+    a strip uses these weights and leaves that stage out."""
     stop_gradient: Literal["velocity", "target"] = "velocity"
     """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
     cost of a step."""
@@ -136,7 +136,7 @@ class Recipe:
     track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Predicate(without_repeats)] = ()
     """Trackers that get the lines of log.jsonl and the pictures."""
     max_skipped_steps: Annotated[int, Ge(1), Le(10**6)] = 20
-    """A step without a finite gradient is skipped; after so many in a row the run stops."""
+    """Stop the run after this many steps in a row without a finite gradient; each is skipped."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -32,7 +32,7 @@ class UNetNetwork:
     dropout: ShareBelowOne = 0.13
     """Share of activations dropped while training the teacher, or a map without one."""
     patch: Pixels = 1
-    """Side of the square of pixels that is taken as one."""
+    """Patch size: each square of this many pixels a side is one position of the network."""
     frequencies: Frequencies = 8
     """Frequencies of the features of s and t - s."""
 
@@ -50,7 +50,7 @@ class DiTNetwork:
     heads: Annotated[int, Ge(1), Le(2**12)] = 6
     """Heads of attention."""
     ratio: Annotated[float, Gt(0), Le(100)] = 4.0
-    """Width of the perceptron of a block, as a multiple of the width."""
+    """Hidden width of a block's MLP, as a multiple of --dit.width."""
     dropout: ShareBelowOne = 0.0
     """Share of activations dropped while training the teacher, or a map without one."""
     frequencies: Frequencies = 8
@@ -59,14 +59,14 @@ class DiTNetwork:
 
 @dataclass(frozen=True)
 class ImageEvaluation(Evaluation):
-    """What is measured at the end."""
+    """Settings of the evaluation after training."""
 
     samples: Samples = 50_000
-    """Samples of each row; 50,000 for a figure to be quoted."""
+    """Samples for each row of the table; use 50,000 for results to be quoted."""
     reference_images: CountOrNone = 0
     """Number of training images that samples are compared with, spread evenly over the data; 0 for all."""
     points: Points = 5_000
-    """Samples of them for kernel distance, precision, recall and map error; of latents for W2, or fewer if they are
+    """Samples for kernel distance, precision, recall and map error; for latents those for W2, fewer if latents are
     large."""
     batch: Count = 500
     """Batch size of sampling."""
@@ -79,7 +79,7 @@ class ImageEvaluation(Evaluation):
 
 @dataclass(frozen=True)
 class ImageRecipe(Recipe):
-    """All that a run on images depends on; `network` is of points alone, and no option here."""
+    """Options of a run on images; `network` is an option of points only."""
 
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
@@ -136,7 +136,7 @@ def cifar10_tiny() -> ImageRecipe:
 
 
 def imagenet32(method: str) -> ImageRecipe:
-    """ImageNet at 32 x 32 pixels on one GPU: that of CIFAR-10, at length and without dropout."""
+    """ImageNet at 32 x 32 pixels on one GPU: the CIFAR-10 recipe with more steps and without dropout."""
     recipe = cifar10(method, steps=400_000)
     return replace(
         recipe, name=f"imagenet32-{method}", data="imagenet32", teacher_steps=800_000, unet=UNetNetwork(dropout=0.0)
@@ -151,7 +151,7 @@ KINDS = {
     "lsd": ("lsd", "Lagrangian self-distillation, from the data"),
     "meanflow": ("meanflow", "MeanFlow, from the data"),
 }
-"""The last word of a recipe's name: its method, and what is said of it."""
+"""Last word of a recipe's name -> its method, and its description in --help."""
 
 
 def _recipe(build: Callable[[str], ImageRecipe], kind: str) -> ImageRecipe:

@@ -16,7 +16,7 @@ def checkerboard() -> Recipe:
 
 
 def checkerboard_long() -> Recipe:
-    """The board at length: an hour or more on two cores, minutes on a GPU."""
+    """The checkerboard with a larger network and more steps: an hour or more on two cores, minutes on a GPU."""
     return replace(
         checkerboard(),
         name="checkerboard-long",
@@ -41,7 +41,7 @@ def digits() -> Recipe:
 
 
 def points() -> Recipe:
-    """An array of the user's own: `--data FILE`, any dimension."""
+    """Your own points in any dimension: `--data FILE`."""
     return Recipe(
         name="points",
         steps=4_000,
