@@ -1,7 +1,8 @@
 # make demo    train on the checkerboard, measure, write a report     make test    all checks, then the tests
 # make venv    the environment only                                   make lint    all checks without the tests
 #
-# Tests of minutes, too: make test SLOW=1. Another Python: make venv PYTHON=python3.12. More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
+# Slow tests too, as CI runs them: make test SLOW=1. Another Python: make venv PYTHON=python3.12.
+# More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

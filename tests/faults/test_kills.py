@@ -89,7 +89,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | list
     return content(folder)
 
 
-@pytest.mark.slow
 def test_a_run_killed_thirty_times_ends_as_an_unbroken_one(unbroken: dict, tmp_path: Path):
     """At whatever moments; at each of the calls that a save makes it is killed in test_damage.py."""
     chance, kills, runs = random.Random(0), 0, 0
@@ -104,7 +103,6 @@ def test_a_run_killed_thirty_times_ends_as_an_unbroken_one(unbroken: dict, tmp_p
         assert content(folder) == unbroken
 
 
-@pytest.mark.slow
 def test_a_run_killed_before_its_first_step_is_begun_again(unbroken: dict, tmp_path: Path):
     """A folder that has a card and no checkpoint yet."""
     folder = tmp_path / "run"
