@@ -1,4 +1,31 @@
-"""flowmaps: flow maps in PyTorch, by distillation from a velocity field or directly from data."""
+"""flowmaps: flow maps in PyTorch, by distillation from a velocity field or directly from data.
+
+shapes.py          what a batch, a time and a condition are; like(t, x) aligns a time with a batch
+dual/              forward-mode derivatives of networks, in ordinary differentiable torch code
+nn/                networks of (x, s, t, cond): MLP, UNet, DiT
+interpolants.py    the path from noise to data; velocity, score, denoiser and noise prediction
+schedules.py       numbers that change while training goes on
+times.py           laws of (s, t), and of the first leg of a semigroup
+losses.py          distances of a residual, and weights w_{s,t}
+maps.py            X_{s,t}: the parametrisations; Target, a frozen or EMA copy (teachers, stop-gradient targets)
+guidance.py        classifier-free guidance of maps and teachers; label dropout
+velocities.py      where the velocity b comes from: the interpolant, a teacher, the map itself
+couplings.py       the law of (x0, x1)
+equations.py       Lagrangian, Eulerian, semigroup; Stop, the stop-gradient
+solvers.py         ODE solvers of a teacher, as a map
+objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
+samplers.py        jumps, multistep consistency sampling; grids.py: which times
+methods/           a paper = a function that composes the above (lsd: its rows, times and stop-gradient), and its Method
+exact/             Gaussians, mixtures and the checkerboard in closed form
+---- machinery ----
+system/            this machine: files, processes, devices, seeds, progress
+data/  metrics/    data sets; distances between laws
+storage/           models and checkpoints as files
+training/          fit and Trainer; state.py: what a checkpoint holds; distributed.py: DDP and FSDP2
+runs/              recipes; plan.py: a recipe resolved; folder.py: a run's folder, and what a resume compares
+evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
+cli/               the program: main.py parses options and prints errors
+"""
 
 from __future__ import annotations
 
