@@ -23,8 +23,8 @@ from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints as snapshots
 from flowmaps.storage import models as checkpoint
 from flowmaps.system.files import write_atomically
+from flowmaps.training.failures import CHECKPOINTS
 from flowmaps.training.log import LOG, read_log
-from flowmaps.training.trainer import CHECKPOINTS
 
 MIB = 2**20
 SHARD, LARGEST, TOTAL = 15 * MIB, 16 * MIB, 64 * MIB  # of a shard's tensors, of any file, of all files together

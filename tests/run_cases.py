@@ -21,8 +21,8 @@ from flowmaps.objectives import Objective
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints
+from flowmaps.training.failures import CHECKPOINTS
 from flowmaps.training.state import State
-from flowmaps.training.trainer import CHECKPOINTS
 
 SETTINGS = Optimiser(batch=17, learning_rate=1e-2, warmup=3, ema_decay=0.9)
 TINY = Recipe(

@@ -18,6 +18,8 @@ def main() -> None:
             raise
         print(f"flowmaps: {library} is not installed: pip install 'flowmaps[cli]'.", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # while libraries are imported; later the command line says what is left
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rights import without_override
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
-from flowmaps.training.trainer import CHECKPOINTS
+from flowmaps.training.failures import CHECKPOINTS
 
 RECIPE = Recipe(
     name="unlucky",

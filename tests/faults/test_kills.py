@@ -17,7 +17,7 @@ import torch
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import models
-from flowmaps.training.trainer import CHECKPOINTS
+from flowmaps.training.failures import CHECKPOINTS
 
 KILLS = 30
 LONGEST = 0.25  # seconds that a run is left alone

@@ -19,8 +19,8 @@ from flowmaps.runs.recipes import Evaluation, Network, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
 from flowmaps.training import log as journal
+from flowmaps.training.failures import CHECKPOINTS
 from flowmaps.training.log import read_log
-from flowmaps.training.trainer import CHECKPOINTS
 
 CASES = [("lmd", "linear", False), ("lsd", "trigonometric", False), ("pfmm", "linear", False), ("emd", "linear", True)]
 CASES += [("progressive_distillation", "linear", False)]  # its target follows the map

@@ -22,10 +22,10 @@ from flowmaps.nn import MLP
 from flowmaps.objectives import Objective, Sum
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.storage import checkpoints
+from flowmaps.training.failures import CHECKPOINTS
 from flowmaps.training.guards import find_fault
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
-from flowmaps.training.trainer import CHECKPOINTS
 from flowmaps.velocities import RandomInputs
 
 ROWS = 17

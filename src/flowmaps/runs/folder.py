@@ -21,9 +21,9 @@ from ..storage import checkpoints, models
 from ..system.devices import pick_device
 from ..system.files import write_atomically
 from ..system.progress import Watch
+from ..training.failures import CHECKPOINTS
 from ..training.guards import LOCK, lock
 from ..training.log import LOG, read_log
-from ..training.trainer import CHECKPOINTS
 from . import plan as plans
 from . import recipes
 from .recipes import ImageRecipe, Recipe

@@ -19,8 +19,10 @@ from ..system.processes import each, in_turn, on_first, ranks
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.distributed import Engine, start
+from ..training.failures import CHECKPOINTS, writing
 from ..training.loop import Step
-from ..training.trainer import Settings, Trainer, describe_last_checkpoint, explain_errors
+from ..training.settings import Settings
+from ..training.trainer import Trainer
 from . import inherit, initial
 from .folder import RunFolder, describe, open_source, with_absolute_paths
 from .plan import Plan, Stage, resolve
@@ -79,7 +81,7 @@ class Run:
         described = on_first(lambda: describe(plan.recipe, watch))
         if resume:
             on_first(lambda: _check_resumable(folder, plan, described))
-            resume_from = checkpoints.find(folder / "checkpoints", resume_from)
+            resume_from = checkpoints.find(folder / CHECKPOINTS, resume_from)
         fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
         run = cls(plan, RunFolder(folder, {}), source, fresh, described, engine, resume_from, say)
         teacher = each(run._given_teacher) if recipe.teacher and not resume else None
@@ -149,10 +151,8 @@ class Run:
         Raises:
             ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
         """
-        path = self.folder.path
         try:
-            with explain_errors(path, lambda: describe_last_checkpoint(path)):
-                yield from self._stages(stop)
+            yield from self._stages(stop)
         finally:
             self.folder.release()
 
@@ -162,6 +162,7 @@ class Run:
             self._take_teacher()
         for number, stage in enumerate(stages):
             if number < first:
+                self._check_same_length(number, stage)
                 self._take_over(self.folder.load_map(stage.name), stage)
                 continue
             self.trainer = trainer = self._trainer(number, stage, stop)
@@ -179,6 +180,14 @@ class Run:
             else:
                 trainer.clear()
 
+    def _check_same_length(self, number: int, stage: Stage) -> None:
+        """Refuse another number of steps of a stage that has ended."""
+        before = self.folder.plan.stages[number].steps
+        if before != stage.steps:
+            raise ValueError(
+                f"the stage {stage.name} has ended after {before:,} steps, got {stage.steps:,}: give {before:,}."
+            )
+
     def _first_stage(self) -> int:
         """The number of the stage to begin with, or to go on in."""
         names = [stage.name for stage in self.plan.stages]
@@ -192,7 +201,8 @@ class Run:
     def _trainer(self, number: int, stage: Stage, stop: Callable[[], bool]) -> Trainer:
         """The engine of a stage, whose weights it begins with."""
         recipe = self.plan.recipe
-        if recipe.from_run and stage is self.plan.stages[-1]:
+        resumed = self.checkpoint is not None and number == self._first_stage()
+        if recipe.from_run and stage is self.plan.stages[-1] and not resumed:
             self._given_start()
         torch.manual_seed(recipe.seed)
         objective = stage.build(self.flow_map, self.teacher)
@@ -237,7 +247,8 @@ class Run:
         flow_map = trainer.finish()
         extra = {**self.described, "seconds": round(trainer.seconds, 1)}
         extra["units"] = dataclasses.asdict(self.source.units)
-        on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
+        with writing(self.folder.path, trainer.last_checkpoint):
+            on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[FlowMap]:

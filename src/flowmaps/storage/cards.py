@@ -42,6 +42,10 @@ BUILD_ERRORS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticErr
 """Errors that building from a malformed card may raise."""
 
 
+class NotSaved(ValueError):
+    """A map or an interpolant is of a class that a card cannot name, because no other program could build it."""
+
+
 def reason(error: BaseException) -> str:
     """An error in one line of reasonable length, for a message."""
     words = " ".join(str(error).split())
@@ -108,7 +112,7 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     """
     kind = type(flow_map).__name__
     if MAPS.get(kind) is not type(flow_map):
-        raise ValueError(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
+        raise NotSaved(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
     net: nn.Module = flow_map.net  # type: ignore[assignment]
     arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
     name = type(net).__name__
@@ -226,7 +230,7 @@ def encode(value: Any) -> Any:
         return value
     name = type(value).__name__
     if PATHS.get(name) is not type(value):
-        raise ValueError(f"{name} is not an interpolant of flowmaps' own ({', '.join(PATHS)}): only these are saved.")
+        raise NotSaved(f"{name} is not an interpolant of flowmaps' own ({', '.join(PATHS)}): only these are saved.")
     return {"class": name, **{f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
 
 

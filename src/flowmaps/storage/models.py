@@ -58,8 +58,7 @@ def save(
                 f"{folder} already holds a flow map ({name}): choose another folder, or pass overwrite=True."
             )
     described = cards.describe(flow_map)  # refuses a map that is not saved before its weights are copied
-    # cloned: weights that layers share are written for each of them
-    content = safetensors.save({k: v.detach().cpu().contiguous().clone() for k, v in flow_map.state_dict().items()})
+    content = _content(flow_map)
     card = {
         **(extra or {}),
         "format": FORMAT,
@@ -77,6 +76,22 @@ def save(
     write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CARD, text)
     return folder
+
+
+def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any]) -> None:
+    """Write the weights of a map that no card describes, such as one of a user's own class; a card holds `extra` alone.
+
+    They are read by `flow_map.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))`.
+    """
+    content = _content(flow_map)
+    card = {**extra, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / CARD, json.dumps(card, indent=2) + "\n")
+
+
+def _content(flow_map: maps.FlowMap) -> bytes:
+    """The weights as a safetensors file; those that layers share are written for each of them."""
+    return safetensors.save({k: v.detach().cpu().contiguous().clone() for k, v in flow_map.state_dict().items()})
 
 
 def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:

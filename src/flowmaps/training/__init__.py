@@ -3,6 +3,7 @@
 from .fit import fit
 from .loop import Step
 from .optimisers import Optimiser
-from .trainer import Settings, Trainer
+from .settings import Settings
+from .trainer import Trainer
 
 __all__ = ["Optimiser", "Settings", "Step", "Trainer", "fit"]

@@ -30,6 +30,27 @@ class FromSource:
         """Go on from a position."""
 
 
+def check_rows(x1: Tensor, cond: Condition, dtype: torch.dtype) -> None:
+    """Refuse rows that a network of this type cannot take, and conditions of another number of rows.
+
+    Raises:
+        ValueError: rows of another shape or type, or a condition without a row for each.
+    """
+    if x1.ndim < 2 or not x1.is_floating_point() or not len(x1):
+        raise ValueError(f"data must be floating-point rows (N, *shape), got {x1.dtype} {tuple(x1.shape)}.")
+    if x1.dtype != dtype:
+        raise ValueError(f"the data are {x1.dtype}, the weights of the network {dtype}: convert one, data.to({dtype}).")
+
+    def check(value: Tensor) -> Tensor:
+        if value.shape[:1] != x1.shape[:1]:
+            raise ValueError(
+                f"a condition needs a row for each of the {len(x1)} rows of data, got {tuple(value.shape)}."
+            )
+        return value
+
+    on_each(cond, check)
+
+
 class FromRows(FromSource):
     """Rows of tensors, drawn with replacement.
 
@@ -39,19 +60,9 @@ class FromRows(FromSource):
     """
 
     def __init__(self, x1: Tensor, cond: Condition = None) -> None:
-        if x1.ndim < 2 or not x1.is_floating_point() or not len(x1):
-            raise ValueError(f"data must be floating-point rows (N, *shape), got {x1.dtype} {tuple(x1.shape)}.")
         if not bool(x1.isfinite().all()):
             raise ValueError("data must be finite, got rows with NaN or infinity: leave them out.")
-
-        def check(value: Tensor) -> Tensor:
-            if value.shape[:1] != x1.shape[:1]:
-                raise ValueError(
-                    f"a condition needs a row for each of the {len(x1)} rows of data, got {tuple(value.shape)}."
-                )
-            return value
-
-        self.x1, self.cond = x1, on_each(cond, check)
+        self.x1, self.cond = x1, cond
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         rows = torch.randint(len(self.x1), (number,), generator=generator, device=self.x1.device)
@@ -67,11 +78,15 @@ class FromIterable:
     Args:
         data: gives `x1` or `(x1, cond)`; the size of a batch is its own.
         device: where batches are moved.
+        dtype: of the network's weights.
         say: prints a line.
     """
 
-    def __init__(self, data: Iterable[Any], device: torch.device, say: Callable[[str], None] = print) -> None:
-        self.data, self.device, self.say = data, device, say
+    def __init__(
+        self, data: Iterable[Any], device: torch.device, dtype: torch.dtype, say: Callable[[str], None] = print
+    ) -> None:
+        self.data, self.device, self.dtype, self.say = data, device, dtype, say
+        self._begun = False
         self._iterator: Iterator[Any] | None = None
         self.exact = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
 
@@ -82,12 +97,16 @@ class FromIterable:
             raise ValueError(
                 "the data have no batch any more: give fewer steps, or an iterable that can be begun again, such as a "
                 "list or a DataLoader, in the place of an iterator."
+                if self._begun
+                else "the data are an iterable without a batch: give more rows, or a DataLoader without drop_last."
             ) from None
+        self._begun = True
         parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
         if not 1 <= len(parts) <= 2 or not isinstance(parts[0], Tensor):
             kinds = ", ".join(type(part).__name__ for part in parts[:4])
             raise ValueError(f"a batch is a tensor x1, or a pair (x1, cond), got {type(batch).__name__} of {kinds}.")
         x1, cond = parts[0], parts[1] if len(parts) == 2 else None
+        check_rows(x1, cond, self.dtype)
         return x1.to(self.device), on_each(cond, lambda value: value.to(self.device))
 
     def _next(self) -> Any:
@@ -120,22 +139,25 @@ class FromIterable:
             )
 
 
-def as_source(data: Any, device: torch.device, say: Callable[[str], None] = print) -> FromSource | FromIterable:
-    """What a training draws from, on a device.
+def as_source(
+    data: Any, device: torch.device, dtype: torch.dtype, say: Callable[[str], None] = print
+) -> FromSource | FromIterable:
+    """What a training draws from, on a device; `dtype` is that of the network's weights.
 
     Raises:
-        ValueError: the data are nothing that gives batches.
+        ValueError: the data are nothing that gives batches, or of another type than the network.
     """
-    if isinstance(data, (FromSource, FromIterable)):
-        return data
     if isinstance(data, Source):
         return FromSource(data.to(device))
-    if isinstance(data, Tensor):
-        return FromRows(data.to(device))
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        return FromRows(data[0].to(device), on_each(data[1], lambda value: value.to(device)))
+    if isinstance(data, tuple) and any(isinstance(part, Tensor) for part in data) and len(data) != 2:
+        raise ValueError(f"data in a tuple are a pair (rows, conditions), got {len(data)} entries.")
+    pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
+    rows, cond = data if pair else (data, None)
+    if isinstance(rows, Tensor):
+        check_rows(rows, cond, dtype)
+        return FromRows(rows.to(device), on_each(cond, lambda value: value.to(device)))
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
-        return FromIterable(data, device, say)
+        return FromIterable(data, device, dtype, say)
     raise ValueError(
         f"data must be a tensor of rows, a pair (rows, conditions), a Source, or an iterable of batches, got a "
         f"{type(data).__name__}."

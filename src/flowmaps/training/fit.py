@@ -14,8 +14,11 @@ from ..objectives import Objective
 from ..storage import models
 from ..system.processes import on_first
 from .distributed import start
+from .failures import writing
+from .identity import check_same
 from .optimisers import Optimiser
-from .trainer import Settings, Trainer
+from .settings import Settings
+from .trainer import Trainer
 
 REPORT_SECONDS = 10.0
 """Time between lines of progress."""
@@ -31,6 +34,7 @@ def fit(
     steps: int,
     batch: int = 256,
     checkpoint_every: int = 1_000,
+    resume_from: str | None = None,
     stop: Callable[[], bool] | None = None,
     device: str = "auto",
     fsdp: bool = False,
@@ -47,6 +51,7 @@ def fit(
             schedule.
         batch: rows of a step, over all processes; an iterable has batch sizes of its own.
         checkpoint_every: steps between checkpoints.
+        resume_from: name of the checkpoint to go on from, or `previous`; the last one unless given.
         stop: called after each step; when it returns true, a checkpoint is saved and `fit` returns.
         device: `cpu`, `cuda`, `mps` or `auto`.
         fsdp: under a launcher of several processes, FSDP2 in the place of DDP.
@@ -75,17 +80,21 @@ def fit(
         say=say,
     )
     if trainer.folder is not None:
-        if (taken := _finished(trainer.folder)) and not trainer.resume():
-            return _reloaded(objective, trainer.folder, taken, steps)
-        if taken or trainer.resume():
+        card = _finished(trainer.folder)
+        if trainer.resume(resume_from):
             say(f"going on from {trainer.resumed_from} in {folder}")
+        elif card:
+            return _reloaded(trainer, trainer.folder, card)
     _run(trainer, say)
     if trainer.stopped:
-        say(f"stopped after {trainer.step:,} of {steps:,} steps ({trainer.stopped}): call fit again to go on.")
+        again = "call fit again to go on" if trainer.folder else "nothing is kept, because no folder was given"
+        say(f"stopped after {trainer.step:,} of {steps:,} steps ({trainer.stopped}): {again}.")
         return objective.flow_map
+    if trainer.skipped:
+        say(f"{trainer.skipped:,} of {steps:,} steps were skipped: their gradient was not finite. Look at the data.")
     flow_map = trainer.finish().eval()
     if trainer.folder is not None:
-        _save(flow_map, objective, trainer.folder, steps, say)
+        _save(trainer, trainer.folder)
         trainer.clear()
     return flow_map
 
@@ -116,40 +125,45 @@ def _run(trainer: Trainer, say: Callable[[str], None]) -> None:
             say(f"step {step.number:,} of {trainer.steps:,}: loss {float(step.loss.value):.4g}, {left:.0f} s left")
 
 
-def _finished(folder: Path) -> int:
-    """Steps of a training that has ended in this folder; 0 where none has.
+def _finished(folder: Path) -> dict[str, Any]:
+    """The card of a training that has ended in this folder; empty where none has.
 
     Raises:
-        ValueError: the folder is that of a run of the command line.
+        ValueError: the folder is that of something else.
     """
-    if not (folder / models.WEIGHTS).exists():
-        return 0
+    if not (folder / models.CARD).exists():
+        return {}
     card = models.read_card(folder)
     if "trained_steps" not in card:
-        raise ValueError(f"{folder} holds a map that fit did not train: choose another folder.")
-    return int(card["trained_steps"])
+        raise ValueError(f"{folder} holds a {models.CARD} that fit did not write: choose another folder.")
+    return card
 
 
-def _reloaded(objective: Objective, folder: Path, taken: int, steps: int) -> FlowMap:
+def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
     """The map of a training that has ended and keeps no checkpoint."""
-    if steps != taken:
+    taken = card["trained_steps"]
+    check_same(card.get("identity", {}), trainer.identity, str(folder))
+    if trainer.steps != taken:
+        why = trainer.fixed_length() or "its last checkpoint was removed"
         raise ValueError(
-            f"{folder} has a training of {taken:,} steps that cannot be made one of {steps:,}, because its learning "
-            "rate or its objective has a schedule that ended there: train into another folder from its weights."
+            f"{folder} has a training of {taken:,} steps that cannot be made one of {trainer.steps:,}: {why}. Train "
+            "into another folder from its weights."
         )
-    weights = models.load(folder, net=objective.flow_map.net).state_dict()  # type: ignore[arg-type]
-    objective.flow_map.load_state_dict(weights)
-    return objective.flow_map.eval()
+    trainer.flow_map.load_state_dict(models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
+    trainer.release()
+    return trainer.flow_map.eval()
 
 
-def _save(flow_map: FlowMap, objective: Objective, folder: Path, steps: int, say: Callable[[str], None]) -> None:
-    """Write the map into the folder; one of a class that is not saved is left to its user."""
+def _save(trainer: Trainer, folder: Path) -> None:
+    """Write the map into the folder; of a map that `fm.load` cannot build its weights alone."""
+    flow_map, extra = trainer.flow_map, {"trained_steps": trainer.steps, "identity": trainer.identity}
 
     def write() -> None:
         try:
-            extra = {"trained_steps": steps}
-            models.save(flow_map, folder, interpolant=objective.interpolant, extra=extra, overwrite=True)
-        except ValueError as error:
-            say(f"the map is not written into {folder}: {error}")
+            models.save(flow_map, folder, interpolant=trainer.objective.interpolant, extra=extra, overwrite=True)
+        except models.NotSaved as error:
+            models.save_weights(flow_map, folder, extra)
+            trainer.say(f"{folder} has the weights alone, for load_state_dict: {error}")
 
-    on_first(write)
+    with writing(folder, trainer.last_checkpoint):
+        on_first(write)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Predicate
@@ -23,18 +23,53 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 
+
+@dataclass(frozen=True)
+class Settings:
+    """What a `Trainer` does besides taking steps.
+
+    Attributes:
+        precision: type in which networks compute, by autocast; weights and times stay in float32.
+        compile: compile the objective; left out with a word where there is no compiler.
+        seed: of every draw.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: number of checkpoints to keep, the latest ones.
+        keep_checkpoints_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
+        store_averages_every: steps between stored power-function EMAs.
+        log_every: steps between lines of log.jsonl.
+        max_skipped_steps: steps in a row without a finite gradient, which are skipped, after which training ends.
+        track: trackers that get what the log gets: tensorboard, wandb, trackio.
+    """
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
+    checkpoint_every: Count = 1_000
+    keep_checkpoints: Count = 2
+    keep_checkpoints_every: CountOrNone = 0
+    store_averages_every: Count = 1_000
+    log_every: Count = 50
+    max_skipped_steps: Count = 20
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def check(group: Any) -> None:
+def check(group: Any, dashes: str = "--") -> None:
     """Refuse a dataclass of settings with a value of the wrong type or out of range.
+
+    Args:
+        group: the dataclass.
+        dashes: in front of a name in the message; empty for a Python caller, who has underscores in names too.
 
     Raises:
         ValueError: names the first such field as an option, such as --optimiser.batch, and what it must be.
     """
     for name, value, hint in options(group):
         if (allowed := requirement(value, hint)) is not None:
-            raise ValueError(f"--{name} must be {allowed}, got {shown(value)}.")
+            name = dashes + name if dashes else name.replace("-", "_")
+            raise ValueError(f"{name} must be {allowed}, got {shown(value)}.")
 
 
 def options(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

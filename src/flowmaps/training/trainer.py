@@ -18,9 +18,8 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import BaseFileLock
@@ -29,46 +28,18 @@ from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
-from ..system.processes import LOST, LostProcess, all_of, first_line, is_lost, on_first, ranks, together
+from ..system.processes import all_of, on_first, ranks, together
 from . import averages, log
 from .batches import as_source
 from .distributed import Engine, not_finite, start
+from .failures import CHECKPOINTS, describe_last_checkpoint, with_others, writing
 from .guards import Request, lock, signals
+from .identity import check_same, digest, identity
 from .loop import Step, train
 from .optimisers import Optimiser
+from .settings import Settings, check
 from .state import State, begin
 from .trackers import Trackers, open_trackers, values_of
-
-CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a `Trainer` does besides taking steps.
-
-    Attributes:
-        precision: type in which networks compute, by autocast; weights and times stay in float32.
-        compile: compile the objective; left out with a word where there is no compiler.
-        seed: of every draw.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: number of checkpoints to keep, the latest ones.
-        keep_checkpoints_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
-        store_averages_every: steps between stored power-function EMAs.
-        log_every: steps between lines of log.jsonl.
-        max_skipped_steps: steps in a row without a finite gradient, which are skipped, after which training ends.
-        track: trackers that get what the log gets: tensorboard, wandb, trackio.
-    """
-
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: bool = False
-    seed: int = 0
-    checkpoint_every: int = 1_000
-    keep_checkpoints: int = 2
-    keep_checkpoints_every: int = 0
-    store_averages_every: int = 1_000
-    log_every: int = 50
-    max_skipped_steps: int = 20
-    track: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -122,27 +93,35 @@ class Trainer:
         owns_folder: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.engine = start("auto") if engine is None else engine
-        self.steps, self.stage, self.earlier, self.steps_before = steps, stage, tuple(earlier), steps_before
         self.optimiser = Optimiser() if optimiser is None else optimiser
         self.settings = Settings() if settings is None else settings
-        self.folder = None if folder is None else Path(folder)
-        self.source = as_source(data, self.engine.device, say)
+        _check_arguments(objective, steps, self.optimiser, self.settings)
+        self.engine = start("auto") if engine is None else engine
+        self.steps, self.stage, self.earlier, self.steps_before = steps, stage, tuple(earlier), steps_before
+        self.folder = None if folder is None else _made(folder)
+        dtype = next(value.dtype for value in objective.parameters() if value.is_floating_point())
+        self.source = as_source(data, self.engine.device, dtype, say)
         self.config, self.stop, self.owns_folder, self.say = config or {}, stop, owns_folder, say
         self.seconds = seconds
         self.stopped: str | None = None
         self.resumed_from: str | None = None
         self.logged: dict[str, Any] = {}
         self.trackers = Trackers({}, say)
-        self._averaged_seconds = 0.0
+        self._averaged_seconds, self._averaging = 0.0, False
         self._locks: list[BaseFileLock] = []
-        self.flow_map = objective.flow_map
+        self.objective, self.flow_map = objective, objective.flow_map
         self._state = self._begin(objective)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        rows = getattr(self.source, "x1", None)
+        self.identity = identity(
+            objective,
+            self.optimiser,
+            self.settings.seed,
+            self.settings.precision,
+            None if rows is None else digest(rows),
+        )
 
     def _begin(self, objective: Objective) -> State:
-        objective = objective.to(self.engine.device)
+        objective = objective.to(self.engine.device).train()  # a map that was loaded is in evaluation mode
         if self.engine.shard:  # its weights become shares, the caller's map gets the whole ones at the end
             objective = copy.deepcopy(objective)
         evaluate = compiled(objective.evaluate, self.say) if self.settings.compile else None
@@ -174,12 +153,14 @@ class Trainer:
         if found is None:
             return False
         tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found)
+        check_same(about.get("identity", {}), self.identity, str(self.folder))
         self._check_length(about.get("steps", self.steps), int(about["step"]))
         self._state.restore(tensors, about)
         self.source.restore(about.get("data"))
         self.seconds, self.resumed_from = about["seconds"], found
         folder = self.folder
-        on_first(lambda: log.cut_back(folder, self.earlier, self.stage, self.step))
+        with writing(folder, self.last_checkpoint):
+            on_first(lambda: log.cut_back(folder, self.earlier, self.stage, self.step))
         return True
 
     def _check_length(self, before: int, taken: int) -> None:
@@ -213,8 +194,8 @@ class Trainer:
             if self.owns_folder:
                 asked = stack.enter_context(signals())
                 self._lock()
-                stack.callback(self._release)
-            stack.enter_context(explain_errors(self.folder, self.last_checkpoint))
+                stack.callback(self.release)
+            stack.enter_context(with_others(self.last_checkpoint))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
@@ -223,19 +204,31 @@ class Trainer:
             folder = self.folder
             on_first(lambda: self._locks.append(lock(folder)))
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give the lock of the folder back."""
         for held in self._locks:
             held.release()
         self._locks.clear()
 
+    def _begin_folder(self) -> None:
+        """Forget the log of a training that begins anew; keep where a later stage begins."""
+        if self.folder is None or self.resumed_from or self.step:
+            return
+        if self.earlier:
+            return self.save()  # from which a run that is killed before the next one goes on
+        with writing(self.folder, self.last_checkpoint):
+            if checkpoints.names(self.folder / CHECKPOINTS):
+                raise ValueError(
+                    f"{self.folder} has checkpoints of a training that has begun: call resume() before the loop, or "
+                    "choose another folder."
+                )
+            path = self.folder / log.LOG
+            on_first(lambda: path.unlink(missing_ok=True))
+
     def _steps(self, asked: Callable[[], str | None]) -> Iterator[Step]:
         state, settings, request = self._state, self.settings, Request()
-        if self.folder is not None and not self.resumed_from:
-            if self.earlier:
-                self.save()  # from which a run that is killed before the next one goes on
-            else:
-                path = self.folder / log.LOG
-                on_first(lambda: path.unlink(missing_ok=True))
+        self.stopped = None
+        self._begin_folder()
         self.trackers = self._open_trackers()
         before, begun = self.seconds + self._averaged_seconds, time.monotonic()
         options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.engine.device}
@@ -245,9 +238,8 @@ class Trainer:
                 self._record(step)
                 yield step
                 # before the checkpoint, from which a run that is killed in between goes on
-                if self.folder and self.optimiser.ema_widths and step.number % settings.store_averages_every == 0:
-                    names = list(state.parameters)
-                    averages.store(self.folder, self.stage, step.number, names, state.averages)
+                if self.optimiser.ema_widths and step.number % settings.store_averages_every == 0:
+                    self._store_averages(step.number)
                 if request(self.stop() or asked() is not None):
                     self.stopped = asked() or "stop"
                 last = step.number == self.steps and self.folder and not self.fixed_length()
@@ -262,6 +254,11 @@ class Trainer:
         finally:
             self.trackers.close()
 
+    def _store_averages(self, step: int) -> None:
+        if self.folder is not None:
+            with writing(self.folder, self.last_checkpoint):
+                averages.store(self.folder, self.stage, step, list(self._state.parameters), self._state.averages)
+
     def _record(self, step: Step) -> None:
         """Log a step where its turn has come; end after too many skipped ones."""
         state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
@@ -269,7 +266,8 @@ class Trainer:
             state.guard.read_norms()
             log.check_skipped_steps(self.settings.max_skipped_steps, self.stage, step, state, self.last_checkpoint)
         if due:
-            self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
+            with contextlib.nullcontext() if self.folder is None else writing(self.folder, self.last_checkpoint):
+                self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
             self.trackers.log(values_of(self.logged), self.steps_before + step.number)
 
     def _open_trackers(self) -> Trackers:
@@ -286,6 +284,8 @@ class Trainer:
         Raises:
             ValueError: a weight, an average or a moment is not finite, or the checkpoint cannot be written.
         """
+        if self._averaging:
+            raise ValueError("save() keeps the weights in training: call it outside of averaged().")
         if self.folder is None:
             return
         state, settings, tensors = self._state, self.settings, self._state.tensors()
@@ -295,20 +295,23 @@ class Trainer:
                 f"--optimiser.learning-rate or --optimiser.clip. {self.last_checkpoint()}"
             )
         about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": self.source.position()}
+        about["identity"] = self.identity
         about |= {**log.versions(), "processes": ranks()}
         kept = {"keep": settings.keep_checkpoints, "keep_every": settings.keep_checkpoints_every}
-        checkpoints.save(self.folder / CHECKPOINTS, f"{self.stage}-{state.step:08}", tensors, about, **kept)
+        with writing(self.folder, self.last_checkpoint):
+            checkpoints.save(self.folder / CHECKPOINTS, f"{self.stage}-{state.step:08}", tensors, about, **kept)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[FlowMap]:
         """The map with the EMA for weights, in evaluation mode, between two steps; each process calls this."""
         flow_map, begun = self._state.objective.flow_map, time.monotonic()
-        mode = flow_map.training
+        mode, self._averaging = flow_map.training, True
         try:
             with self._state.averaged():
                 yield flow_map.eval()
         finally:
             flow_map.train(mode)
+            self._averaging = False
             self._averaged_seconds += time.monotonic() - begun
 
     def finish(self) -> FlowMap:
@@ -328,8 +331,16 @@ class Trainer:
                 f"{self.last_checkpoint()}"
             )
         if self.folder is not None:
-            averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
+            with writing(self.folder, self.last_checkpoint):
+                averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
+        self.release()
         return self.flow_map
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped, because their gradient was not finite."""
+        self._state.guard.read_norms()
+        return self._state.guard.skipped
 
     def clear(self) -> None:
         """Remove the checkpoints of a training that has ended.
@@ -350,34 +361,32 @@ class Trainer:
         )
 
 
-def describe_last_checkpoint(folder: Path) -> str:
-    """The last checkpoint of a folder, in words, and how to go on from it."""
-    try:
-        names = checkpoints.names(folder / CHECKPOINTS)
-    except (OSError, ValueError) as error:
-        return f"Whether a checkpoint is left cannot be told: {folder / CHECKPOINTS} cannot be read ({error})."
-    if not names:
-        return "No checkpoint was saved before it."
-    return f"The last checkpoint, {names[-1]}, is intact: go on with the same command and --resume."
+def _check_arguments(objective: Any, steps: Any, optimiser: Optimiser, settings: Settings) -> None:
+    """Refuse what cannot be trained, in the words of a Python caller."""
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"a training needs an objective, got {type(objective).__name__}: build one from a map, such as "
+            "fm.methods.lsd(flow_map)."
+        )
+    if not any(value.requires_grad for value in objective.parameters()):
+        raise ValueError("the objective has no parameter to train: all are frozen, or its network has none.")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}.")
+    check(optimiser, "")
+    check(settings, "")
 
 
-@contextlib.contextmanager
-def explain_errors(folder: Path | None, left: Callable[[], str]) -> Iterator[None]:
-    """Context that turns disk errors and lost processes into one-line errors that name the last checkpoint.
-
-    Args:
-        folder: that is written.
-        left: the words for what is left.
+def _made(folder: str | Path) -> Path:
+    """The folder, made if it is missing; its path is absolute, wherever the program goes.
 
     Raises:
-        ValueError: the folder cannot be written; `LostProcess` if another process has ended.
+        ValueError: it cannot be made.
     """
+    if not str(folder):
+        raise ValueError("folder is empty: give a name, or None to write nothing.")
+    path = Path(folder).expanduser().absolute()
     try:
-        yield
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}{where}. {left()}") from None
-    except RuntimeError as error:
-        if not is_lost(error):
-            raise
-        raise LostProcess(f"{LOST} ({first_line(error)}). {left()}") from None
+        raise ValueError(f"{path} cannot be made ({error.strerror or error}): choose another folder.") from None
+    return path

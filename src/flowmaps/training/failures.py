@@ -1,0 +1,57 @@
+"""What is said of a training that cannot go on: one line, with what is left and how to resume."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..storage import checkpoints
+from ..system.processes import LOST, LostProcess, first_line, is_lost
+
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints within that of a training."""
+
+
+def describe_last_checkpoint(folder: Path) -> str:
+    """The last checkpoint of a folder, in words, and how to go on from it."""
+    try:
+        names = checkpoints.names(folder / CHECKPOINTS)
+    except (OSError, ValueError) as error:
+        return f"Whether a checkpoint is left cannot be told: {folder / CHECKPOINTS} cannot be read ({error})."
+    if not names:
+        return "No checkpoint was saved before it."
+    return f"The last checkpoint, {names[-1]}, is intact: go on with the same command and --resume."
+
+
+@contextlib.contextmanager
+def writing(folder: Path, left: Callable[[], str]) -> Iterator[None]:
+    """While this lasts, what fails is the folder: an `OSError` becomes one line that says what is left.
+
+    Args:
+        folder: that is written.
+        left: gives the words for what is left.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}{where}. {left()}") from None
+
+
+@contextlib.contextmanager
+def with_others(left: Callable[[], str]) -> Iterator[None]:
+    """While this lasts, an error of a process that has lost another becomes one line that says what is left.
+
+    Raises:
+        LostProcess: another process has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise LostProcess(f"{LOST} ({first_line(error)}). {left()}") from None
