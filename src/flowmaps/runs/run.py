@@ -178,6 +178,7 @@ class Run:
                 self._take_over(self.flow_map, stage)
             else:
                 trainer.clear()
+                on_first(self.folder.remove_lock)
 
     def _first_stage(self) -> int:
         """The number of the stage to begin with, or to go on in."""
