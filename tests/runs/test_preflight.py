@@ -246,14 +246,14 @@ def test_a_map_of_points_takes_a_guidance_weight_that_its_teacher_does_not(modul
     for weight in (1.0, 2.5):
         guide = Guide(labels, torch.full((5,), weight))
         torch.testing.assert_close(flow_map.average_velocity(x, s, t, guide), teacher.velocity(x, s, labels))
-    with pytest.raises(ValueError, match="the teacher's network is not that of the recipe \\(guidance\\)"):
+    with pytest.raises(ValueError, match="the network of the teacher is not that of the recipe \\(guidance\\)"):
         inherit.start_from_teacher(teacher, flow_map)
 
 
 def test_a_guided_teacher_of_points_is_found_fit(here: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = changed(POINTS, guidance=(1.0, 3.0), teacher=str(here / "run"))
     plain = moved(initial.new_map(changed(POINTS, guidance=(1.0,)), (3,), 4))
-    monkeypatch.setattr("flowmaps.runs.preflight.given_teacher", lambda *_: plain)
+    monkeypatch.setattr("flowmaps.runs.inherit.given_teacher", lambda *_: plain)
     assert said(recipe)["stages"] == "20 steps of map"
 
 

@@ -129,6 +129,10 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def remove_lock(self) -> None:
+        """Remove the file of the lock, at the end of a run; the process that holds the lock keeps it."""
+        (self.path / LOCK).unlink(missing_ok=True)
+
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl."""
         return read_log(self.path)
@@ -222,7 +226,7 @@ class RunFolder:
         """Delete the checkpoints and the lock of a finished run that was killed before it could delete them."""
         last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:]]
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
-        (self.path / LOCK).unlink(missing_ok=True)
+        self.remove_lock()
 
 
 def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:

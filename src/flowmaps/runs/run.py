@@ -179,6 +179,7 @@ class Run:
                 self._take_over(self.flow_map, stage)
             else:
                 trainer.clear()
+                on_first(self.folder.remove_lock)
 
     def _check_same_length(self, number: int, stage: Stage) -> None:
         """Refuse another number of steps of a stage that has ended."""
