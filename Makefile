@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python -m pytest -n logical --dist loadgroup $(if $(SLOW),,-m "not slow")
+	$(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

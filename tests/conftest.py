@@ -5,12 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-}  # read when torch is imported; also by children
+# read when torch is imported, here and in the processes that are started
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 import pytest
 import shapecheck
@@ -23,18 +23,27 @@ multiprocessing.set_forkserver_preload(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have one worker run all tests that share a fixture of their file, and one all that start several processes.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one worker run all tests of a file that share a fixture, and one all that start several processes.
 
     The fixture is made once, and no more processes run at a time than the limits of time in these tests allow for.
+    (The groups of `--dist loadgroup` are lost with pytest 9.2.)
     """
-    for item in items:
-        shared = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
-        if item.path.parent.name == "distributed":
-            item.add_marker(pytest.mark.xdist_group("distributed"))
-        elif any(fixture.scope == "module" for fixture in shared):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def shares(path: str) -> bool:
+        return '(scope="module"' in (config.rootpath / path).read_text()
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            if path.startswith("tests/distributed/"):
+                return "tests/distributed"
+            return path if shares(path) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
