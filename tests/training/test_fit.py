@@ -254,7 +254,7 @@ def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path):
 def test_a_map_that_fit_did_not_train_is_left_alone(tmp_path: Path):
     fm.save(fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2)), tmp_path)
     before = content(tmp_path)
-    with pytest.raises(ValueError, match="holds a map that fit did not train: choose another folder"):
+    with pytest.raises(ValueError, match=r"holds a config\.json that fit did not write: choose another folder"):
         fm.fit(objective(), ROWS, tmp_path, steps=3, say=quiet)
     assert content(tmp_path) == before
 
@@ -308,3 +308,160 @@ def test_what_is_logged_can_be_read_as_json(tmp_path: Path):
     assert [line["step"] for line in lines] == [1, 2]
     assert {"loss", "diagonal", "lagrangian", "norm", "rate", "seconds"} <= lines[0].keys()
     assert time.time() > (tmp_path / "log.jsonl").stat().st_mtime - 60
+
+
+# another training, wrong arguments, a user's own things ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"objective": lambda: objective(fm.methods.psd)}, "begun with another objective"),
+        ({"objective": lambda: fm.methods.lsd(fm.maps.Endpoint(Net()))}, "begun with another map, AverageVelocity"),
+        ({"interpolant": fm.interpolants.Trigonometric()}, "begun with another interpolant"),
+        ({"batch": 16}, "begun with another batch, 17, got 16"),
+        ({"seed": 4}, "begun with another seed, 0, got 4"),
+        ({"learning_rate": 0.5}, "begun with another learning_rate"),
+        ({"data": ROWS + 1}, "begun with another data"),
+    ],
+)
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_folder_is_of_one_training(change: dict[str, Any], words: str, decay: str, ends: bool, tmp_path: Path):
+    """Another map, loss, step or data is refused, while it trains and when it has ended; the folder stays as it is."""
+    given = {**QUICK, "steps": 6, "decay": decay, "say": quiet}
+    fm.fit(objective(), ROWS, tmp_path, **given, stop=None if ends else after(4))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    made, data = change.get("objective", objective)(), change.get("data", ROWS)
+    if "interpolant" in change:
+        made = objective(lambda flow_map: fm.methods.lsd(flow_map, interpolant=change["interpolant"]))
+    settings = {name: value for name, value in change.items() if name not in ("objective", "data", "interpolant")}
+    with pytest.raises(ValueError, match=words):
+        fm.fit(made, data, tmp_path, **{**given, **settings})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    fm.fit(objective(), ROWS, tmp_path, **given)
+
+
+class Own(fm.maps.FlowMap):
+    """A map of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def average_velocity(self, x: Any, s: Any, t: Any, cond: Any = None) -> Any:
+        return self.net(x, s, t)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_a_map_of_ones_own_keeps_its_weights(decay: str, tmp_path: Path):
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    said: list[str] = []
+    given = {**QUICK, "steps": 5, "decay": decay, "say": said.append}
+    trained = fm.fit(fm.methods.lsd(Own()), ROWS, tmp_path, **given)
+    assert any("has the weights alone, for load_state_dict: only maps of the classes" in text for text in said)
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in trained.state_dict().items())
+    again = fm.fit(fm.methods.lsd(Own()), ROWS, tmp_path, **given)
+    assert all(torch.equal(value, stored[name]) for name, value in again.state_dict().items())
+
+
+def test_a_trainer_is_iterated_again(tmp_path: Path):
+    """After a `break` or a wish to stop it goes on; when it is done nothing is lost."""
+    whole = fm.fit(objective(), ROWS, tmp_path / "a", **QUICK, steps=6, say=quiet)
+    made = objective()
+    optimiser = Optimiser(batch=17, learning_rate=1e-3, decay="constant")
+    settings = Settings(checkpoint_every=3, log_every=1)
+    trainer = Trainer(made, ROWS, tmp_path / "b", steps=6, optimiser=optimiser, settings=settings, say=quiet)
+    for _ in trainer:
+        break
+    trainer.stop = after(2)
+    assert [step.number for step in trainer] == [2, 3]
+    trainer.stop = lambda: False
+    assert [step.number for step in trainer] == [4, 5, 6]
+    assert list(trainer) == []
+    trainer.finish()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), made.flow_map.parameters(), strict=True))
+    assert [line["step"] for line in log(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_checkpoints_are_not_trained_over(tmp_path: Path):
+    fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=6, say=quiet, stop=after(4))
+    before = log(tmp_path)
+    with pytest.raises(ValueError, match=r"has checkpoints of a training that has begun: call resume\(\)"):
+        list(Trainer(objective(), ROWS, tmp_path, steps=6, say=quiet))
+    assert log(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"clip": 0.0}, "clip must be positive, got 0"),
+        ({"decay": "cosin"}, "decay must be one of cosine, linear, constant, got cosin"),
+        ({"precision": "bf16"}, "precision must be one of float32, bfloat16, float16, got bf16"),
+        ({"log_every": 0}, "log_every must be at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"track": ("mlflow",)}, "track must be a list, each entry of it one of tensorboard"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        fm.fit(objective(), ROWS, **{"steps": 3, "say": quiet, **settings})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ROWS.double(), r"the data are torch.float64, the weights of the network torch.float32: convert one"),
+        ([ROWS.double()], "the data are torch.float64"),
+        ((ROWS, LABELS, LABELS), r"a pair \(rows, conditions\), got 3 entries"),
+        ([(ROWS[:8], LABELS[:3])], r"a row for each of the 8 rows of data, got \(3,\)"),
+        ([], "the data are an iterable without a batch"),
+    ],
+)
+def test_more_data_that_are_refused(data: Any, words: str):
+    with pytest.raises(ValueError, match=words):
+        fm.fit(objective(), data, steps=3, say=quiet)
+
+
+def test_what_is_no_objective_is_refused():
+    with pytest.raises(ValueError, match="a training needs an objective, got AverageVelocity: build one from a map"):
+        fm.fit(fm.maps.AverageVelocity(Net()), ROWS, steps=3)  # type: ignore[arg-type]
+    made = objective()
+    made.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter to train: all are frozen"):
+        fm.fit(made, ROWS, steps=3)
+
+
+def test_an_error_of_the_data_is_not_one_of_the_folder(tmp_path: Path):
+    def batches() -> Iterator[Tensor]:
+        yield ROWS[:8]
+        raise FileNotFoundError("image 7")
+
+    with pytest.raises(FileNotFoundError, match="image 7"):
+        fm.fit(objective(), batches(), tmp_path, steps=3, say=quiet)
+
+
+def test_skipped_steps_are_told_of():
+    said: list[str] = []
+    batches = [ROWS[:8], torch.full((8, 3), float("nan"))]
+    fm.fit(objective(), batches, steps=6, say=said.append)
+    assert any("3 of 6 steps were skipped" in text for text in said)
+
+
+def test_a_map_that_was_loaded_trains_with_dropout(tmp_path: Path):
+    made = objective()
+    made.flow_map.eval()
+    for _ in Trainer(made, ROWS, steps=1, say=quiet):
+        assert made.flow_map.training
+
+
+def test_the_weights_in_training_are_saved_not_the_averages(tmp_path: Path):
+    trainer = Trainer(objective(), ROWS, tmp_path, steps=2, say=quiet)
+    for _ in trainer:
+        with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
+            trainer.save()

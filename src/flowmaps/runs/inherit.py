@@ -82,7 +82,7 @@ def _check_same_flow(plan: Plan, other: RunFolder, source: Source, described: di
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(
             f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} here: "
-            "give both the same --interpolant, and a method of the trigonometric path only what was trained on that path."
+            "give both the same --interpolant, and a method of the trigonometric path what was trained on that path."
         )
 
 

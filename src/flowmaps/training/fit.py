@@ -12,6 +12,7 @@ from typing import Any
 from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import models
+from ..storage.cards import NotSaved
 from ..system.processes import on_first
 from .distributed import start
 from .failures import writing
@@ -161,7 +162,7 @@ def _save(trainer: Trainer, folder: Path) -> None:
     def write() -> None:
         try:
             models.save(flow_map, folder, interpolant=trainer.objective.interpolant, extra=extra, overwrite=True)
-        except models.NotSaved as error:
+        except NotSaved as error:
             models.save_weights(flow_map, folder, extra)
             trainer.say(f"{folder} has the weights alone, for load_state_dict: {error}")
 
