@@ -124,10 +124,16 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
     """What a user may do with a folder; with `whole` what takes a second too."""
 
     def shown() -> None:
-        recipe = RunFolder.open(folder).recipe
+        run = RunFolder.open(folder)
         rows = [{"sampler": "map", "steps": 1, "nfe": 1}]
         out = folder.parent / "out"
-        report.write(out, recipe.name, dataclasses.asdict(recipe), rows, {}, commands.notes(recipe, folder))
+        report.write(out, run.recipe.name, dataclasses.asdict(run.recipe), rows, {}, commands.notes(run))
+
+    def load_maps() -> None:
+        run = RunFolder.open(folder)
+        assert run.plan
+        run.load_map()
+        run.load_teacher()
 
     def resume() -> None:
         with contextlib.closing(Run.open(recipe, folder, resume=True, say=str).train()) as steps:
@@ -139,7 +145,7 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         "load_interpolant": lambda: fm.load_interpolant(folder),
         "read_recipe": lambda: RunFolder.open(folder).recipe,
         "read_log": lambda: read_log(folder),
-        "load_run": lambda: load_run(folder),
+        "load_maps": load_maps,
         "check_resumable": lambda: RunFolder.open(folder).check_resumable(recipe, described),
         "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),
         "report": shown,
