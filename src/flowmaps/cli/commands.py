@@ -264,6 +264,8 @@ def notes(folder: RunFolder) -> list[str]:
     plan, seconds, kept = folder.plan, folder.card.get("seconds", 0.0), folder.card.get("average")
     name, method = plan.method.name, plan.method
     words = [f"A flow map learned by {name}: {plan.summary()}; {seconds / 60:.1f} minutes of training."]
+    if not folder.finished:
+        words.append(f"It is being made longer: its map is that of {folder.trained_steps:,} steps of its last stage.")
     if isinstance(kept, dict):
         kind = f"the relative width {kept['width']}" if "width" in kept else f"the decay {kept.get('decay')}"
         words.append(f"The weights of its {kept.get('stage')} are the average of {kind} of the run {kept.get('of')}.")

@@ -23,7 +23,7 @@ from ..system.files import write_atomically
 from ..system.progress import Watch
 from ..training.failures import CHECKPOINTS
 from ..training.guards import LOCK, lock
-from ..training.log import LOG, read_log
+from ..training.log import read_log
 from . import plan as plans
 from . import recipes
 from .recipes import ImageRecipe, Recipe
@@ -105,8 +105,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether training has finished: the card gets its entry `map` as the last write."""
-        return (self.path / models.WEIGHTS).exists() and "map" in self.card
+        """Whether the run has been trained to its end: the card with a map is the last file that is written.
+
+        A run that is being made longer has the map of fewer steps than its recipe asks for.
+        """
+        there = (self.path / models.WEIGHTS).exists() and "map" in self.card
+        return there and self.trained_steps == self.plan.stages[-1].steps
+
+    @property
+    def trained_steps(self) -> int:
+        """Steps of the last stage after which the map was written; those of the plan in older cards."""
+        return self.card.get("trained_steps", self.plan.stages[-1].steps)
 
     @property
     def device(self) -> Any:
@@ -136,10 +145,6 @@ class RunFolder:
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl."""
         return read_log(self.path)
-
-    def forget_log(self) -> None:
-        """Remove the log, of a run that begins anew."""
-        (self.path / LOG).unlink(missing_ok=True)
 
     def load_map(self, stage: str = "") -> FlowMap:
         """The map that the run has learned, or that an earlier stage of it left.
@@ -223,10 +228,10 @@ class RunFolder:
         models.save(flow_map, self.path / stage, interpolant=interpolant, extra=extra, overwrite=True)
 
     def clear(self) -> None:
-        """Delete the checkpoints and the lock of a finished run that was killed before it could delete them."""
-        last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:]]
+        """Delete the checkpoints of a finished run that was killed before it could; the lock is this process's."""
+        longer = self.recipe.optimiser.decay == "constant"
+        last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:] if longer]
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
-        self.remove_lock()
 
 
 def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:

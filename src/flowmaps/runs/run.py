@@ -60,6 +60,7 @@ class Run:
     say: Callable[[str], None] = field(default=print)
     teacher: Field | None = None
     trainer: Trainer | None = None
+    given_teacher: FlowMap | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
@@ -79,17 +80,32 @@ class Run:
         plan = resolve(with_absolute_paths(recipe))
         source = in_turn(lambda: open_source(recipe, watch=watch)).to(engine.device)
         described = on_first(lambda: describe(plan.recipe, watch))
+        held = list[RunFolder]()  # in the first process: the folder, locked
         if resume:
-            on_first(lambda: _check_resumable(folder, plan, described))
-            resume_from = checkpoints.find(folder / CHECKPOINTS, resume_from)
+            on_first(lambda: held.append(_open_to_resume(folder, plan, described)))
+        try:
+            run = cls._prepared(plan, folder, source, described, engine, resume_from if resume else None, resume, say)
+            on_first(lambda: None if resume else held.append(run._create()))
+        except BaseException:
+            for entry in held:
+                entry.release()
+            raise
+        run.folder = held[0] if held else RunFolder.open(folder)
+        return run
+
+    @classmethod
+    def _prepared(cls, plan: Plan, folder: Path, source: Source, described: dict[str, Any], engine: Engine,
+                  resume_from: str | None, resume: bool, say: Callable[[str], None]) -> Run:  # fmt: skip
+        """The run with its first map, everything checked that can be."""
+        recipe = plan.recipe
+        checkpoint = checkpoints.find(folder / CHECKPOINTS, resume_from) if resume else None
         fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
-        run = cls(plan, RunFolder(folder, {}), source, fresh, described, engine, resume_from, say)
-        teacher = each(run._given_teacher) if recipe.teacher and not resume else None
-        if recipe.from_run and not resume:
-            each(run._given_start)
+        run = cls(plan, RunFolder(folder, {}), source, fresh, described, engine, checkpoint, say)
+        if not resume:
+            run.given_teacher = each(run._given_teacher) if recipe.teacher else None
+            if recipe.from_run:
+                each(run._given_start)
         each(lambda: check_steps(plan, run.flow_map))
-        on_first(lambda: run._make(teacher, resume))
-        run.folder = RunFolder.open(folder) if run.folder.card == {} else run.folder
         return run
 
     def _given_teacher(self) -> FlowMap:
@@ -103,15 +119,12 @@ class Run:
         start = inherit.given_start(self.plan, self.source, self.described)
         inherit.copy_weights(self.flow_map, start, "the run to start from")
 
-    def _make(self, teacher: FlowMap | None, resume: bool) -> None:
-        """Make the folder, or open it, and lock it; the first process does."""
-        if resume:
-            self.folder = RunFolder.open(self.folder.path)
-            self.folder.lock()
-            return
-        self.folder = RunFolder.create(self.folder.path, self.described)
+    def _create(self) -> RunFolder:
+        """Make the folder and lock it; the first process does."""
+        folder, teacher = RunFolder.create(self.folder.path, self.described), self.given_teacher
         if teacher is not None:
-            self.folder.save_map(teacher, "teacher", self.plan.interpolant, teacher_of=self.plan.recipe.teacher)
+            folder.save_map(teacher, "teacher", self.plan.interpolant, teacher_of=self.plan.recipe.teacher)
+        return folder
 
     @property
     def recipe(self) -> Recipe:
@@ -246,7 +259,7 @@ class Run:
     def _save(self, trainer: Trainer, where: str) -> None:
         """Write the map that a stage has learned."""
         flow_map = trainer.finish()
-        extra = {**self.described, "seconds": round(trainer.seconds, 1)}
+        extra = {**self.described, "seconds": round(trainer.seconds, 1), "trained_steps": trainer.step}
         extra["units"] = dataclasses.asdict(self.source.units)
         with writing(self.folder.path, trainer.last_checkpoint):
             on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
@@ -264,9 +277,22 @@ _FIELDS = ("checkpoint_every", "keep_checkpoints", "keep_checkpoints_every", "st
 """Settings of the engine that are fields of a recipe."""
 
 
-def _check_resumable(path: Path, plan: Plan, described: dict[str, Any]) -> None:
-    """Raise an error if a run cannot be resumed; delete leftover checkpoints of a finished one."""
+def _open_to_resume(path: Path, plan: Plan, described: dict[str, Any]) -> RunFolder:
+    """The folder of a run that can be resumed, locked; leftover checkpoints of a finished one are deleted.
+
+    Raises:
+        ValueError: it cannot be resumed, or another process has locked it.
+    """
     folder = RunFolder.open(path)
-    if folder.finished:
-        folder.clear()
-    folder.check_resumable(plan.recipe, described)
+    folder.lock()
+    finished = folder.finished
+    try:
+        if finished:
+            folder.clear()
+        folder.check_resumable(plan.recipe, described)
+    except BaseException:
+        if finished:
+            folder.remove_lock()
+        folder.release()
+        raise
+    return folder

@@ -80,22 +80,32 @@ def fit(
         stop=stop or (lambda: False),
         say=say,
     )
-    if trainer.folder is not None:
-        card = _finished(trainer.folder)
+    trainer.keeps_lock = True  # until the map is written
+    try:
+        return _fitted(trainer, resume_from)
+    finally:
+        trainer.release()
+
+
+def _fitted(trainer: Trainer, resume_from: str | None) -> FlowMap:
+    """The map after the steps that are left, or as far as training came."""
+    folder, say = trainer.folder, trainer.say
+    if folder is not None:
+        card = _finished(folder)
         if trainer.resume(resume_from):
             say(f"going on from {trainer.resumed_from} in {folder}")
         elif card:
-            return _reloaded(trainer, trainer.folder, card)
+            return _reloaded(trainer, folder, card)
     _run(trainer, say)
     if trainer.stopped:
-        again = "call fit again to go on" if trainer.folder else "nothing is kept, because no folder was given"
-        say(f"stopped after {trainer.step:,} of {steps:,} steps ({trainer.stopped}): {again}.")
-        return objective.flow_map
+        again = "call fit again to go on" if folder else "nothing is kept, because no folder was given"
+        say(f"stopped after {trainer.step:,} of {trainer.steps:,} steps ({trainer.stopped}): {again}.")
+        return trainer.flow_map
     if trainer.skipped:
-        say(f"{trainer.skipped:,} of {steps:,} steps were skipped: their gradient was not finite. Look at the data.")
+        say(f"{trainer.skipped:,} of {trainer.steps:,} steps were skipped: their gradient was not finite.")
     flow_map = trainer.finish().eval()
-    if trainer.folder is not None:
-        _save(trainer, trainer.folder)
+    if folder is not None:
+        _save(trainer, folder)
         trainer.clear()
     return flow_map
 
@@ -151,7 +161,6 @@ def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
             "into another folder from its weights."
         )
     trainer.flow_map.load_state_dict(models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
-    trainer.release()
     return trainer.flow_map.eval()
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..objectives import Objective
@@ -48,7 +49,7 @@ def _words(part: Objective) -> str:
 def digest(x1: Tensor) -> str:
     """The shape of rows of data, and the SHA-256 of some of them."""
     some = x1[:: max(1, len(x1) // MAX_HASHED_ROWS)].detach().cpu().contiguous()
-    return f"{list(x1.shape)} {hashlib.sha256(some.flatten().view(some.dtype).numpy().tobytes()).hexdigest()}"
+    return f"{list(x1.shape)} {hashlib.sha256(some.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()}"
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:

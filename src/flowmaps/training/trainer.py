@@ -28,7 +28,7 @@ from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
-from ..system.processes import all_of, on_first, ranks, together
+from ..system.processes import all_of, on_first, rank, ranks, together
 from . import averages, log
 from .batches import as_source
 from .distributed import Engine, not_finite, start
@@ -97,11 +97,14 @@ class Trainer:
         self.settings = Settings() if settings is None else settings
         _check_arguments(objective, steps, self.optimiser, self.settings)
         self.engine = start("auto") if engine is None else engine
+        say = say if rank() == 0 else lambda text: None
         self.steps, self.stage, self.earlier, self.steps_before = steps, stage, tuple(earlier), steps_before
         self.folder = None if folder is None else _made(folder)
         dtype = next(value.dtype for value in objective.parameters() if value.is_floating_point())
         self.source = as_source(data, self.engine.device, dtype, say)
         self.config, self.stop, self.owns_folder, self.say = config or {}, stop, owns_folder, say
+        if self.optimiser.batch % ranks():
+            raise ValueError(f"batch must be a multiple of {ranks()}, the processes, got {self.optimiser.batch}.")
         self.seconds = seconds
         self.stopped: str | None = None
         self.resumed_from: str | None = None
@@ -109,6 +112,7 @@ class Trainer:
         self.trackers = Trackers({}, say)
         self._averaged_seconds, self._averaging = 0.0, False
         self._locks: list[BaseFileLock] = []
+        self._locked, self.keeps_lock = False, False
         self.objective, self.flow_map = objective, objective.flow_map
         self._state = self._begin(objective)
         rows = getattr(self.source, "x1", None)
@@ -149,16 +153,23 @@ class Trainer:
         if self.folder is None:
             raise ValueError("resume needs the folder of a training, got none: pass Trainer(..., folder=...).")
         self._lock()
-        found = checkpoints.find(self.folder / CHECKPOINTS, name)
+        try:
+            return self._restore(self.folder, name)
+        except BaseException:
+            self._release_unless_kept()
+            raise
+
+    def _restore(self, folder: Path, name: str | None) -> bool:
+        found = checkpoints.find(folder / CHECKPOINTS, name)
         if found is None:
             return False
-        tensors, about = checkpoints.read(self.folder / CHECKPOINTS, found)
-        check_same(about.get("identity", {}), self.identity, str(self.folder))
+        tensors, about = checkpoints.read(folder / CHECKPOINTS, found)
+        check_same(about.get("identity", {}), self.identity, str(folder))
         self._check_length(about.get("steps", self.steps), int(about["step"]))
         self._state.restore(tensors, about)
-        self.source.restore(about.get("data"))
+        positions = about.get("data") or []
+        self.source.restore(positions[rank()] if len(positions) == ranks() else None)
         self.seconds, self.resumed_from = about["seconds"], found
-        folder = self.folder
         with writing(folder, self.last_checkpoint):
             on_first(lambda: log.cut_back(folder, self.earlier, self.stage, self.step))
         return True
@@ -194,21 +205,31 @@ class Trainer:
             if self.owns_folder:
                 asked = stack.enter_context(signals())
                 self._lock()
-                stack.callback(self.release)
+                stack.callback(self._release_unless_kept)
             stack.enter_context(with_others(self.last_checkpoint))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
         """Lock the folder, until training ends."""
-        if self.folder is not None and self.owns_folder and not self._locks:
-            folder = self.folder
+        if self.folder is None or not self.owns_folder or self._locked:
+            return
+        folder, self._locked = self.folder, True  # in all processes, of which the first one has the lock
+        try:
             on_first(lambda: self._locks.append(lock(folder)))
+        except ValueError:
+            self._locked = False
+            raise
+
+    def _release_unless_kept(self) -> None:
+        if not self.keeps_lock:
+            self.release()
 
     def release(self) -> None:
         """Give the lock of the folder back."""
         for held in self._locks:
             held.release()
         self._locks.clear()
+        self._locked = False
 
     def _begin_folder(self) -> None:
         """Forget the log of a training that begins anew; keep where a later stage begins."""
@@ -294,7 +315,7 @@ class Trainer:
                 f"the training state is not finite at step {state.step} of stage {self.stage} ({bad[0]}): lower "
                 f"--optimiser.learning-rate or --optimiser.clip. {self.last_checkpoint()}"
             )
-        about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": self.source.position()}
+        about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": all_of(self.source.position)}
         about["identity"] = self.identity
         about |= {**log.versions(), "processes": ranks()}
         kept = {"keep": settings.keep_checkpoints, "keep_every": settings.keep_checkpoints_every}
@@ -333,7 +354,7 @@ class Trainer:
         if self.folder is not None:
             with writing(self.folder, self.last_checkpoint):
                 averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
-        self.release()
+        self._release_unless_kept()
         return self.flow_map
 
     @property
