@@ -190,6 +190,10 @@ class RunFolder:
         Raises:
             ValueError: the run has finished and is not to be longer, its options differ, or its data have changed.
         """
+        if self.finished and not self._is_longer(recipe):
+            raise ValueError(
+                f"{self.path} has finished training: there is nothing to resume; see flowmaps evaluate {self.path}."
+            )
         old, new = _options(self.recipe), _options(recipe)
         for name, value in new.items():
             if not {name, name.split(".")[0]} & set(RESUMABLE) and old.get(name) != value:
@@ -198,10 +202,6 @@ class RunFolder:
                     f"{self.path} was begun with --{option} {old.get(name)}, got {value}: resume with the options it "
                     "began with."
                 )
-        if self.finished and not self._is_longer(recipe):
-            raise ValueError(
-                f"{self.path} has finished training: there is nothing to resume; see flowmaps evaluate {self.path}."
-            )
         self.check_data(described)
 
     def _is_longer(self, recipe: Recipe) -> bool:
