@@ -39,6 +39,10 @@ def names_a_shape(hint: Any) -> bool:
     return any(names_a_shape(part) for part in typing.get_args(hint))
 
 
+SIGNATURES: list[tuple[Callable[..., Any], inspect.Signature, set[Any]]] = []
+"""Each checked function, its signature, and the shapes of its calls that were right."""
+
+
 def annotated(fn: FunctionType) -> bool:
     """Whether a signature has a name of a shape in it."""
     return any(re.search(r"\b(Batch|Time)\b", str(hint)) for hint in fn.__annotations__.values())
@@ -46,20 +50,27 @@ def annotated(fn: FunctionType) -> bool:
 
 def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with the shapes of its arguments and of what it returns compared with its annotations."""
-    signature, right = inspect.signature(fn), set[Any]()
+    key = len(SIGNATURES)  # what the compiler cannot follow stands outside of the closure
+    SIGNATURES.append((fn, inspect.signature(fn), set()))
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         returned = fn(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            shapes = shapes_of((args, tuple(kwargs), tuple(kwargs.values()), returned))
-            if shapes not in right:
-                compare(fn, signature.bind(*args, **kwargs).arguments | {"return": returned})
-                right.add(shapes)
+            compare_once(key, args, kwargs, returned)
         return returned
 
     CHECKED.add(f"{fn.__module__}.{fn.__qualname__}")
     return wrapper
+
+
+def compare_once(key: int, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+    """Compare a call with the annotations of its function, unless one of the same shapes was right."""
+    fn, signature, right = SIGNATURES[key]
+    shapes = shapes_of((args, tuple(kwargs), tuple(kwargs.values()), returned))
+    if shapes not in right:
+        compare(fn, signature.bind(*args, **kwargs).arguments | {"return": returned})
+        right.add(shapes)
 
 
 def shapes_of(value: Any) -> Any:

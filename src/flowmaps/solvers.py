@@ -65,7 +65,8 @@ def integrate(
 
     if steps is not None:
         return _fixed(field, x, method, steps)
-    from torchdiffeq import odeint  # imports scipy: half a second
+    with torch.inference_mode(False):  # tensors that it makes at import would be of no use to autograd otherwise
+        from torchdiffeq import odeint  # imports scipy: half a second
 
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
     options = {"step_t": ends[1:]}  # a step ends at t, so that the field is not evaluated beyond it

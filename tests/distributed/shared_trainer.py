@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,3 +75,36 @@ def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[
     for _ in trainer:
         pass
     return {name: value.detach().numpy().copy() for name, value in trainer.finish().named_parameters()}
+
+
+def fitted(folder: Path, stop_after: int | None = None) -> dict[str, np.ndarray]:
+    """The weights that `fit` leaves after a call; each process has its part of the same batches, and a position."""
+    made = objective()
+    rows = torch.randn(STEPS, ROWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mine = made.micro_batches(ROWS, ranks())[rank()]
+    asked = itertools.count(1)
+    stop = None if stop_after is None else lambda: next(asked) >= stop_after
+    batches = Counted([batch[mine] for batch in rows])
+    options: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0, "checkpoint_every": 2, "device": "cpu"}
+    flow_map = fm.fit(made, batches, folder, steps=STEPS, batch=ROWS, stop=stop, say=lambda text: None, **options)
+    return {name: value.detach().numpy().copy() for name, value in flow_map.named_parameters()}
+
+
+class Counted(list):
+    """Batches that can be asked where they are; the processes count from numbers of their own."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        super().__init__(batches)
+        self.next = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.next < len(self):
+            self.next += 1
+            yield self[self.next - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next + 100 * rank()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state["next"] // 100 == rank(), "the position of another process"
+        self.next = state["next"] % 100

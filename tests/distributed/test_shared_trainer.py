@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_trainer import STEPS, trained
+from shared_trainer import STEPS, fitted, trained
 from together import together
 
 
@@ -32,3 +32,16 @@ def test_one_process_alone_trains_otherwise_on_its_half():
     parts = objective().micro_batches(ROWS, 2)
     assert sorted(parts.flatten().tolist()) == list(range(ROWS))
     assert parts.shape == (2, ROWS // 2)
+
+
+def test_two_processes_fit_into_a_folder_stop_and_go_on(tmp_path: Path):
+    """To the bytes of two that were left alone; each goes on at its own place in its data."""
+    whole = together(2, fitted, tmp_path / "whole")
+    together(2, fitted, tmp_path / "stopped", 3)
+    assert not (tmp_path / "stopped" / "weights.safetensors").exists()
+    again = together(2, fitted, tmp_path / "stopped")
+    for one, other in zip(whole, again, strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(other[name], value)
+    names = [tmp_path / name / "weights.safetensors" for name in ("whole", "stopped")]
+    assert names[0].read_bytes() == names[1].read_bytes()

@@ -500,7 +500,7 @@ def test_a_bad_split_is_refused():
         (lambda: Semigroup(legs=1), "Semigroup needs legs >= 2, or 1 with velocity_first=True, got 1"),
         (lambda: Eulerian(step=0.0), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 0\.0"),
         (lambda: Eulerian(step=1.5), r"Eulerian needs a step in \(0, 1\], or None for the derivative, got 1\.5"),
-        (lambda: Eulerian(Stop.TANGENT, step=0.1), "a finite step has no spatial derivative of its own"),
+        (lambda: Eulerian(Stop.TANGENT, step=0.1), "a finite step has no spatial derivative to detach"),
     ],
     ids=["legs", "step-0", "step-1.5", "step-tangent"],
 )
@@ -567,5 +567,5 @@ def test_a_teacher_is_a_callable_that_keeps_the_shape():
 
 def test_the_velocity_of_a_pair_needs_its_pair():
     _, flow_map, x, s, t = small()
-    with pytest.raises(ValueError, match=r"a velocity of one pair \(x0, x1\): use it in an objective"):
+    with pytest.raises(ValueError, match=r"the velocity of pairs \(x0, x1\): use it in an objective"):
         Lagrangian()(flow_map, x, s, t, FromInterpolant(Linear()))

@@ -63,7 +63,7 @@ def test_report_shows_rows_units_meanings_and_how_it_was_made(tmp_path: Path, mo
     pairs = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
     assert pairs["command"] == "flowmaps train &#x27;a name&#x27; --out x"
     assert pairs["seed"] == "3"
-    assert pairs["optimiser.learning_rate"] == "0.001"
+    assert pairs["optimiser.rate"] == "0.001"
     assert {"flowmaps", "torch", "time", "machine"} <= pairs.keys()
 
 

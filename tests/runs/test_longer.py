@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_cases import SETTINGS, TINY, interrupt, kill, log, open_run, weights
+from run_cases import SETTINGS, TINY, contents, interrupt, kill, log, open_run, weights
 
+from flowmaps.cli.commands import notes
 from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Network, Recipe
@@ -129,3 +130,69 @@ def test_a_run_of_another_kind_is_no_start(other: Path, tmp_path: Path):
     refused(replace(recipe, from_run=str(tmp_path / "nowhere")), tmp_path / "a", "there is no folder")
     interrupt(open_run(replace(TINY, method="lsd"), tmp_path / "half"), 2)
     refused(replace(recipe, from_run=str(tmp_path / "half")), tmp_path / "a", "the run did not finish")
+
+
+# a longer run that is interrupted -------------------------------------------------------------------------------------
+
+
+def test_a_longer_run_that_is_interrupted_goes_on(tmp_path: Path):
+    """Its folder has the map of before all the while, which it says, and no checkpoint is lost."""
+    train(longer(CONSTANT), tmp_path / "long")
+    train(CONSTANT, tmp_path / "run")
+    for after in (2, 3):
+        interrupt(open_run(longer(CONSTANT), tmp_path / "run", resume=True), after)
+        opened = RunFolder.open(tmp_path / "run")
+        assert (opened.finished, opened.trained_steps) == (False, 9)
+        assert any("that of 9 steps" in words for words in notes(opened))
+    train(longer(CONSTANT), tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "long")
+    assert RunFolder.open(tmp_path / "run").finished
+
+
+def test_a_longer_run_killed_between_its_weights_and_its_card_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(longer(CONSTANT), tmp_path / "long")
+    train(CONSTANT, tmp_path / "run")
+    run, write = open_run(longer(CONSTANT), tmp_path / "run", resume=True), models.write_atomically
+
+    def fail(path: Path, content: bytes | str) -> Path:
+        if Path(path) == tmp_path / "run" / "config.json":
+            raise OSError("no space left")
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "write_atomically", fail)
+        with pytest.raises(ValueError, match="cannot be written: no space left"):
+            list(run.train())
+    train(longer(CONSTANT), tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "long")
+
+
+def test_a_run_that_trains_is_not_touched_by_another_resume(tmp_path: Path):
+    train(CONSTANT, tmp_path / "run")
+    run = open_run(longer(CONSTANT), tmp_path / "run", resume=True)
+    steps = run.train()
+    next(steps)
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match="another run is writing into"):
+        open_run(longer(CONSTANT), tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
+    steps.close()
+    train(longer(CONSTANT), tmp_path / "run", resume=True)
+
+
+def test_the_steps_of_a_teacher_that_is_trained_stay(tmp_path: Path):
+    recipe = replace(CONSTANT, method="lmd")
+    interrupt(open_run(recipe, tmp_path / "run"), 6)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="the stage teacher has ended after 4 steps, got 7: give 4"):
+        train(replace(recipe, teacher_steps=7), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_without_the_run_that_it_started_from(tmp_path: Path):
+    train(replace(TINY, method="lsd", seed=5), tmp_path / "other")
+    recipe = replace(TINY, method="psd", from_run=str(tmp_path / "other"))
+    interrupt(open_run(recipe, tmp_path / "run"), 4)
+    (tmp_path / "other").rename(tmp_path / "elsewhere")
+    train(recipe, tmp_path / "run", resume=True)

@@ -90,7 +90,7 @@ def test_tensorboard_has_the_log_and_the_pictures(tmp_path: Path):
     for stage, steps in {"teacher": [4], "map": [4 + 4, 4 + 8]}.items():
         shown = found.Images(f"{stage}/samples")
         assert [image.step for image in shown] == steps
-        picture = imread(folder / "shown" / f"{stage}-00000004.png")
+        picture = imread(folder / "previews" / f"{stage}-00000004.png")
         assert (shown[0].height, shown[0].width) == picture.shape[:2]
     (text,) = {event.tensor_proto.string_val[0].decode() for event in found.Tensors("recipe/text_summary")}
     assert json.loads(text.strip("`\n"))["method"] == "lmd"
@@ -204,7 +204,7 @@ def test_a_run_goes_on_under_its_name(tmp_path: Path, module: Any):
     ]
     _, (_, image) = pictures[-1]
     image = image[0] if isinstance(image, list) else image
-    assert image.path == str(folder / "shown" / "map-00000008.png")
+    assert image.path == str(folder / "previews" / "map-00000008.png")
 
 
 def test_the_project_is_that_of_the_environment(tmp_path: Path, module: Any, monkeypatch: pytest.MonkeyPatch):
@@ -222,9 +222,7 @@ def test_a_tracker_that_fails_is_told_of_once(tmp_path: Path, module: Any, monke
 
     monkeypatch.setattr(Kept, "log", fail)
     monkeypatch.setattr(Kept, "finish", fail)
-    said: list[str] = []
-    monkeypatch.setattr(commands, "console", SimpleNamespace(print=lambda text, **_: said.append(text), is_terminal=1))
-    follow(tmp_path / "run", tracked(module.__name__, "tensorboard"))
+    said = follow(tmp_path / "run", tracked(module.__name__, "tensorboard"))
     name = module.__name__
     words = f"the tracker {name} failed (no route to host): the training goes on, log.jsonl has everything."
     assert said == [words]

@@ -22,6 +22,7 @@ from ..training.distributed import Engine, start
 from ..training.failures import CHECKPOINTS, writing
 from ..training.loop import Step
 from ..training.settings import Settings
+from ..training.trackers import Trackers, open_trackers
 from ..training.trainer import Trainer
 from . import inherit, initial
 from .folder import RunFolder, describe, open_source, with_absolute_paths
@@ -61,6 +62,7 @@ class Run:
     teacher: Field | None = None
     trainer: Trainer | None = None
     given_teacher: FlowMap | None = None
+    trackers: Trackers | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
@@ -164,8 +166,13 @@ class Run:
         Raises:
             ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
         """
+        stage, step = self.at
+        first = self.plan.steps_before(stage) + step
+        config = dataclasses.asdict(self.plan.recipe)
         try:
-            yield from self._stages(stop)
+            self.trackers = open_trackers(config["track"], self.folder.path, config, first=first, say=self.say)
+            with contextlib.closing(self.trackers):
+                yield from self._stages(stop)
         finally:
             self.folder.release()
 
@@ -237,7 +244,7 @@ class Run:
             stage=stage.name,
             earlier=[entry.name for entry in self.plan.stages[:number]],
             steps_before=self.plan.steps_before(stage.name),
-            config=dataclasses.asdict(recipe),
+            trackers=self.trackers,
             seconds=self.seconds,
             stop=stop,
             owns_folder=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -63,9 +64,9 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> No
     Raises:
         ValueError: they differ.
     """
-    for name, value in new.items():
+    for name, value in json.loads(json.dumps(new)).items():  # lists for tuples, as in a file
         was = old.get(name, value)
-        if was != (list(value) if isinstance(value, tuple) else value):
+        if was != value:
             raise ValueError(
                 f"{where} was begun with another {name}, {was!s:.200}, got {value!s:.200}: give what it began with, or "
                 "choose another folder."

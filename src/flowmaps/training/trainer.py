@@ -58,7 +58,7 @@ class Trainer:
         earlier: names of the stages before it.
         steps_before: optimiser steps of the stages before it, which trackers count too.
         seconds: that those took.
-        config: what trackers show of the run.
+        trackers: those of a caller who opens and closes them; this training's own, by `settings.track`, unless given.
         stop: asked after each step; once it is true in any process, a checkpoint is saved and training ends there.
         owns_folder: lock the folder and handle SIGINT and SIGTERM as a wish to stop; not where a caller does so.
         say: prints a line.
@@ -88,7 +88,7 @@ class Trainer:
         earlier: Sequence[str] = (),
         steps_before: int = 0,
         seconds: float = 0.0,
-        config: dict[str, Any] | None = None,
+        trackers: Trackers | None = None,
         stop: Callable[[], bool] = lambda: False,
         owns_folder: bool = True,
         say: Callable[[str], None] = print,
@@ -102,14 +102,14 @@ class Trainer:
         self.folder = None if folder is None else _made(folder)
         dtype = next(value.dtype for value in objective.parameters() if value.is_floating_point())
         self.source = as_source(data, self.engine.device, dtype, say)
-        self.config, self.stop, self.owns_folder, self.say = config or {}, stop, owns_folder, say
+        self.stop, self.owns_folder, self.say = stop, owns_folder, say
         if self.optimiser.batch % ranks():
             raise ValueError(f"batch must be a multiple of {ranks()}, the processes, got {self.optimiser.batch}.")
         self.seconds = seconds
         self.stopped: str | None = None
         self.resumed_from: str | None = None
         self.logged: dict[str, Any] = {}
-        self.trackers = Trackers({}, say)
+        self.trackers, self._own_trackers = trackers or Trackers({}, say), trackers is None
         self._averaged_seconds, self._averaging = 0.0, False
         self._locks: list[BaseFileLock] = []
         self._locked, self.keeps_lock = False, False
@@ -250,7 +250,8 @@ class Trainer:
         state, settings, request = self._state, self.settings, Request()
         self.stopped = None
         self._begin_folder()
-        self.trackers = self._open_trackers()
+        if self._own_trackers:
+            self.trackers = self._open_trackers()
         before, begun = self.seconds + self._averaged_seconds, time.monotonic()
         options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.engine.device}
         try:
@@ -273,7 +274,8 @@ class Trainer:
                 self.save()
             raise
         finally:
-            self.trackers.close()
+            if self._own_trackers:
+                self.trackers.close()
 
     def _store_averages(self, step: int) -> None:
         if self.folder is not None:
@@ -297,7 +299,7 @@ class Trainer:
         if self.folder is None:
             raise ValueError(f"track={self.settings.track} needs a folder, got none: pass folder=... or leave it out.")
         first = self.steps_before + self.step
-        return open_trackers(self.settings.track, self.folder, self.config, first=first, say=self.say)
+        return open_trackers(self.settings.track, self.folder, self.identity, first=first, say=self.say)
 
     def save(self) -> None:
         """Save a checkpoint, if there is a folder; a state that is not finite raises an error instead.
