@@ -228,7 +228,7 @@ class Eulerian(Equation):
 
     @property
     def accepts(self) -> frozenset[str]:
-        return super().accepts if self.step is None else frozenset()
+        return frozenset({"warmup"} if self.stop is Stop.TARGET and self.step is None else ())
 
     def residual(self, at: EquationInputs) -> Residual:
         with self._detached():
