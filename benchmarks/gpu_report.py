@@ -1,153 +1,181 @@
-"""What benchmarks/gpu_cifar10.sh found: metrics.json, which gathers it part by part, and README.md, its tables."""
+"""What the parts of benchmarks/gpu.sh share, and the report of their figures: report.md and samples.png.
+
+    OUT=results/gpu python benchmarks/gpu_report.py
+
+figures.jsonl has a line for each figure, written as soon as it is known: `kind` is part, device, ceiling, speed,
+training or samples.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowmaps.system.files import write_atomically
-
-Found = dict[str, Any]
-METRICS, PAGE = "metrics.json", "README.md"
-PICTURES = ("samples", "strip", "interpolation", "inversion")
-PART = ("part", "number", "first", "last", "steps", "seconds", "batch", "images_per_second", "operations",
-        "ceiling", "mfu", "peak_bytes", "parameters", "precision", "device", "command", "torch")  # fmt: skip
-"""What there is of each part of training: a figure that could not be measured is null."""
+OUT, WORK = Path(os.environ.get("OUT", "results/gpu")), Path(os.environ.get("WORK", "."))
+SCALE = os.environ.get("SCALE", "full")
+BEGUN = time.monotonic()
+Figures = dict[str, list[dict[str, Any]]]
 
 
-def read(*folders: Path) -> Found:
-    """What was found so far, from the first folder that has it.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    for folder in folders:
-        if (path := folder / METRICS).exists():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                return {"parts": list(found["parts"]), "measured": dict(found["measured"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} is damaged ({error!r}): restore it, or remove it.") from None
-    return {"parts": [], "measured": {}}
+def record(kind: str, **figures: Any) -> None:
+    """Append a line to figures.jsonl."""
+    line = json.dumps({"kind": kind, **figures}) + "\n"
+    with (OUT / "figures.jsonl").open("a") as file:
+        file.write(line)
+    print(line, end="", flush=True)
 
 
-def add_part(found: Found, part: Found) -> None:
-    """Add a part of training, numbered among those of its name."""
-    assert {"number", *part} == set(PART)
-    number = 1 + sum(other["part"] == part["part"] for other in found["parts"])
-    found["parts"].append({key: number if key == "number" else part[key] for key in PART})
+def wait_for_turn() -> None:
+    """Wait until benchmarks/gpu.sh gives the machine to this part, if it was started by it."""
+    part = os.environ.get("PART")
+    print(f"ready after {time.monotonic() - BEGUN:.0f} s", flush=True)
+    while part and not (WORK / f"{part}.go").exists():
+        time.sleep(0.1)
 
 
-def rows_of(run: Path) -> tuple[list[Found], Found]:
-    """The rows that a run was measured with, with seconds for 10,000 images, and what else was."""
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    rows = [row | {"seconds_per_10000": row["seconds"] * 10_000 / row["samples"]} for row in metrics.pop("rows")]
-    return rows, metrics
+def get_ready(work: Callable[[], Any]) -> None:
+    """Run a part's first steps; again after a while where the other parts have taken the memory of the GPU."""
+    import torch
+
+    for left in range(10, -1, -1):
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not left:
+                raise
+        torch.cuda.empty_cache()
+        time.sleep(3)
 
 
-def take_pictures(run: Path, out: Path) -> list[str]:
-    """Copy the pictures of a run, under its name; which there are."""
-    names = []
-    for picture in PICTURES:
-        if (source := run / f"{picture}.png").exists():
-            names.append(f"{run.name}-{picture}.png")
-            shutil.copyfile(source, out / names[-1])
-    return names
+def read() -> Figures:
+    """The lines of figures.jsonl by kind."""
+    found: Figures = defaultdict(list)
+    for line in (OUT / "figures.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found[entry.pop("kind")].append(entry)
+    return found
 
 
-def write(found: Found, out: Path) -> None:
-    """Write both files."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / METRICS, json.dumps(found, indent=2) + "\n")
-    write_atomically(out / PAGE, page(found))
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def page(found: Found) -> str:
-    """The tables in Markdown."""
-    lines = ["# CIFAR-10 on one GPU", "", "Written by `benchmarks/gpu_cifar10.sh`, part by part.", ""]
-    if found["parts"]:
-        lines += _training(found["parts"])
-    for name, measured in found["measured"].items():
-        lines += _measured(name, measured)
-    return "\n".join(lines).rstrip() + "\n"
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to so many digits, or a dash."""
+    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    under = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, under, *rows)] + [""]
+def parts(figures: Figures) -> str:
+    rows = [[entry["part"], entry["status"], str(entry["seconds"])] for entry in figures["part"]]
+    return "## Parts\n\n" + table(["part", "", "seconds"], rows)
 
 
-def _training(parts: list[Found]) -> list[str]:
-    head = ("part", "steps", "of", "minutes", "images/s", "Gflop an image", "ceiling, TFLOP/s", "MFU", "peak, GiB")
-    rows = [
-        (
-            f"{part['part']} {part['number']}",
-            f"{part['first']:,} to {part['last']:,}",
-            f"{part['steps']:,}",
-            f"{part['seconds'] / 60:.1f}",
-            _show(part["images_per_second"], ",.0f"),
-            f"{part['operations'] / part['batch'] / 1e9:.3g}",
-            f"{part['ceiling'] / 1e12:,.1f}",
-            _show(part["mfu"], ".1%"),
-            _show(part["peak_bytes"], ".3g", 2**30),
+def speed(figures: Figures) -> str:
+    """Steps beside the roofline, and compiled `dual` beside torch.func.jvp."""
+    text, rows, times = "## Speed of a training step\n\n", [], dict[tuple, float]()
+    for ceiling in figures["ceiling"][-1:]:
+        text += (
+            f"Ceilings: {ceiling['flops'] / 1e12:,.0f} TFLOP/s in products of matrices, {ceiling['bytes'] / 1e12:.2f} "
+            "TB/s in copies. Share: operations a second over that of the products.\n\n"
         )
-        for part in parts
-    ]
-    last = parts[-1]
-    words = (
-        f"{last['parameters'] / 1e6:.2f} million parameters, batches of {last['batch']:,}, {last['precision']}, "
-        f"torch {last['torch']}, {last['device']}. Images a second are the median over a part, without its first "
-        "steps, when it compiles. MFU counts the operations of forward and backward, over those of a large matrix "
-        "product a second, measured before the part. Memory is the most that was allocated at once while training. "
-        "Where the machine changed between parts the weights travelled in bf16, and Adam's moments began anew with a "
-        "short warm-up."
-    )
-    return ["## Training", "", *_table(head, rows), words, "", *_commands(parts)]
-
-
-def _measured(name: str, measured: Found) -> list[str]:
-    head = ("sampler", "evaluations", "FD", "FD to the teacher", "KD", "precision", "recall", "s per 10,000 images")
-    rows = [
-        (
-            _title(name, row),
-            f"{row['nfe']:,}",
-            _show(row.get("fd"), ".2f"),
-            _show(row.get("fd_teacher"), ".2f"),
-            _show(row.get("kd"), ".4f"),
-            _show(row.get("precision"), ".3f"),
-            _show(row.get("recall"), ".3f"),
-            f"{row['seconds_per_10000']:.2f}",
+    for entry in figures["speed"]:
+        how = "-" if entry["method"] == "flow-matching" else {"dual": "dual", "torch": "func.jvp"}[entry["engine"]]
+        name = [entry["network"], entry["method"], how, "compiled" if entry["compiled"] else "eager"]
+        if "error" in entry:
+            rows.append([*name, entry["error"], *["-"] * 6])
+            continue
+        times[entry["network"], entry["method"], entry["engine"], entry["compiled"]] = entry["seconds"]
+        compute, memory = entry.get("roofline_compute"), entry.get("roofline_memory")
+        rows.append(
+            [
+                *name,
+                f"{1e3 * entry['seconds']:.1f}",
+                number(entry["images_per_second"], 4),
+                f"{100 * entry['utilisation']:.0f} %",
+                number(entry.get("peak_bytes", 0) / 2**30),
+                number(compute and 1e3 * compute),
+                number(memory and 1e3 * memory),
+                number(compute and memory and max(compute, memory) / entry["seconds"], 2),
+            ]
         )
-        for row in measured["rows"]
+    heads = ["network", "method", "derivative", "", "ms", "images/s", "share", "peak GiB"]
+    text += table([*heads, "least ms, arithmetic", "least ms, memory", "least / measured"], rows)
+    ratios = [
+        [network, method, number(seconds / other, 3)]
+        for (network, method, engine, compiled), seconds in times.items()
+        if compiled and (other := times.get((network, method, "torch", False)))
     ]
-    what = next((row["fd_name"] for row in measured["rows"] if "fd_name" in row), "no figures: all samples were lost")
-    words = (
-        f"The distance is {what}; compare figures of one number of samples and one network of features only. The "
-        f"weights are those that are kept, of step {measured['step']:,}, rounded to bf16; sampled in float32 "
-        f"(convolutions as torch does them by itself) on {measured['device']}, torch {measured['torch']}."
-    )
-    shown = [f"![{Path(file).stem}]({file})" for file in measured["pictures"]]
-    return [f"## {name}", "", *_table(head, rows), words, "", *_commands([measured]), *_spaced(shown)]
+    return text + "\nCompiled `dual` over eager `torch.func.jvp`:\n\n" + table(["network", "method", "ratio"], ratios)
 
 
-def _title(name: str, row: Found) -> str:
-    if row["sampler"] == "map":
-        return f"{row['steps']} step{'s' * (row['steps'] > 1)}"
-    whose = "teacher" if name == "lmd" else "its own velocity"
-    return f"{whose}, {row['solver']}" + (f", {row['steps']} steps" if "steps" in row else "")
+def quality(figures: Figures) -> str:
+    """FD of the samples, and the ratios of Table 1 of the paper."""
+    floor = next((entry["fd"] for entry in figures["samples"] if entry["part"] == "real"), 0.0)
+    text, rows, above = "## CIFAR-10 by class\n\n", [], dict[tuple, float]()
+    for entry in figures["training"]:
+        text += (
+            f"- {entry['part']}: {entry['seconds']:.0f} s, {entry['steps']:,} steps of {entry['batch']} images "
+            f"({entry['images_per_second']:,.0f} a second), {entry['parameters'] / 1e6:.1f} M parameters\n"
+        )
+    for entry in figures["samples"]:
+        fd, steps = entry["fd"], entry.get("steps")
+        above[entry["part"], entry["sampler"], steps] = fd - floor
+        rest = [number(fd), number(fd - floor), number(entry.get("seconds"))]
+        rows.append([entry["part"], entry["sampler"], str(steps or "-"), str(entry.get("nfe", "-")), *rest])
+    number_of = figures["samples"][0]["images"] if figures["samples"] else 0
+    text += f"\n{number_of:,} images each; FD of other real images: {number(floor)}.\n\n"
+    text += table(["of", "sampler", "steps", "evaluations", "FD", "above real", "seconds"], rows)
+    best = min((value for (part, *_), value in above.items() if part == "teacher"), default=None)
+    ratios = [
+        [part, str(steps), number(value / best), {2: "1.29", 4: "1.09"}.get(steps, "-") if part == "lmd" else "-"]
+        for (part, _, steps), value in above.items()
+        if best and part not in ("real", "teacher")
+    ]
+    return text + "\nFD above real over the teacher's best:\n\n" + table(["map", "steps", "ratio", "paper"], ratios)
 
 
-def _commands(parts: list[Found]) -> list[str]:
-    lines = [f"    {command}" for command in dict.fromkeys(part["command"] for part in parts)]
-    return [*lines, ""]
+def picture() -> None:
+    """samples.png: rows of samplers from the same noise, columns of classes."""
+    import torch
+    from safetensors.torch import load_file
+
+    from flowmaps.reports.image_grid import DPI, image_grid
+
+    wanted = {"teacher-dopri5-0": "teacher\ndopri5", "teacher-Heun-18": "teacher\nHeun, 18 steps"}
+    for part in ("lmd", "lsd", "emd"):
+        for steps in (1, 2, 4) if part == "lmd" else (4,):
+            wanted[f"{part}-map-{steps}"] = f"{part}\n{steps} step{'s' * (steps > 1)}"
+    there = {name: WORK / f"samples-{name}.safetensors" for name in wanted}
+    found = {name: load_file(path)["pixels"][:20] for name, path in there.items() if path.exists()}
+    if found:
+        grid = image_grid(torch.cat(list(found.values())), len(found), [wanted[name] for name in found])
+        grid.savefig(OUT / "samples.png", dpi=DPI)
 
 
-def _spaced(lines: list[str]) -> list[str]:
-    return [line for shown in lines for line in (shown, "")]
+def device() -> str:
+    """A line on the device, the driver and torch."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    driver = Path("/proc/driver/nvidia/version")
+    line = driver.read_text().splitlines()[0].split("  ")[1] if driver.exists() else "none"
+    return f"{name}; driver {line}; torch {torch.__version__}; Python {platform.python_version()}; scale {SCALE}\n"
 
 
-def _show(value: float | None, form: str, unit: float = 1) -> str:
-    return "-" if value is None else format(value / unit, form)
+def main() -> None:
+    figures = read()
+    text = "\n".join(["# A visit to a GPU\n", device(), speed(figures), quality(figures), parts(figures)])
+    (OUT / "report.md").write_text(text)
+    picture()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,20 +60,3 @@ def small_images(image_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("FLOWMAPS_DATA", str(image_data))
     image_cases.quick_features(monkeypatch)
-
-
-@pytest.fixture
-def part(tmp_path: Path, small_images: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A part of the benchmark on a GPU, made small."""
-    import gpu_cases
-
-    gpu_cases.make_small(monkeypatch)
-    return gpu_cases.part_in(tmp_path)
-
-
-@pytest.fixture
-def refused(part: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """A part of it that is refused, which returns the line that is said."""
-    import gpu_cases
-
-    return gpu_cases.refused_in(tmp_path, capsys)

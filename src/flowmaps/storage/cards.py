@@ -140,12 +140,13 @@ def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], 
             _fill(folder, _new(folder, card, None), weights, assign=True)
     flow_map = _new(folder, card, net)
     _check_run(folder, card, flow_map)
-    allowed = TYPES[:1] if "recipe" in card else TYPES  # runs keep theirs in float32, whatever they compute in
+    run = "recipe" in card  # whose maps compute in float32; its file may have them in half the size
+    allowed = (torch.float32, torch.bfloat16) if run else TYPES
     for value in weights.values():
         if value.is_floating_point() and value.dtype not in allowed:
             raise ValueError(f"the weights in {folder} are of {value.dtype}: save them as torch.float32.")
     for value in weights.values():
-        if value.is_floating_point():
+        if value.is_floating_point() and not run:
             flow_map.to(value.dtype)  # the type that was saved
             break
     _fill(folder, flow_map, weights)
