@@ -150,17 +150,6 @@ def test_a_source_goes_to_a_device():
     assert board.to("cpu").sample(3, seeded())[0].shape == (3, 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_images_are_drawn_on_the_gpu():
-    source = Images(noise(7), torch.arange(7), flips=True).to("cuda")
-    x, labels = source.sample(100, torch.Generator("cuda").manual_seed(0))
-    assert labels is not None
-    assert x.device.type == labels.device.type == "cuda"
-    plain, turned = source.pixels[labels], source.pixels[labels].flip(3)
-    drawn = source.units.to_pixels(x)
-    assert bool(((drawn == plain).flatten(1).all(1) | (drawn == turned).flatten(1).all(1)).all())
-
-
 @pytest.mark.parametrize(
     "pixels, labels",
     [
