@@ -30,6 +30,8 @@ cli/               the program: main.py parses options and prints errors
 from __future__ import annotations
 
 import importlib
+import itertools
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,55 +58,36 @@ if TYPE_CHECKING:
         training,
         velocities,
     )
-    from .storage.models import from_pretrained, load, load_interpolant, push_to_hub, save, save_pretrained
-    from .training.fit import fit
+    from .storage.models import from_pretrained as from_pretrained
+    from .storage.models import load as load
+    from .storage.models import load_interpolant as load_interpolant
+    from .storage.models import push_to_hub as push_to_hub
+    from .storage.models import save as save
+    from .storage.models import save_pretrained as save_pretrained
+    from .training.fit import fit as fit
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "couplings",
-    "data",
-    "dual",
-    "equations",
-    "exact",
-    "grids",
-    "guidance",
-    "interpolants",
-    "losses",
-    "maps",
-    "methods",
-    "metrics",
-    "nn",
-    "objectives",
-    "samplers",
-    "schedules",
-    "shapes",
-    "solvers",
-    "times",
-    "training",
-    "velocities",
-)
 _FUNCTIONS = {
-    "fit": "training.fit",
-    "from_pretrained": "storage.models",
-    "load": "storage.models",
-    "load_interpolant": "storage.models",
-    "push_to_hub": "storage.models",
-    "save": "storage.models",
-    "save_pretrained": "storage.models",
+    "storage.models": ("from_pretrained", "load", "load_interpolant", "push_to_hub", "save", "save_pretrained"),
+    "training.fit": ("fit",),
 }
-
-__all__ = [*_MODULES, *_FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]
+"""Functions of the top level, by the module that each is in."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a module or a function of the package when it is first used, so that `import flowmaps` is quick."""
-    if name in _MODULES:
+    for module, functions in _FUNCTIONS.items():
+        if name in functions:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    if name in _modules():
         return importlib.import_module(f".{name}", __name__)
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
-    raise AttributeError(f"module 'flowmaps' has no attribute {name!r}: it has {', '.join(__all__)}.")
+    raise AttributeError(f"module 'flowmaps' has no attribute {name!r}: it has {', '.join(__dir__())}.")
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*_modules(), *itertools.chain(*_FUNCTIONS.values())})

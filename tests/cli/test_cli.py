@@ -583,7 +583,7 @@ DAMAGE = [
     (lambda f: (f / "weights.safetensors").unlink(), "has no weights.safetensors: the run did not finish"),
     (lambda f: (f / "config.json").unlink(), "has no config.json: it is no run folder"),
     (lambda f: shutil.rmtree(f / "teacher"), "there is no folder"),
-    (unfinished, "has no weights.safetensors: the run did not finish (use --resume)"),
+    (unfinished, "has no weights.safetensors: the run did not finish (resume it)"),
     (lambda f: spoil_card(f, format=99), "config.json is of format 99, this version reads format 1"),
     (lambda f: truncate(f / "config.json"), "config.json is damaged"),
     (lambda f: spoil_card(f, recipe={"name": "x"}), "config.json has no recipe that this version reads"),

@@ -8,7 +8,8 @@ import time
 from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, stages
 
 from flowmaps.system import processes
-from flowmaps.training.distributed import Engine, full, start
+from flowmaps.system.processes import full
+from flowmaps.training.distributed import Engine, start
 from flowmaps.training.state import LossModule
 
 Row = dict[str, float]
@@ -18,9 +19,9 @@ weights have no gradient, and seconds of the processor."""
 
 def table() -> dict[str, Row]:
     """All cases, by NET:OBJECTIVE."""
-    kinds, idle = ({"ddp": start("cpu", unused=some), "fsdp": start("cpu", shard=True)} for some in (False, True))
-    each = {net: idle if net == "mlp-idle" else kinds for net in NETS}
-    return {f"{net}:{name}": _row(net, name, each[net]) for net in NETS for name in stages(net)}
+    fsdp, ddp = start("cpu", shard=True), (start("cpu"), start("cpu", find_unused_parameters=True))
+    kinds = {net: {"ddp": ddp[net == "mlp-idle"], "fsdp": fsdp} for net in NETS}
+    return {f"{net}:{name}": _row(net, name, kinds[net]) for net in NETS for name in stages(net)}
 
 
 def _row(net: str, name: str, kinds: dict[str, Engine]) -> Row:

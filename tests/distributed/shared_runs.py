@@ -17,7 +17,7 @@ from flowmaps.runs.recipes import Evaluation, Optimiser, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints
 from flowmaps.system import processes
-from flowmaps.training.distributed import full
+from flowmaps.system.processes import full
 from flowmaps.training.state import State
 
 RUN: Recipe = replace(

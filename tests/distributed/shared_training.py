@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowmaps.data import Source
 from flowmaps.runs.recipes import Optimiser
 from flowmaps.system import processes
-from flowmaps.training.distributed import full, start
+from flowmaps.system.processes import full
+from flowmaps.training.distributed import start
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
 

@@ -60,7 +60,7 @@ def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path:
     assert code == 2
     error = (tmp_path / f"said-{1 - killed}.err").read_text()
     assert error.startswith("flowmaps: another process of the run has ended or cannot be reached (")
-    assert error.endswith(f"). The last checkpoint, {last}, is intact: go on with the same command and --resume.\n")
+    assert error.endswith(f"). The last checkpoint, {last}, is intact: resume from it.\n")
     assert error.count("\n") == 1
     step, log = int(last.split("-")[1]), read_log(folder)
     with Group(1, command, words(folder, *given, "--resume", "--minutes", "0.01"), tmp_path / "again") as group:

@@ -32,7 +32,7 @@ def _files(folder: Path, *suffixes: str) -> list[Path]:
 
 def _chosen(rng: random.Random, paths: list[Path]) -> Path:
     """One of the files; those of the map itself, and of training states, more often than each other one."""
-    names = ("config.json", "weights.safetensors", "state.json", "state.safetensors")
+    names = ("config.json", "weights.safetensors", "state.sha256", "state.safetensors")
     return rng.choices(paths, [4 if path.name in names else 1 for path in paths])[0]
 
 

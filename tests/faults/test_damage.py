@@ -83,7 +83,7 @@ def test_a_failure_anywhere_is_told_and_leaves_the_old_checkpoint_or_the_new(
         else:
             assert f"cannot be saved in {tmp_path}: {os.strerror(error)}; the last one, {left}, is intact: " in said
             free = "free 1 MB or more" if error == errno.ENOSPC else "make the folder writable, with 1 MB free,"
-            assert said.endswith(f"{free} and go on with --resume.")
+            assert said.endswith(f"{free} and resume.")
             assert "\n" not in said
             told += 1
         if struck.left > 0:
@@ -118,14 +118,14 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, tensors: Stat
 def test_one_that_cannot_be_read_now_is_not_deleted(tmp_path: Path):
     """It may be a fault that passes: a save asks for help instead."""
     checkpoints.save(tmp_path, OLD, state(1), {"step": 100}, keep=1)
-    (tmp_path / OLD / "state.json").unlink()
-    (tmp_path / OLD / "state.json").mkdir()
+    (tmp_path / OLD / "state.safetensors").unlink()
+    (tmp_path / OLD / "state.safetensors").mkdir()
     with pytest.raises(
         ValueError, match=f"checkpoint {NEW} cannot be saved in .*: Is a directory; there is no earlier"
     ):
         checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == [OLD]
-    with pytest.raises(ValueError, match=r"state.json cannot be read \(Is a directory\): there is no other checkpoint"):
+    with pytest.raises(ValueError, match=rf"{OLD} cannot be read \(Is a directory\): there is no other checkpoint"):
         checkpoints.read(tmp_path, OLD)
 
 
@@ -166,9 +166,9 @@ def test_a_folder_that_may_not_be_written_or_read_is_told(tmp_path: Path):
         folder.chmod(0)
         with pytest.raises(ValueError, match="Permission denied; the earlier ones cannot be read: make the folder"):
             checkpoints.save(folder, NEW, state(2), {"step": 200}, keep=1)
-        with pytest.raises(ValueError, match="checkpoints cannot be read: Permission denied; mend that and go on"):
+        with pytest.raises(ValueError, match="checkpoints cannot be read: Permission denied; mend that and resume"):
             checkpoints.find(folder)
-        with pytest.raises(ValueError, match=f"{OLD} cannot be read: Permission denied; mend that and go on with"):
+        with pytest.raises(ValueError, match=f"{OLD} cannot be read: Permission denied; mend that and resume"):
             checkpoints.read(folder, OLD)
     folder.chmod(0o755)
     assert whole(folder, OLD) == to_the_bit(1)
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_then_read_only(tmp_path: Path):
 
     def refusal(name: str, words: str) -> str:
         last = "the last one, map-00000001, is intact"
-        return f"checkpoint {name} cannot be saved in {disk}/checkpoints: {words} and go on with --resume.".format(last)
+        return f"checkpoint {name} cannot be saved in {disk}/checkpoints: {words} and resume.".format(last)
 
     left = "map-00000001 149999 ['map-00000001']"
     assert done.stdout.splitlines() == [

@@ -26,7 +26,7 @@ def test_a_byte_changed_or_missing_anywhere_is_refused(tmp_path: Path, tensors: 
     drawn = random.Random(1)
     for file, good in files(tmp_path / NEW).items():
         path = tmp_path / NEW / file
-        words = rf"{file} is damaged: it is not what was written: pass --resume-from previous to go on from {OLD}\.$"
+        words = rf"{NEW} is damaged: it is not what was written: resume from {OLD}\.$"
         for _ in range(100):
             at = drawn.randrange(len(good))
             changed = good[:at] + bytes([good[at] ^ 1 << drawn.randrange(8)]) + good[at + 1 :]
@@ -45,24 +45,24 @@ def test_the_only_one_that_is_damaged(tmp_path: Path):
     checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=9)
     path = tmp_path / NEW / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"damaged.*: there is no other checkpoint, train again into another --out"):
+    with pytest.raises(ValueError, match=r"damaged.*: there is no other checkpoint, train again into another folder"):
         checkpoints.read(tmp_path, NEW)
 
 
-@pytest.mark.parametrize("name, go_on", [(OLD, f"{NEW} to go on from {NEW}"), (NEW, f"previous to go on from {OLD}")])
-def test_a_file_missing(tmp_path: Path, name: str, go_on: str):
+@pytest.mark.parametrize("name, other", [(OLD, NEW), (NEW, OLD)])
+def test_a_file_missing(tmp_path: Path, name: str, other: str):
     for seed, each in enumerate((OLD, NEW)):
         checkpoints.save(tmp_path, each, state(seed), {"step": 1}, keep=9)
     (tmp_path / name / "state.safetensors").unlink()
-    with pytest.raises(ValueError, match=f"state.safetensors is missing: pass --resume-from {go_on}"):
+    with pytest.raises(ValueError, match=f"{name} has no state.safetensors: resume from {other}"):
         checkpoints.read(tmp_path, name)
     (tmp_path / name / "state.safetensors").mkdir()
-    with pytest.raises(
-        ValueError, match=rf"state.safetensors cannot be read \(Is a directory\): pass --resume-from {go_on}"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(Is a directory\): resume from {other}"):
         checkpoints.read(tmp_path, name)
-    (tmp_path / name / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"state.json is missing: pass --resume-from"):
+    (tmp_path / name / "state.safetensors").rmdir()
+    (tmp_path / other / "state.safetensors").rename(tmp_path / name / "state.safetensors")
+    (tmp_path / name / "state.sha256").unlink()
+    with pytest.raises(ValueError, match=r"has no state.sha256: resume from"):
         checkpoints.read(tmp_path, name)
 
 
@@ -70,13 +70,13 @@ def test_a_run_goes_on_from_the_previous_one_over_the_damaged(tmp_path: Path):
     """What cannot be ordered is asked about first, then gone with the next save."""
     for seed, name in enumerate(("map-00000050", OLD, NEW)):
         checkpoints.save(tmp_path, name, state(seed), {"step": 1}, keep=9)
-    (tmp_path / NEW / "state.json").write_bytes(b"\xff[")
-    (tmp_path / OLD / "state.json").write_bytes(b"[" * 100_000)
+    (tmp_path / NEW / "state.safetensors").write_bytes(b"\xff[")
+    (tmp_path / OLD / "state.safetensors").write_bytes(b"[" * 100_000)
     last = checkpoints.find(tmp_path)
     assert last == NEW
-    with pytest.raises(ValueError, match=f"pass --resume-from previous to go on from {OLD}"):
+    with pytest.raises(ValueError, match=f"resume from {OLD}"):
         checkpoints.read(tmp_path, last)
-    with pytest.raises(ValueError, match="pass --resume-from map-00000050 to go on from map-00000050"):
+    with pytest.raises(ValueError, match="resume from map-00000050"):
         checkpoints.read(tmp_path, OLD)
     assert whole(tmp_path, "map-00000050") == to_the_bit(0)
     checkpoints.save(tmp_path, "map-00000075", state(7), {"step": 75}, keep=9)

@@ -97,8 +97,7 @@ def test_every_class_has_its_case():
     assert {type(equation()) for equation in EQUATIONS.values()} == {
         c for c in vars(equations).values() if concrete(c, equations.Equation)
     }
-    public = {getattr(methods, name) for name in methods.__all__ if name != "METHODS"}
-    functions = {value for value in public if inspect.isfunction(value)}
+    functions = {value for value in vars(methods).values() if inspect.isfunction(value)}
     assert {method.function for method in METHODS.values()} == functions
     assert {method.objective for method in methods.METHODS.values()} == functions
     assert {method.name: method for method in methods.METHODS.values()} == methods.METHODS

@@ -128,7 +128,7 @@ def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
             {"method": "lsd", "batch": 12, "accumulate": 6},
             "--optimiser.batch 12 in 1 x 6 parts (processes x --optimiser.accumulate): a batch",
         ),
-        ({"kind": "muon", "network": Network(depth=1, modulation=0)}, "--optimiser.kind muon is for matrices between"),
+        ({"kind": "muon", "network": Network(depth=1, modulation=0)}, "the optimiser muon is for matrices between"),
         ({"teacher": "nowhere"}, "there is no folder nowhere"),
         ({"network": Network(width=2**16, depth=1_000)}, "weights, which with gradients, moments and averages take"),
         ({"max_skipped_steps": 0}, "--max-skipped-steps must be at least 1"),
@@ -146,7 +146,7 @@ def test_a_tracker_that_is_not_installed_is_refused(here: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "meta_path", [PathFinder])
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     (here / "trackio").mkdir()
-    with pytest.raises(ValueError, match=r"--track trackio needs its package: pip install 'flowmaps\[trackio\]'"):
+    with pytest.raises(ValueError, match=r"the tracker trackio needs its package: pip install 'flowmaps\[trackio\]'"):
         trackers.check(("trackio",))
     (here / "trackio" / "__init__.py").touch()
     invalidate_caches()

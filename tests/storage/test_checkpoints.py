@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from checkpoint_cases import ONE, bits, files, in_processes, saved_by_three, saved_by_two, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flowmaps.storage import checkpoints
 
@@ -24,7 +23,7 @@ def test_what_is_read_is_what_was_saved_to_the_bit(tmp_path: Path):
     tensors, about = checkpoints.read(folder, ONE)
     assert bits(tensors) == bits(full)
     assert about == ABOUT
-    assert sorted(files(folder / ONE)) == ["state.json", "state.safetensors"]
+    assert sorted(files(folder / ONE)) == ["state.safetensors", "state.sha256"]
     assert [path.name for path in folder.iterdir()] == [ONE]
 
 
@@ -58,7 +57,7 @@ def test_they_are_found_in_the_order_of_saving(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["map-00000300", "previous", "../map-00000100", ""])
 def test_a_missing_one_is_refused_with_those_that_there_are(tmp_path: Path, name: str):
-    with pytest.raises(ValueError, match=f"has no checkpoint {name}: there is none: train again into another --out"):
+    with pytest.raises(ValueError, match=f"has no checkpoint {name}: there is none: train again into another folder"):
         checkpoints.find(tmp_path, name)
     _saved(tmp_path, "map-00000100")
     with pytest.raises(ValueError, match=f"has no checkpoint {name}: there is map-00000100"):
@@ -87,29 +86,35 @@ def test_the_last_are_kept_and_every_so_many(steps: list[int], keep: int, every:
 
 
 def test_any_number_of_processes_reads_what_any_number_wrote(tmp_path: Path):
-    """Into one file, whose bytes are those of one process alone."""
+    """Into one file, whose numbers are those of one process alone."""
     folder = tmp_path / "checkpoints"
     in_processes(2, saved_by_two, tmp_path)
     in_processes(3, saved_by_three, tmp_path)
     checkpoints.save(folder, "alone-00000001", state(1), {"step": 1}, keep=9)
     for name, seed in (("plain-00000001", 1), (ONE, 1), ("map-00000300", 3)):
         assert bits(checkpoints.read(folder, name)[0]) == bits(state(seed))
-        assert sorted(files(folder / name)) == ["state.json", "state.safetensors"]
-        same = files(folder / name)["state.safetensors"] == files(folder / "alone-00000001")["state.safetensors"]
-        assert same is (seed == 1)
+        assert sorted(files(folder / name)) == ["state.safetensors", "state.sha256"]
+        assert (_behind_header(folder / name) == _behind_header(folder / "alone-00000001")) is (seed == 1)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_line(tmp_path: Path):
-    """As format 1 had it: a file for each process, and a card that has its digest under another name."""
+def _behind_header(checkpoint: Path) -> bytes:
+    """The bytes of the tensors."""
+    content = (checkpoint / "state.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+@pytest.mark.parametrize("old", ["shard-00001.safetensors", "state.safetensors"])
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_line(tmp_path: Path, old: str):
+    """As format 1 had it, a file for each process; and as format 2, without a header."""
     _saved(tmp_path, "map-00000100", "map-00000200")
     last = tmp_path / "map-00000200"
-    (last / "state.safetensors").rename(last / "shard-00001.safetensors")
-    card = {name: value for name, value in json.loads((last / "state.json").read_text()).items() if name != "checksum"}
-    (last / "state.json").write_text(json.dumps(card | {"format": 1, "own": "0" * 64}))
+    (last / "state.sha256").rename(last / "state.json")
+    (last / "state.safetensors").rename(last / old)
+    save_file({"x": torch.ones(1)}, last / old)
     assert checkpoints.find(tmp_path) == "map-00000200"
     with pytest.raises(ValueError) as refused:
         checkpoints.read(tmp_path, "map-00000200")
     assert str(refused.value) == (
-        f"{last} was written by another version (format 1, this version reads 2): finish the run with that version, or "
-        "train again into another --out."
+        f"{last} was written by an earlier version, this one reads format 3: finish the run with that version, or "
+        "train again into another folder."
     )

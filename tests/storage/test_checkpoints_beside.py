@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_a_link_in_the_place_of_one_gives_way(tmp_path: Path):
     saved(folder, ONE)
     assert there(folder) == [ONE]
     assert not (folder / ONE).is_symlink()
-    assert sorted(files(elsewhere)) == ["state.json", "state.safetensors"]
+    assert sorted(files(elsewhere)) == ["state.safetensors", "state.sha256"]
 
 
 def test_the_folder_of_them_all_may_lie_on_another_disk(tmp_path: Path):
@@ -77,15 +77,15 @@ def test_the_folder_of_them_all_may_lie_on_another_disk(tmp_path: Path):
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The disk fails for the card of one checkpoint."""
-    read = Path.read_bytes
+    """The disk fails for one checkpoint."""
+    opened = Path.open
 
-    def reading(path: Path) -> bytes:
-        if path.parts[-2:] == (name, checkpoints.CARD):
+    def opening(path: Path, *options: Any) -> Any:
+        if path.parts[-2:] == (name, checkpoints.STATE):
             raise OSError(5, "Input/output error")
-        return read(path)
+        return opened(path, *options)
 
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(Path, "open", opening)
 
 
 def test_one_that_cannot_be_read_now_outlives_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -231,14 +231,14 @@ def test_missing_parts_are_named(saved: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"empty has no config.json"):
         fm.load(tmp_path / "empty")
     (saved / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"run has no weights.safetensors: .*--resume"):
+    with pytest.raises(ValueError, match=r"run has no weights.safetensors: .*resume it"):
         fm.load(saved)
 
 
 def test_the_card_of_an_unfinished_run_says_so(tmp_path: Path):
     """`flowmaps train` writes a card with the recipe alone before it trains."""
     (tmp_path / "config.json").write_text(json.dumps({"format": models.FORMAT, "recipe": {}}))
-    with pytest.raises(ValueError, match=r"has no weights.safetensors: the run did not finish \(use --resume\)"):
+    with pytest.raises(ValueError, match=r"has no weights.safetensors: the run did not finish \(resume it\)"):
         fm.load(tmp_path)
 
 

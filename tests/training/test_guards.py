@@ -181,7 +181,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path:
             other.wait()
     assert str(refused.value) == (
         f"another run is writing into {tmp_path} (process {other.pid} on {socket.gethostname()}): wait for it to end, "
-        "or choose another --out."
+        "or choose another folder."
     )
     held = lock(tmp_path)
     assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()

@@ -150,7 +150,7 @@ def test_muon_takes_the_matrices_between_hidden_layers():
 
 def test_muon_is_refused_where_there_are_no_such_matrices():
     unet = UNet(2, 4, width=4, multipliers=(1,), blocks=1, attention=(), head=4)
-    with pytest.raises(ValueError, match=r"--optimiser.kind muon is for matrices .* none \(a U-Net .*: take adamw, or"):
+    with pytest.raises(ValueError, match=r"the optimiser muon is for matrices .* none \(a U-Net .*: take adamw, or"):
         build(named(unet), of("muon"))
 
 

@@ -274,8 +274,8 @@ def test_a_run_ends_when_its_patience_does(tmp_path: Path):
     assert re.match(
         r"the gradient was not finite for 3 steps in a row, which were skipped, up to step 7 of stage map: "
         r"diagonal, 1 of 17 rows, s [\d.]+-[\d.]+, t [\d.]+-[\d.]+\. Look at the data, lower "
-        r"--optimiser.learning-rate or --optimiser.clip. "
-        r"The last checkpoint, map-\d+, is intact: go on with the same command and --resume.$",
+        r"the optimiser's learning_rate or clip. "
+        r"The last checkpoint, map-\d+, is intact: resume from it.$",
         words,
     )
     assert not (tmp_path / "run" / "weights.safetensors").exists()

@@ -237,7 +237,8 @@ def test_a_tracker_that_cannot_begin(tmp_path: Path, module: Any, monkeypatch: p
     module.init = init
     ended: list[bool] = []
     monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda self: ended.append(True))
-    with pytest.raises(ValueError, match=rf"^--track {module.__name__} cannot begin \(no API key configured\): .*, or"):
+    words = rf"^the tracker {module.__name__} cannot begin \(no API key configured\): .*, or"
+    with pytest.raises(ValueError, match=words):
         trackers.open_trackers(["tensorboard", module.__name__], tmp_path, {})
     assert ended == [True]  # what had begun
 
@@ -260,7 +261,7 @@ def test_whatever_fails_those_that_have_begun_are_ended(tmp_path: Path, monkeypa
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in ("tensorboard", "wandb", "trackio"):
-        words = rf"^--track {name} needs its package: pip install 'flowmaps\[{name}\]', or leave it out.$"
+        words = rf"^the tracker {name} needs its package: pip install 'flowmaps\[{name}\]', or leave it out.$"
         with pytest.raises(ValueError, match=words):
             trackers.open_trackers([name], tmp_path, {})
         with pytest.raises(ValueError, match=words):  # before the folder is made

@@ -10,24 +10,17 @@ the semigroups whose legs are the map's own, and `consistency` for the models of
 is 2406.07507, "SD" is 2505.18825.
 """
 
-from . import consistency, diagonal, eulerian, lagrangian, self_distilled, semigroup
-from ._parts import Options
-from .consistency import (
-    consistency_distillation,
-    consistency_training,
-    easy_consistency_tuning,
-    improved_consistency_training,
-    scd,
-    sct,
-)
-from .diagonal import flow_matching, reflow
-from .eulerian import ayf_emd, emd, esd, eulerian_estimation, improved_meanflow, meanflow, slim_esd
-from .lagrangian import ayf_lmd, fmm, freeflow, lmd, lsd, slim_lsd
-from .method import Choices, Jumps, LearnsFrom, Method, by_name
-from .self_distilled import alphaflow, psd, shortcut, split_meanflow
-from .semigroup import ctm, neural_operator, pfmm, progressive_distillation
+from . import consistency, diagonal, eulerian, lagrangian, method, self_distilled, semigroup
+from ._parts import Options as Options
+from .consistency import *
+from .diagonal import *
+from .eulerian import *
+from .lagrangian import *
+from .method import *
+from .self_distilled import *
+from .semigroup import *
 
-METHODS = by_name(
+METHODS = method.by_name(
     *lagrangian.METHODS,
     *eulerian.METHODS,
     *semigroup.METHODS,
@@ -36,41 +29,3 @@ METHODS = by_name(
     *diagonal.METHODS,
 )
 """Every method by the name of its function."""
-
-__all__ = [
-    "METHODS",
-    "Choices",
-    "Jumps",
-    "LearnsFrom",
-    "Method",
-    "Options",
-    "alphaflow",
-    "ayf_emd",
-    "ayf_lmd",
-    "consistency_distillation",
-    "consistency_training",
-    "ctm",
-    "easy_consistency_tuning",
-    "emd",
-    "esd",
-    "eulerian_estimation",
-    "flow_matching",
-    "fmm",
-    "freeflow",
-    "improved_consistency_training",
-    "improved_meanflow",
-    "lmd",
-    "lsd",
-    "meanflow",
-    "neural_operator",
-    "pfmm",
-    "progressive_distillation",
-    "psd",
-    "reflow",
-    "scd",
-    "sct",
-    "shortcut",
-    "slim_esd",
-    "slim_lsd",
-    "split_meanflow",
-]

@@ -27,6 +27,15 @@ from ..velocities import Velocity
 from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import Jumps, LearnsFrom, Method
 
+__all__ = [
+    "consistency_distillation",
+    "consistency_training",
+    "easy_consistency_tuning",
+    "improved_consistency_training",
+    "scd",
+    "sct",
+]
+
 _EQUATION = Semigroup(Stop.TARGET, velocity_first=True)
 _TRIGONOMETRIC = Trigonometric()
 _WARMUP = Anneal(0.0, 1.0, 0.1)

@@ -14,6 +14,8 @@ from ..velocities import FromInterpolant, Velocity
 from ._parts import Options, teacher_velocity, with_defaults
 from .method import Choices, Jumps, LearnsFrom, Method
 
+__all__ = ["flow_matching", "reflow"]
+
 
 def flow_matching(flow_map: FlowMap, **options: Unpack[Options]) -> Objective:
     """Velocity matching: teaches the velocity b on the diagonal.

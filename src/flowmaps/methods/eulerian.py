@@ -20,6 +20,8 @@ from ..velocities import Velocity
 from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, LearnsFrom, Method, with_diagonal
 
+__all__ = ["ayf_emd", "emd", "esd", "eulerian_estimation", "improved_meanflow", "meanflow", "slim_esd"]
+
 
 def emd(
     flow_map: FlowMap,

@@ -20,6 +20,8 @@ from ..velocities import Velocity
 from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults
 from .method import Choices, Jumps, LearnsFrom, Method, own_weight, with_diagonal
 
+__all__ = ["ayf_lmd", "fmm", "freeflow", "lmd", "lsd", "slim_lsd"]
+
 
 def lmd(
     flow_map: FlowMap,

@@ -21,6 +21,8 @@ from ..objectives import Objective
 from ..samplers import Jump, MultistepConsistency
 from ..times import Times
 
+__all__ = ["Choices", "Jumps", "LearnsFrom", "Method"]
+
 
 class LearnsFrom(Enum):
     """What a method learns a map from; the value is a description."""

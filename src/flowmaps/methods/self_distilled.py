@@ -19,6 +19,8 @@ from ..velocities import FromMap, Velocity
 from ._parts import Options, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, Method, with_diagonal
 
+__all__ = ["alphaflow", "psd", "shortcut", "split_meanflow"]
+
 
 def psd(
     flow_map: FlowMap,

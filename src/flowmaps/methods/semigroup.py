@@ -19,6 +19,8 @@ from ..velocities import FromMap, Velocity
 from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import LearnsFrom, Method
 
+__all__ = ["ctm", "neural_operator", "pfmm", "progressive_distillation"]
+
 
 def pfmm(flow_map: FlowMap, *, frozen: FlowMap | None = None, legs: int = 4, **options: Unpack[Options]) -> Objective:
     """Progressive flow map matching: one jump learns several of a frozen map.

@@ -84,10 +84,10 @@ def read(folder: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give the folder of a run, the --out of `flowmaps train`.")
+        raise ValueError(f"there is no folder {folder}: give the folder of a run, or of flowmaps.save.")
     path = folder / CARD
     if not path.is_file():
-        raise ValueError(f"{folder} has no {CARD}: it is no run folder, or the run did not finish (use --resume).")
+        raise ValueError(f"{folder} has no {CARD}: it is no run folder, or the run did not finish (resume it).")
     if path.stat().st_size > MAX_CARD_BYTES:
         raise ValueError(f"{path} is damaged (of more than {MAX_CARD_BYTES:,} bytes): restore it, or train again.")
     try:

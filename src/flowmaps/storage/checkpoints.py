@@ -1,6 +1,6 @@
 """Training checkpoints: written atomically, rotated, checked by SHA-256; `training.state.State` says what they hold.
 
-checkpoints/map-00001000/         state.safetensors, and state.json with its SHA-256 and what the run says of itself
+checkpoints/map-00001000/         state.safetensors, what the run says of itself in its header; its SHA-256
 checkpoints/map-00001000.before/  the checkpoint that this one replaces: left only where the save was killed
 checkpoints/.map-00001000.part/   being written or deleted: never read, removed by the next save
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import re
@@ -25,14 +24,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..system.files import sync_folder, write_atomically
-from ..system.processes import all_of, each, on_first
+from ..system.processes import each, gather, on_first
 from . import cards
-from .tensors import write
+from .models import save_tensors
 
-FORMAT = 2
-CARD, STATE = "state.json", "state.safetensors"
+FORMAT = 3
+STATE, DIGEST, OLD_CARD = "state.safetensors", "state.sha256", "state.json"
+"""The tensors, their SHA-256 as `sha256sum` writes it, and what formats 1 and 2 had in the place of both."""
 PREVIOUS, BEFORE, PART = "previous", ".before", ".part"
 NAME = re.compile(r"[a-z]+-[0-9]{8,}(\.before)?")
+MAX_HEADER_BYTES = 2**27
 CHANGED = "is damaged: it is not what was written"
 
 
@@ -40,15 +41,13 @@ class Saved(NamedTuple):
     """A checkpoint that a folder has.
 
     Attributes:
-        order: its place in the order of saving; infinite where that is not known.
+        order: its place in the order of saving; infinite where that is damaged or cannot be read.
         name: of its folder.
-        card: what its state.json says; `None` where that is damaged or cannot be read.
-        readable: false where the disk does not give its state.json: it may do so later, nobody deletes it now.
+        readable: false where the disk does not give its file: it may do so later, nobody deletes it now.
     """
 
     order: float
     name: str
-    card: dict[str, Any] | None = None
     readable: bool = True
 
 
@@ -70,9 +69,9 @@ def save(
         name: of the checkpoint; one of that name is replaced.
         tensors: plain ones, the same in all processes, or sharded ones (`DTensor`), of which the first process writes
             the whole.
-        about: kept beside them as JSON; its `step` is an integer.
+        about: kept with them as JSON.
         keep: how many are kept, this one among them, at least 1.
-        keep_every: of the older ones those are kept too whose step is a multiple of it, other than 0; 0 for none.
+        keep_every: of the older ones those are kept too whose number is a multiple of it, other than 0; 0 for none.
 
     Returns:
         The folder of the checkpoint.
@@ -84,9 +83,10 @@ def save(
     part = folder / f".{name}{PART}"
     try:
         order = on_first(lambda: _begin(folder, part))
-        digest = all_of(lambda: write(part / STATE, tensors))[0]
-        card = {"format": FORMAT, "order": order, "sha256": digest, "about": dict(about)}
-        on_first(lambda: _publish(folder, name, part, card))
+        header = {"format": FORMAT, "order": order, "about": dict(about)}
+        whole = gather(tensors)
+        on_first(lambda: _write(part, whole, header))
+        on_first(lambda: _publish(folder, name, part))
         on_first(lambda: _rotate(folder, name, keep, keep_every))
     except OSError as error:
         size = sum(value.numel() * value.element_size() for value in tensors.values())
@@ -97,7 +97,7 @@ def save(
 def names(folder: Path) -> list[str]:
     """The checkpoints of a run, in the order of saving.
 
-    One whose state.json is damaged stands last: to go on without it is its user's choice.
+    One that is damaged stands last: to go on without it is its user's choice.
 
     Raises:
         OSError: the folder cannot be read.
@@ -125,7 +125,7 @@ def find(folder: Path, name: str | None = None) -> str | None:
 
 
 def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint and what was kept beside them; all processes call it.
+    """The tensors of a checkpoint and what was kept with them; all processes call it.
 
     The tensors are whole, on the CPU, and mapped from the file: memory holds what is used of them, once for all
     processes of a machine.
@@ -138,8 +138,8 @@ def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: a file is missing, is not what was written, or is of another version.
     """
     try:
-        card = on_first(lambda: _checked_card(folder, name))
-        return each(lambda: load_file(folder / name / STATE)), card["about"]
+        header = on_first(lambda: _checked_header(folder, name))
+        return each(lambda: load_file(folder / name / STATE)), header["about"]
     except OSError as error:
         raise _unreadable(folder / name, error) from None
 
@@ -170,9 +170,18 @@ def _begin(folder: Path, part: Path) -> int:
     return 1 + max(orders, default=0)
 
 
-def _publish(folder: Path, name: str, part: Path, card: dict[str, Any]) -> None:
+def _write(part: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write the files of a checkpoint, which are on the disk then."""
+    digest = save_tensors(part / STATE, tensors, header)
+    write_atomically(part / DIGEST, _digest_line(digest))
+
+
+def _digest_line(digest: str) -> str:
+    return f"{digest}  {STATE}\n"
+
+
+def _publish(folder: Path, name: str, part: Path) -> None:
     """Rename the temporary folder to `name`; an old checkpoint of that name stays readable as `name.before`."""
-    write_atomically(part / CARD, _render(card))  # which syncs the folder, with all that is in it
     if os.path.lexists(folder / name):
         _discard(folder / f"{name}{BEFORE}")
         os.rename(folder / name, folder / f"{name}{BEFORE}")
@@ -185,7 +194,7 @@ def _rotate(folder: Path, name: str, keep: int, keep_every: int) -> None:
     _try_to_discard(folder / f"{name}{BEFORE}")
     with contextlib.suppress(OSError):
         every = _all_in(folder)
-        last = [saved.name for saved in every if saved.card][-keep:]
+        last = [saved.name for saved in every if saved.order < math.inf][-keep:]
         for saved in every:
             if saved.readable and saved.name not in (name, *last) and not _is_multiple(saved, keep_every):
                 _try_to_discard(folder / saved.name)
@@ -193,7 +202,7 @@ def _rotate(folder: Path, name: str, keep: int, keep_every: int) -> None:
 
 def _is_multiple(saved: Saved, keep_every: int) -> bool:
     """Whether a checkpoint is of a step that is kept for good."""
-    step = saved.card["about"]["step"] if saved.card else 0
+    step = int(saved.name.removesuffix(BEFORE).rpartition("-")[2]) if saved.order < math.inf else 0
     return bool(keep_every and step and step % keep_every == 0)
 
 
@@ -227,7 +236,7 @@ def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     """What is said of a checkpoint that could not be saved, its part deleted; `size` in bytes."""
     shutil.rmtree(folder / f".{name}{PART}", ignore_errors=True)
     try:
-        last = [saved.name for saved in _all_in(folder) if saved.card][-1:]
+        last = [saved.name for saved in _all_in(folder) if saved.order < math.inf][-1:]
         left = f"the last one, {last[0]}, is intact" if last else "there is no earlier one"
     except OSError:
         left = "the earlier ones cannot be read"
@@ -235,7 +244,7 @@ def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = f"free {takes} or more" if full else f"make the folder writable, with {takes} free,"
     where = f"{folder}: {error.strerror or error}"
-    return f"checkpoint {name} cannot be saved in {where}; {left}: {remedy} and go on with --resume."
+    return f"checkpoint {name} cannot be saved in {where}; {left}: {remedy} and resume."
 
 
 # reading --------------------------------------------------------------------------------------------------------------
@@ -258,40 +267,31 @@ def _all_in(folder: Path, *, strictly: bool = False) -> list[Saved]:
         inside = []
     for name in filter(NAME.fullmatch, inside):
         try:
-            card = _read_card(folder / name)
-            found.append(Saved(card.get("order", math.inf), name, card))
+            found.append(Saved(_read_header(folder / name / STATE)["order"], name))
         except (FileNotFoundError, NotADirectoryError):
-            pass  # a folder or a file of its user's
+            if any((folder / name / file).exists() for file in (DIGEST, OLD_CARD)):  # else it is its user's
+                found.append(Saved(math.inf, name))
         except ValueError:
             found.append(Saved(math.inf, name))
         except OSError:
             if strictly:
                 raise
             found.append(Saved(math.inf, name, readable=False))
-    return sorted(found, key=lambda saved: saved[:2])
+    return sorted(found)
 
 
-def _render(card: dict[str, Any]) -> bytes:
-    """The text of a card, with a SHA-256 of its content."""
-    checksum = hashlib.sha256(json.dumps(card).encode()).hexdigest()
-    return (json.dumps({**card, "checksum": checksum}, indent=2) + "\n").encode()
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    """The card of a checkpoint, of which each byte is what was written; or that of another version, as it is.
+def _read_header(path: Path) -> dict[str, Any]:
+    """What `save` has written into the header of a file; the tensors behind it are not looked at.
 
     Raises:
         ValueError: it is damaged.
         OSError: it is missing or cannot be read.
     """
-    text = (path / CARD).read_bytes()
-    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-        card = cards.parse(text.decode())
-        if card["format"] != FORMAT and "checksum" not in card:  # which format 1 had not
-            return card
-        del card["checksum"]
-        if _render(card) == text:
-            return card
+    with path.open("rb") as file, contextlib.suppress(ValueError, TypeError, KeyError):
+        length = int.from_bytes(file.read(8), "little")
+        header = cards.parse(cards.parse(file.read(min(length, MAX_HEADER_BYTES)).decode())["__metadata__"]["flowmaps"])
+        if type(header["order"]) is int:
+            return header
     raise ValueError(CHANGED)
 
 
@@ -303,47 +303,41 @@ def _find(folder: Path, name: str | None) -> str | None:
         return every[-2]
     if name in every:
         return name
-    there = f"there is {', '.join(every)}" if every else "there is none: train again into another --out"
+    there = f"there is {', '.join(every)}" if every else "there is none: train again into another folder"
     raise ValueError(f"{folder} has no checkpoint {name}: {there}.")
 
 
-def _checked_card(folder: Path, name: str) -> dict[str, Any]:
-    """The card of a checkpoint whose files are what was written."""
-    try:
-        card = _read_card(folder / name)
-    except (ValueError, OSError) as error:
-        raise _damaged(folder, name, CARD, error) from None
-    if card["format"] != FORMAT:
+def _checked_header(folder: Path, name: str) -> dict[str, Any]:
+    """The header of a checkpoint each byte of which is what was written."""
+    path = folder / name
+    if (path / OLD_CARD).exists():
         raise ValueError(
-            f"{folder / name} was written by another version (format {card['format']!r:.100}, this version reads "
-            f"{FORMAT}): finish the run with that version, or train again into another --out."
+            f"{path} was written by an earlier version, this one reads format {FORMAT}: finish the run with that "
+            "version, or train again into another folder."
         )
     try:
-        with (folder / name / STATE).open("rb") as content:
+        with (path / STATE).open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise _damaged(folder, name, STATE, error) from None
-    if digest != card["sha256"]:
-        raise _damaged(folder, name, STATE, CHANGED)
-    return card
+        if (path / DIGEST).read_bytes() != _digest_line(digest).encode():
+            raise ValueError(CHANGED)
+        return _read_header(path / STATE)
+    except (ValueError, OSError) as error:
+        raise _damaged(folder, name, error) from None
 
 
-def _damaged(folder: Path, name: str, file: str, why: str | Exception) -> ValueError:
-    """A file is refused: the error, with the checkpoint to go on from instead."""
-    if isinstance(why, FileNotFoundError):
-        why = "is missing"
-    elif isinstance(why, OSError):
-        why = f"cannot be read ({why.strerror or why})"
+def _damaged(folder: Path, name: str, error: ValueError | OSError) -> ValueError:
+    """A checkpoint is refused: the error, with the one to go on from instead."""
+    why = str(error)
+    if isinstance(error, OSError):
+        missing = isinstance(error, FileNotFoundError)
+        why = f"has no {Path(error.filename).name}" if missing else f"cannot be read ({error.strerror or error})"
     every = names(folder)
     earlier = every[: every.index(name)] if name in every else every
     instead = earlier[-1:] or [other for other in every if other != name][-1:]
     if not instead:
-        return ValueError(
-            f"{folder / name / file} {why}: there is no other checkpoint, train again into another --out."
-        )
-    option = PREVIOUS if every[-2:] == [*instead, name] else instead[0]
-    return ValueError(f"{folder / name / file} {why}: pass --resume-from {option} to go on from {instead[0]}.")
+        return ValueError(f"{folder / name} {why}: there is no other checkpoint, train again into another folder.")
+    return ValueError(f"{folder / name} {why}: resume from {instead[0]}.")
 
 
 def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path} cannot be read: {error.strerror or error}; mend that and go on with --resume.")
+    return ValueError(f"{path} cannot be read: {error.strerror or error}; mend that and resume.")

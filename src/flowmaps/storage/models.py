@@ -107,7 +107,7 @@ def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
     folder = Path(folder)
     card = cards.read(folder)
     if "map" not in card and not (folder / WEIGHTS).exists():  # what `flowmaps train` writes before it trains
-        raise ValueError(f"{folder} has no {WEIGHTS}: the run did not finish (use --resume), or the file was moved.")
+        raise ValueError(f"{folder} has no {WEIGHTS}: the run did not finish (resume it), or the file was moved.")
     weights = read_weights(folder / WEIGHTS, card.get("sha256"))
     return cards.build(folder, card, weights, net).eval()
 
@@ -140,7 +140,7 @@ def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
     """
     if not path.is_file():  # nor a pipe, which has no end
         raise ValueError(
-            f"{path.parent} has no {path.name}: the run did not finish (use --resume), or the file was moved."
+            f"{path.parent} has no {path.name}: the run did not finish (resume it), or the file was moved."
         )
     content = path.read_bytes()
     if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
@@ -198,10 +198,11 @@ def from_pretrained(name: str | Path, net: nn.Module | None = None, **options: A
     return load(snapshot_download(str(name), allow_patterns=[WEIGHTS, CARD], **options), net)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """One file with tensors and a JSON header, written in one stroke: a training state."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Write a file with tensors and a JSON header in one stroke; returns its SHA-256."""
     content = safetensors.save(dict(tensors), metadata={"flowmaps": json.dumps(about)})
     write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -122,6 +122,21 @@ def _raise(every: list[_Outcome]) -> None:
     for told in every:
         if told.error is not None:
             raise told.error from RaisedByAll()
+
+
+def full(value: Any) -> torch.Tensor:
+    """The full tensor of one that may be sharded (a `DTensor`); every process calls this."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of the first process of tensors that may be sharded; nothing in the others, which help."""
+    gathered = {}
+    for name, value in tensors.items():
+        whole = full(value)
+        if rank() == 0:
+            gathered[name] = whole.detach().contiguous().to("cpu", copy=True)
+    return gathered
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:

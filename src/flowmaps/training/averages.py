@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from ..storage.models import save_tensors
-from ..system.processes import on_first, rank
-from .distributed import full
+from ..system.processes import gather, on_first
 
 FOLDER = "averages"
 MAX_WIDTH = 1 / math.sqrt(12)
@@ -157,11 +156,7 @@ def finish(folder: Path, stage: str, names: Sequence[str], averages: Averages) -
 
 def _write(path: Path, names: Sequence[str], values: Sequence[Tensor], about: Mapping[str, Any]) -> None:
     """One average, gathered and written by the first process."""
-    whole = {}
-    for name, value in zip(names, values, strict=True):
-        gathered = full(value)
-        if rank() == 0:  # the others only help to gather
-            whole[name] = gathered.cpu().contiguous()
+    whole = gather(dict(zip(names, values, strict=True)))
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

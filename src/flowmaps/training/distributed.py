@@ -12,16 +12,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..system.devices import pick_device
@@ -35,19 +32,22 @@ class Engine:
     Attributes:
         device: of this process.
         shard: shard the weights (FSDP2) instead of a copy in each process (DDP).
-        unused: whether there are weights that get no gradient, which DDP has to look for in each step; the networks and
-            methods of flowmaps have none.
+        find_unused_parameters: have DDP look for weights that get no gradient, in each step; the networks and methods
+            of flowmaps have none.
     """
 
     device: torch.device
     shard: bool = False
-    unused: bool = False
+    find_unused_parameters: bool = False
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wrap a module in DDP or FSDP2 if there are several processes; FSDP2 makes its parameters `DTensor`."""
         if not together():
             return module
         if self.shard:
+            from torch.distributed.device_mesh import init_device_mesh  # a second to import, with all of FSDP2
+            from torch.distributed.fsdp import fully_shard
+
             mesh = init_device_mesh(self.device.type, (ranks(),))
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
             return fully_shard(module, mesh=mesh, reshard_after_forward=False)  # type: ignore[return-value]
@@ -55,23 +55,23 @@ class Engine:
         # buffers are constants here: nothing but gradients travels; the option has changed its name in torch 2.13
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: dict[str, Any] = {buffers: False, "find_unused_parameters": self.unused}
+        options: dict[str, Any] = {buffers: False, "find_unused_parameters": self.find_unused_parameters}
         return DistributedDataParallel(module, where, gradient_as_bucket_view=True, **options)
 
 
-def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
+def start(device: str, *, shard: bool = False, find_unused_parameters: bool = False) -> Engine:
     """Join the processes of a launcher, if there is one, and take this one's device.
 
     Args:
         device: as in a recipe; with several processes `cuda` is the GPU of this one.
         shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
-        unused: as in `Engine`.
+        find_unused_parameters: as in `Engine`.
 
     Raises:
         ValueError: there is no such device, or the launcher is set to another way of training.
     """
     if not launched():
-        return Engine(pick_device(device), shard, unused)
+        return Engine(pick_device(device), shard, find_unused_parameters)
     if torch.cuda.is_available() and "cuda:" not in device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     wanted = pick_device(device)
@@ -84,12 +84,17 @@ def start(device: str, *, shard: bool = False, unused: bool = False) -> Engine:
 
     own = PartialState(cpu=wanted.type == "cpu").device or wanted
     shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Engine(torch.device(own.type, own.index), shard, unused)
+    return Engine(torch.device(own.type, own.index), shard, find_unused_parameters)
 
 
-def gradient_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+def _is_sharded(module: Any) -> bool:
+    """Whether FSDP2 has wrapped a module; its class, which takes a second to import, is not asked for."""
+    return hasattr(module, "unshard")
+
+
+def gradient_sync(module: Any, last: bool) -> AbstractContextManager[None]:
     """Context of one micro-batch: gradients accumulate locally, and are reduced over processes in the last one."""
-    if isinstance(module, FSDPModule):
+    if _is_sharded(module):
         module.set_requires_gradient_sync(last)
         module.set_reshard_after_backward(last)
     elif isinstance(module, DistributedDataParallel) and not last:
@@ -98,9 +103,9 @@ def gradient_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def gathered(module: nn.Module):
+def gathered(module: Any) -> Iterator[None]:
     """Context in which FSDP2 gathers the full weights in each process, so that networks can be called directly."""
-    if not isinstance(module, FSDPModule):
+    if not _is_sharded(module):
         yield
         return
     module.unshard()
@@ -110,23 +115,20 @@ def gathered(module: nn.Module):
         module.reshard()
 
 
-def full(value: Tensor) -> Tensor:
-    """The full tensor of one that may be sharded (`DTensor`); every process calls this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
 @torch.no_grad()
-def fill(value: Tensor, whole: Tensor) -> None:
+def fill(value: Any, whole: Tensor) -> None:
     """Copy a full tensor into one that may be sharded; each process copies its own shard."""
-    if isinstance(value, DTensor):
+    if hasattr(value, "device_mesh"):  # a `DTensor`
+        from torch.distributed.tensor import distribute_tensor
+
         whole = distribute_tensor(whole.to(value.device), value.device_mesh, value.placements, src_data_rank=None)
     value.copy_(whole)
 
 
 @torch.no_grad()
-def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+def local(tensors: Iterable[Any]) -> list[Tensor]:
     """This process's shard of each tensor."""
-    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+    return [value.to_local() if hasattr(value, "to_local") else value for value in tensors]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

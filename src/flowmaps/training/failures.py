@@ -21,7 +21,7 @@ def describe_last_checkpoint(folder: Path) -> str:
         return f"Whether a checkpoint is left cannot be told: {folder / CHECKPOINTS} cannot be read ({error})."
     if not names:
         return "No checkpoint was saved before it."
-    return f"The last checkpoint, {names[-1]}, is intact: go on with the same command and --resume."
+    return f"The last checkpoint, {names[-1]}, is intact: resume from it."
 
 
 @contextlib.contextmanager

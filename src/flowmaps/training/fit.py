@@ -39,6 +39,7 @@ def fit(
     stop: Callable[[], bool] | None = None,
     device: str = "auto",
     fsdp: bool = False,
+    find_unused_parameters: bool = False,
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> FlowMap:
@@ -56,6 +57,7 @@ def fit(
         stop: called after each step; when it returns true, a checkpoint is saved and `fit` returns.
         device: `cpu`, `cuda`, `mps` or `auto`.
         fsdp: under a launcher of several processes, FSDP2 in the place of DDP.
+        find_unused_parameters: for DDP, where a network has weights that get no gradient in some step.
         say: prints a line.
         settings: further fields of `flowmaps.training.Optimiser` and `flowmaps.training.Settings` by name, such as the
             learning rate, the decay of the EMA, gradient accumulation, `precision`, `compile`, `seed`, `track`.
@@ -76,7 +78,7 @@ def fit(
         steps=steps,
         optimiser=optimiser,
         settings=others,
-        engine=start(device, shard=fsdp),
+        engine=start(device, shard=fsdp, find_unused_parameters=find_unused_parameters),
         stop=stop or (lambda: False),
         say=say,
     )

@@ -157,7 +157,7 @@ def lock(folder: Path) -> FileLock:
         file_lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"another run is writing into {folder} ({_holder(path)}): wait for it to end, or choose another --out."
+            f"another run is writing into {folder} ({_holder(path)}): wait for it to end, or choose another folder."
         ) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     return file_lock

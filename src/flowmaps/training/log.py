@@ -134,11 +134,11 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, lef
         faults = all_of(lambda: _find_fault(state, step))
     fault = clearest(faults)
     where = f" (process {faults.index(fault)} of {ranks()})" if ranks() > 1 and fault.rows else ""
-    rather = "" if state.precision == torch.float32 else "take --precision float32, "
+    rather = "" if state.precision == torch.float32 else "take precision float32, "
     raise ValueError(
         f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
         f"{step.number} of stage {stage}: {fault.words}{where}. Look at the data, {rather}lower "
-        f"--optimiser.learning-rate or --optimiser.clip. {left()}"
+        f"the optimiser's learning_rate or clip. {left()}"
     )
 
 

@@ -81,8 +81,8 @@ def build(parameters: Mapping[str, Tensor], settings: Optimiser) -> list[Optimiz
     inner = {name for name, value in parameters.items() if _is_hidden(name, value)} if settings.kind == "muon" else ()
     if settings.kind == "muon" and not inner:
         raise ValueError(
-            "--optimiser.kind muon is for matrices between hidden layers, and this network has none (a U-Net is made "
-            "of convolutions): take adamw, or --backbone dit."
+            "the optimiser muon is for matrices between hidden layers, and this network has none (a U-Net is made "
+            "of convolutions): take adamw, or a transformer."
         )
     rest = [value for name, value in parameters.items() if name not in inner]
     built: list[Optimizer] = []

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..objectives import Loss, Objective
-from ..system.processes import ranks
+from ..system.processes import full, ranks
 from ..velocities import RandomInputs
 from .averages import Averages
-from .distributed import Engine, fill, full, gathered, gradient_sync, local
+from .distributed import Engine, fill, gathered, gradient_sync, local
 from .guards import Guard
 from .optimisers import Optimiser, build, can_skip_on_device, moments, remember
 

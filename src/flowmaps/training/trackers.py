@@ -109,7 +109,7 @@ def check(names: Iterable[str]) -> None:
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name, such as wandb makes, has no origin
-            raise ValueError(f"--track {name} needs its package: pip install 'flowmaps[{name}]', or leave it out.")
+            raise ValueError(f"the tracker {name} needs its package: pip install 'flowmaps[{name}]', or leave it out.")
 
 
 def values_of(line: Mapping[str, Any]) -> dict[str, float]:
@@ -152,7 +152,7 @@ def _begin(name: str, folder: Path, config: dict[str, Any], first: int) -> Any:
     except Exception as error:  # each has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"--track {name} cannot begin ({reason}): {HINTS[name]}, or leave it out; then go on with --resume."
+            f"the tracker {name} cannot begin ({reason}): {HINTS[name]}, or leave it out; then resume."
         ) from None
     return tracker
 

@@ -315,7 +315,7 @@ class Trainer:
         if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
             raise ValueError(
                 f"the training state is not finite at step {state.step} of stage {self.stage} ({bad[0]}): lower "
-                f"--optimiser.learning-rate or --optimiser.clip. {self.last_checkpoint()}"
+                f"the optimiser's learning_rate or clip. {self.last_checkpoint()}"
             )
         about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": all_of(self.source.position)}
         about["identity"] = self.identity
@@ -350,7 +350,7 @@ class Trainer:
         self.flow_map.load_state_dict(self._state.weights())
         if bad := not_finite(self.flow_map.state_dict()):
             raise ValueError(
-                f"the trained weights are not finite ({bad[0]}): lower --optimiser.learning-rate or --optimiser.clip. "
+                f"the trained weights are not finite ({bad[0]}): lower the optimiser's learning_rate or clip. "
                 f"{self.last_checkpoint()}"
             )
         if self.folder is not None:
