@@ -10,13 +10,16 @@ import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from checkpoint_cases import bits
+from safetensors.torch import load_file
 
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.runs.run import Run
-from flowmaps.storage import models
+from flowmaps.storage import checkpoints, models
 from flowmaps.training.failures import CHECKPOINTS
 
 KILLS = 30
@@ -73,17 +76,18 @@ def live(folder: Path, after: float | None) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
-def content(folder: Path) -> dict[str, bytes | list[dict]]:
-    """What a run leaves, but for the time that it took."""
-    found: dict[str, bytes | list[dict]] = {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
+def content(folder: Path) -> dict[str, Any]:
+    """What a run leaves, but for the time that it took, which checkpoints have in their header."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): bits(load_file(path)) if path.name == checkpoints.STATE else path.read_bytes()
+        for path in sorted(folder.rglob("*.safetensors"))
     }
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return found | {"log": [{k: v for k, v in line.items() if k != "seconds"} for line in lines]}
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | list[dict]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     live(folder, None)
     return content(folder)

@@ -274,7 +274,7 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
         ),
         (
             {"optimiser.ema_widths": (0.3,)},
-            "--optimiser.ema-widths must be a list, each entry of it from 1e-06 to 0.288675, got (0.3,)",
+            "--optimiser.ema-widths must be a list, each entry of it at least 1e-06 and at most 0.288675",
         ),
         ({"optimiser.kind": "sgd"}, "--optimiser.kind must be one of adam, adamw, radam, muon, got sgd"),
         ({"keep-checkpoints-every": 1_500}, "--keep-checkpoints-every must be a multiple of --checkpoint-every"),
@@ -284,8 +284,8 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
             "--max-skipped-steps must be at least 16 with --precision float16",
         ),
         ({"guidance": (2.0, 2.0)}, "--guidance must be rising, got (2.0, 2.0)"),
-        ({"guidance": (0.5, -2.0)}, "--guidance must be a list, each entry of it positive, got (0.5, -2.0)"),
-        ({"guidance": (1.0, 2.0, 3.0)}, "--guidance must be a list of 0 to 2 entries, got (1.0, 2.0, 3.0)"),
+        ({"guidance": (0.5, -2.0)}, "--guidance must be a list, each entry of it above 0, got (0.5, -2.0)"),
+        ({"guidance": (1.0, 2.0, 3.0)}, "--guidance must be no longer than 2, got (1.0, 2.0, 3.0)"),
         ({"guidance": (2.0,), "label-dropout": 0.0}, "--label-dropout must be positive with --guidance"),
         ({"network.depth": 10**9}, "--network.depth must be at most 1,000, got 1000000000"),
         (

@@ -387,6 +387,50 @@ def test_a_trainer_is_iterated_again(tmp_path: Path):
     assert [line["step"] for line in log(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_trainer_takes_its_steps_in_one_loop_at_a_time():
+    """Two would take each other's steps; one that is closed or left makes room for the next."""
+    trainer = Trainer(objective(), ROWS, steps=4, say=quiet)
+    first, second = iter(trainer), iter(trainer)
+    assert next(first).number == 1
+    with pytest.raises(ValueError, match="this training is in another loop already: end that one first"):
+        next(second)
+    assert next(first).number == 2
+    first.close()
+    assert [step.number for step in trainer] == [3, 4]
+
+
+def test_a_compiled_network_is_saved_without_the_compiler(tmp_path: Path):
+    """Under the names that its weights have without; and a training goes on with the network compiled or not."""
+    given = {**QUICK, "steps": 4, "say": quiet}
+    made = fm.maps.AverageVelocity(torch.compile(Net(), backend="eager"))  # type: ignore[arg-type]
+    fm.fit(fm.methods.flow_matching(made), ROWS, tmp_path / "fit", **given)
+    fm.save(made, tmp_path / "saved")
+    for folder in (tmp_path / "fit", tmp_path / "saved"):
+        loaded = fm.load(folder, net=Net())
+        pairs = zip(loaded.parameters(), made.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    again = fm.load(tmp_path / "saved", net=torch.compile(Net(), backend="eager"))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), made.parameters(), strict=True))
+    made = fm.maps.AverageVelocity(Net())
+    trained = fm.fit(fm.methods.flow_matching(made), ROWS, tmp_path / "fit", **given)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))
+
+
+def test_ddp_may_look_for_unused_parameters(monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    home = sys.modules["flowmaps.training.fit"]
+    began = home.start
+
+    def start(device: str, **options: Any) -> Any:
+        asked.append(options["find_unused_parameters"])
+        return began(device, **options)
+
+    monkeypatch.setattr(home, "start", start)
+    fm.fit(objective(), ROWS, steps=1, find_unused_parameters=True, say=quiet)
+    fm.fit(objective(), ROWS, steps=1, say=quiet)
+    assert asked == [True, False]
+
+
 def test_checkpoints_are_not_trained_over(tmp_path: Path):
     fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=6, say=quiet, stop=after(4))
     before = log(tmp_path)
@@ -400,7 +444,7 @@ def test_checkpoints_are_not_trained_over(tmp_path: Path):
     [
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
-        ({"clip": 0.0}, "clip must be positive, got 0"),
+        ({"clip": 0.0}, "clip must be above 0, got 0"),
         ({"decay": "cosin"}, "decay must be one of cosine, linear, constant, got cosin"),
         ({"precision": "bf16"}, "precision must be one of float32, bfloat16, float16, got bf16"),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),

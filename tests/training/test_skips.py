@@ -301,7 +301,7 @@ def test_steps_in_a_row_are_counted_over_an_interruption(tmp_path: Path):
 def test_weights_that_have_gone_bad_are_not_saved(tmp_path: Path):
     """Whatever made them so: the checkpoint before stays the last."""
     run = open_run(dataclasses.replace(RUN, max_skipped_steps=20), tmp_path / "run")
-    said = r"training state is not finite at step 6 of stage map .*--optimiser.learning-rate .*map-00000003, is intact"
+    said = r"training state is not finite at step 6 of stage map .*learning_rate .*map-00000003, is intact"
     steps = run.train()
     for _ in range(4):
         next(steps)

@@ -117,12 +117,11 @@ def _forward_mode(fn: Any, points: Any, directions: Any) -> tuple[Tensor, Tensor
     try:
         pair = torch.func.jvp(fn, points, directions)
     except RuntimeError as error:
-        if "in-place operation" not in str(error):
-            raise
-        raise ValueError(
-            'engine="torch" met a module that writes into a tensor of its own, as batch_norm does in training, which '
-            f'torch.func.jvp refuses: use engine="dual", or net.eval(). ({error})'
-        ) from error
+        error.add_note(
+            "torch.func.jvp refuses a module that writes into a tensor of its own, as batch_norm does in training: use "
+            'engine="dual", or net.eval().'
+        )
+        raise
     return pair[0], pair[1]
 
 

@@ -104,6 +104,22 @@ def read(folder: Path) -> dict[str, Any]:
     return card
 
 
+def plain_name(name: str) -> str:
+    """The name of a weight without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_weights(flow_map: nn.Module) -> dict[str, Tensor]:
+    """The `state_dict` of a map, under the names that its weights have where its network is not compiled."""
+    return {plain_name(name): value for name, value in flow_map.state_dict().items()}
+
+
+def load_weights(flow_map: nn.Module, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """`load_state_dict` of weights under such names, into a map whose network may be compiled."""
+    own = {plain_name(name): name for name in flow_map.state_dict()}
+    flow_map.load_state_dict({own.get(name, name): value for name, value in weights.items()}, assign=assign)
+
+
 def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     """A map as an entry of a card.
 
@@ -113,7 +129,7 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     kind = type(flow_map).__name__
     if MAPS.get(kind) is not type(flow_map):
         raise NotSaved(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
-    net: nn.Module = flow_map.net  # type: ignore[assignment]
+    net: nn.Module = getattr(flow_map.net, "_orig_mod", flow_map.net)  # type: ignore[assignment]  # of a compiled one
     arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
     name = type(net).__name__
     if NETWORKS.get(name) is type(net):
@@ -187,14 +203,14 @@ def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None) -> maps.F
 
 def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:
     name = type(flow_map.net).__name__
-    for key, value in flow_map.state_dict().items():
+    for key, value in plain_weights(flow_map).items():
         other = weights.get(key, value)
         if (value.is_floating_point(), value.is_complex()) != (other.is_floating_point(), other.is_complex()):
             raise ValueError(
                 f"the weights in {folder} do not fit {name}: {key} is of {value.dtype}, got {other.dtype}."
             )
     try:
-        flow_map.load_state_dict(weights, assign=assign)
+        load_weights(flow_map, weights, assign=assign)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit {name}: {' '.join(str(error).split())[:300]}") from None
 

@@ -91,7 +91,9 @@ def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any])
 
 def _content(flow_map: maps.FlowMap) -> bytes:
     """The weights as a safetensors file; those that layers share are written for each of them."""
-    return safetensors.save({k: v.detach().cpu().contiguous().clone() for k, v in flow_map.state_dict().items()})
+    return safetensors.save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in cards.plain_weights(flow_map).items()}
+    )
 
 
 def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:

@@ -12,7 +12,7 @@ from typing import Any
 from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import models
-from ..storage.cards import NotSaved
+from ..storage.cards import NotSaved, load_weights
 from ..system.processes import on_first
 from .distributed import start
 from .failures import writing
@@ -162,7 +162,7 @@ def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
             f"{folder} has a training of {taken:,} steps that cannot be made one of {trainer.steps:,}: {why}. Train "
             "into another folder from its weights."
         )
-    trainer.flow_map.load_state_dict(models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
+    load_weights(trainer.flow_map, models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
     return trainer.flow_map.eval()
 
 

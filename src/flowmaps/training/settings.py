@@ -1,6 +1,6 @@
 """Settings as frozen dataclasses: the annotation of a field is its type and its range, and both are checked.
 
-Annotated[float, Gt(0), Le(100)]          bounds are told one by one: "must be positive", "must be at most 100"
+Annotated[float, Gt(0), Le(100)]          bounds are told one by one: "must be above 0", "must be at most 100"
 Annotated[float, Interval(ge=0, lt=1)]    an interval is told whole: "must be at least 0 and below 1"
 tuple[Annotated[int, Ge(1)], ...]         what each entry of a list must be
 """
@@ -8,11 +8,12 @@ tuple[Annotated[int, Ge(1)], ...]         what each entry of a list must be
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, astuple, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt, Predicate
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen, Predicate
 
 T = TypeVar("T")
 
@@ -95,15 +96,38 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+LIMITS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
+    Gt: (operator.gt, "above"),
+    Ge: (operator.ge, "at least"),
+    Lt: (operator.lt, "below"),
+    Le: (operator.le, "at most"),
+    MinLen: (lambda value, least: len(value) >= least, "no shorter than"),
+    MaxLen: (lambda value, most: len(value) <= most, "no longer than"),
+    Predicate: (lambda value, function: function(value), ""),
+}
+"""Kinds of limits in an annotation: whether a value keeps one, which NaN never does, and the word in front of it."""
+
+
 def requirement(value: Any, hint: Any) -> str | None:
     """What a value must be, in words, if it has not the type or is not in the range of an annotation; else `None`."""
-    kind, ranges = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
+    kind, *groups = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if not _has_type(value, kind):
         return type_in_words(kind)
     for entry in value if get_origin(kind) is tuple else ():
         if (words := requirement(entry, get_args(kind)[0])) is not None:
             return f"a list, each entry of it {words}"
-    return next((words for bounds in ranges if (words := _out_of(bounds, value)) is not None), None)
+    for group in groups:
+        limits = list(group) if isinstance(group, GroupedMetadata) else [group]
+        found = [(*LIMITS[type(limit)], *astuple(limit)) for limit in limits]
+        if not all(keeps(value, bound) for keeps, _, bound in found):
+            return " and ".join(f"{word} {_limit_in_words(bound)}".strip() for _, word, bound in found)
+    return None
+
+
+def _limit_in_words(bound: Any) -> str:
+    if callable(bound):
+        return bound.__name__.replace("_", " ")
+    return f"{bound:g}" if isinstance(bound, float) else f"{bound:,}"
 
 
 def _has_type(value: Any, kind: Any) -> bool:
@@ -123,42 +147,6 @@ def type_in_words(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"a list, each entry of it {type_in_words(get_args(kind)[0])}"
     return NAMES.get(kind) or f"the options of a {kind.__name__}"
-
-
-def _out_of(bounds: Any, value: Any) -> str | None:
-    """What the bounds of an annotation ask for, in words, if a value breaks them; NaN breaks all of them."""
-    match bounds:
-        case Gt(gt=low):
-            inside, words = value > low, "positive" if low == 0 else f"above {_number(low)}"
-        case Ge(ge=low):
-            inside, words = value >= low, f"at least {_number(low)}"
-        case Lt(lt=high):
-            inside, words = value < high, f"below {_number(high)}"
-        case Le(le=high):
-            inside, words = value <= high, f"at most {_number(high)}"
-        case Interval():
-            broken = [_out_of(bound, value) for bound in bounds]
-            inside, words = not any(broken), _interval(bounds)
-        case Len(min_length=least, max_length=int(most)):
-            what = f"{least} to {most:,}"
-            words = f"text of {what} characters" if isinstance(value, str) else f"a list of {what} entries"
-            inside = least <= len(value) <= most
-        case Predicate(func=function):
-            inside, words = function(value), function.__name__.replace("_", " ")
-        case _:
-            raise TypeError(f"no check for the annotation {bounds!r}")
-    return None if inside else words
-
-
-def _interval(bounds: Interval) -> str:
-    if bounds.ge is not None and bounds.le is not None:
-        return f"from {_number(bounds.ge)} to {_number(bounds.le)}"
-    low, high = ([bound for bound in bounds if isinstance(bound, kinds)] for kinds in ((Gt, Ge), (Lt, Le)))
-    return " and ".join(str(_out_of(bound, float("nan"))) for bound in (*low, *high))
-
-
-def _number(number: Any) -> str:
-    return f"{number:g}" if isinstance(number, float) else f"{number:,}"
 
 
 def printable(text: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..objectives import Loss, Objective
+from ..storage.cards import plain_name
 from ..system.processes import full, ranks
 from ..velocities import RandomInputs
 from .averages import Averages
@@ -83,7 +84,8 @@ class State:
             named |= {f"average.{label}/{name}": a for name, a in zip(self.parameters, values, strict=True)}
         named |= {f"target.{k}": value for k, value in enumerate(self._targets())}
         kept = self.objective.state_dict().keys()  # not the buffers that are constants of a network
-        named |= {f"buffer.{name}": value for name, value in self.objective.named_buffers() if name in kept}
+        buffers = {name: value for name, value in self.objective.named_buffers() if name in kept}
+        named |= {f"buffer.{plain_name(name)}": value for name, value in buffers.items()}
         named |= {f"optimiser.{name}": value for name, value in moments(self.optimisers, names).items()}
         return named
 
@@ -208,17 +210,18 @@ class State:
 
 def _check_same(name: str, kept: Tensor | None, value: Tensor) -> None:
     """Refuse a tensor of a checkpoint that has another shape or type than the one of that name here."""
+    if kept is not None and (kept.shape, kept.dtype) == (value.shape, value.dtype):
+        return
 
     def words(tensor: Tensor | None) -> str:
         if tensor is None:
             return "missing"
         return f"{' x '.join(map(str, tensor.shape)) or 'a number'} of {str(tensor.dtype).removeprefix('torch.')}"
 
-    if words(kept) != words(value):
-        raise ValueError(
-            f"the checkpoint is of another network (its {name} is {words(kept)}, here it is {words(value)}): resume "
-            "with the recipe it began with."
-        )
+    raise ValueError(
+        f"the checkpoint is of another network (its {name} is {words(kept)}, here it is {words(value)}): resume with "
+        "what it began with."
+    )
 
 
 def begin(
@@ -240,7 +243,8 @@ def begin(
     """
     module: nn.Module = LossModule(objective, objective.evaluate if evaluate is None else evaluate)
     module = module if engine is None else engine.wrap(module)
-    parameters: dict[str, Tensor] = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    parameters: dict[str, Tensor] = {plain_name(name): value for name, value in trained.items()}
     device = next(iter(parameters.values())).device
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)

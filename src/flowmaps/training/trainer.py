@@ -110,7 +110,7 @@ class Trainer:
         self.resumed_from: str | None = None
         self.logged: dict[str, Any] = {}
         self.trackers, self._own_trackers = trackers or Trackers({}, say), trackers is None
-        self._averaged_seconds, self._averaging = 0.0, False
+        self._averaged_seconds, self._averaging, self._looping = 0.0, False, False
         self._locks: list[BaseFileLock] = []
         self._locked, self.keeps_lock = False, False
         self.objective, self.flow_map = objective, objective.flow_map
@@ -198,9 +198,14 @@ class Trainer:
         """Take the steps that are left, saving and logging as they are taken.
 
         Raises:
-            ValueError: there is no finite gradient any more, the folder cannot be written, or another process ended.
+            ValueError: there is no finite gradient any more, the folder cannot be written, another process has ended, or
+                another loop takes the steps.
         """
+        if self._looping:
+            raise ValueError("this training is in another loop already: end that one first, or make another Trainer.")
         with contextlib.ExitStack() as stack:
+            self._looping = True
+            stack.callback(setattr, self, "_looping", False)
             asked: Callable[[], str | None] = lambda: None  # noqa: E731
             if self.owns_folder:
                 asked = stack.enter_context(signals())
