@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowmaps import equations, exact, maps, methods, solvers
-from flowmaps import losses as weights
+from flowmaps import equations, exact, losses, maps, methods, solvers
 from flowmaps.equations import Stop
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import FlowMap
@@ -186,7 +185,7 @@ class Method:
         return self.function(flow_map, **{**given, **self.options, **(self.plain if plain else {}), **rest})
 
 
-_UNIT: dict[str, Any] = {"weight": weights.Constant()}
+_UNIT: dict[str, Any] = {"weight": losses.Constant()}
 _WARM: dict[str, Any] = {"warmup": _whole}
 _BARE: dict[str, Any] = {"normalise": None, **_WARM, **_UNIT}
 

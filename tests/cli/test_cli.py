@@ -442,7 +442,7 @@ def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
         ("train checkerboard --out OUT --network.width 0", "--network.width must be at least 1, got 0"),
         ("train checkerboard --out OUT --network.time-frequencies -1", "time-frequencies must be at least 0, got -1"),
         ("train checkerboard --out OUT --evaluation.steps 0 4", "a list, each entry of it at least 1, got (0, 4)"),
-        ("train checkerboard --out OUT --evaluation.steps", "steps must be no shorter than 1 and no longer than 64, got ()"),
+        ("train checkerboard --out OUT --evaluation.steps", "must be no shorter than 1 and no longer than 64, got ()"),
         ("train checkerboard --out OUT --log-every 0", "--log-every must be at least 1, got 0"),
         ("train checkerboard --out OUT --device abacus", "--device abacus is not there"),
         ("train checkerboard --out OUT --data elsewhere", "must be 'checkerboard', 'digits' or a file ending in .npy"),
@@ -500,7 +500,7 @@ def test_evaluations_that_are_refused_leave_the_last_one(capsys: pytest.CaptureF
     before = contents(board)
     for options, said in [
         (["--steps", 0], "steps must be a list, each entry of it at least 1, got (0,)"),
-        (["--steps"], "steps must be no shorter than 1 and no longer than 64, got ()"),
+        (["--steps"], "must be no shorter than 1 and no longer than 64, got ()"),
         (["--samples", 3], "samples must be at least 100, got 3"),
         (["--seed", "-1"], "seed must be at least 0 and at most"),
     ]:

@@ -12,8 +12,7 @@ import torch
 from cases import METHODS
 
 import flowmaps as fm
-from flowmaps import losses as weights
-from flowmaps import methods, times
+from flowmaps import losses, methods, times
 from flowmaps.couplings import MinibatchOT, Paired
 from flowmaps.equations import Eulerian, Semigroup, Stop
 from flowmaps.guidance import Guidance
@@ -127,9 +126,9 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
         ("lmd", {"times": times.Mixture(times.FromBase(), times.Square())}, "pairs", "s = 0 or square"),
         ("lmd", {"coupling": MinibatchOT()}, "coupling", "optimal in the batch"),
         ("lmd", {"coupling": Paired()}, "coupling", "given"),
-        ("lmd", {"weight": weights.Adaptive(0.5)}, "weight", "1 / (|r|^2 + c)^0.5"),
-        ("lmd", {"weight": weights.Power(-1)}, "weight", "|t - s|^-1"),
-        ("lmd", {"weight": weights.StripWeight(0.5)}, "weight", "strip weight"),
+        ("lmd", {"weight": losses.Adaptive(0.5)}, "weight", "1 / (|r|^2 + c)^0.5"),
+        ("lmd", {"weight": losses.Power(-1)}, "weight", "|t - s|^-1"),
+        ("lmd", {"weight": losses.StripWeight(0.5)}, "weight", "strip weight"),
         ("fmm", {"times": times.Strip(0.25)}, "pairs", "strip"),
         ("lsd", {"times": times.TowardsData(times.Triangle())}, "pairs", "s <= t, late"),
         ("ayf_emd", {"times": times.Triangle()}, "pairs", "s <= t"),
@@ -139,12 +138,12 @@ def test_a_method_lies_where_its_paper_says(name: str) -> None:
         ("psd", {"stop": Stop.NONE}, "stop", "nothing"),
         ("alphaflow", {"alpha": 0.5}, "split", "0.5"),
         ("alphaflow", {"velocity_first": False}, "velocity", "itself"),
-        ("alphaflow", {"weight": weights.SplitPower(-1.0)}, "weight", "l^-1"),
-        ("lsd", {"distance": weights.PseudoHuber(0.1)}, "weight", "pseudo-Huber"),
-        ("meanflow", {"distance": weights.absolute, "weight": weights.SplitPower(1)}, "weight", "l L1"),
+        ("alphaflow", {"weight": losses.SplitPower(-1.0)}, "weight", "l^-1"),
+        ("lsd", {"distance": losses.PseudoHuber(0.1)}, "weight", "pseudo-Huber"),
+        ("meanflow", {"distance": weights.absolute, "weight": losses.SplitPower(1)}, "weight", "l L1"),
         (
             "consistency_training",
-            {"distance": weights.Perceptual(min), "weight": weights.PerNoise(Linear())},
+            {"distance": losses.Perceptual(min), "weight": losses.PerNoise(Linear())},
             "weight",
             "perceptual / noise",
         ),
@@ -271,7 +270,7 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> float:
 
 
 def test_alphaflow_with_a_leg_of_its_own_is_psd_at_the_midpoint() -> None:
-    flow_map, unit = new_map(), weights.Constant()
+    flow_map, unit = new_map(), losses.Constant()
     one, two = gradients(
         methods.alphaflow(flow_map, alpha=0.5, velocity_first=False, weight=unit, **PLAIN),
         methods.psd(flow_map, midpoint=True, weight=unit, **PLAIN),
@@ -281,9 +280,9 @@ def test_alphaflow_with_a_leg_of_its_own_is_psd_at_the_midpoint() -> None:
 
 def test_alphaflow_tends_to_meanflow() -> None:
     flow_map, share = new_map(), {**PLAIN, "share": 1e-9}  # one row on the diagonal, which has no alpha
-    unit = weights.Constant()
+    unit = losses.Constant()
     limit = methods.meanflow(flow_map, weight=unit, **share)
-    far, near = (methods.alphaflow(flow_map, alpha=a, weight=weights.SplitPower(-1.0), **share) for a in (1e-2, 1e-3))
+    far, near = (methods.alphaflow(flow_map, alpha=a, weight=losses.SplitPower(-1.0), **share) for a in (1e-2, 1e-3))
     far.first.weight = near.first.weight = unit
     one, two, three = gradients(far, near, limit)
     assert apart(two, three) < 2e-3
@@ -291,8 +290,8 @@ def test_alphaflow_tends_to_meanflow() -> None:
 
 
 def test_consistency_training_tends_to_the_eulerian_equation() -> None:
-    flow_map, weight, law = new_map(), weights.Chain(weights.Power(2), weights.SplitPower(-1.0)), times.ToData()
-    limit = MapMatching(flow_map, Linear(), Eulerian(Stop.TARGET), times=law, weight=weights.Power(2))
+    flow_map, weight, law = new_map(), losses.Chain(losses.Power(2), losses.SplitPower(-1.0)), times.ToData()
+    limit = MapMatching(flow_map, Linear(), Eulerian(Stop.TARGET), times=law, weight=losses.Power(2))
     far, near = (methods.consistency_training(flow_map, cells=n, times=law, weight=weight) for n in (200, 2000))
     one, two, three = gradients(far, near, limit)
     assert apart(two, three) < 1e-2

@@ -34,8 +34,7 @@ from cases import (
 from papers import teacher
 from torch import Tensor
 
-from flowmaps import exact, methods, times
-from flowmaps import losses as weights
+from flowmaps import exact, losses, methods, times
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
 from flowmaps.maps import FlowMap, Target
@@ -45,7 +44,7 @@ from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, RandomInp
 
 ROWS, DIM = 11, 3
 PATHS = {name: INTERPOLANTS[name] for name in ("linear", "trigonometric", "linear-noise", "variance-exploding")}
-UNIT = weights.Constant()
+UNIT = losses.Constant()
 
 each_map = pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -159,7 +158,7 @@ def test_shortcut_is_alphaflow_with_its_own_velocity_at_one_half(path: Interpola
     draw = ordered(path)
     draw = draw._replace(split=torch.full_like(draw.s, 0.5))
     assert_same(off_diagonal(shortcut), off_diagonal(methods.alphaflow(flow_map, weight=UNIT, **options)), draw)
-    defined = methods.alphaflow(flow_map, weight=weights.SplitPower(-1.0), **options)
+    defined = methods.alphaflow(flow_map, weight=losses.SplitPower(-1.0), **options)
     assert_same(off_diagonal(shortcut), off_diagonal(defined), draw, 0.5)
 
 
@@ -258,7 +257,7 @@ def eulerian_limit(
     flow_map: FlowMap, path: Interpolant, draw: RandomInputs, stop: Stop, velocity: Velocity
 ) -> tuple[Tensor, Tensor]:
     """r for each row, and the gradient of the mean of h |r|^2."""
-    objective = MapMatching(flow_map, path, Eulerian(stop), velocity, times=ToData(), weight=weights.Power(1))
+    objective = MapMatching(flow_map, path, Eulerian(stop), velocity, times=ToData(), weight=losses.Power(1))
     x = path.point(draw.x0, draw.x1, draw.s, draw.z)
     residual = objective.equation(flow_map, x, draw.s, draw.t, objective.velocity.bind(draw), cond=draw.cond).value
     return residual, sides(objective, draw)[1]
@@ -335,7 +334,7 @@ def test_alphaflow_tends_to_meanflow(path: Interpolant, case: Parametrisation):
     flow_map, draw = case.build(Network(DIM, 1)), ordered(path)
     meanflow = off_diagonal(methods.meanflow(flow_map, interpolant=path, weight=UNIT))
     limit, slope = sides(meanflow, draw)
-    objective = off_diagonal(methods.alphaflow(flow_map, interpolant=path, weight=weights.SplitPower(-1.0)))
+    objective = off_diagonal(methods.alphaflow(flow_map, interpolant=path, weight=losses.SplitPower(-1.0)))
 
     def at(alpha: float) -> tuple[Tensor, Tensor]:
         value, gradient_ = sides(objective, draw._replace(split=torch.full_like(draw.s, alpha)))
@@ -430,10 +429,10 @@ def at_exact(objective: Objective, law: exact.Gaussian, s: Tensor, split: Tensor
 SHORT = {
     "consistency_training": lambda m, path, d: methods.consistency_training(m, cells=round(1 / d), interpolant=path),
     "improved_consistency_training": lambda m, path, d: methods.improved_consistency_training(
-        m, cells=round(1 / d), interpolant=path, weight=UNIT, distance=weights.squared
+        m, cells=round(1 / d), interpolant=path, weight=UNIT, distance=losses.squared
     ),
     "easy_consistency_tuning": lambda m, path, d: methods.easy_consistency_tuning(
-        m, split=times.ShrinkingLeg(path, q=1 / d, stages=1), interpolant=path, weight=UNIT, distance=weights.squared
+        m, split=times.ShrinkingLeg(path, q=1 / d, stages=1), interpolant=path, weight=UNIT, distance=losses.squared
     ),
     "alphaflow": lambda m, path, d: off_diagonal(methods.alphaflow(m, alpha=d, interpolant=path, weight=UNIT)),
 }

@@ -25,8 +25,7 @@ from cases import (
 from papers import CLOSE, DIAGONAL, DIM, ROWS, Paper, assert_same, build, squares, teacher
 from torch import Tensor
 
-from flowmaps import losses as weights
-from flowmaps import methods
+from flowmaps import losses, methods
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
 from flowmaps.interpolants import Interpolant, Linear, WithNoise
 from flowmaps.maps import Target
@@ -215,7 +214,7 @@ def test_method_on_every_map(name: str, case: Parametrisation):
 
 @pytest.mark.parametrize("name", LITERAL)
 def test_parts_are_the_unweighted_residuals(name: str):
-    objective, paper = build(name, AVERAGE, Linear(), weight=weights.Constant(7.0))
+    objective, paper = build(name, AVERAGE, Linear(), weight=losses.Constant(7.0))
     parts = objective.evaluate(paper.draw).parts
     terms = literal_terms(name, paper)
     if name.startswith("pfmm"):  # a weight that is given takes the place of (t - s)^2
@@ -264,59 +263,59 @@ def test_pfmm_keeps_the_frozen_map_that_the_caller_refreshes():
 # weights --------------------------------------------------------------------------------------------------------------
 
 
-def learned() -> weights.Learned:
+def learned() -> losses.Learned:
     """A learned weight that has learned something."""
-    weight = weights.Learned(5).double()
+    weight = losses.Learned(5).double()
     torch.nn.init.normal_(weight.net[-1].weight, generator=generator(9))  # type: ignore[arg-type]
     torch.nn.init.constant_(weight.net[-1].bias, 0.3)  # type: ignore[arg-type]
     return weight
 
 
-def by_hand(weight: weights.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tensor) -> Tensor:
+def by_hand(weight: losses.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tensor) -> Tensor:
     """The weighted distances, from the formulas; those of a path are of the linear one."""
     match weight:
-        case weights.Constant():
+        case losses.Constant():
             return 2.5 * d
-        case weights.StripWeight():
+        case losses.StripWeight():
             return d * ((t - s).abs() <= 0.3)
-        case weights.Power():
+        case losses.Power():
             return d * (t - s).abs() ** 1.5
-        case weights.Adaptive():
+        case losses.Adaptive():
             return d / (d.detach() + 0.02) ** 0.75
-        case weights.Learned():
+        case losses.Learned():
             w = weight.net(torch.cat([weight.time(s), weight.time(t)], 1)).squeeze(1)
             return d / w.exp() + w
-        case weights.PerNoise():
+        case losses.PerNoise():
             sigma, after = ((1 / r - 1).clamp_max(80.0) for r in (s, s + share * (t - s)))  # the linear path's
             return d / torch.maximum(sigma - after, 1e-4 * sigma)
-        case weights.SplitPower():
+        case losses.SplitPower():
             return d / share
-        case weights.Chain():
+        case losses.Chain():
             return d / (d.detach() + 1e-3) / share
-        case weights.TruncatedSNR():
+        case losses.TruncatedSNR():
             return d * torch.maximum(s**2, (1 - s) ** 2)
     raise NotImplementedError(type(weight).__name__)
 
 
-WEIGHTS: dict[str, Callable[[], weights.Weight]] = {
-    "constant": lambda: weights.Constant(2.5),
-    "strip": lambda: weights.StripWeight(0.3),
-    "power": lambda: weights.Power(1.5),
-    "adaptive": lambda: weights.Adaptive(0.75, 0.02),
+WEIGHTS: dict[str, Callable[[], losses.Weight]] = {
+    "constant": lambda: losses.Constant(2.5),
+    "strip": lambda: losses.StripWeight(0.3),
+    "power": lambda: losses.Power(1.5),
+    "adaptive": lambda: losses.Adaptive(0.75, 0.02),
     "learned": learned,
-    "per-noise": lambda: weights.PerNoise(Linear()),
-    "split-power": lambda: weights.SplitPower(-1.0),
-    "chain": lambda: weights.Chain(weights.Adaptive(), weights.SplitPower(-1.0)),
-    "truncated-snr": lambda: weights.TruncatedSNR(Linear()),
+    "per-noise": lambda: losses.PerNoise(Linear()),
+    "split-power": lambda: losses.SplitPower(-1.0),
+    "chain": lambda: losses.Chain(losses.Adaptive(), losses.SplitPower(-1.0)),
+    "truncated-snr": lambda: losses.TruncatedSNR(Linear()),
 }
 
 
 def test_each_weight_is_listed():
-    own = {kind for kind in weights.Weight.__subclasses__() if kind.__module__ == weights.__name__}
+    own = {kind for kind in losses.Weight.__subclasses__() if kind.__module__ == weights.__name__}
     assert {type(build()) for build in WEIGHTS.values()} == own
 
 
-def refused(name: str, module: weights.Weight) -> None:
+def refused(name: str, module: losses.Weight) -> None:
     """What a user would do with a weight that does not fit."""
     objective, paper = build(name, AVERAGE, Linear(), weight=module)
     objective.evaluate(paper.draw)
@@ -324,11 +323,11 @@ def refused(name: str, module: weights.Weight) -> None:
 
 @pytest.mark.parametrize("name", ["lmd-none", "lmd-velocity", "fmm", "lsd", "psd-uniform"])
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
-def test_weights(weight: Callable[[], weights.Weight], name: str):
+def test_weights(weight: Callable[[], losses.Weight], name: str):
     """w_{s,t} multiplies the whole of a row's loss: both terms of FMM together."""
     module = weight()
-    vanishing = isinstance(module, weights.Power) and name in SELF
-    lonely = isinstance(module, (weights.PerNoise, weights.SplitPower, weights.Chain)) and not name.startswith("psd")
+    vanishing = isinstance(module, losses.Power) and name in SELF
+    lonely = isinstance(module, (losses.PerNoise, losses.SplitPower, losses.Chain)) and not name.startswith("psd")
     if vanishing or lonely:  # refused: no velocity would be learned; there is no first leg
         with pytest.raises(ValueError, match="vanishes at s = t" if vanishing else "composition of two legs"):
             refused(name, module)
@@ -344,9 +343,9 @@ def test_weights(weight: Callable[[], weights.Weight], name: str):
 
 # distances ------------------------------------------------------------------------------------------------------------
 
-DISTANCES: dict[str, tuple[weights.Distance, Callable[[Tensor], Tensor]]] = {
-    "pseudo-huber": (weights.PseudoHuber(0.2), lambda d: (d + 0.2**2).sqrt() - 0.2),
-    "cauchy": (weights.Cauchy(0.3), lambda d: torch.log(1 + d / (2 * 0.3**2))),
+DISTANCES: dict[str, tuple[losses.Distance, Callable[[Tensor], Tensor]]] = {
+    "pseudo-huber": (losses.PseudoHuber(0.2), lambda d: (d + 0.2**2).sqrt() - 0.2),
+    "cauchy": (losses.Cauchy(0.3), lambda d: torch.log(1 + d / (2 * 0.3**2))),
     "function": (lambda r: squares(r) ** 2, lambda d: d**2),
 }
 

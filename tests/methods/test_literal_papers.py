@@ -18,8 +18,7 @@ from test_literal import LITERAL
 from torch import Tensor
 from torch.func import jvp
 
-from flowmaps import losses as weights
-from flowmaps import methods, times
+from flowmaps import losses, methods, times
 from flowmaps.couplings import Independent, Normal
 from flowmaps.interpolants import Interpolant, Linear, VarianceExploding, WithNoise
 from flowmaps.maps import Target
@@ -403,7 +402,7 @@ PAPERS: dict[str, Formula] = {
 
 def options(name: str) -> dict[str, Any]:
     """A learned weight starts as 1, exp(0) d + 0, and is tested below."""
-    return {"weight": weights.Constant()} if name.startswith("sc") else {}
+    return {"weight": losses.Constant()} if name.startswith("sc") else {}
 
 
 def test_each_method_has_its_formula():
@@ -492,7 +491,7 @@ def test_consistency_training_in_sigma(name: str, cells: int):
     improved = name != "consistency_training"
     law: dict[str, Any] = {"times": times.Snapped(ToData(), cells)} if improved else {}
     if improved:  # in units of the data: the base has deviation 80
-        law |= {"distance": weights.PseudoHuber(0.02), "weight": weights.PerNoise(path, scale=80.0)}
+        law |= {"distance": losses.PseudoHuber(0.02), "weight": losses.PerNoise(path, scale=80.0)}
     flow_map, coupling = AVERAGE.build(net), Independent(Normal(80.0))
     objective = getattr(methods, name)(flow_map, cells=cells, interpolant=path, coupling=coupling, **law)
     x1, cond = torch.randn(2, ROWS, DIM, generator=rng).double().unbind(0)
@@ -544,7 +543,7 @@ def test_alphaflow_by_its_definition(own: bool, alpha: float):
     """a^-1 |u_{s,t}(I_s) - sg(a v~ + (1 - a) u_{w,t}(I_s + (w - s) v~))|^2, v~ = dI where the path is linear."""
     net, rng = Network(DIM, 1), generator(5)
     objective = methods.alphaflow(
-        AVERAGE.build(net), alpha=alpha, velocity_first=not own, weight=weights.SplitPower(-1.0)
+        AVERAGE.build(net), alpha=alpha, velocity_first=not own, weight=losses.SplitPower(-1.0)
     )
     assert isinstance(objective, SplitRows)
     x1, cond = torch.randn(ROWS, DIM, generator=rng).double(), torch.randn(ROWS, 2, generator=rng).double()
@@ -563,7 +562,7 @@ def test_alphaflow_by_its_definition(own: bool, alpha: float):
 def test_alphaflow_by_its_definition_on_the_diagonal():
     """a^-1 belongs to the rows off the diagonal: on it the weight is 1."""
     net, rng = Network(DIM, 1), generator(5)
-    objective = methods.alphaflow(AVERAGE.build(net), alpha=0.3, weight=weights.SplitPower(-1.0))
+    objective = methods.alphaflow(AVERAGE.build(net), alpha=0.3, weight=losses.SplitPower(-1.0))
     x1, cond = torch.randn(ROWS, DIM, generator=rng).double(), torch.randn(ROWS, 2, generator=rng).double()
     paper = Paper(net, AVERAGE, Linear(), objective.draw(x1, cond=cond, generator=rng))
     assert_same(objective, paper, beside(0.25, matching, alphaflow(False, True))(paper).mean())
@@ -596,9 +595,9 @@ def test_parts_are_the_unweighted_residuals(name: str):
 
     Where the residual is normalised the part is the residual as it was before; of a distance of jumps it is still of u.
     """
-    plain: dict[str, Any] = {"weight": weights.Constant(1.0)}
+    plain: dict[str, Any] = {"weight": losses.Constant(1.0)}
     jumps = name in ("improved_consistency_training", "easy_consistency_tuning")
-    plain |= {"distance": weights.squared} if jumps else {}
+    plain |= {"distance": losses.squared} if jumps else {}
     objective, paper = build(name, AVERAGE, Linear(), PROGRESS, **plain)
     loss = objective.evaluate(paper.draw)
     assert all(part.shape == (ROWS,) and not part.requires_grad for part in loss.parts.values())

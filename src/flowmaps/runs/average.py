@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..maps import FlowMap
-from ..storage import models
+from ..storage import cards, models
 from ..system.files import sync_folder, write_atomically
 from ..training import averages, reconstruct
 from ..training.log import LOG
@@ -146,7 +146,7 @@ def _write_run(folder: Path, out: Path, subfolder: str, flow_map: FlowMap, about
                 (new / name).mkdir()
                 _copy(folder / name, new / name, (models.CARD, models.WEIGHTS))
         where = new / subfolder
-        path, extra = models.load_interpolant(where), models.read_card(where) | {"average": about}
+        path, extra = models.load_interpolant(where), cards.read(where) | {"average": about}
         models.save(flow_map, where, interpolant=path, extra=extra, overwrite=True)
         sync_folder(new)
         new.rename(out)

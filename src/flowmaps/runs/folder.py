@@ -17,7 +17,7 @@ from filelock import BaseFileLock
 from ..data import Images, Source, Units, fingerprint, open_data, resolve
 from ..interpolants import Interpolant
 from ..maps import FlowMap
-from ..storage import checkpoints, models
+from ..storage import cards, checkpoints, models
 from ..system.devices import pick_device
 from ..system.files import write_atomically
 from ..system.progress import Watch
@@ -54,7 +54,7 @@ class RunFolder:
         Raises:
             ValueError: there is none, or config.json is damaged or of another version.
         """
-        return cls(path, models.read_card(path))
+        return cls(path, cards.read(path))
 
     @classmethod
     def create(cls, path: Path, described: dict[str, Any]) -> RunFolder:

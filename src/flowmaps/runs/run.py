@@ -268,7 +268,7 @@ class Run:
         flow_map = trainer.finish()
         extra = {**self.described, "seconds": round(trainer.seconds, 1), "trained_steps": trainer.step}
         extra["units"] = dataclasses.asdict(self.source.units)
-        with writing(self.folder.path, trainer.last_checkpoint):
+        with writing(self.folder.path):
             on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
 
     @contextlib.contextmanager

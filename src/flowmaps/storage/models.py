@@ -57,15 +57,23 @@ def save(
             raise ValueError(
                 f"{folder} already holds a flow map ({name}): choose another folder, or pass overwrite=True."
             )
-    described = cards.describe(flow_map)  # refuses a map that is not saved before its weights are copied
-    content = _content(flow_map)
-    card = {
-        **(extra or {}),
-        "format": FORMAT,
-        "map": described,
-        "interpolant": cards.encode(interpolants.Linear() if interpolant is None else interpolant),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    path = cards.encode(interpolants.Linear() if interpolant is None else interpolant)
+    return _write(flow_map, folder, {**(extra or {}), "map": cards.describe(flow_map), "interpolant": path})
+
+
+def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any]) -> Path:
+    """Write the weights of a map that no card describes, such as one of a user's own class; a card holds `extra` alone.
+
+    They are read by `flow_map.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))`.
+    """
+    return _write(flow_map, folder, extra)
+
+
+def _write(flow_map: maps.FlowMap, folder: Path, card: Mapping[str, Any]) -> Path:
+    """Write weights, of those that layers share a copy for each of them, and the card that has their SHA-256."""
+    weights = cards.plain_weights(flow_map)
+    content = safetensors.save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
+    card = {**card, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
     try:
         text = json.dumps(card, indent=2) + "\n"
     except TypeError as error:
@@ -76,24 +84,6 @@ def save(
     write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CARD, text)
     return folder
-
-
-def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any]) -> None:
-    """Write the weights of a map that no card describes, such as one of a user's own class; a card holds `extra` alone.
-
-    They are read by `flow_map.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))`.
-    """
-    content = _content(flow_map)
-    card = {**extra, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
-    write_atomically(folder / WEIGHTS, content)
-    write_atomically(folder / CARD, json.dumps(card, indent=2) + "\n")
-
-
-def _content(flow_map: maps.FlowMap) -> bytes:
-    """The weights as a safetensors file; those that layers share are written for each of them."""
-    return safetensors.save(
-        {k: v.detach().cpu().contiguous().clone() for k, v in cards.plain_weights(flow_map).items()}
-    )
 
 
 def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
@@ -122,16 +112,6 @@ def load_interpolant(folder: str | Path) -> interpolants.Interpolant:
     """
     folder = Path(folder)
     return cards.interpolant(folder, cards.read(folder))
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a folder, its version checked.
-
-    Raises:
-        ValueError: the folder or the card is missing, damaged, or of another version.
-        OSError: it cannot be read.
-    """
-    return cards.read(folder)
 
 
 def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..storage import checkpoints
@@ -13,8 +13,10 @@ CHECKPOINTS = "checkpoints"
 """The folder of checkpoints within that of a training."""
 
 
-def describe_last_checkpoint(folder: Path) -> str:
-    """The last checkpoint of a folder, in words, and how to go on from it."""
+def last_checkpoint(folder: Path | None) -> str:
+    """A sentence about the last checkpoint of a folder and how to resume, for error messages."""
+    if folder is None:
+        return "No checkpoint is kept, because no folder was given."
     try:
         names = checkpoints.names(folder / CHECKPOINTS)
     except (OSError, ValueError) as error:
@@ -25,12 +27,8 @@ def describe_last_checkpoint(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, left: Callable[[], str]) -> Iterator[None]:
+def writing(folder: Path | None) -> Iterator[None]:
     """While this lasts, what fails is the folder: an `OSError` becomes one line that says what is left.
-
-    Args:
-        folder: that is written.
-        left: gives the words for what is left.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -39,11 +37,12 @@ def writing(folder: Path, left: Callable[[], str]) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}{where}. {left()}") from None
+        why = f"{folder} cannot be written: {error.strerror or error}{where}"
+        raise ValueError(f"{why}. {last_checkpoint(folder)}") from None
 
 
 @contextlib.contextmanager
-def with_others(left: Callable[[], str]) -> Iterator[None]:
+def with_others(folder: Path | None) -> Iterator[None]:
     """While this lasts, an error of a process that has lost another becomes one line that says what is left.
 
     Raises:
@@ -54,4 +53,4 @@ def with_others(left: Callable[[], str]) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise LostProcess(f"{LOST} ({first_line(error)}). {left()}") from None
+        raise LostProcess(f"{LOST} ({first_line(error)}). {last_checkpoint(folder)}") from None

@@ -11,8 +11,7 @@ from typing import Any
 
 from ..maps import FlowMap
 from ..objectives import Objective
-from ..storage import models
-from ..storage.cards import NotSaved, load_weights
+from ..storage import cards, models
 from ..system.processes import on_first
 from .distributed import start
 from .failures import writing
@@ -146,7 +145,7 @@ def _finished(folder: Path) -> dict[str, Any]:
     """
     if not (folder / models.CARD).exists():
         return {}
-    card = models.read_card(folder)
+    card = cards.read(folder)
     if "trained_steps" not in card:
         raise ValueError(f"{folder} holds a {models.CARD} that fit did not write: choose another folder.")
     return card
@@ -162,7 +161,7 @@ def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
             f"{folder} has a training of {taken:,} steps that cannot be made one of {trainer.steps:,}: {why}. Train "
             "into another folder from its weights."
         )
-    load_weights(trainer.flow_map, models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
+    cards.load_weights(trainer.flow_map, models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
     return trainer.flow_map.eval()
 
 
@@ -173,9 +172,9 @@ def _save(trainer: Trainer, folder: Path) -> None:
     def write() -> None:
         try:
             models.save(flow_map, folder, interpolant=trainer.objective.interpolant, extra=extra, overwrite=True)
-        except NotSaved as error:
+        except cards.NotSaved as error:
             models.save_weights(flow_map, folder, extra)
             trainer.say(f"{folder} has the weights alone, for load_state_dict: {error}")
 
-    with writing(folder, trainer.last_checkpoint):
+    with writing(folder):
         on_first(write)

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..system.files import write_atomically
 from ..system.processes import all_of, first_line, mean, on_first, ranks
 from ..velocities import RandomInputs
 from .distributed import gathered
+from .failures import last_checkpoint
 from .guards import Fault, clearest, find_fault, refuse_link
 from .loop import Step
 from .state import State
@@ -115,7 +116,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def check_skipped_steps(patience: int, stage: str, step: Step, state: State, left: Callable[[], str]) -> None:
+def check_skipped_steps(patience: int, stage: str, step: Step, state: State, folder: Path | None) -> None:
     """Stop a run after `patience` steps in a row without a finite gradient.
 
     Args:
@@ -123,7 +124,7 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, lef
         stage: its name.
         step: the last step.
         state: after it.
-        left: what is said of the last checkpoint.
+        folder: of the training, with its checkpoints.
 
     Raises:
         ValueError: so many were skipped; names the term of the loss and the region of (s, t).
@@ -138,7 +139,7 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, lef
     raise ValueError(
         f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
         f"{step.number} of stage {stage}: {fault.words}{where}. Look at the data, {rather}lower "
-        f"the optimiser's learning_rate or clip. {left()}"
+        f"the optimiser's learning_rate or clip. {last_checkpoint(folder)}"
     )
 
 

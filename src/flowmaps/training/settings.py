@@ -117,7 +117,7 @@ def requirement(value: Any, hint: Any) -> str | None:
         if (words := requirement(entry, get_args(kind)[0])) is not None:
             return f"a list, each entry of it {words}"
     for group in groups:
-        limits = list(group) if isinstance(group, GroupedMetadata) else [group]
+        limits: list[Any] = list(group) if isinstance(group, GroupedMetadata) else [group]
         found = [(*LIMITS[type(limit)], *astuple(limit)) for limit in limits]
         if not all(keeps(value, bound) for keeps, _, bound in found):
             return " and ".join(f"{word} {_limit_in_words(bound)}".strip() for _, word, bound in found)

@@ -32,7 +32,7 @@ from ..system.processes import all_of, on_first, rank, ranks, together
 from . import averages, log
 from .batches import as_source
 from .distributed import Engine, not_finite, start
-from .failures import CHECKPOINTS, describe_last_checkpoint, with_others, writing
+from .failures import CHECKPOINTS, last_checkpoint, with_others, writing
 from .guards import Request, lock, signals
 from .identity import check_same, digest, identity
 from .loop import Step, train
@@ -170,7 +170,7 @@ class Trainer:
         positions = about.get("data") or []
         self.source.restore(positions[rank()] if len(positions) == ranks() else None)
         self.seconds, self.resumed_from = about["seconds"], found
-        with writing(folder, self.last_checkpoint):
+        with writing(folder):
             on_first(lambda: log.cut_back(folder, self.earlier, self.stage, self.step))
         return True
 
@@ -198,7 +198,7 @@ class Trainer:
         """Take the steps that are left, saving and logging as they are taken.
 
         Raises:
-            ValueError: there is no finite gradient any more, the folder cannot be written, another process has ended, or
+            ValueError: there is no finite gradient any more, the folder cannot be written, another process ended, or
                 another loop takes the steps.
         """
         if self._looping:
@@ -211,7 +211,7 @@ class Trainer:
                 asked = stack.enter_context(signals())
                 self._lock()
                 stack.callback(self._release_unless_kept)
-            stack.enter_context(with_others(self.last_checkpoint))
+            stack.enter_context(with_others(self.folder))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
@@ -242,7 +242,7 @@ class Trainer:
             return
         if self.earlier:
             return self.save()  # from which a run that is killed before the next one goes on
-        with writing(self.folder, self.last_checkpoint):
+        with writing(self.folder):
             if checkpoints.names(self.folder / CHECKPOINTS):
                 raise ValueError(
                     f"{self.folder} has checkpoints of a training that has begun: call resume() before the loop, or "
@@ -284,7 +284,7 @@ class Trainer:
 
     def _store_averages(self, step: int) -> None:
         if self.folder is not None:
-            with writing(self.folder, self.last_checkpoint):
+            with writing(self.folder):
                 averages.store(self.folder, self.stage, step, list(self._state.parameters), self._state.averages)
 
     def _record(self, step: Step) -> None:
@@ -292,9 +292,9 @@ class Trainer:
         state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
         if state.waits or due:
             state.guard.read_norms()
-            log.check_skipped_steps(self.settings.max_skipped_steps, self.stage, step, state, self.last_checkpoint)
+            log.check_skipped_steps(self.settings.max_skipped_steps, self.stage, step, state, self.folder)
         if due:
-            with contextlib.nullcontext() if self.folder is None else writing(self.folder, self.last_checkpoint):
+            with writing(self.folder):
                 self.logged = log.log(self.folder, self.stage, step, state, self.seconds)
             self.trackers.log(values_of(self.logged), self.steps_before + step.number)
 
@@ -320,13 +320,13 @@ class Trainer:
         if bad := [name for names in all_of(lambda: not_finite(tensors)) for name in names]:
             raise ValueError(
                 f"the training state is not finite at step {state.step} of stage {self.stage} ({bad[0]}): lower "
-                f"the optimiser's learning_rate or clip. {self.last_checkpoint()}"
+                f"the optimiser's learning_rate or clip. {last_checkpoint(self.folder)}"
             )
         about = {"seconds": self.seconds, "steps": self.steps, **state.about(), "data": all_of(self.source.position)}
         about["identity"] = self.identity
         about |= {**log.versions(), "processes": ranks()}
         kept = {"keep": settings.keep_checkpoints, "keep_every": settings.keep_checkpoints_every}
-        with writing(self.folder, self.last_checkpoint):
+        with writing(self.folder):
             checkpoints.save(self.folder / CHECKPOINTS, f"{self.stage}-{state.step:08}", tensors, about, **kept)
 
     @contextlib.contextmanager
@@ -356,10 +356,10 @@ class Trainer:
         if bad := not_finite(self.flow_map.state_dict()):
             raise ValueError(
                 f"the trained weights are not finite ({bad[0]}): lower the optimiser's learning_rate or clip. "
-                f"{self.last_checkpoint()}"
+                f"{last_checkpoint(self.folder)}"
             )
         if self.folder is not None:
-            with writing(self.folder, self.last_checkpoint):
+            with writing(self.folder):
                 averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
         self._release_unless_kept()
         return self.flow_map
@@ -379,14 +379,6 @@ class Trainer:
             folder, last = self.folder / CHECKPOINTS, f"{self.stage}-{self.step:08}"
             kept = () if self.fixed_length() else (last,)
             on_first(lambda: checkpoints.clear(folder, self.settings.keep_checkpoints_every, kept))
-
-    def last_checkpoint(self) -> str:
-        """A sentence about the last checkpoint and how to resume, for error messages."""
-        return (
-            "No checkpoint is kept, because no folder was given."
-            if self.folder is None
-            else describe_last_checkpoint(self.folder)
-        )
 
 
 def _check_arguments(objective: Any, steps: Any, optimiser: Optimiser, settings: Settings) -> None:
