@@ -14,7 +14,6 @@ import pytest
 import torch
 from cases import AVERAGE, INTERPOLANTS, MAPS, METHODS, Network, Parametrisation, generator
 from papers import DIM, ROWS, Paper, assert_same, build, squares, teacher
-from test_literal import LITERAL
 from torch import Tensor
 from torch.func import jvp
 
@@ -403,10 +402,6 @@ PAPERS: dict[str, Formula] = {
 def options(name: str) -> dict[str, Any]:
     """A learned weight starts as 1, exp(0) d + 0, and is tested below."""
     return {"weight": losses.Constant()} if name.startswith("sc") else {}
-
-
-def test_each_method_has_its_formula():
-    assert LITERAL.keys() | PAPERS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
