@@ -16,26 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from rights import without_override
+from run_cases import TINY
 
-from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs.recipes import Network
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
 from flowmaps.training.failures import CHECKPOINTS
 
-RECIPE = Recipe(
-    name="unlucky",
-    data="checkerboard",
-    method="lsd",
-    steps=20,
-    teacher_steps=20,
-    compile=False,
-    device="cpu",
-    checkpoint_every=10,
-    log_every=5,
-    network=Network(width=32, depth=3),
-    optimiser=Optimiser(batch=16, learning_rate=5e-3, warmup=5, ema_decay=0.9),
-    evaluation=Evaluation(samples=100, points=10),
-)
+RECIPE = replace(TINY, method="lsd", steps=20, teacher_steps=20, checkpoint_every=10, log_every=5,
+                 network=Network(width=32, depth=3))  # fmt: skip
 Mishap = Callable[[Path], None]
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import signal
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,19 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_cases import bits
+from run_cases import SETTINGS, TINY
 from safetensors.torch import load_file
 
-from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
+from flowmaps.runs.recipes import Network
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
 from flowmaps.training.failures import CHECKPOINTS
 
 KILLS = 30
 LONGEST = 0.25  # seconds that a run is left alone
-RECIPE = Recipe(
-    name="killed",
-    data="checkerboard",
-    method="lmd",
-    steps=260,
-    teacher_steps=60,
-    compile=False,
-    device="cpu",
-    checkpoint_every=2,
-    keep_checkpoints_every=50,
-    store_averages_every=40,
-    log_every=3,
-    network=Network(width=16, depth=2),
-    optimiser=Optimiser(batch=16, learning_rate=5e-3, warmup=5, ema_decay=0.9, ema_decays=(0.99,), ema_widths=(0.1,)),
-    evaluation=Evaluation(samples=100, points=10),
-)
+RECIPE = replace(TINY, method="lmd", steps=260, teacher_steps=60, checkpoint_every=2, keep_checkpoints_every=50,
+                 store_averages_every=40, log_every=3, network=Network(width=16, depth=2),
+                 optimiser=replace(SETTINGS, ema_decays=(0.99,), ema_widths=(0.1,)))  # fmt: skip
 
 
 def run(folder: Path, told: Connection | None) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +77,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(kind: str, tmp_pa
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert log(tmp_path / "a") == log(tmp_path / "b")
     assert [line["step"] for line in log(tmp_path / "a")] == list(range(1, 11))
+    assert {"loss", "diagonal", "lagrangian", "norm", "rate"} <= log(tmp_path / "a")[0].keys()
 
 
 def test_a_folder_that_is_trained_gives_its_map_again(tmp_path: Path):
@@ -166,11 +165,6 @@ def test_a_data_loader_trains_and_says_that_its_resume_is_not_to_the_bit(tmp_pat
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 8))
 
 
-def test_an_iterator_that_ends_is_told_of():
-    with pytest.raises(ValueError, match="the data have no batch any more: give fewer steps, or an iterable"):
-        fm.fit(objective(), iter(ROWS.split(20)[:3]), steps=9, say=quiet)
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -180,11 +174,17 @@ def test_an_iterator_that_ends_is_told_of():
         (7, "got a int"),
         ("board.npy", "got a str"),
         ([("a", "b")], "a batch is a tensor x1, or a pair"),
+        (ROWS.double(), r"the data are torch.float64, the weights of the network torch.float32: convert one"),
+        ([ROWS.double()], "the data are torch.float64"),
+        ((ROWS, LABELS, LABELS), r"a pair \(rows, conditions\), got 3 entries"),
+        ([(ROWS[:8], LABELS[:3])], r"a row for each of the 8 rows of data, got \(3,\)"),
+        ([], "the data are an iterable without a batch"),
+        (iter(ROWS.split(50)), "the data have no batch any more: give fewer steps, or an iterable"),
     ],
 )
 def test_data_of_another_kind_are_refused(data: Any, words: str):
     with pytest.raises(ValueError, match=words):
-        fm.fit(objective(), data, steps=3, say=quiet)
+        fm.fit(objective(), data, steps=4, say=quiet)
 
 
 def test_a_setting_that_is_not_there_is_refused():
@@ -300,14 +300,6 @@ def test_progress_is_told_of(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules["flowmaps.training.fit"], "REPORT_SECONDS", -1.0)
     fm.fit(objective(), ROWS, steps=9, say=said.append)
     assert any(text.startswith("step ") and "of 9: loss " in text for text in said)
-
-
-def test_what_is_logged_can_be_read_as_json(tmp_path: Path):
-    fm.fit(objective(), ROWS, tmp_path, **QUICK, steps=2, say=quiet)
-    lines = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    assert {"loss", "diagonal", "lagrangian", "norm", "rate", "seconds"} <= lines[0].keys()
-    assert time.time() > (tmp_path / "log.jsonl").stat().st_mtime - 60
 
 
 # another training, wrong arguments, a user's own things ---------------------------------------------------------------
@@ -455,21 +447,6 @@ def test_checkpoints_are_not_trained_over(tmp_path: Path):
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         fm.fit(objective(), ROWS, **{"steps": 3, "say": quiet, **settings})
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (ROWS.double(), r"the data are torch.float64, the weights of the network torch.float32: convert one"),
-        ([ROWS.double()], "the data are torch.float64"),
-        ((ROWS, LABELS, LABELS), r"a pair \(rows, conditions\), got 3 entries"),
-        ([(ROWS[:8], LABELS[:3])], r"a row for each of the 8 rows of data, got \(3,\)"),
-        ([], "the data are an iterable without a batch"),
-    ],
-)
-def test_more_data_that_are_refused(data: Any, words: str):
-    with pytest.raises(ValueError, match=words):
-        fm.fit(objective(), data, steps=3, say=quiet)
 
 
 def test_what_is_no_objective_is_refused():
