@@ -167,7 +167,7 @@ def test_a_run_whose_data_go_bad_in_one_process_ends_in_all(tmp_path: Path, shar
 @pytest.mark.parametrize("change, words", [
     ({}, "already exists and is not empty: choose another --out"),
     ({"optimiser": dataclasses.replace(RUN.optimiser, batch=63)}, "--optimiser.batch must be a multiple of 2"),
-    ({"optimiser": dataclasses.replace(RUN.optimiser, batch=2)}, "--optimiser.batch must be at least 4"),
+    ({"optimiser": dataclasses.replace(RUN.optimiser, batch=2)}, "must be a multiple of 2 and at least 4"),
     ({"data": "nowhere.npy"}, "nowhere.npy"),
     ({"device": "cuda:7"}, "--device"),
 ])  # fmt: skip

@@ -12,8 +12,9 @@ from places import ROOT
 from flowmaps.cli.main import main
 from flowmaps.runs.folder import RunFolder
 
-SMALL = """--no-compile --device cpu --teacher-steps 1 --network.width 8 --network.depth 2 --optimiser.batch 16 --show-every 0
-           --evaluation.samples 100 --evaluation.points 10 --evaluation.steps 1 --evaluation.solver-tolerance 0.1"""
+SMALL = """--no-compile --device cpu --teacher-steps 1 --network.width 8 --network.depth 2 --optimiser.batch 16
+           --show-every 0 --evaluation.samples 100 --evaluation.points 10 --evaluation.steps 1
+           --evaluation.solver-tolerance 0.1"""
 
 
 def test_the_commands_for_a_longer_run_and_one_from_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -124,10 +124,7 @@ def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
         ({"batch": 41}, "points.npz has 40 rows, fewer than a batch of 41"),
         ({"data": "checkerboard", "guidance": (2.0,)}, "--guidance is for data with classes, checkerboard has none"),
         ({"device": "abacus"}, "--device abacus is not there"),
-        (
-            {"method": "lsd", "batch": 12, "accumulate": 6},
-            "--optimiser.batch 12 in 1 x 6 parts (processes x --optimiser.accumulate): a batch",
-        ),
+        ({"method": "lsd", "batch": 12, "accumulate": 6}, "a batch of 12 rows, 9 of them for the first objective, has"),
         ({"kind": "muon", "network": Network(depth=1, modulation=0)}, "the optimiser muon is for matrices between"),
         ({"teacher": "nowhere"}, "there is no folder nowhere"),
         ({"network": Network(width=2**16, depth=1_000)}, "weights, which with gradients, moments and averages take"),

@@ -257,7 +257,10 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
     "changes, said",
     [
         ({"optimiser.batch": 30, "optimiser.accumulate": 4}, "--optimiser.batch must be a multiple of 4"),
-        ({"optimiser.batch": 4, "optimiser.accumulate": 4}, "--optimiser.batch must be at least 8, 2 rows a part"),
+        (
+            {"optimiser.batch": 4, "optimiser.accumulate": 4},
+            "must be a multiple of 4 and at least 8, 2 rows for each",
+        ),
         ({"optimiser.weight-decay": 0.1}, "--optimiser.kind adam decays no weights, got --optimiser.weight-decay 0.1"),
         (
             {"optimiser.kind": "adamw", "optimiser.weight-decay": 50.0, "optimiser.learning-rate": 0.02},
@@ -309,9 +312,11 @@ def test_processes_share_the_rows_of_a_step_evenly() -> None:
     recipe = dataclasses.replace(PLAIN, optimiser=Optimiser(batch=24, accumulate=2))
     for processes in (1, 2, 3, 6):
         resolve(recipe, processes)
-    with pytest.raises(ValueError, match=r"multiple of 10 for 5 processes with --optimiser.accumulate 2, got 24"):
+    with pytest.raises(
+        ValueError, match=r"multiple of 10 and at least 20, 2 rows for each of 5 processes x 2 parts, got 24"
+    ):
         resolve(recipe, 5)
-    with pytest.raises(ValueError, match="must be at least 48, 2 rows a part for 12 processes"):
+    with pytest.raises(ValueError, match="at least 48, 2 rows for each of 12 processes x 2 parts"):
         resolve(recipe, 12)
 
 

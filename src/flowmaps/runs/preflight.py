@@ -213,13 +213,7 @@ def check_step(settings: Optimiser, objective: Objective) -> Mapping[str, torch.
     """
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     build(trained, settings)
-    try:
-        objective.micro_batches(settings.batch, ranks() * settings.accumulate)
-    except ValueError as error:
-        raise ValueError(
-            f"--optimiser.batch {settings.batch} in {ranks()} x {settings.accumulate} parts (processes x "
-            f"--optimiser.accumulate): {error}"
-        ) from None
+    objective.micro_batches(settings.batch, ranks() * settings.accumulate)
     return trained
 
 

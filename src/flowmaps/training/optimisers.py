@@ -55,6 +55,17 @@ class Optimiser:
     """Adam's decay of the mean square of the gradient."""
 
 
+def uneven(settings: Optimiser, processes: int) -> str | None:
+    """Why a batch does not split into equal parts over processes and gradient accumulation; `None` if it does."""
+    parts = processes * settings.accumulate
+    if settings.batch % parts == 0 and settings.batch >= MIN_ROWS * parts:
+        return None
+    return (
+        f"must be a multiple of {parts:,} and at least {MIN_ROWS * parts:,}, {MIN_ROWS} rows for each of {processes} "
+        f"processes x {settings.accumulate} parts, got {settings.batch}."
+    )
+
+
 OUTER = ("first", "last", "embedding", "embed", "label", "modulation", "films", "scales")
 """Words in the names of weights that lead in or out, or modulate the hidden layers: no matter for Muon."""
 

@@ -36,7 +36,7 @@ from .failures import CHECKPOINTS, last_checkpoint, with_others, writing
 from .guards import Request, lock, signals
 from .identity import check_same, digest, identity
 from .loop import Step, train
-from .optimisers import Optimiser
+from .optimisers import Optimiser, uneven
 from .settings import Settings, check
 from .state import State, begin
 from .trackers import Trackers, open_trackers, values_of
@@ -103,8 +103,8 @@ class Trainer:
         dtype = next(value.dtype for value in objective.parameters() if value.is_floating_point())
         self.source = as_source(data, self.engine.device, dtype, say)
         self.stop, self.owns_folder, self.say = stop, owns_folder, say
-        if self.optimiser.batch % ranks():
-            raise ValueError(f"batch must be a multiple of {ranks()}, the processes, got {self.optimiser.batch}.")
+        if (why := uneven(self.optimiser, ranks())) is not None:
+            raise ValueError(f"batch {why}")
         self.seconds = seconds
         self.stopped: str | None = None
         self.resumed_from: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ...training import settings
-from ...training.optimisers import MIN_ROWS, Optimiser
+from ...training.optimisers import Optimiser, uneven
 from .fields import Recipe
 from .images import ImageRecipe
 
@@ -49,23 +49,13 @@ def validate(recipe: Recipe, processes: int = 1) -> None:
         ValueError: a field of the wrong type or out of range, or fields that contradict each other.
     """
     settings.check(recipe)
-    for contradiction in (*_rows(recipe, processes), *_averages(recipe.optimiser), *_others(recipe)):
+    for contradiction in (*_optimiser(recipe.optimiser, processes), *_others(recipe)):
         raise ValueError(contradiction)
 
 
-def _rows(recipe: Recipe, processes: int) -> Iterator[str]:
-    o = recipe.optimiser
-    parts = processes * o.accumulate
-    ways = [f"{processes} processes"] * (processes > 1)
-    ways += [f"--optimiser.accumulate {o.accumulate}"] * (o.accumulate > 1)
-    whose = f" for {' with '.join(ways)}" if ways else ""
-    if o.batch % parts:
-        yield f"--optimiser.batch must be a multiple of {parts:,}{whose}, got {o.batch}."
-    if o.batch < MIN_ROWS * parts:
-        yield f"--optimiser.batch must be at least {MIN_ROWS * parts:,}, {MIN_ROWS} rows a part{whose}, got {o.batch}."
-
-
-def _averages(o: Optimiser) -> Iterator[str]:
+def _optimiser(o: Optimiser, processes: int) -> Iterator[str]:
+    if (why := uneven(o, processes)) is not None:
+        yield f"--optimiser.batch {why}"
     if o.weight_decay and o.kind == "adam":
         yield (
             f"--optimiser.kind adam decays no weights, got --optimiser.weight-decay {o.weight_decay:g}: take "
