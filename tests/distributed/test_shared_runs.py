@@ -88,7 +88,7 @@ def test_one_process_stops_all_after_the_same_step(stopped: dict[str, tuple[Path
     assert ends == {("map", STOP + (WAYS[way][0] > 1))}
     assert saved(folder)[-1] == f"map-{ends.pop()[1]:08}"
     last = folder / "checkpoints" / saved(folder)[-1]
-    assert sorted(path.name for path in last.iterdir()) == ["state.json", "state.safetensors"]
+    assert sorted(path.name for path in last.iterdir()) == ["state.safetensors", "state.sha256"]
     assert not (folder / "weights.safetensors").exists()
 
 

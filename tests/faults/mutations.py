@@ -48,7 +48,7 @@ def _sign(rng: random.Random, path: Path) -> str:
 
 def of_bytes(rng: random.Random, folder: Path) -> str:
     """Bytes of any file: flipped, cut off, taken out, doubled, zeroed, drawn at random."""
-    path = _chosen(rng, _files(folder, ".json", ".jsonl", ".safetensors"))
+    path = _chosen(rng, _files(folder, ".json", ".jsonl", ".safetensors", ".sha256"))
     content = bytearray(path.read_bytes())
     start = rng.randrange(len(content)) if rng.random() < 0.5 else rng.randrange(min(len(content), 200))
     end = min(len(content), start + rng.choice((1, 2, 7, 64, 10_000)))
@@ -163,7 +163,7 @@ def of_tensors(rng: random.Random, folder: Path) -> str:
 
 def of_files(rng: random.Random, folder: Path) -> str:
     """Files that are swapped, missing, empty, folders, links in a circle; of models pipes, links without end."""
-    path, other = (_chosen(rng, _files(folder, ".json", ".jsonl", ".safetensors")) for _ in range(2))
+    path, other = (_chosen(rng, _files(folder, ".json", ".jsonl", ".safetensors", ".sha256")) for _ in range(2))
     kind = rng.choice(("swap", "missing", "empty", "folder", "pipe", "circle", "endless", "outside", "no folder"))
     if kind in ("pipe", "endless") and path.stem == "state":  # a checkpoint is written and read by its owner alone
         kind = "missing"

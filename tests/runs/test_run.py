@@ -214,9 +214,8 @@ def test_checkpoints_that_are_kept_outlive_the_run(tmp_path: Path):
 
 def test_a_checkpoint_says_what_wrote_it(tmp_path: Path):
     interrupt(open_run(dataclasses.replace(TINY, method="lsd"), tmp_path / "run"), 2)
-    card = (tmp_path / "run" / CHECKPOINTS / "map-00000002" / "state.json").read_text()
-    for name, version in journal.versions().items():
-        assert f'"{name}": "{version}"' in card
+    about = checkpoints.read(tmp_path / "run" / CHECKPOINTS, "map-00000002")[1]
+    assert journal.versions().items() <= about.items()
     assert journal.versions()["torch"] == torch.__version__
 
 
