@@ -14,7 +14,7 @@ from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.shapes import Guide
 from flowmaps.solvers import SolverFlow
-from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs
+from flowmaps.velocities import BoundVelocity, FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs
 
 
 class Field(nn.Module):
@@ -320,3 +320,8 @@ def test_guidance_of_the_interpolant_is_bound_with_its_pairs():
 def test_intervals_that_are_refused(interval: tuple[float, float]):
     with pytest.raises(ValueError, match=r"interval inside \[0, 1\], got"):
         Guided(FromTeacher(Field()), 2.0, interval=interval)
+
+
+def test_a_bound_velocity_has_a_hash_before_it_has_its_fields():
+    """The compiler of torch 2.11 asks for it when a bound velocity is made and called in the same compiled function."""
+    assert hash(BoundVelocity.__new__(BoundVelocity)) != hash(BoundVelocity.__new__(BoundVelocity))

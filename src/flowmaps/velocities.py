@@ -77,7 +77,7 @@ class Velocity(nn.Module, ABC):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by torch 2.11's compiler before it has its fields
 class BoundVelocity:
     """A source for the rows of one batch: a field `at(x, t, cond)`, and its mean `over(x, s, t, cond)` a leg."""
 

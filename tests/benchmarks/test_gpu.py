@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CIFAR.is_dir(), reason="needs ../shared/data/cifar10"),
 ]
-PARTS = ["tests", "prepare", "teacher", "lmd", "compiled0", "compiled1", "compiled2", "eager", "lsd", "emd"]
+PARTS = ["tests", "teacher", "lmd", "compiled0", "compiled1", "compiled2", "eager", "lsd", "emd", "prepare"]
 
 
 def visit(out: Path, **variables: str) -> tuple[dict[str, list[dict]], str]:

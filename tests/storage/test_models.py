@@ -422,6 +422,17 @@ def test_weights_of_another_type_are_refused(saved: Path):
             fm.load(saved)
 
 
+def test_a_run_in_bfloat16_computes_in_float32(saved: Path, tmp_path: Path):
+    """Half the size on disk; a map that is no run's keeps the type that it was saved in."""
+    half = fm.load(saved).bfloat16()
+    fm.save(half, tmp_path / "half", extra={"recipe": {}})
+    fm.save(half, tmp_path / "plain")
+    assert {value.dtype for value in fm.load(tmp_path / "plain").parameters()} == {torch.bfloat16}
+    for value, kept in zip(fm.load(tmp_path / "half").parameters(), half.parameters(), strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, kept.float())
+
+
 def test_a_run_whose_samples_are_not_its_networks_is_refused(saved: Path):
     """Before noise of their size is drawn."""
     units = {"shape": [3], "classes": None, "shift": [0.0], "scale": [1.0]}
