@@ -160,19 +160,23 @@ def picture() -> None:
         grid.savefig(OUT / "samples.png", dpi=DPI)
 
 
-def device() -> str:
-    """A line on the device, the driver and torch."""
+def device(figures: Figures) -> str:
+    """A line on the device, the driver and torch; recorded, so that a report written elsewhere says the same."""
+    if figures["device"]:
+        return figures["device"][0]["about"]
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
     driver = Path("/proc/driver/nvidia/version")
     line = driver.read_text().splitlines()[0].split("  ")[1] if driver.exists() else "none"
-    return f"{name}; driver {line}; torch {torch.__version__}; Python {platform.python_version()}; scale {SCALE}\n"
+    about = f"{name}; driver {line}; torch {torch.__version__}; Python {platform.python_version()}; scale {SCALE}\n"
+    record("device", about=about)
+    return about
 
 
 def main() -> None:
     figures = read()
-    text = "\n".join(["# A visit to a GPU\n", device(), speed(figures), quality(figures), parts(figures)])
+    text = "\n".join(["# A visit to a GPU\n", device(figures), speed(figures), quality(figures), parts(figures)])
     (OUT / "report.md").write_text(text)
     picture()
 
