@@ -62,7 +62,7 @@ def write_data(folder: Path) -> Path:
 
 def quick_features(patch: pytest.MonkeyPatch, *modules: str) -> None:
     """`Means` wherever the program, and the modules given, would open a network of features."""
-    for module in ("flowmaps.cli.commands", "flowmaps.evaluation.measure", "flowmaps.runs.preflight", *modules):
+    for module in ("flowmaps.evaluation.measure", "flowmaps.runs.preflight", *modules):
         patch.setattr(f"{module}.open_features", lambda spec: Means())
 
 

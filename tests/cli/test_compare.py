@@ -236,7 +236,7 @@ def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):
         main(["compare", "checkerboard", "--help"])
     options = {word for word in capsys.readouterr().out.split() if word.startswith("--")}
     assert {"--methods", "--resume", "--network.width"} <= options
-    assert not {"--method", "--name", "--log-every", "--checkpoint-every"} & options
+    assert not {"--method", "--name", "--log-every", "--checkpoint-every", "--teacher", "--from-run"} & options
     assert "--method" in refused(capsys, "--method", "lsd")
 
 

@@ -20,7 +20,7 @@ from image_cases import DIT, SMALL, UNET, refused, run
 from flowmaps import objectives
 from flowmaps.data import Board
 from flowmaps.maps import FlowMap
-from flowmaps.runs import inherit, initial, preflight, recipes
+from flowmaps.runs import inherit, initial, preflight, prepare, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
@@ -170,13 +170,13 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path):
 
 def test_memory_is_that_of_the_machine_or_of_its_container(monkeypatch: pytest.MonkeyPatch, here: Path):
     cpu, limit = torch.device("cpu"), here / "memory.max"
-    monkeypatch.setattr(preflight, "CONTAINER_MEMORY_FILE", limit)
-    physical = preflight._memory(cpu)
+    monkeypatch.setattr(prepare, "CONTAINER_MEMORY_FILE", limit)
+    physical = prepare._memory(cpu)
     for text in ("max\n", f"{2**62}\n"):
         limit.write_text(text)
-        assert preflight._memory(cpu) == physical
+        assert prepare._memory(cpu) == physical
     limit.write_text("123456\n")
-    assert preflight._memory(cpu) == 123_456
+    assert prepare._memory(cpu) == 123_456
     with pytest.raises(ValueError, match=r"moments and averages take .*, cpu has 123 kB: take a smaller network"):
         preflight.preflight(changed(POINTS, network=Network(width=128, depth=4)))
 
@@ -185,7 +185,7 @@ def test_what_a_launcher_is_set_to_counts_as_shard(monkeypatch: pytest.MonkeyPat
     """The engine knows: `accelerate launch --use_fsdp` shards without the option."""
     for shard in (False, True):
         engine = Engine(torch.device("cpu"), shard)
-        monkeypatch.setattr(preflight, "start", lambda *_, engine=engine, **__: engine)
+        monkeypatch.setattr(prepare, "start", lambda *_, engine=engine, **__: engine)
         assert ("warning:" in said(changed(POINTS, fsdp=not shard))) is shard
 
 

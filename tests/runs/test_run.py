@@ -174,11 +174,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(unbroken: tuple[Recipe, Path
     recipe, expected = unbroken
     run, asked = open_run(recipe, tmp_path / "run"), iter([False, True])
     steps = list(run.train(lambda: next(asked)))
-    assert (len(steps), run.at, run.stopped) == (2, (resolve(recipe).stages[0].name, 2), "stop")
+    assert run.trainer is not None
+    assert (len(steps), run.at, run.trainer.stopped) == (2, (resolve(recipe).stages[0].name, 2), "stop")
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     again = open_run(recipe, tmp_path / "run", resume=True)
     assert len(list(again.train())) == 7
-    assert not again.stopped
+    assert again.trainer is not None
+    assert again.trainer.stopped is None
     assert weights(tmp_path / "run") == weights(expected)
     assert log(tmp_path / "run") == log(expected)
 
@@ -226,7 +228,8 @@ def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
     for _ in range(3):
         next(steps)
     own = {name: value.clone() for name, value in run.flow_map.state_dict().items()}
-    with run.averaged() as flow_map:
+    assert run.trainer is not None
+    with run.trainer.averaged() as flow_map:
         assert not flow_map.training
         seen = {name: value.clone() for name, value in flow_map.state_dict().items()}
     assert run.flow_map.training

@@ -20,19 +20,18 @@ from ..evaluation.rows import metrics_rows
 from ..evaluation.sampling import Samples
 from ..maps import FlowMap
 from ..methods import Jumps
-from ..metrics.features import open_features
 from ..reports import pictures, report, tables
 from ..runs import run as runs
 from ..runs.folder import RunFolder
-from ..runs.plan import Plan, resolve
-from ..runs.preflight import preflight
-from ..runs.recipes import ImageRecipe, Recipe
+from ..runs.plan import Plan
+from ..runs.preflight import check_packages, preflight
+from ..runs.recipes import ImageRecipe, Recipe, validate
 from ..system.devices import can_compile
 from ..system.files import write_atomically
 from ..system.processes import leave, ranks
-from ..training import trackers
 from ..training.guards import signals
 from ..training.loop import Step
+from ..training.settings import values
 from .terminal import FIRST, bar, console, watching
 
 IMAGES_KEPT = 10_000  # of each row, for the pictures: ten of each of a thousand classes
@@ -68,18 +67,19 @@ def train(
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
-    _check_packages(recipe)
+    check_packages(recipe)
     with signals() as asked:
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
         if run.checkpoint:
             console.print(f"going on from {run.checkpoint} of {folder}", soft_wrap=True)
-        how = f"{run.plan.summary()}{_on(run)}"
-        console.print(f"training {recipe.name} with {recipe.method} into {folder}: {how}", soft_wrap=True)
+        spread = f", {'sharded over' if run.engine.shard else 'on'} {ranks()} processes" if ranks() > 1 else ""
+        about = f"training {recipe.name} with {recipe.method} into {folder}: {run.plan.summary()}{spread}"
+        console.print(about, soft_wrap=True)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         follow(run, lambda: bool(asked()) or time.monotonic() > end)
-        if run.stopped:
+        if run.trainer is not None and run.trainer.stopped:
             own = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
             why = asked() or own
             stage, step = run.at
@@ -88,20 +88,7 @@ def train(
             return
     leave()
     if FIRST:  # it measures alone
-        evaluate(folder, {}, None, run.source)
-
-
-def _check_packages(recipe: Recipe) -> None:
-    """What is not installed is told of before the training, not after it."""
-    trackers.check(recipe.track)
-    if isinstance(recipe, ImageRecipe):
-        open_features(recipe.evaluation.features)
-
-
-def _on(run: runs.Run) -> str:
-    """What is said of several processes."""
-    kind = "sharded over" if run.engine.shard else "on"
-    return f", {kind} {ranks()} processes" if ranks() > 1 else ""
+        evaluate(run.folder, {}, None, run.source)
 
 
 def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
@@ -119,20 +106,22 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
     with bar() as progress, contextlib.closing(run.train(stop)) as steps:
         shown = _StageBars(run, progress)
         for stage, step in steps:
+            assert run.trainer is not None
+            seconds = run.trainer.seconds
             if stage is not current:
-                current, begun, first = stage, run.seconds, step.number
+                current, begun, first = stage, seconds, step.number
             if recipe.show_every and step.number % recipe.show_every == 0:
                 shown.update(stage.name, step.number, "drawing")
                 _show(run, stage.name, step.number, say_once)
             last = step.number == stage.steps
             if not last and step.number % recipe.log_every:
                 continue
-            pace = (step.number - first) / max(run.seconds - begun, 1e-9)
-            begun, first = run.seconds, step.number  # the pace since the last line: compiling is long over
-            note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
+            pace = (step.number - first) / max(seconds - begun, 1e-9)
+            begun, first = seconds, step.number  # the pace since the last line: compiling is long over
+            note = f"{_losses(run.trainer.logged, step)} | {pace:.0f} steps/s"
             shown.update(stage.name, step.number, note)
             if not console.is_terminal and (last or step.number % (20 * recipe.log_every) == 0):
-                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s"
+                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {seconds:.0f} s"
                 console.print(words, soft_wrap=True)
 
 
@@ -189,17 +178,21 @@ def _losses(logged: Mapping[str, Any], step: Step) -> str:
     return f"loss {number('loss')} | {parts}{skipped}"
 
 
-def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
-    """Measure a run, on data at hand or read again; print the table; write metrics.json, figures and the report."""
-    folder = RunFolder.open(path)
-    recipe = folder.recipe
+def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
+    """Measure a run; print the table; write metrics.json, figures and the report.
+
+    Args:
+        folder: of the run.
+        changes: settings of the evaluation that differ from those of its recipe.
+        seed: of noise and data; that of the recipe unless given.
+        source: the data, read again unless given.
+    """
+    recipe, path = folder.recipe, folder.path
     if "features" in changes and not isinstance(recipe, ImageRecipe):
         raise ValueError(f"--features is for images, {recipe.name} is a recipe of points: leave it out.")
     seed = recipe.seed if seed is None else seed
-    changed = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
-    resolve(dataclasses.replace(changed, seed=seed))
-    plan = resolve(changed)
-    plan.check_steps(changes.get("steps", ()))
+    validate(dataclasses.replace(recipe, seed=seed))
+    plan = folder.plan.with_evaluation(changes)
     flow_map, teacher = folder.load_map(), folder.load_teacher()
     with watching("data") as watch:
         source = folder.open_source(watch) if source is None else source
@@ -212,8 +205,9 @@ def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: S
         shown = pictures.draw(path, plan, flow_map, teacher, source, rows, samples, watch=watch)
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
-    config = dataclasses.asdict(dataclasses.replace(changed, evaluation=plan.evaluation()))
-    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(folder))
+    config = values(dataclasses.replace(plan.recipe, evaluation=plan.evaluation()))
+    words = notes(folder)
+    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, words)
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {written}", soft_wrap=True)

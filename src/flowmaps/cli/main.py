@@ -6,16 +6,16 @@ option is unknown, is missing, or has a value of another type.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
 
 from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
+from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
 from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
@@ -74,16 +74,7 @@ def _dispatch(words: list[str]) -> None:
 
         print(f"{PROGRAM} {__version__}")
     else:
-        _choose("command", words[0], commands)(words[1:])
-
-
-def _choose(what: str, name: str, among: Mapping[str, T]) -> T:
-    """The entry of that name, or an error that names the nearest."""
-    if name in among:
-        return among[name]
-    near = difflib.get_close_matches(name, among, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(among)}.")
+        choose("command", words[0], commands)(words[1:])
 
 
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
@@ -100,7 +91,7 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
                 print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
             raise SystemExit(0)
         raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
-    return _choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
+    return choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
 
 
 def _train(words: list[str]) -> None:
@@ -130,10 +121,12 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     given = _parse(Evaluate, words, "evaluate")
+    from ..runs.folder import RunFolder
     from . import commands
 
     changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
-    commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    commands.evaluate(RunFolder.open(given.folder), changes, given.seed)
 
 
 def _compare(words: list[str]) -> None:
@@ -151,5 +144,5 @@ def _compare(words: list[str]) -> None:
     if "all" in methods:
         raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
     for method in methods:
-        _choose("method", method, METHODS)
+        choose("method", method, METHODS)
     compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)

@@ -7,9 +7,8 @@ What the recipe does not choose is the paper's (`flowmaps.methods.Method`).
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from ..objectives import Objective
 from ..samplers import Jump, MultistepConsistency
 from ..schedules import Anneal
 from ..shapes import Field
+from ..system.names import choose
 from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
 from .initial import disable_dropout, network_of
@@ -135,8 +135,22 @@ class Plan:
         """The sampler of the map in so many steps."""
         return self.method.sampler(steps, self.interpolant)
 
+    def with_evaluation(self, changes: Mapping[str, Any]) -> Plan:
+        """The plan with other settings of its evaluation.
+
+        Args:
+            changes: name of a setting -> value.
+
+        Raises:
+            ValueError: a value is out of range, or the map does not support a number of steps.
+        """
+        recipe = replace(self.recipe, evaluation=replace(self.recipe.evaluation, **changes))
+        validate(recipe)
+        self.check_steps(changes.get("steps", ()))
+        return replace(self, recipe=recipe)
+
     def evaluation(self) -> Evaluation:
-        """The recipe's evaluation, of the numbers of steps that the map knows."""
+        """The recipe's evaluation, of the numbers of steps that the map supports."""
         evaluation = self.recipe.evaluation
         return replace(evaluation, steps=self.known_steps(evaluation.steps))
 
@@ -171,19 +185,11 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
             given to a method that learns from none.
     """
     validate(recipe, processes)
-    method = _method(recipe.method)
+    method = choose("method", recipe.method, METHODS)
     if recipe.teacher and not method.distils:
         raise ValueError(f"{method.name} has no teacher, got --teacher {recipe.teacher}: leave it out.")
     path = method.interpolant or INTERPOLANTS[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown method {name!r}: {hint}choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
 
 
 # stages --------------------------------------------------------------------------------------------------------------

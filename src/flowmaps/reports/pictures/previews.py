@@ -48,7 +48,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
     Returns:
         The file, previews/STAGE-STEP.png in the folder of the run; `None` where no picture can be drawn.
     """
-    if not can_preview(run.recipe, run.source):
+    if run.trainer is None or not can_preview(run.plan.recipe, run.source):
         return None
     path = run.folder.path / FOLDER / f"{stage}-{step:08d}.png"
 
@@ -62,7 +62,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
             notify(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
             return None
 
-    with run.averaged() as flow_map:
+    with run.trainer.averaged() as flow_map:
         return on_first(draw)
 
 
