@@ -13,9 +13,11 @@ import image_cases
 import numpy as np
 import pytest
 import torch
-from image_cases import TINY, refused, run
+from image_cases import TINY
 from PIL import Image
 from places import CIFAR
+from program import refused, run
+from run_cases import weights
 
 import flowmaps as fm
 from flowmaps.runs.folder import RunFolder, open_source
@@ -25,11 +27,6 @@ pytestmark = pytest.mark.usefixtures("small_images")
 
 
 PICTURES = {"samples.png", "strip.png", "interpolation.png", "inversion.png", "quality.png", "losses.png"}
-
-
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowmaps.cli.commands.evaluate", lambda *_: None)
 
 
 def read(folder: Path) -> dict:
@@ -282,7 +279,7 @@ def test_a_budget_of_minutes(tmp_path: Path, unmeasured: None, monkeypatch: pyte
     assert not (tmp_path / "part" / "weights.safetensors").exists()
     printed = run(*words, "--out", tmp_path / "part", "--resume", "--minutes", 60)
     assert "stopped" not in printed
-    assert image_cases.weights(tmp_path / "part") == image_cases.weights(tmp_path / "whole")
+    assert weights(tmp_path / "part") == weights(tmp_path / "whole")
     assert image_cases.losses(tmp_path / "part") == image_cases.losses(tmp_path / "whole")
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_cases import DIT, SMALL, UNET, refused, run
+from image_cases import DIT, SMALL, UNET
+from program import refused, run
 
 from flowmaps import objectives
 from flowmaps.data import Board

@@ -1,4 +1,4 @@
-"""What the commands do, with progress on the terminal."""
+"""The commands `train`, `train --check` and `evaluate`, with progress on the terminal."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ from ..training.loop import Step
 from ..training.settings import values
 from .terminal import FIRST, bar, console, watching
 
-IMAGES_KEPT = 10_000  # of each row, for the pictures: ten of each of a thousand classes
+IMAGES_KEPT = 10_000
+"""Images of each row that are kept for the pictures: ten of each of a thousand classes."""
 
 
 def check(recipe: Recipe, folder: Path | None) -> None:
-    """Try all of a recipe but its training, and say what it would take; nothing is written."""
+    """Dry run of `train`: check the recipe, and print what its training will take; nothing is written."""
     with watching("check") as watch:
         lines = preflight(recipe, folder, watch)
     leave()
@@ -53,17 +54,17 @@ def train(
     resume: bool = False,
     resume_from: str | None = None,
     minutes: float | None = None,
-    again: str = "",
+    resume_command: str = "",
 ) -> None:
     """Train a recipe into a folder, then evaluate it.
 
     Args:
         recipe: what to run.
         folder: where to.
-        resume: go on with a run that is there.
-        resume_from: go on from this checkpoint of it.
-        minutes: stop after so many of training, to be resumed.
-        again: the command that goes on with a run that was stopped.
+        resume: go on with the run in the folder.
+        resume_from: name of the checkpoint to go on from.
+        minutes: stop after so many minutes of training; the run can be resumed.
+        resume_command: the command that resumes the run, printed where it is stopped.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
@@ -80,14 +81,14 @@ def train(
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         follow(run, lambda: bool(asked()) or time.monotonic() > end)
         if run.trainer is not None and run.trainer.stopped:
-            own = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
-            why = asked() or own
+            limit = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
             stage, step = run.at
-            how = "go on with, under the same launcher:" if ranks() > 1 else "go on with:"
-            console.print(f"stopped after {why}, at step {step:,} of {stage}; {how}\n  {again}", soft_wrap=True)
+            launcher = ", under the same launcher" if ranks() > 1 else ""
+            stopped = f"stopped after {asked() or limit}, at step {step:,} of {stage}; go on with{launcher}:"
+            console.print(f"{stopped}\n  {resume_command}", soft_wrap=True)
             return
     leave()
-    if FIRST:  # it measures alone
+    if FIRST:  # the evaluation takes one process
         evaluate(run.folder, {}, None, run.source)
 
 
@@ -126,7 +127,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
 
 
 class _StageBars:
-    """A bar for each stage of a run; it is there before the first step is, which may take a minute."""
+    """Progress bars, one for each stage of a run; the first one is shown before the first step, which may be slow."""
 
     def __init__(self, run: runs.Run, progress: Progress) -> None:
         self._progress, self._tasks = progress, dict[str, TaskID]()
@@ -139,8 +140,8 @@ class _StageBars:
         self._tasks[stage] = self._progress.add_task(stage, total=self._steps[stage], completed=step, note=note)
 
     def update(self, stage: str, step: int, note: str) -> None:
-        """A stage's steps by now, and what is said of them; after its last one the next stage has a bar."""
-        if stage not in self._tasks:  # that of the checkpoint had ended
+        """Move a stage's bar to a step, with a note beside it; after the last step add the bar of the next stage."""
+        if stage not in self._tasks:  # the run was resumed at the end of the stage before
             self._add(stage, step, note)
         self._progress.update(self._tasks[stage], completed=step, note=note)
         names = list(self._steps)
@@ -151,13 +152,13 @@ class _StageBars:
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Words that are said a single time."""
+    """A callback that passes on its first message alone."""
     left = [say]
     return lambda text: left.pop()(text) if left else None
 
 
 def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None]) -> None:
-    """Draw samples of a run that is being trained; of the first picture it is said where it is."""
+    """Draw a preview and give it to the trackers; after the first one, print where previews are."""
     path = pictures.preview(run, stage, step, say_once)
     if path is None or run.trainer is None:
         return
@@ -168,7 +169,7 @@ def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None])
 
 
 def _losses(logged: Mapping[str, Any], step: Step) -> str:
-    """The loss and its parts as they were logged, and how many steps were skipped."""
+    """The logged loss and its parts in words, with the number of skipped steps if there are any."""
 
     def number(name: str) -> str:
         return "-" if logged[name] is None else f"{logged[name]:.3g}"
@@ -220,8 +221,8 @@ def _measured(
     recipe, settings, rows, samples = plan.recipe, plan.evaluation(), [], {}
     fast = recipe.compile and settings.samples >= 100_000 and can_compile()
     console.print(f"measuring with {settings.samples:,} samples a row")
-    if few := _few(recipe, source.units):
-        console.print(few, soft_wrap=True)
+    if warning := _few_samples(recipe, source.units):
+        console.print(warning, soft_wrap=True)
     with bar() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
@@ -239,8 +240,8 @@ def _measured(
     return rows, samples
 
 
-def _few(recipe: Recipe, units: Units) -> str | None:
-    """What is to be said of the number of samples."""
+def _few_samples(recipe: Recipe, units: Units) -> str | None:
+    """A warning that there are too few samples for figures that can be quoted; `None` where there are enough."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
         return "KL of so few samples lies high above its floor: quote figures of 1,000,000 (--evaluation.samples)."
@@ -254,7 +255,7 @@ def _few(recipe: Recipe, units: Units) -> str | None:
 
 
 def notes(folder: RunFolder) -> list[str]:
-    """What a reader of the report should know first."""
+    """The paragraphs above the table of a report: how the map was learned, and from what."""
     plan, seconds, kept = folder.plan, folder.card.get("seconds", 0.0), folder.card.get("average")
     name, method = plan.method.name, plan.method
     words = [f"A flow map learned by {name}: {plan.summary()}; {seconds / 60:.1f} minutes of training."]

@@ -96,8 +96,8 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
-    options = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
-    given = _parse(Train, rest, program, Train(recipe=options))
+    shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
+    given = _parse(Train, rest, program, Train(recipe=shown))
     recipe = type(usual)(**vars(given.recipe))
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
@@ -107,9 +107,9 @@ def _train(words: list[str]) -> None:
 
     if given.check or given.out is None:
         return commands.check(recipe, given.out)
-    how = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
+    options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
-    commands.train(recipe, given.out, **how, again=shlex.join(again))
+    commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:

@@ -48,7 +48,7 @@ def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **o
 
 
 def _check(out: Path, steps: int, number: int) -> None:
-    """Refuse what no run can do."""
+    """Check the options that do not depend on the run."""
     if out.suffix not in (".npz", ".npy", ".png"):
         raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
     if out.exists():

@@ -54,7 +54,7 @@ def load(name: str) -> Any:
 
 
 def version(name: str) -> str:
-    """What tells this version of a data set from others: the hub's library makes it of the commit and the files.
+    """The version of a data set on the hub: a hash of the commit and the files, made by the hub's library.
 
     Raises:
         ValueError: as in `load`, or it has no split that can be trained on.

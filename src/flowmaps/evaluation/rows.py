@@ -89,10 +89,10 @@ def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) 
 
 
 def _steps(
-    flow_map: FlowMap, steps: int, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
+    flow_map: FlowMap, steps: int, scheme: Jump | MultistepConsistency, inputs: Inputs, seed: int
 ) -> tuple[str, Row, Sampler, Inputs]:
     """The map in a number of steps, as in `_solver`."""
-    sampler, inputs = map_sampler(flow_map, how, inputs, seed)
+    sampler, inputs = map_sampler(flow_map, scheme, inputs, seed)
     row: Row = {"sampler": "map", "steps": steps}
     row |= {} if inputs.fresh_noise is None else {"fresh_noise": True}
     return steps_in_words(steps), row, sampler, inputs

@@ -171,7 +171,7 @@ def quality(rows: Sequence[Row]) -> Figure:
 def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
     """Quality of several methods on one axis: a line a method, best first, a dot for each number of steps.
 
-    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is an upright rule. Methods
+    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is a vertical line. Methods
     that are marked "distilled" have its colour; those without a figure, which have diverged, stand at the bottom.
 
     Args:

@@ -102,7 +102,7 @@ class Plan:
 
     # sampling
 
-    def known_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
+    def supported_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
         """The numbers of sampling steps that the map supports among `steps`; if none, the smallest that it supports."""
         if self.method.jumps is Jumps.FROM_BASE:
             return (1,)
@@ -114,7 +114,7 @@ class Plan:
         if self.method.jumps is Jumps.FROM_BASE:
             return f"{self.method.name} learns jumps from noise alone: its map is sampled in 1 step"
         if self.on_strip:
-            (least,) = self.known_steps(())
+            (least,) = self.supported_steps(())
             return (
                 f"{self.method.name} of images learns jumps of at most {STRIP_WIDTH:g}: its map is sampled in {least} "
                 "steps or more"
@@ -128,7 +128,7 @@ class Plan:
             ValueError: a number is not supported.
         """
         for number in steps:
-            if number not in self.known_steps([number]):
+            if number not in self.supported_steps([number]):
                 raise ValueError(f"{self.limits()}, got {number} step{'s' * (number > 1)}.")
 
     def sampler(self, steps: int) -> Jump | MultistepConsistency:
@@ -152,7 +152,7 @@ class Plan:
     def evaluation(self) -> Evaluation:
         """The recipe's evaluation, of the numbers of steps that the map supports."""
         evaluation = self.recipe.evaluation
-        return replace(evaluation, steps=self.known_steps(evaluation.steps))
+        return replace(evaluation, steps=self.supported_steps(evaluation.steps))
 
     def as_sampled(self, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None]:
         """The map and its teacher as they are sampled: at the lowest guidance weight, the teacher guided like the map.
