@@ -56,7 +56,7 @@ def said(recipe: Recipe, folder: Path | None = None) -> dict[str, str]:
     """The lines of a preflight by their first words, that of the end left out; it has written nothing."""
     before = sorted(Path().rglob("*"))
     *lines, end = preflight.preflight(recipe, folder)
-    assert end.startswith("nothing stands against this recipe: ")
+    assert end.startswith("this recipe can run: ")
     assert sorted(Path().rglob("*")) == before
     return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
 
@@ -275,8 +275,8 @@ def test_the_command_says_the_plan_and_writes_nothing(here: Path):
         printed = run("train", "points", "--check", *TINY, *out)
         assert "stages     4,000 steps of teacher, then 4,000 steps of map\n" in printed
         assert printed.endswith(
-            "nothing stands against this recipe: 4 rows of each stage were tried, forwards and backwards; what was not "
-            "is a whole batch, and compilation.\n"
+            "this recipe can run: 4 rows of each stage were taken forwards and backwards; a whole batch and compilation "
+            "were not tried.\n"
         )
     assert sorted(here.rglob("*")) == before
 

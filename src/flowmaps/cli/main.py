@@ -26,7 +26,7 @@ HELP = f"""usage: {PROGRAM} COMMAND ...
 
 Learn a flow map, sample it in a few steps, measure it.
 
-  train RECIPE --check               what training a recipe would take, and what stands against it; nothing is written
+  train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run

@@ -30,7 +30,7 @@ class Train:
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
-    """Try all but the training, say what the run would take, and write nothing."""
+    """Dry run: check everything, print what the training will take, and write nothing."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Comparison:
         for plan in self.plans:
             method = plan.method.name
             if any(row["method"] == method for row in self.rows):
-                notify(f"{method} is there already.")
+                notify(f"{method} has its rows in {RESULT_FILE} already.")
                 continue
             if ref is None and isinstance(self.source, Board):  # elsewhere the flow is that of the method's own teacher
                 ref = reference(self.source, None, self.recipe.evaluation, self.recipe.seed)

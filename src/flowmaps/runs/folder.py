@@ -230,7 +230,7 @@ class RunFolder:
         """Take over the plan of a resume, whose numbers of steps are written into the card; each process calls this."""
         self.plan = plan
         steps = {"steps": plan.recipe.steps, "teacher_steps": plan.recipe.teacher_steps}
-        if any(self.card["recipe"][name] != value for name, value in steps.items()):
+        if any(self.card["recipe"].get(name) != value for name, value in steps.items()):
             self.card["recipe"] |= steps
             on_first(self._write_card)
 

@@ -166,8 +166,8 @@ def _parts(recipe: Recipe) -> str:
 
 def _end(recipe: Recipe) -> str:
     return (
-        f"nothing stands against this recipe: {_rows(recipe)} rows of each stage were tried, forwards and backwards; "
-        "what was not is a whole batch, and compilation."
+        f"this recipe can run: {_rows(recipe)} rows of each stage were taken forwards and backwards; a whole batch and "
+        "compilation were not tried."
     )
 
 
