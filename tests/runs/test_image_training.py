@@ -135,7 +135,7 @@ def test_weights_stay_in_float32_where_networks_compute_in_bfloat16(tmp_path: Pa
     seen.clear()
     for layer in (*flow_map.modules(), *teacher.modules()):  # type: ignore[union-attr]
         layer.register_forward_hook(lambda m, inputs, out: seen.add(out.dtype))
-    list(metrics_rows(flow_map, teacher, source, SMALL.evaluation, 0))
+    list(metrics_rows(opened.plan, flow_map, teacher, source, 0))
     assert seen == {torch.float32}
 
 

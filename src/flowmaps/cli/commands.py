@@ -218,10 +218,9 @@ def _measured(
     plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of metrics.json, and by their titles samples for the pictures."""
-    recipe, settings, rows, samples = plan.recipe, plan.evaluation(), [], {}
-    fast = recipe.compile and settings.samples >= 100_000 and can_compile()
+    settings, rows, samples = plan.evaluation(), [], {}
     console.print(f"measuring with {settings.samples:,} samples a row")
-    if warning := _few_samples(recipe, source.units):
+    if warning := _few_samples(plan.recipe, source.units):
         console.print(warning, soft_wrap=True)
     with bar() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
@@ -230,8 +229,7 @@ def _measured(
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        options = {"samplers": plan.sampler, "compiled": fast, "watch": watch}
-        for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, seed, **options):
+        for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, seed, watch=watch):
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")
             samples[title] = drawn.first(IMAGES_KEPT) if source.units.pixels else drawn

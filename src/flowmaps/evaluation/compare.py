@@ -27,7 +27,7 @@ from ..runs.plan import Plan, Stage, resolve
 from ..runs.recipes import Recipe
 from ..storage import models
 from ..system import memory
-from ..system.devices import can_compile, compiled, pick_device
+from ..system.devices import compiled, pick_device
 from ..system.files import write_atomically
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
@@ -236,16 +236,14 @@ def measure_method(
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of one method, and the samples of its map by their titles."""
     flow_map, teacher = plan.as_sampled(flow_map, teacher)
-    recipe, settings = plan.recipe, plan.evaluation()
     rows, samples = list[Row](), dict[str, Samples]()
-    total = len(settings.steps) + len(solvers)
-    options = {
-        "samplers": plan.sampler,
-        "solvers": solvers,
-        "compiled": recipe.compile and settings.samples >= 100_000 and can_compile(),
-        "watch": lambda title, share: watch(f"{recipe.method}, {title}", (len(rows) + share) / total),
-    }
-    for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, recipe.seed, ref, **options):
+    total = len(plan.evaluation().steps) + len(solvers)
+
+    def progress(title: str, share: float) -> None:
+        watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
+
+    options = {"solvers": solvers, "watch": progress}
+    for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, ref, **options):
         rows.append(row)
         if row["sampler"] == "map":
             samples[title] = drawn
