@@ -30,6 +30,7 @@ from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import Endpoint
 from flowmaps.nn import MLP
 from flowmaps.reports import report
+from flowmaps.runs.average import Average
 from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
@@ -149,11 +150,11 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         "check_resumable": lambda: RunFolder.open(folder).check_resumable(resolve(recipe), base.data_sha256),
         "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),
         "report": shown,
-        "average": lambda: sampling.average(folder, folder.parent / "out" / "width", width=0.08),
+        "average": lambda: sampling.average(folder, folder.parent / "out" / "width", Average(width=0.08)),
         "resume": resume,
     }
     more: dict[str, Use] = {
-        "average of a decay": lambda: sampling.average(folder, folder.parent / "out" / "decay", decay=0.5),
+        "average of a decay": lambda: sampling.average(folder, folder.parent / "out" / "decay", Average(decay=0.5)),
         "evaluate": lambda: commands.evaluate(RunFolder.open(folder), FEW, None),
     }
     return found | (more if whole else {})

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from ..runs import average as averages
 from ..runs.recipes import ImageRecipe, Network, Recipe
 from ..training import settings
 
@@ -78,14 +79,7 @@ class Average:
     """Folder of a finished run."""
     out: Path
     """Folder of the new one; it must not exist."""
-    width: float | None = None
-    """Relative width of a power-function average, for a run trained with --optimiser.ema-widths."""
-    decay: float | None = None
-    """Decay of one of the averages that the run was trained with, --optimiser.ema-decays."""
-    step: int | None = None
-    """With --width: average the steps up to this one; all of them unless given."""
-    stage: str = "map"
-    """Stage whose map gets the average."""
+    average: Annotated[averages.Average, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
