@@ -48,7 +48,7 @@ def write(
     config: Mapping[str, Any],
     rows: Sequence[Row],
     figures: Mapping[str, str | os.PathLike[str]],
-    notes: str | Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into a folder: one page with its pictures inside, that loads nothing from anywhere.
 
@@ -58,7 +58,7 @@ def write(
         config: option of the run -> value; "seed" is also shown under how it was made.
         rows: of `metrics.json`.
         figures: caption -> PNG file, in the order of display.
-        notes: a paragraph or several, above the table.
+        notes: paragraphs above the table.
 
     Returns:
         The path of the report.
@@ -67,7 +67,6 @@ def write(
         OSError: a figure cannot be read, or the folder not written.
         ValueError: a figure is no PNG.
     """
-    notes = [notes] if isinstance(notes, str) else notes
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
