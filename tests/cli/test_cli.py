@@ -444,26 +444,12 @@ def test_evaluations_that_are_refused_leave_the_last_one(capsys: pytest.CaptureF
     assert contents(board) == before
 
 
-def spoiled(rows: int = 60) -> np.ndarray:
-    array = table(rows)
+def test_an_array_that_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path):
+    array = table()
     array[7, 1] = np.nan
-    return array
-
-
-@pytest.mark.parametrize(
-    "array, said",
-    [
-        (spoiled(), "a.npy has NaN or infinite values in 1 of 60 rows (first: row 7"),
-        (table()[:, 0], "a.npy must hold a table (points, dimensions), got shape (60,)"),
-        (table()[None], "got shape (1, 60, 3)"),
-        (table(9), "a.npy has 9 rows, fewer than a batch of 16: pass --optimiser.batch 9"),
-        (np.array([["a"]]), "a.npy must hold real numbers, got an array of type <U1"),
-    ],
-)
-def test_arrays_that_are_refused(capsys: pytest.CaptureFixture, tmp_path: Path, array: np.ndarray, said: str):
     np.save(tmp_path / "a.npy", array)
     error = refused(capsys, "train", "points", "--data", tmp_path / "a.npy", "--out", tmp_path / "run", *TINY)
-    assert said in error
+    assert "a.npy has NaN or infinite values in 1 of 60 rows (first: row 7" in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

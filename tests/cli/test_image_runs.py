@@ -198,20 +198,6 @@ def test_a_map_of_short_jumps_is_not_sampled_in_long_ones(
 # bad input -----------------------------------------------------------------------------------------------------------
 
 
-def test_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setenv("FLOWMAPS_DATA", str(tmp_path / "none"))
-    monkeypatch.chdir(tmp_path)
-    for name, ways in {
-        "cifar10": ["cifar-10-python.tar.gz", "uoft-cs/cifar10"],
-        "imagenet32": ["Imagenet32_train.zip", "benjamin-paine/imagenet-1k-32x32"],
-    }.items():
-        error = refused(capsys, "train", f"{name}-lmd", "--out", "run", *TINY)
-        assert f"{name} is not here: looked at {tmp_path / 'none' / name}" in error
-        for way in (*ways, "a folder of parquet files", "--data FOLDER", "(1)", "(2)", "(3)"):
-            assert way in error
-    assert list(tmp_path.iterdir()) == []
-
-
 class Reckless:
     """Unpickled, it would make a file."""
 
