@@ -52,25 +52,25 @@ def given_teacher(plan: Plan, source: Source, data_sha256: str | None) -> FlowMa
             data, another path, or without what guidance needs.
     """
     recipe, other = plan.recipe, RunFolder.open(Path(plan.recipe.teacher))
-    flow_map, begun = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
-    _check_same_flow(plan, other, source, data_sha256, begun)
+    flow_map, subject = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
+    _check_same_flow(plan, other, source, data_sha256, subject)
     theirs = other.plan
     if theirs.method.jumps in (Jumps.TO_DATA, Jumps.FROM_BASE):
         raise ValueError(
-            f"{begun} by {theirs.method.name}, whose map has no velocity: take a run of flow matching, or the folder "
+            f"{subject} by {theirs.method.name}, whose map has no velocity: take a run of flow matching, or the folder "
             "teacher/ of a run that trained its own."
         )
     if not recipe.guidance and theirs.recipe.guidance not in ((), (1.0,)):
         had = " ".join(f"{weight:g}" for weight in theirs.recipe.guidance)
         raise ValueError(
-            f"{begun} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
+            f"{subject} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
         )
     needed = recipe.guidance if plan.method.copies_teacher else (1.0,)
     if recipe.guidance and theirs.recipe.guidance != needed:
         had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.recipe.guidance, needed))
         plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
         raise ValueError(
-            f"{begun} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
+            f"{subject} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
             f"--guidance train it with --guidance {take}{plain}."
         )
     return flow_map
@@ -93,18 +93,18 @@ def given_start(plan: Plan, source: Source, data_sha256: str | None) -> FlowMap:
     return flow_map
 
 
-def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: str | None, begun: str) -> None:
-    """Refuse a run of other data or of another path."""
+def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: str | None, subject: str) -> None:
+    """Refuse a run of other data or of another path; `subject` begins the message."""
     recipe, theirs = plan.recipe, other.recipe
     if other.units != source.units or other.card.get("data_sha256") != data_sha256:
         raise ValueError(
-            f"{begun} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give both "
-            "the same --data, --resolution and --labels."
+            f"{subject} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give "
+            "both the same --data, --resolution and --labels."
         )
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(
-            f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} here: "
-            "give both the same --interpolant, and a method of the trigonometric path what was trained on that path."
+            f"{subject} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} "
+            "here: give both the same --interpolant, and a method of the trigonometric path what was trained on that path."
         )
 
 
