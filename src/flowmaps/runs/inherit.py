@@ -104,7 +104,8 @@ def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: 
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(
             f"{subject} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} "
-            "here: give both the same --interpolant, and a method of the trigonometric path what was trained on that path."
+            "here: give both the same --interpolant, and a method of the trigonometric path what was trained on that "
+            "path."
         )
 
 
