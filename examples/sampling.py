@@ -18,7 +18,7 @@ from rich.table import Table
 from flowmaps import grids, metrics
 from flowmaps.exact import Checkerboard
 from flowmaps.interpolants import Linear
-from flowmaps.runs.folder import load_run
+from flowmaps.runs.folder import RunFolder
 from flowmaps.samplers import GammaSampling, Jump, MultistepConsistency
 
 NUMBER, STEPS = 250_000, (2, 3, 4)
@@ -26,7 +26,8 @@ NUMBER, STEPS = 250_000, (2, 3, 4)
 
 def main(folder: Path) -> None:
     """Measure each way on the board that a run has learned."""
-    _, flow_map, _, source = load_run(folder)
+    run = RunFolder.open(folder)
+    flow_map, source = run.load_map(), run.open_source()
     draw = torch.Generator().manual_seed(0)
     x0, fresh = torch.randn(NUMBER, 2, generator=draw), torch.randn(max(STEPS) - 1, NUMBER, 2, generator=draw)
     x1, _ = source.sample(4096, draw)

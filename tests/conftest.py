@@ -60,3 +60,9 @@ def small_images(image_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("FLOWMAPS_DATA", str(image_data))
     image_cases.quick_features(monkeypatch)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flowmaps train` without its evaluation."""
+    monkeypatch.setattr("flowmaps.cli.commands.evaluate", lambda *_: None)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 from pathlib import Path
 
 import data_cases
 import pytest
 import torch
+from run_cases import open_run
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from flowmaps.cli import main as cli
 from flowmaps.data import Images
 from flowmaps.runs.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
-from flowmaps.runs.run import Run
 from flowmaps.training.log import read_log
 
 OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
@@ -62,43 +59,14 @@ def write_data(folder: Path) -> Path:
 
 def quick_features(patch: pytest.MonkeyPatch, *modules: str) -> None:
     """`Means` wherever the program, and the modules given, would open a network of features."""
-    for module in ("flowmaps.cli.commands", "flowmaps.evaluation.measure", "flowmaps.runs.preflight", *modules):
+    for module in ("flowmaps.evaluation.measure", "flowmaps.runs.preflight", *modules):
         patch.setattr(f"{module}.open_features", lambda spec: Means())
-
-
-def run(*words: object) -> str:
-    """A command that succeeds; what it prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        cli.main([str(word) for word in words])
-    return out.getvalue()
-
-
-def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
-    """A command that is refused: exit code 2 and one line, which it returns."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(word) for word in words])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("flowmaps: ")
-    assert error.endswith("\n")
-    assert error.count("\n") == 1
-    return error
-
-
-def open_run(recipe: ImageRecipe, folder: Path, resume: bool = False) -> Run:
-    return Run.open(recipe, folder, resume=resume, say=lambda text: None)
 
 
 def trained(recipe: ImageRecipe, folder: Path) -> Path:
     """A run that is trained to its end."""
     list(open_run(recipe, folder).train())
     return folder
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("weights.safetensors"))}
 
 
 def losses(folder: Path) -> list[tuple[str, int, float]]:

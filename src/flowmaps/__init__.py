@@ -22,7 +22,7 @@ system/            this machine: files, processes, devices, seeds, progress
 data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
 training/          fit and Trainer; state.py: what a checkpoint holds; distributed.py: DDP and FSDP2
-runs/              recipes; plan.py: a recipe resolved; folder.py: a run's folder, and what a resume compares
+runs/              recipes; plan.py: a recipe resolved; folder.py: what a resume compares; prepare.py: first checks
 evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
 cli/               the program: main.py parses options and prints errors
 """

@@ -13,32 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_cases import refused, run
+from program import refused, run
+from run_cases import TINY, contents, open_run
 from safetensors.torch import load_file
 
 import flowmaps as fm
-from flowmaps.runs import recipes
-from flowmaps.runs.run import Run
+from flowmaps.runs.recipes import Evaluation, Network, Optimiser
 from flowmaps.system.seeds import generator
 from flowmaps.training import reconstruct
 
 RECIPE = dataclasses.replace(
-    recipes.checkerboard(),
-    network=recipes.plane.Network(width=8, depth=2),
-    optimiser=recipes.fields.Optimiser(batch=16, ema_decays=(0.5, 0.7), ema_widths=(0.05, 0.1)),
-    evaluation=recipes.fields.Evaluation(points=20, solver_steps=2, solver_tolerance=1e-2),
+    TINY,
+    optimiser=Optimiser(batch=16, ema_decays=(0.5, 0.7), ema_widths=(0.05, 0.1)),
+    evaluation=Evaluation(points=20, solver_steps=2, solver_tolerance=1e-2),
     steps=40,
     teacher_steps=10,
     store_averages_every=4,
-    show_every=0,
-    compile=False,
-    device="cpu",
 )
 
 
 def trained(folder: Path, **changes: object) -> Path:
-    for _ in Run.open(dataclasses.replace(RECIPE, **changes), folder, say=lambda text: None).train():
-        pass
+    list(open_run(dataclasses.replace(RECIPE, **changes), folder).train())
     return folder
 
 
@@ -55,10 +50,6 @@ def kept(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(fm.load(folder).named_parameters())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_decay_that_was_kept(board: Path, tmp_path: Path):
@@ -147,7 +138,7 @@ def test_a_folder_that_is_there_stays(board: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_run_without_averages(tmp_path: Path, capsys: pytest.CaptureFixture):
-    plain = trained(tmp_path / "plain", optimiser=recipes.fields.Optimiser(batch=16), steps=2, teacher_steps=2)
+    plain = trained(tmp_path / "plain", optimiser=Optimiser(batch=16), steps=2, teacher_steps=2)
     for options, words in {
         "--width 0.08": "train with --optimiser.ema-widths 0.05 0.1",
         "--decay 0.9": "has averages of no decay of the stage map, got 0.9: train with --optimiser.ema-decays 0.9.",
@@ -163,7 +154,7 @@ def test_averages_of_another_network(board: Path, tmp_path: Path, capsys: pytest
     shutil.copytree(board, tmp_path / "mixed")
     wide = trained(
         tmp_path / "wide",
-        network=recipes.plane.Network(width=12, depth=2),
+        network=Network(width=12, depth=2),
         steps=2,
         teacher_steps=2,
         store_averages_every=1,

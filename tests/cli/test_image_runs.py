@@ -13,9 +13,11 @@ import image_cases
 import numpy as np
 import pytest
 import torch
-from image_cases import TINY, refused, run
+from image_cases import TINY
 from PIL import Image
 from places import CIFAR
+from program import refused, run
+from run_cases import weights
 
 import flowmaps as fm
 from flowmaps.runs.folder import RunFolder, open_source
@@ -25,11 +27,6 @@ pytestmark = pytest.mark.usefixtures("small_images")
 
 
 PICTURES = {"samples.png", "strip.png", "interpolation.png", "inversion.png", "quality.png", "losses.png"}
-
-
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowmaps.cli.commands.evaluate", lambda *_: None)
 
 
 def read(folder: Path) -> dict:
@@ -201,20 +198,6 @@ def test_a_map_of_short_jumps_is_not_sampled_in_long_ones(
 # bad input -----------------------------------------------------------------------------------------------------------
 
 
-def test_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setenv("FLOWMAPS_DATA", str(tmp_path / "none"))
-    monkeypatch.chdir(tmp_path)
-    for name, ways in {
-        "cifar10": ["cifar-10-python.tar.gz", "uoft-cs/cifar10"],
-        "imagenet32": ["Imagenet32_train.zip", "benjamin-paine/imagenet-1k-32x32"],
-    }.items():
-        error = refused(capsys, "train", f"{name}-lmd", "--out", "run", *TINY)
-        assert f"{name} is not here: looked at {tmp_path / 'none' / name}" in error
-        for way in (*ways, "a folder of parquet files", "--data FOLDER", "(1)", "(2)", "(3)"):
-            assert way in error
-    assert list(tmp_path.iterdir()) == []
-
-
 class Reckless:
     """Unpickled, it would make a file."""
 
@@ -282,7 +265,7 @@ def test_a_budget_of_minutes(tmp_path: Path, unmeasured: None, monkeypatch: pyte
     assert not (tmp_path / "part" / "weights.safetensors").exists()
     printed = run(*words, "--out", tmp_path / "part", "--resume", "--minutes", 60)
     assert "stopped" not in printed
-    assert image_cases.weights(tmp_path / "part") == image_cases.weights(tmp_path / "whole")
+    assert weights(tmp_path / "part") == weights(tmp_path / "whole")
     assert image_cases.losses(tmp_path / "part") == image_cases.losses(tmp_path / "whole")
 
 

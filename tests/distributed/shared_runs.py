@@ -111,8 +111,8 @@ def run(
             if told.taken[-1] == ("map", 5):
                 told.averaged = _averaged(opened)
             asked[0] = asked[0] or (last_of_all and (stage.name, step.number) == stop)
-        told.stopped = opened.stopped
         assert opened.trainer is not None
+        told.stopped = opened.trainer.stopped
         told.last = _arrays(opened.trainer._state)
     except ValueError as error:
         told.error = str(error)
@@ -127,7 +127,7 @@ def _averaged(opened: Run) -> tuple[float, float]:
     assert opened.trainer is not None
     state = opened.trainer._state
     before, main = _arrays(state), [full(value) for value in state.averages.main]
-    with opened.averaged() as flow_map:
+    with opened.trainer.averaged() as flow_map:
         x, t = torch.zeros(3, *opened.source.shape), torch.full((3,), 0.5)
         assert flow_map(x, t, t + 0.1).shape == x.shape
         pairs = zip(flow_map.parameters(), main, strict=True)

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowmaps.data import open_data
 from flowmaps.evaluation import compare
+from flowmaps.objectives import Loss, VelocityMatching
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import checkerboard
+from flowmaps.velocities import RandomInputs
 
 
 def tiny(method: str, batch: int = 16) -> Plan:
@@ -33,6 +36,21 @@ def test_the_time_of_a_step_is_the_median(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(compare, "take_steps", lambda *_: ([1.0, 0.002, 0.001, 0.003, 0.002], True))
     training = compare.train_method(tiny("lsd"), open_data("checkerboard"), 1.0, tmp_path)[2]
     assert training["ms_per_step"] == 2.0
+
+
+def test_a_method_is_trained_in_the_precision_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan, seen, evaluate = tiny("flow_matching"), set(), VelocityMatching.evaluate
+
+    def watched(self: VelocityMatching, inputs: RandomInputs) -> Loss:
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return evaluate(self, inputs)
+
+    monkeypatch.setattr(VelocityMatching, "evaluate", watched)
+    for precision in ("float32", "bfloat16"):
+        changed = replace(plan, recipe=replace(plan.recipe, precision=precision))
+        compare.train_method(changed, open_data("checkerboard"), 0.05, tmp_path)
+        assert seen == {getattr(torch, precision)}
+        seen.clear()
 
 
 def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):

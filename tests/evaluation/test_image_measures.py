@@ -14,6 +14,7 @@ from flowmaps.evaluation import measure
 from flowmaps.evaluation.rows import metrics_rows
 from flowmaps.evaluation.sampling import Samples
 from flowmaps.maps import FlowMap
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import ImageEvaluation
 
 
@@ -37,10 +38,11 @@ class Shifting(FlowMap):
 
 
 SETTINGS = ImageEvaluation(steps=(1, 2), samples=120, points=50, batch=60, solver_tolerance=1e-4, solver_steps=2)
+PLAN = resolve(replace(image_cases.SMALL, evaluation=SETTINGS))
 
 
 def test_figures_are_measured_against_the_teachers_samples():
-    found = [row for _, row, _ in metrics_rows(Shifting(0.5), Shifting(0.3), images(), SETTINGS, 0)]
+    found = [row for _, row, _ in metrics_rows(PLAN, Shifting(0.5), Shifting(0.3), images(), 0)]
     assert [row.get("solver") for row in found] == ["dopri5", "heun2", None, None]
     assert not {"fd_teacher", "pixel_error", "lost"} & set(found[0])
     assert found[1]["fd_teacher"] == pytest.approx(0, abs=1e-6)
@@ -52,12 +54,10 @@ def test_figures_are_measured_against_the_teachers_samples():
 
 
 def test_lost_images_are_counted():
-    found = [row for _, row, _ in metrics_rows(Shifting(0.3, 7), Shifting(0.3), images(), SETTINGS, 0)]
+    found = [row for _, row, _ in metrics_rows(PLAN, Shifting(0.3, 7), Shifting(0.3), images(), 0)]
     assert [row.get("lost") for row in found] == [None, None, 14, 14]  # of two chunks
     assert found[2]["fd"] > found[1]["fd"]
-    (*_, row), _ = zip(
-        *((row, x) for _, row, x in metrics_rows(Shifting(1e9), None, images(), SETTINGS, 0)), strict=True
-    )
+    (*_, row), _ = zip(*((row, x) for _, row, x in metrics_rows(PLAN, Shifting(1e9), None, images(), 0)), strict=True)
     assert row["lost"] == 120
     assert not {"fd", "pixel_error", "kd"} & set(row)
 

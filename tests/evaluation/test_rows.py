@@ -19,7 +19,7 @@ from flowmaps.evaluation.sampling import NOISE_STREAM, fresh_noise
 from flowmaps.interpolants import Linear, Trigonometric
 from flowmaps.maps import FlowMap
 from flowmaps.runs import recipes
-from flowmaps.runs.plan import resolve
+from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Evaluation
 from flowmaps.samplers import Jump, MultistepConsistency
 from flowmaps.storage import models
@@ -51,13 +51,20 @@ def uniform(steps: int) -> MultistepConsistency:
     return MultistepConsistency([k / steps for k in range(steps)], Linear())
 
 
-def table(flow_map: FlowMap, source: Source, settings: Evaluation = SMALL, **options):
-    found = list(metrics_rows(flow_map, None, source, settings, 5, **options))
+def planned(method: str = "lsd", settings: Evaluation = SMALL) -> Plan:
+    return resolve(dataclasses.replace(recipes.checkerboard(), method=method, compile=False, evaluation=settings))
+
+
+JUMPS, TO_DATA = planned(), planned("consistency_training")
+
+
+def table(flow_map: FlowMap, source: Source, plan: Plan = JUMPS, **options):
+    found = list(metrics_rows(plan, flow_map, None, source, 5, **options))
     return [row for _, row, _ in found], [sampled for *_, sampled in found]
 
 
 def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source):
-    rows, drawn = table(Scaling(), board, samplers=uniform)
+    rows, drawn = table(Scaling(), board, TO_DATA)
     assert [(row["sampler"], row["steps"], row["nfe"], row.get("fresh_noise")) for row in rows] == [
         ("map", 1, 1, None),
         ("map", 3, 3, True),
@@ -73,8 +80,8 @@ def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source)
 
 
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
-    _, (_, by_four_hundred) = table(Scaling(), board, samplers=uniform)
-    _, (_, at_once) = table(Scaling(), board, dataclasses.replace(SMALL, batch=5000), samplers=uniform)
+    _, (_, by_four_hundred) = table(Scaling(), board, TO_DATA)
+    _, (_, at_once) = table(Scaling(), board, planned("consistency_training", dataclasses.replace(SMALL, batch=5000)))
     torch.testing.assert_close(by_four_hundred.x, at_once.x)
     z = fresh_noise(uniform(3), (1300, 2), 5)
     assert z is not None
@@ -83,7 +90,7 @@ def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row
 
 
 def test_samples_by_fresh_noise_are_no_jumps_of_the_flow(board: Source):
-    rows, _ = table(Scaling(), board, samplers=uniform)
+    rows, _ = table(Scaling(), board, TO_DATA)
     assert ["map_error" in row for row in rows] == [True, False]
     assert all("kl" in row for row in rows)
 
@@ -93,13 +100,13 @@ def test_a_map_of_jumps_to_the_data_has_no_ode_of_its_own_but_its_teacher_has(bo
     assert [row.get("solver") for row in rows] == ["dopri5", "euler", None, None]
     rows, _ = table(Scaling(), board, solvers=("dopri5",))
     assert [row.get("solver") for row in rows] == ["dopri5", None, None]
-    found = list(metrics_rows(Scaling(), Scaling(), board, SMALL, 5, samplers=uniform))
+    found = list(metrics_rows(TO_DATA, Scaling(), Scaling(), board, 5))
     assert [row.get("solver") for _, row, _ in found] == ["dopri5", "euler", None, None]
 
 
 def test_without_a_law_and_without_an_ode_there_is_no_map_error(tmp_path: Path):
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(211, 3)))
-    rows, _ = table(Scaling(), open_data(str(tmp_path / "points.npy")), samplers=uniform)
+    rows, _ = table(Scaling(), open_data(str(tmp_path / "points.npy")), TO_DATA)
     assert all("energy" in row and "map_error" not in row for row in rows)
 
 
@@ -121,7 +128,7 @@ def test_lost_samples_are_counted_and_cost(board: Source):
     assert some["lost"] == number
     assert some["kl"] > whole["kl"]  # all fall into four cells
     assert some["w2"] > whole["w2"]
-    (far,), _ = table(Scaling(1e30), board, dataclasses.replace(SMALL, steps=(1,)), solvers=())
+    (far,), _ = table(Scaling(1e30), board, planned("lsd", dataclasses.replace(SMALL, steps=(1,))), solvers=())
     assert far["lost"] == 1300
     assert not {"kl", "w2", "map_error"} & set(far)
 

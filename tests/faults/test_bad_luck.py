@@ -248,6 +248,7 @@ def test_stopping_and_going_on_is_the_same_to_the_bit(tmp_path: Path, expected: 
         run = Run.open(replace(RECIPE, checkpoint_every=1000), folder)
         for _ in run.train(lambda asked=asked, after=after: next(asked) == after):
             pass
-        assert run.stopped
+        assert run.trainer is not None
+        assert run.trainer.stopped
         assert checkpoints.find(folder / CHECKPOINTS) == f"map-{after:08}"
         goes_on(folder, expected)

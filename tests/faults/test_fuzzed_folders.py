@@ -25,16 +25,18 @@ from watching import GUARD
 
 import flowmaps as fm
 from flowmaps.cli import commands, sampling
-from flowmaps.data import Source
+from flowmaps.data import Source, fingerprint
 from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import Endpoint
 from flowmaps.nn import MLP
 from flowmaps.reports import report
-from flowmaps.runs.folder import RunFolder, describe, open_source
+from flowmaps.runs.average import Average
+from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, ImageEvaluation, ImageRecipe, Network, Optimiser, Recipe, UNetNetwork
 from flowmaps.runs.run import Run
 from flowmaps.training.log import read_log
+from flowmaps.training.settings import values
 
 FEW = {"samples": 100, "points": 10, "batch": 50, "steps": (1,), "solver_steps": 1, "solver_tolerance": 0.1}
 SECONDS = {"evaluate": 10.0}
@@ -77,7 +79,7 @@ class Base:
     folder: Path
     recipe: Recipe | None = None
     source: Source | None = None
-    described: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data_sha256: str | None = None
 
 
 def trained(recipe: Recipe, folder: Path) -> dict[str, Base]:
@@ -89,7 +91,7 @@ def trained(recipe: Recipe, folder: Path) -> dict[str, Base]:
     for _ in Run.open(recipe, folder, resume=True, say=str).train():
         pass
     (folder / "metrics.json").write_text('{"recipe": "tiny", "rows": [{"sampler": "map", "steps": 1, "nfe": 1}]}\n')
-    made = Base(folder, recipe, open_source(recipe), describe(recipe))
+    made = Base(folder, recipe, open_source(recipe), fingerprint(recipe.data))
     assert len(list((halted / "checkpoints").iterdir())) == 2
     assert len(list((folder / "averages").iterdir())) > 3
     return {name: made, halted.name: dataclasses.replace(made, folder=halted)}
@@ -127,11 +129,10 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         run = RunFolder.open(folder)
         rows = [{"sampler": "map", "steps": 1, "nfe": 1}]
         out = folder.parent / "out"
-        report.write(out, run.recipe.name, dataclasses.asdict(run.recipe), rows, {}, commands.notes(run))
+        report.write(out, run.recipe.name, values(run.recipe), rows, {}, commands.notes(run))
 
     def load_maps() -> None:
         run = RunFolder.open(folder)
-        assert run.plan
         run.load_map()
         run.load_teacher()
 
@@ -139,22 +140,22 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         with contextlib.closing(Run.open(recipe, folder, resume=True, say=str).train()) as steps:
             next(steps)
 
-    recipe, described = base.recipe or POINTS, base.described
+    recipe = base.recipe or POINTS
     found: dict[str, Use] = {
         "load": lambda: fm.load(folder),
         "load_interpolant": lambda: fm.load_interpolant(folder),
         "read_recipe": lambda: RunFolder.open(folder).recipe,
         "read_log": lambda: read_log(folder),
         "load_maps": load_maps,
-        "check_resumable": lambda: RunFolder.open(folder).check_resumable(recipe, described),
+        "check_resumable": lambda: RunFolder.open(folder).check_resumable(resolve(recipe), base.data_sha256),
         "sample": lambda: sampling.sample(folder, folder.parent / "out" / "x.npz", number=3),
         "report": shown,
-        "average": lambda: sampling.average(folder, folder.parent / "out" / "width", width=0.08),
+        "average": lambda: sampling.average(folder, folder.parent / "out" / "width", Average(width=0.08)),
         "resume": resume,
     }
     more: dict[str, Use] = {
-        "average of a decay": lambda: sampling.average(folder, folder.parent / "out" / "decay", decay=0.5),
-        "evaluate": lambda: commands.evaluate(folder, FEW, None),
+        "average of a decay": lambda: sampling.average(folder, folder.parent / "out" / "decay", Average(decay=0.5)),
+        "evaluate": lambda: commands.evaluate(RunFolder.open(folder), FEW, None),
     }
     return found | (more if whole else {})
 
@@ -209,7 +210,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     import image_cases
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    for module in ("cli.commands", "evaluation.measure"):
+    for module in ("runs.preflight", "evaluation.measure"):
         monkeypatch.setattr(f"flowmaps.{module}.open_features", lambda spec: image_cases.Means())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from image_cases import images
+from run_cases import log, open_run
 
 from flowmaps import guidance, maps
 from flowmaps.cli import commands
@@ -39,14 +39,9 @@ def recipe(name: str = "checkerboard", **changes: object) -> Recipe:
 
 
 def followed(folder: Path, recipe: Recipe) -> Run:
-    run = Run.open(recipe, folder, say=lambda text: None)
+    run = open_run(recipe, folder)
     commands.follow(run)
     return run
-
-
-def logged(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("options", [{"method": "lmd"}, {"method": "sct", "precision": "bfloat16"}])
@@ -54,17 +49,17 @@ def test_the_training_does_not_notice(options: dict, tmp_path: Path):
     """To the last bit: weights, other averages, and the log."""
     shown = followed(tmp_path / "shown", recipe(show_every=2, **options))
     plain = followed(tmp_path / "plain", recipe(show_every=0, **options))
-    names = [f"{stage.name}-{k:08}.png" for stage in resolve(shown.recipe).stages for k in range(2, stage.steps + 1, 2)]
+    names = [f"{stage.name}-{k:08}.png" for stage in shown.plan.stages for k in range(2, stage.steps + 1, 2)]
     assert sorted(path.name for path in (tmp_path / "shown" / "previews").iterdir()) == sorted(names)
     assert not (tmp_path / "plain" / "previews").exists()
     assert all(a.equal(b) for a, b in zip(shown.flow_map.parameters(), plain.flow_map.parameters(), strict=True))
     for path in (tmp_path / "plain").rglob("*.safetensors"):
         assert (tmp_path / "shown" / path.relative_to(tmp_path / "plain")).read_bytes() == path.read_bytes()
-    assert logged(tmp_path / "shown") == logged(tmp_path / "plain")
+    assert log(tmp_path / "shown") == log(tmp_path / "plain")
 
 
 def test_the_averages_are_shown_from_the_same_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run, seen = Run.open(recipe(method="lsd"), tmp_path / "run", say=lambda text: None), []
+    run, seen = open_run(recipe(method="lsd"), tmp_path / "run"), []
     drawn = previews.preview_figure
 
     def preview_figure(plan, stage, flow_map, source):

@@ -16,7 +16,8 @@ from flowmaps.reports import figures, report, tables
 CONFIG = {
     "seed": 3,
     "method": "lmd",
-    "optimiser": {"rate": 1e-3, "betas": (0.9, 0.99)},
+    "optimiser.rate": 1e-3,
+    "optimiser.betas": (0.9, 0.99),
     "evil": "<script>alert('&')</script>",
 }
 
@@ -44,7 +45,7 @@ def test_report_embeds_the_bytes_of_its_figures_and_loads_nothing(tmp_path: Path
 def test_report_escapes_everything(tmp_path: Path, picture: Path):
     evil = "<img src=x onerror=\"alert('{body}')\">&"
     rows = [{**ROWS[0], "sampler": evil, "solver": evil, "w2": evil}]
-    page = report.write(tmp_path, evil, {evil: {evil: evil}}, rows, {evil: picture}, evil).read_text(encoding="utf-8")
+    page = report.write(tmp_path, evil, {evil: evil}, rows, {evil: picture}, [evil]).read_text(encoding="utf-8")
     assert evil not in page
     assert "<img src=x" not in page
     assert page.count("&lt;img src=x onerror=&quot;alert(&#x27;{body}&#x27;)&quot;&gt;&amp;") >= 9

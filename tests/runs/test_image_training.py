@@ -11,7 +11,9 @@ from typing import Any
 import image_cases
 import pytest
 import torch
-from image_cases import DIT, SMALL, TINY, UNET, images, open_run, refused, run, trained
+from image_cases import DIT, SMALL, TINY, UNET, images, trained
+from program import refused, run
+from run_cases import open_run, weights
 
 from flowmaps.evaluation.rows import metrics_rows
 from flowmaps.maps import Target
@@ -111,7 +113,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole: tuple[ImageRecipe, Path], t
         next(steps)
     steps.close()
     list(open_run(recipe, tmp_path / "run", resume=True).train())
-    assert image_cases.weights(tmp_path / "run") == image_cases.weights(expected)
+    assert weights(tmp_path / "run") == weights(expected)
     assert image_cases.losses(tmp_path / "run") == image_cases.losses(expected)
 
 
@@ -133,7 +135,7 @@ def test_weights_stay_in_float32_where_networks_compute_in_bfloat16(tmp_path: Pa
     seen.clear()
     for layer in (*flow_map.modules(), *teacher.modules()):  # type: ignore[union-attr]
         layer.register_forward_hook(lambda m, inputs, out: seen.add(out.dtype))
-    list(metrics_rows(flow_map, teacher, source, SMALL.evaluation, 0))
+    list(metrics_rows(opened.plan, flow_map, teacher, source, 0))
     assert seen == {torch.float32}
 
 
@@ -165,7 +167,7 @@ def test_a_map_begins_as_the_teacher_that_is_given(teacher: Path, tmp_path: Path
     part = open_run(recipe, tmp_path / "part").train()
     next(part), next(part), part.close()
     list(open_run(recipe, tmp_path / "part", resume=True).train())
-    assert image_cases.weights(tmp_path / "part") == image_cases.weights(tmp_path / "run")
+    assert weights(tmp_path / "part") == weights(tmp_path / "run")
 
 
 def test_a_run_from_a_given_teacher_is_measured(

@@ -95,7 +95,7 @@ def test_a_velocity_alone_is_sampled_by_eulers_steps():
 
 def test_a_map_from_noise_alone_is_measured_in_one_step():
     plan = resolve(dataclasses.replace(SMALL, method="freeflow"))
-    assert plan.evaluation().steps == plan.known_steps([4]) == (1,)
+    assert plan.evaluation().steps == plan.supported_steps([4]) == (1,)
     with pytest.raises(ValueError, match="freeflow learns jumps from noise alone: its map is sampled in 1 step, got 4"):
         plan.check_steps([4])
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_cases import DIT, SMALL, UNET, refused, run
+from image_cases import DIT, SMALL, UNET
+from program import refused, run
 
 from flowmaps import objectives
 from flowmaps.data import Board
 from flowmaps.maps import FlowMap
-from flowmaps.runs import inherit, initial, preflight, recipes
+from flowmaps.runs import inherit, initial, preflight, prepare, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
@@ -55,7 +56,7 @@ def said(recipe: Recipe, folder: Path | None = None) -> dict[str, str]:
     """The lines of a preflight by their first words, that of the end left out; it has written nothing."""
     before = sorted(Path().rglob("*"))
     *lines, end = preflight.preflight(recipe, folder)
-    assert end.startswith("nothing stands against this recipe: ")
+    assert end.startswith("this recipe can run: ")
     assert sorted(Path().rglob("*")) == before
     return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
 
@@ -170,13 +171,13 @@ def test_a_folder_that_cannot_be_written_is_refused(here: Path):
 
 def test_memory_is_that_of_the_machine_or_of_its_container(monkeypatch: pytest.MonkeyPatch, here: Path):
     cpu, limit = torch.device("cpu"), here / "memory.max"
-    monkeypatch.setattr(preflight, "CONTAINER_MEMORY_FILE", limit)
-    physical = preflight._memory(cpu)
+    monkeypatch.setattr(prepare, "CONTAINER_MEMORY_FILE", limit)
+    physical = prepare._memory(cpu)
     for text in ("max\n", f"{2**62}\n"):
         limit.write_text(text)
-        assert preflight._memory(cpu) == physical
+        assert prepare._memory(cpu) == physical
     limit.write_text("123456\n")
-    assert preflight._memory(cpu) == 123_456
+    assert prepare._memory(cpu) == 123_456
     with pytest.raises(ValueError, match=r"moments and averages take .*, cpu has 123 kB: take a smaller network"):
         preflight.preflight(changed(POINTS, network=Network(width=128, depth=4)))
 
@@ -185,7 +186,7 @@ def test_what_a_launcher_is_set_to_counts_as_shard(monkeypatch: pytest.MonkeyPat
     """The engine knows: `accelerate launch --use_fsdp` shards without the option."""
     for shard in (False, True):
         engine = Engine(torch.device("cpu"), shard)
-        monkeypatch.setattr(preflight, "start", lambda *_, engine=engine, **__: engine)
+        monkeypatch.setattr(prepare, "start", lambda *_, engine=engine, **__: engine)
         assert ("warning:" in said(changed(POINTS, fsdp=not shard))) is shard
 
 
@@ -274,8 +275,8 @@ def test_the_command_says_the_plan_and_writes_nothing(here: Path):
         printed = run("train", "points", "--check", *TINY, *out)
         assert "stages     4,000 steps of teacher, then 4,000 steps of map\n" in printed
         assert printed.endswith(
-            "nothing stands against this recipe: 4 rows of each stage were tried, forwards and backwards; what was not "
-            "is a whole batch, and compilation.\n"
+            "this recipe can run: 4 rows of each stage were taken forwards and backwards; a whole batch and "
+            "compilation were not tried.\n"
         )
     assert sorted(here.rglob("*")) == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ CASES += [("progressive_distillation", "linear", False)]  # its target follows t
 @pytest.fixture(scope="module", params=CASES, ids=lambda c: "-".join(map(str, c)))
 def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     method, path, learned = request.param
-    recipe = dataclasses.replace(TINY, method=method, interpolant=path, learned_weight=learned)
+    recipe = replace(TINY, method=method, interpolant=path, learned_weight=learned)
     folder = tmp_path_factory.mktemp("unbroken") / method
     list(open_run(recipe, folder).train())
     return recipe, folder
@@ -95,7 +94,7 @@ def test_the_stages_of_a_run(unbroken: tuple[Recipe, Path]):
 
 
 def test_the_map_starts_from_its_teacher(tmp_path: Path):
-    recipe = dataclasses.replace(TINY, method="lmd", optimiser=dataclasses.replace(SETTINGS, learning_rate=1e-12))
+    recipe = replace(TINY, method="lmd", optimiser=replace(SETTINGS, learning_rate=1e-12))
     list(open_run(recipe, tmp_path / "run").train())
     first, last = (models.load(tmp_path / "run" / name) for name in ("teacher", "."))
     for a, b in zip(first.parameters(), last.parameters(), strict=True):
@@ -106,27 +105,27 @@ def test_the_seed_decides_everything(tmp_path: Path):
     made = {}
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         torch.manual_seed(hash(name) % 1000)  # the state of the process does not matter
-        list(open_run(dataclasses.replace(TINY, method="psd", seed=seed), tmp_path / name).train())
+        list(open_run(replace(TINY, method="psd", seed=seed), tmp_path / name).train())
         made[name] = weights(tmp_path / name)
     assert made["a"] == made["b"]
     assert made["a"] != made["c"]
 
 
 def test_resuming_another_recipe_is_refused(tmp_path: Path):
-    recipe = dataclasses.replace(TINY, method="lsd")
+    recipe = replace(TINY, method="lsd")
     interrupt(open_run(recipe, tmp_path / "run"), 2)
     before = contents(tmp_path / "run")
     for change, words in [
         ({"method": "esd"}, "begun with --method lsd, got esd"),
         ({"seed": 3}, "begun with --seed 0, got 3"),
         (
-            {"optimiser": dataclasses.replace(SETTINGS, learning_rate=0.5)},
+            {"optimiser": replace(SETTINGS, learning_rate=0.5)},
             "begun with --optimiser.learning-rate 0.01, got 0.5",
         ),
         ({"network": Network(width=9, depth=2)}, "begun with --network.width 8, got 9"),
     ]:
         with pytest.raises(ValueError, match=words):
-            open_run(dataclasses.replace(recipe, **change), tmp_path / "run", resume=True)
+            open_run(replace(recipe, **change), tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
     free = {
         "log_every": 1,
@@ -135,14 +134,14 @@ def test_resuming_another_recipe_is_refused(tmp_path: Path):
         "max_skipped_steps": 3,
         "keep_checkpoints": 1,
     }
-    list(open_run(dataclasses.replace(recipe, **free), tmp_path / "run", resume=True).train())
+    list(open_run(replace(recipe, **free), tmp_path / "run", resume=True).train())
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path):
     """The file that the run began with was written anew: other points, another scaling."""
     data = tmp_path / "a.npy"
     np.save(data, np.random.default_rng(0).normal(size=(40, 2)))
-    recipe = dataclasses.replace(TINY, method="lsd", data=str(data))
+    recipe = replace(TINY, method="lsd", data=str(data))
     interrupt(open_run(recipe, tmp_path / "run"), 2)
     np.save(data, np.random.default_rng(1).normal(size=(40, 2)))
     with pytest.raises(ValueError, match=r"a.npy has changed since the run began"):
@@ -174,11 +173,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(unbroken: tuple[Recipe, Path
     recipe, expected = unbroken
     run, asked = open_run(recipe, tmp_path / "run"), iter([False, True])
     steps = list(run.train(lambda: next(asked)))
-    assert (len(steps), run.at, run.stopped) == (2, (resolve(recipe).stages[0].name, 2), "stop")
+    assert run.trainer is not None
+    assert (len(steps), run.at, run.trainer.stopped) == (2, (resolve(recipe).stages[0].name, 2), "stop")
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     again = open_run(recipe, tmp_path / "run", resume=True)
     assert len(list(again.train())) == 7
-    assert not again.stopped
+    assert again.trainer is not None
+    assert again.trainer.stopped is None
     assert weights(tmp_path / "run") == weights(expected)
     assert log(tmp_path / "run") == log(expected)
 
@@ -186,7 +187,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(unbroken: tuple[Recipe, Path
 def test_a_run_goes_on_from_an_earlier_checkpoint(unbroken: tuple[Recipe, Path], tmp_path: Path):
     """Also from one of an earlier stage; the log is cut back to it, and what comes after is the same again."""
     recipe, expected = unbroken
-    kept = dataclasses.replace(recipe, checkpoint_every=2, keep_checkpoints=9)
+    kept = replace(recipe, checkpoint_every=2, keep_checkpoints=9)
     kill(open_run(kept, tmp_path / "run"), 8)
     every = saved(tmp_path / "run")
     assert len(every) >= 3
@@ -201,38 +202,22 @@ def test_a_run_goes_on_from_an_earlier_checkpoint(unbroken: tuple[Recipe, Path],
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path):
-    interrupt(open_run(dataclasses.replace(TINY, method="lsd"), tmp_path / "run"), 2)
+    interrupt(open_run(replace(TINY, method="lsd"), tmp_path / "run"), 2)
     with pytest.raises(ValueError, match=r"has no checkpoint map-7: there is map-00000002\."):
-        open_run(dataclasses.replace(TINY, method="lsd"), tmp_path / "run", resume_from="map-7")
+        open_run(replace(TINY, method="lsd"), tmp_path / "run", resume_from="map-7")
 
 
 def test_checkpoints_that_are_kept_outlive_the_run(tmp_path: Path):
-    recipe = dataclasses.replace(TINY, method="lsd", checkpoint_every=2, keep_checkpoints_every=4)
+    recipe = replace(TINY, method="lsd", checkpoint_every=2, keep_checkpoints_every=4)
     list(open_run(recipe, tmp_path / "run").train())
     assert saved(tmp_path / "run") == ["map-00000004", "map-00000008"]
 
 
 def test_a_checkpoint_says_what_wrote_it(tmp_path: Path):
-    interrupt(open_run(dataclasses.replace(TINY, method="lsd"), tmp_path / "run"), 2)
+    interrupt(open_run(replace(TINY, method="lsd"), tmp_path / "run"), 2)
     about = checkpoints.read(tmp_path / "run" / CHECKPOINTS, "map-00000002")[1]
     assert journal.versions().items() <= about.items()
     assert journal.versions()["torch"] == torch.__version__
-
-
-def test_the_map_is_seen_with_its_averages_between_two_steps(tmp_path: Path):
-    """In evaluation mode; the weights that are trained are there again afterwards."""
-    run = open_run(dataclasses.replace(TINY, method="lsd"), tmp_path / "run")
-    steps = run.train()
-    for _ in range(3):
-        next(steps)
-    own = {name: value.clone() for name, value in run.flow_map.state_dict().items()}
-    with run.averaged() as flow_map:
-        assert not flow_map.training
-        seen = {name: value.clone() for name, value in flow_map.state_dict().items()}
-    assert run.flow_map.training
-    assert all(torch.equal(own[name], value) for name, value in run.flow_map.state_dict().items())
-    assert any(not torch.equal(own[name], seen[name]) for name in own)
-    steps.close()
 
 
 def test_a_stored_average_is_there_before_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

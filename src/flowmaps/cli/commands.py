@@ -1,4 +1,4 @@
-"""What the commands do, with progress on the terminal."""
+"""The commands `train`, `train --check` and `evaluate`, with progress on the terminal."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ..evaluation.rows import metrics_rows
 from ..evaluation.sampling import Samples
 from ..maps import FlowMap
 from ..methods import Jumps
-from ..metrics.features import open_features
 from ..reports import pictures, report, tables
 from ..runs import run as runs
 from ..runs.folder import RunFolder
-from ..runs.plan import Plan, resolve
-from ..runs.preflight import preflight
-from ..runs.recipes import ImageRecipe, Recipe
+from ..runs.plan import Plan
+from ..runs.preflight import check_packages, preflight
+from ..runs.recipes import ImageRecipe, Recipe, validate
 from ..system.devices import can_compile
 from ..system.files import write_atomically
 from ..system.processes import leave, ranks
-from ..training import trackers
 from ..training.guards import signals
 from ..training.loop import Step
+from ..training.settings import values
 from .terminal import FIRST, bar, console, watching
 
-IMAGES_KEPT = 10_000  # of each row, for the pictures: ten of each of a thousand classes
+IMAGES_KEPT = 10_000
+"""Images of each row that are kept for the pictures: ten of each of a thousand classes."""
 
 
 def check(recipe: Recipe, folder: Path | None) -> None:
-    """Try all of a recipe but its training, and say what it would take; nothing is written."""
+    """Dry run of `train`: check the recipe, and print what its training will take; nothing is written."""
     with watching("check") as watch:
         lines = preflight(recipe, folder, watch)
     leave()
@@ -54,54 +54,42 @@ def train(
     resume: bool = False,
     resume_from: str | None = None,
     minutes: float | None = None,
-    again: str = "",
+    resume_command: str = "",
 ) -> None:
     """Train a recipe into a folder, then evaluate it.
 
     Args:
         recipe: what to run.
         folder: where to.
-        resume: go on with a run that is there.
-        resume_from: go on from this checkpoint of it.
-        minutes: stop after so many of training, to be resumed.
-        again: the command that goes on with a run that was stopped.
+        resume: go on with the run in the folder.
+        resume_from: name of the checkpoint to go on from.
+        minutes: stop after so many minutes of training; the run can be resumed.
+        resume_command: the command that resumes the run, printed where it is stopped.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
-    _check_packages(recipe)
+    check_packages(recipe)
     with signals() as asked:
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
         if run.checkpoint:
             console.print(f"going on from {run.checkpoint} of {folder}", soft_wrap=True)
-        how = f"{run.plan.summary()}{_on(run)}"
-        console.print(f"training {recipe.name} with {recipe.method} into {folder}: {how}", soft_wrap=True)
+        spread = f", {'sharded over' if run.engine.shard else 'on'} {ranks()} processes" if ranks() > 1 else ""
+        about = f"training {recipe.name} with {recipe.method} into {folder}: {run.plan.summary()}{spread}"
+        console.print(about, soft_wrap=True)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         follow(run, lambda: bool(asked()) or time.monotonic() > end)
-        if run.stopped:
-            own = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
-            why = asked() or own
+        if run.trainer is not None and run.trainer.stopped:
+            limit = "a signal to another process" if minutes is None else f"{minutes:g} minute{'s' * (minutes != 1)}"
             stage, step = run.at
-            how = "go on with, under the same launcher:" if ranks() > 1 else "go on with:"
-            console.print(f"stopped after {why}, at step {step:,} of {stage}; {how}\n  {again}", soft_wrap=True)
+            launcher = ", under the same launcher" if ranks() > 1 else ""
+            stopped = f"stopped after {asked() or limit}, at step {step:,} of {stage}; go on with{launcher}:"
+            console.print(f"{stopped}\n  {resume_command}", soft_wrap=True)
             return
     leave()
-    if FIRST:  # it measures alone
-        evaluate(folder, {}, None, run.source)
-
-
-def _check_packages(recipe: Recipe) -> None:
-    """What is not installed is told of before the training, not after it."""
-    trackers.check(recipe.track)
-    if isinstance(recipe, ImageRecipe):
-        open_features(recipe.evaluation.features)
-
-
-def _on(run: runs.Run) -> str:
-    """What is said of several processes."""
-    kind = "sharded over" if run.engine.shard else "on"
-    return f", {kind} {ranks()} processes" if ranks() > 1 else ""
+    if FIRST:  # the evaluation takes one process
+        evaluate(run.folder, {}, None, run.source)
 
 
 def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
@@ -119,25 +107,27 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
     with bar() as progress, contextlib.closing(run.train(stop)) as steps:
         shown = _StageBars(run, progress)
         for stage, step in steps:
+            assert run.trainer is not None
+            seconds = run.trainer.seconds
             if stage is not current:
-                current, begun, first = stage, run.seconds, step.number
+                current, begun, first = stage, seconds, step.number
             if recipe.show_every and step.number % recipe.show_every == 0:
                 shown.update(stage.name, step.number, "drawing")
                 _show(run, stage.name, step.number, say_once)
             last = step.number == stage.steps
             if not last and step.number % recipe.log_every:
                 continue
-            pace = (step.number - first) / max(run.seconds - begun, 1e-9)
-            begun, first = run.seconds, step.number  # the pace since the last line: compiling is long over
-            note = f"{_losses(run.logged, step)} | {pace:.0f} steps/s"
+            pace = (step.number - first) / max(seconds - begun, 1e-9)
+            begun, first = seconds, step.number  # the pace since the last line: compiling is long over
+            note = f"{_losses(run.trainer.logged, step)} | {pace:.0f} steps/s"
             shown.update(stage.name, step.number, note)
             if not console.is_terminal and (last or step.number % (20 * recipe.log_every) == 0):
-                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {run.seconds:.0f} s"
+                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {seconds:.0f} s"
                 console.print(words, soft_wrap=True)
 
 
 class _StageBars:
-    """A bar for each stage of a run; it is there before the first step is, which may take a minute."""
+    """Progress bars, one for each stage of a run; the first one is shown before the first step, which may be slow."""
 
     def __init__(self, run: runs.Run, progress: Progress) -> None:
         self._progress, self._tasks = progress, dict[str, TaskID]()
@@ -150,8 +140,8 @@ class _StageBars:
         self._tasks[stage] = self._progress.add_task(stage, total=self._steps[stage], completed=step, note=note)
 
     def update(self, stage: str, step: int, note: str) -> None:
-        """A stage's steps by now, and what is said of them; after its last one the next stage has a bar."""
-        if stage not in self._tasks:  # that of the checkpoint had ended
+        """Move a stage's bar to a step, with a note beside it; after the last step add the bar of the next stage."""
+        if stage not in self._tasks:  # the run was resumed at the end of the stage before
             self._add(stage, step, note)
         self._progress.update(self._tasks[stage], completed=step, note=note)
         names = list(self._steps)
@@ -162,13 +152,13 @@ class _StageBars:
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Words that are said a single time."""
+    """A callback that passes on its first message alone."""
     left = [say]
     return lambda text: left.pop()(text) if left else None
 
 
 def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None]) -> None:
-    """Draw samples of a run that is being trained; of the first picture it is said where it is."""
+    """Draw a preview and give it to the trackers; after the first one, print where previews are."""
     path = pictures.preview(run, stage, step, say_once)
     if path is None or run.trainer is None:
         return
@@ -179,7 +169,7 @@ def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None])
 
 
 def _losses(logged: Mapping[str, Any], step: Step) -> str:
-    """The loss and its parts as they were logged, and how many steps were skipped."""
+    """The logged loss and its parts in words, with the number of skipped steps if there are any."""
 
     def number(name: str) -> str:
         return "-" if logged[name] is None else f"{logged[name]:.3g}"
@@ -189,17 +179,21 @@ def _losses(logged: Mapping[str, Any], step: Step) -> str:
     return f"loss {number('loss')} | {parts}{skipped}"
 
 
-def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
-    """Measure a run, on data at hand or read again; print the table; write metrics.json, figures and the report."""
-    folder = RunFolder.open(path)
-    recipe = folder.recipe
+def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
+    """Measure a run; print the table; write metrics.json, figures and the report.
+
+    Args:
+        folder: of the run.
+        changes: settings of the evaluation that differ from those of its recipe.
+        seed: of noise and data; that of the recipe unless given.
+        source: the data, read again unless given.
+    """
+    recipe, path = folder.recipe, folder.path
     if "features" in changes and not isinstance(recipe, ImageRecipe):
         raise ValueError(f"--features is for images, {recipe.name} is a recipe of points: leave it out.")
     seed = recipe.seed if seed is None else seed
-    changed = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changes))
-    resolve(dataclasses.replace(changed, seed=seed))
-    plan = resolve(changed)
-    plan.check_steps(changes.get("steps", ()))
+    validate(dataclasses.replace(recipe, seed=seed))
+    plan = folder.plan.with_evaluation(changes)
     flow_map, teacher = folder.load_map(), folder.load_teacher()
     with watching("data") as watch:
         source = folder.open_source(watch) if source is None else source
@@ -212,8 +206,9 @@ def evaluate(path: Path, changes: Mapping[str, Any], seed: int | None, source: S
         shown = pictures.draw(path, plan, flow_map, teacher, source, rows, samples, watch=watch)
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
-    config = dataclasses.asdict(dataclasses.replace(changed, evaluation=plan.evaluation()))
-    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, notes(folder))
+    config = values(dataclasses.replace(plan.recipe, evaluation=plan.evaluation()))
+    words = notes(folder)
+    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, words)
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {written}", soft_wrap=True)
@@ -223,11 +218,10 @@ def _measured(
     plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source, seed: int
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of metrics.json, and by their titles samples for the pictures."""
-    recipe, settings, rows, samples = plan.recipe, plan.evaluation(), [], {}
-    fast = recipe.compile and settings.samples >= 100_000 and can_compile()
+    settings, rows, samples = plan.evaluation(), [], {}
     console.print(f"measuring with {settings.samples:,} samples a row")
-    if few := _few(recipe, source.units):
-        console.print(few, soft_wrap=True)
+    if warning := _few_samples(plan.recipe, source.units):
+        console.print(warning, soft_wrap=True)
     with bar() as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
@@ -235,8 +229,7 @@ def _measured(
         def watch(title: str, share: float) -> None:
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
-        options = {"samplers": plan.sampler, "compiled": fast, "watch": watch}
-        for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, seed, **options):
+        for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, seed, watch=watch):
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")
             samples[title] = drawn.first(IMAGES_KEPT) if source.units.pixels else drawn
@@ -245,8 +238,8 @@ def _measured(
     return rows, samples
 
 
-def _few(recipe: Recipe, units: Units) -> str | None:
-    """What is to be said of the number of samples."""
+def _few_samples(recipe: Recipe, units: Units) -> str | None:
+    """A warning that there are too few samples for figures that can be quoted; `None` where there are enough."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
         return "KL of so few samples lies high above its floor: quote figures of 1,000,000 (--evaluation.samples)."
@@ -260,7 +253,7 @@ def _few(recipe: Recipe, units: Units) -> str | None:
 
 
 def notes(folder: RunFolder) -> list[str]:
-    """What a reader of the report should know first."""
+    """The paragraphs above the table of a report: how the map was learned, and from what."""
     plan, seconds, kept = folder.plan, folder.card.get("seconds", 0.0), folder.card.get("average")
     name, method = plan.method.name, plan.method
     words = [f"A flow map learned by {name}: {plan.summary()}; {seconds / 60:.1f} minutes of training."]

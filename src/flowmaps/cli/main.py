@@ -6,16 +6,16 @@ option is unknown, is missing, or has a value of another type.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
 
 from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
+from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
 from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
@@ -26,7 +26,7 @@ HELP = f"""usage: {PROGRAM} COMMAND ...
 
 Learn a flow map, sample it in a few steps, measure it.
 
-  train RECIPE --check               what training a recipe would take, and what stands against it; nothing is written
+  train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
@@ -74,16 +74,7 @@ def _dispatch(words: list[str]) -> None:
 
         print(f"{PROGRAM} {__version__}")
     else:
-        _choose("command", words[0], commands)(words[1:])
-
-
-def _choose(what: str, name: str, among: Mapping[str, T]) -> T:
-    """The entry of that name, or an error that names the nearest."""
-    if name in among:
-        return among[name]
-    near = difflib.get_close_matches(name, among, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(among)}.")
+        choose("command", words[0], commands)(words[1:])
 
 
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
@@ -100,13 +91,13 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
                 print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
             raise SystemExit(0)
         raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
-    return _choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
+    return choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
 
 
 def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
-    options = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
-    given = _parse(Train, rest, program, Train(recipe=options))
+    shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
+    given = _parse(Train, rest, program, Train(recipe=shown))
     recipe = type(usual)(**vars(given.recipe))
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
@@ -116,9 +107,9 @@ def _train(words: list[str]) -> None:
 
     if given.check or given.out is None:
         return commands.check(recipe, given.out)
-    how = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
+    options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
-    commands.train(recipe, given.out, **how, again=shlex.join(again))
+    commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
@@ -130,10 +121,12 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     given = _parse(Evaluate, words, "evaluate")
+    from ..runs.folder import RunFolder
     from . import commands
 
     changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
-    commands.evaluate(given.folder, {name: value for name, value in changes.items() if value is not None}, given.seed)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    commands.evaluate(RunFolder.open(given.folder), changes, given.seed)
 
 
 def _compare(words: list[str]) -> None:
@@ -151,5 +144,5 @@ def _compare(words: list[str]) -> None:
     if "all" in methods:
         raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
     for method in methods:
-        _choose("method", method, METHODS)
+        choose("method", method, METHODS)
     compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
+from ..runs import average as averages
 from ..runs.recipes import ImageRecipe, Network, Recipe
 from ..training import settings
 
@@ -30,7 +31,7 @@ class Train:
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
-    """Try all but the training, say what the run would take, and write nothing."""
+    """Dry run: check everything, print what the training will take, and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,7 @@ class Average:
     """Folder of a finished run."""
     out: Path
     """Folder of the new one; it must not exist."""
-    width: float | None = None
-    """Relative width of a power-function average, for a run trained with --optimiser.ema-widths."""
-    decay: float | None = None
-    """Decay of one of the averages that the run was trained with, --optimiser.ema-decays."""
-    step: int | None = None
-    """With --width: average the steps up to this one; all of them unless given."""
-    stage: str = "map"
-    """Stage whose map gets the average."""
+    average: Annotated[averages.Average, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -95,28 +89,22 @@ class ImageOptions(ImageRecipe):
     network: Unused[Network] = field(default_factory=Network)
 
 
-@dataclass(frozen=True)
-class Compared(Recipe):
-    """A recipe without the options that a comparison does not use."""
-
-    name: Unused[str]
-    method: Unused[str] = Recipe.method
-    fsdp: Unused[bool] = Recipe.fsdp
-    checkpoint_every: Unused[int] = Recipe.checkpoint_every
-    keep_checkpoints: Unused[int] = Recipe.keep_checkpoints
-    keep_checkpoints_every: Unused[int] = Recipe.keep_checkpoints_every
-    store_averages_every: Unused[int] = Recipe.store_averages_every
-    show_every: Unused[int] = Recipe.show_every
-    log_every: Unused[int] = Recipe.log_every
-    track: Unused[tuple[Literal["tensorboard", "wandb", "trackio"], ...]] = Recipe.track
-    max_skipped_steps: Unused[int] = Recipe.max_skipped_steps
+UNUSED = ("name", "method", "teacher", "from_run", "fsdp", "show_every", "checkpoint_every", "keep_checkpoints",
+          "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps", "track")  # fmt: skip
+Compared = make_dataclass(
+    "Compared",
+    [(f.name, Unused[settings.hints_of(Recipe)[f.name]], f) for f in fields(Recipe) if f.name in UNUSED],
+    bases=(Recipe,),
+    frozen=True,
+)
+"""A recipe without the options that a comparison does not use."""
 
 
 @dataclass(frozen=True)
 class Compare:
     """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
 
-    recipe: Annotated[Compared, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/compare"))
     """Folder to write; it must not exist, unless --resume is given."""
     methods: tuple[str, ...] = ("all",)
@@ -130,8 +118,8 @@ class Compare:
 def changed_options(recipe: Recipe, usual: Recipe) -> list[str]:
     """The words on a command line that make a recipe of its usual form: the options whose values differ."""
     words = list[str]()
-    before = {name: value for name, value, _ in settings.options(usual)}
-    for name, value, _ in settings.options(recipe):
+    before = settings.values(usual)
+    for name, value in settings.values(recipe).items():
         group, dot, field = name.rpartition(".")
         if value == before[name]:
             continue

@@ -48,7 +48,7 @@ def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **o
 
 
 def _check(out: Path, steps: int, number: int) -> None:
-    """Refuse what no run can do."""
+    """Check the options that do not depend on the run."""
     if out.suffix not in (".npz", ".npy", ".png"):
         raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
     if out.exists():
@@ -74,21 +74,20 @@ def _write(out: Path, units: Units, x: Tensor, labels: Tensor | None) -> None:
     write_atomically(out, buffer.getvalue())
 
 
-def average(folder: Path, out: Path, **options: Any) -> None:
+def average(folder: Path, out: Path, average: Average) -> None:
     """Write a run like a finished one, with another of its averages for weights.
 
     Args:
         folder: of the finished run.
         out: folder of the new run, which must not exist.
-        options: of `Average`.
+        average: which one.
 
     Raises:
-        ValueError: the options do not go together, the run has no such average, or `out` exists.
+        ValueError: the run has no such average, or `out` exists.
         OSError: `out` cannot be written.
     """
-    chosen = Average(**options)
     with watching("average") as watch:
         watch("reading stored averages", 0.0)
-        save_averaged(folder, out, chosen, partial(console.print, soft_wrap=True))
-    message = f"{out} is the run {folder} with this average for the weights of its {chosen.stage}"
+        save_averaged(folder, out, average, partial(console.print, soft_wrap=True))
+    message = f"{out} is the run {folder} with this average for the weights of its {average.stage}"
     console.print(f"{message}; flowmaps evaluate {out} measures it.", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What is shown on a terminal: words, and bars of what takes more than two seconds. Only the first process talks."""
+"""Output on the terminal: a console and progress bars; only the first process prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ console = Console(highlight=False, quiet=not FIRST)
 
 
 def bar() -> Progress:
-    """A progress bar with room for numbers; nothing where the output is no terminal."""
+    """A progress bar with room for a note; it is not drawn where the output is no terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<8}"),
@@ -32,7 +32,7 @@ def bar() -> Progress:
 
 @contextlib.contextmanager
 def watching(what: str, total: int = 1) -> Iterator[Watch]:
-    """The progress callback of a bar, which counts up to `total`."""
+    """Context with a progress bar that counts up to `total`; gives the callback that moves it."""
     with bar() as progress:
         task = progress.add_task(what, total=total, note="")
         yield lambda title, share: progress.update(task, completed=total * share, note=title)

@@ -101,9 +101,7 @@ class Cifar(Batches):
 
     @classmethod
     def fits(cls, path: Path) -> bool:
-        if path.is_file():
-            return path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
-        return cls._place(path) is not None
+        return is_tar(path) or (path.is_dir() and cls._place(path) is not None)
 
     @classmethod
     def _place(cls, path: Path) -> Path | None:

@@ -26,21 +26,15 @@ def read_hub(name: str, split: str, resolution: int, watch: Watch) -> ImageSet:
         ValueError: it cannot be reached, is not there, or has no images.
     """
     watch(f"Fetching {name}", 0.0)
-    rows = None
-    for candidate in SPLITS[split]:
-        data = load(name, candidate)
-        if data is None:
-            continue
-        rows = _rows(data, name, candidate)
-        if not labels_hidden(rows):
-            break
-    if rows is None:
-        raise missing_split(Path(name), split, [])
-    return read(rows, resolution, watch)
+    splits = load(name)
+    found = [_rows(splits[candidate], name, candidate) for candidate in SPLITS[split] if candidate in splits]
+    if not found:
+        raise missing_split(Path(name), split, list(splits))
+    return read(next((rows for rows in found if not labels_hidden(rows)), found[-1]), resolution, watch)
 
 
-def load(name: str, split: str) -> Any:
-    """The `datasets.Dataset` of a split, or `None` if there is no such split.
+def load(name: str) -> Any:
+    """The `datasets.Dataset` of each split of a data set, by the name of the split.
 
     Raises:
         ValueError: it cannot be reached or is not there.
@@ -50,10 +44,8 @@ def load(name: str, split: str) -> Any:
     except ImportError as error:
         raise ValueError(f"data of the Hugging Face hub come with its library: {INSTALL}.") from error
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub, the cache, the files: each library has its own
-        if isinstance(error, ValueError) and "Unknown split" in str(error):
-            return None
         raise ValueError(
             f"there is no file or folder {name} here, and it could not be read from the Hugging Face hub "
             f"({one_line(error)}): check the name and the connection, that HF_HUB_OFFLINE is not set, and for data "
@@ -62,15 +54,16 @@ def load(name: str, split: str) -> Any:
 
 
 def version(name: str) -> str:
-    """What tells this version of a data set from others: the hub's library makes it of the commit and the files.
+    """The version of a data set on the hub: a hash of the commit and the files, made by the hub's library.
 
     Raises:
-        ValueError: as in `load`.
+        ValueError: as in `load`, or it has no split that can be trained on.
     """
-    for split in dict.fromkeys(candidate for names in SPLITS.values() for candidate in names):
-        if (data := load(name, split)) is not None:
-            return str(data._fingerprint)
-    raise missing_split(Path(name), "train", [])
+    splits = load(name)
+    known = [candidate for names in SPLITS.values() for candidate in names if candidate in splits]
+    if not known:
+        raise missing_split(Path(name), "train", list(splits))
+    return str(splits[known[0]]._fingerprint)
 
 
 def _rows(data: Any, name: str, split: str) -> Rows:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SUFFIXES = (".npy", ".npz", ".csv")
+NOT_READABLE = "it is damaged, or holds Python objects, which are never unpickled: save arrays of numbers"
 ARRAY_NAMES = ("x", "data", "images")  # names of the array in a .npz, the first one that is there is taken
 
 
@@ -37,13 +38,14 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return _READERS[path.suffix.lower()](path)
     except (OSError, ValueError, EOFError, KeyError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        if "allow_pickle" in reason:  # numpy's advice, which is not ours
-            reason = "it holds Python objects, which are never unpickled: save an array of numbers"
         raise ValueError(f"{path} could not be read as {path.suffix}: {reason}") from None
 
 
 def _npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    array = np.load(path, allow_pickle=False)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError:
+        raise ValueError(NOT_READABLE) from None
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an archive of arrays: call it .npz")
     return array, None
@@ -53,8 +55,8 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile raises errors of its own kinds
-        raise ValueError(f"it is no archive of arrays ({error})") from error
+    except Exception:  # zipfile raises errors of its own kinds
+        raise ValueError(NOT_READABLE) from None
     labels = arrays.pop("labels", None)
     for name in ARRAY_NAMES:
         if name in arrays:

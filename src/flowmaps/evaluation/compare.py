@@ -15,21 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..data import Board, Source, open_data
+from ..data import Board, Source, fingerprint, open_data
 from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..runs import initial
-from ..runs.folder import describe
+from ..runs.folder import check_new
 from ..runs.plan import Plan, Stage, resolve
-from ..runs.preflight import check_folder
 from ..runs.recipes import Recipe
 from ..storage import models
 from ..system import memory
-from ..system.devices import can_compile, compiled, pick_device
+from ..system.devices import compiled, pick_device
 from ..system.files import write_atomically
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
@@ -78,7 +76,7 @@ class Comparison:
         self.recipe, self.methods, self.budget, self.folder = recipe, methods, budget, folder
         self.rows: list[Row] = read_rows(folder, _description(recipe, budget)) if resume else []
         if not resume:
-            check_folder(folder)
+            check_new(folder)
         self.source = open_data(recipe.data, recipe.optimiser.batch).to(pick_device(recipe.device))
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
@@ -100,7 +98,7 @@ class Comparison:
         for plan in self.plans:
             method = plan.method.name
             if any(row["method"] == method for row in self.rows):
-                notify(f"{method} is there already.")
+                notify(f"{method} has its rows in {RESULT_FILE} already.")
                 continue
             if ref is None and isinstance(self.source, Board):  # elsewhere the flow is that of the method's own teacher
                 ref = reference(self.source, None, self.recipe.evaluation, self.recipe.seed)
@@ -187,7 +185,7 @@ def train_stage(
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
     torch.compiler.reset()  # a function is compiled for a few objectives only, for others it would run as it is
     evaluate = compiled(objective.evaluate, notify) if recipe.compile else None
-    state = begin(objective, stage.optimiser, evaluate=evaluate)
+    state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
     seed = generator(recipe.seed, plan.stages.index(stage)).initial_seed()
     run = partial(train, state, source, stage.optimiser, seed=seed, device=device)
     for _ in islice(run(steps=UNLIMITED_STEPS), WARM_UP_STEPS):
@@ -238,16 +236,14 @@ def measure_method(
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of one method, and the samples of its map by their titles."""
     flow_map, teacher = plan.as_sampled(flow_map, teacher)
-    recipe, settings = plan.recipe, plan.evaluation()
     rows, samples = list[Row](), dict[str, Samples]()
-    total = len(settings.steps) + len(solvers)
-    options = {
-        "samplers": plan.sampler,
-        "solvers": solvers,
-        "compiled": recipe.compile and settings.samples >= 100_000 and can_compile(),
-        "watch": lambda title, share: watch(f"{recipe.method}, {title}", (len(rows) + share) / total),
-    }
-    for title, row, drawn in metrics_rows(flow_map, teacher, source, settings, recipe.seed, ref, **options):
+    total = len(plan.evaluation().steps) + len(solvers)
+
+    def progress(title: str, share: float) -> None:
+        watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
+
+    options = {"solvers": solvers, "watch": progress}
+    for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, ref, **options):
         rows.append(row)
         if row["sampler"] == "map":
             samples[title] = drawn
@@ -268,28 +264,28 @@ def read_rows(folder: Path, description: Row) -> list[Row]:
         rows, old = content["rows"], {name: content.get(name) for name in description}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): choose another --out.") from None
-    for option, was, now in _differences(old, description):
-        raise ValueError(
-            f"{folder} was begun with {option} {was}, got {now}: resume with what it began with, or choose "
-            f"another --out."
-        )
+    words, before = {"recipe": "the recipe", "data_sha256": "a data file of checksum"}, _flat(old)
+    for name, value in _flat(description).items():
+        if before.get(name) != value:
+            option = words.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
+            raise ValueError(
+                f"{folder} was begun with {option} {before.get(name)}, got {value}: resume with what it began with, "
+                "or choose another --out."
+            )
     return rows
 
 
 def _description(recipe: Recipe, budget: float) -> Row:
     """What compare.json says of a comparison beside its rows."""
-    described = describe(recipe)
-    options = {name: value for name, value in described["recipe"].items() if name not in IRRELEVANT_FIELDS}
+    fields = dataclasses.asdict(recipe).items()
+    options = {name: value for name, value in fields if name not in IRRELEVANT_FIELDS}
     description = {"recipe": recipe.name, "seed": recipe.seed, "budget": budget, "options": options}
-    return json.loads(json.dumps(description | {"data_sha256": described["data_sha256"]}))
+    return json.loads(json.dumps(description | {"data_sha256": fingerprint(recipe.data)}))
 
 
-def _differences(old: Any, new: Row, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two descriptions differ: the option, its old value and its new one."""
-    for name, value in new.items():
-        was = old.get(name) if isinstance(old, dict) else None
-        if isinstance(value, dict):
-            yield from _differences(was, value, "--" if name == "options" else f"{prefix}{name}.")
-        elif was != value:
-            words = {"recipe": "the recipe", "data_sha256": "a data file of checksum"}
-            yield words.get(name, f"--{prefix.removeprefix('--')}{name}".replace("_", "-")), was, value
+def _flat(values: Row, prefix: str = "") -> Row:
+    """Nested objects of a JSON text as one, with names such as `options.optimiser.batch`."""
+    flat: Row = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -3,64 +3,66 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from ..data import Images, Source
 from ..maps import FlowMap
+from ..methods import Jumps
+from ..runs.plan import Plan
 from ..runs.recipes import Evaluation
 from ..samplers import Jump, MultistepConsistency
 from ..shapes import Field
 from ..solvers import ADAPTIVE
 from ..storage.models import device_of
+from ..system.devices import can_compile
 from ..system.progress import Watch, quiet
 from .measure import Reference, Row, measure, reference
 from .sampling import CompiledMap, Inputs, Sampler, Samples, map_sampler, ode_sampler, sample, steps_in_words
 
+MIN_SAMPLES_TO_COMPILE = 100_000
+"""Samples of a row from which compiling the networks saves more time than it takes."""
+
 
 def metrics_rows(
+    plan: Plan,
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
-    settings: Evaluation,
     seed: int,
     ref: Reference | None = None,
     *,
-    samplers: Callable[[int], Jump | MultistepConsistency] = Jump,
     solvers: Sequence[str] | None = None,
-    compiled: bool = False,
     watch: Watch = quiet,
 ) -> Iterator[tuple[str, Row, Samples]]:
     """Rows of metrics.json one by one, each with a title and its samples.
 
     The rows of the teacher come first. Without a teacher the map's own velocity, u at s = t, takes its place, unless
-    `samplers` gives `MultistepConsistency`: a map that is trained for jumps to t = 1 alone has no velocity.
+    the map is trained for jumps to t = 1 alone: then it has no velocity. For many samples the networks are compiled,
+    outside the seconds that are measured.
 
     Args:
-        flow_map: the map, on any device, its teacher on the same.
-        teacher: the map whose velocity is the teacher, or `None`.
+        plan: of the run, with the settings of its evaluation.
+        flow_map, teacher: as `plan.as_sampled` gave them, on any device.
         source: the data.
-        settings: what to measure.
         seed: of noise and data.
         ref: from `reference`, where several maps share it.
-        samplers: takes a number of steps to the sampler of the map.
         solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given.
-        compiled: compile both networks, outside the seconds that are measured.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
-    device = device_of(flow_map)
-    if teacher is None and not isinstance(samplers(2), MultistepConsistency):
+    settings, device = plan.evaluation(), device_of(flow_map)
+    if teacher is None and plan.method.jumps is not Jumps.TO_DATA:
         teacher = flow_map
     if ref is None:
         ref = reference(source, teacher and teacher.velocity, settings, seed, device, watch)
     if solvers is None:
         solvers = ("dopri5", "heun2" if isinstance(source, Images) else "euler")
-    if compiled:
+    if plan.recipe.compile and settings.samples >= MIN_SAMPLES_TO_COMPILE and can_compile():
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
     velocity = None if teacher is None else teacher.velocity
     inputs = Inputs(ref.x0, ref.cond)
     of_teacher = () if velocity is None else (_solver(velocity, name, settings, inputs) for name in solvers)
-    of_map = (_steps(flow_map, steps, samplers(steps), inputs, seed) for steps in settings.steps)
+    of_map = (_steps(flow_map, steps, plan.sampler(steps), inputs, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         progress = partial(watch, title)
         samples = sample(sampler, start, chunk=settings.batch, device=device, progress=progress, warm_up=True)
@@ -89,10 +91,10 @@ def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) 
 
 
 def _steps(
-    flow_map: FlowMap, steps: int, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
+    flow_map: FlowMap, steps: int, scheme: Jump | MultistepConsistency, inputs: Inputs, seed: int
 ) -> tuple[str, Row, Sampler, Inputs]:
     """The map in a number of steps, as in `_solver`."""
-    sampler, inputs = map_sampler(flow_map, how, inputs, seed)
+    sampler, inputs = map_sampler(flow_map, scheme, inputs, seed)
     row: Row = {"sampler": "map", "steps": steps}
     row |= {} if inputs.fresh_noise is None else {"fresh_noise": True}
     return steps_in_words(steps), row, sampler, inputs

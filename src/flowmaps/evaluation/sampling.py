@@ -100,13 +100,13 @@ def ode_sampler(velocity: Field, **solver: Any) -> Sampler:
 
 
 def map_sampler(
-    flow_map: FlowMap, how: Jump | MultistepConsistency, inputs: Inputs, seed: int
+    flow_map: FlowMap, scheme: Jump | MultistepConsistency, inputs: Inputs, seed: int
 ) -> tuple[Sampler, Inputs]:
     """The map by a sampler of `flowmaps.samplers`, and the inputs with the fresh noise that the sampler adds."""
-    if isinstance(how, Jump):
-        return jump_sampler(flow_map, how), inputs
-    steps, noise = len(how.grid), fresh_noise(how, inputs.x0.shape, seed)
-    sampler = lambda start: (how(flow_map, start.x0, start.fresh_noise, start.cond), steps)  # noqa: E731
+    if isinstance(scheme, Jump):
+        return jump_sampler(flow_map, scheme), inputs
+    steps, noise = len(scheme.grid), fresh_noise(scheme, inputs.x0.shape, seed)
+    sampler = lambda start: (scheme(flow_map, start.x0, start.fresh_noise, start.cond), steps)  # noqa: E731
     return sampler, inputs._replace(fresh_noise=noise)
 
 
@@ -211,8 +211,9 @@ class RunSampler:
             ValueError: an option is out of range, or not for this map.
         """
         self.plan.check_steps([steps])
-        recipe, how = self.plan.recipe, self.plan.sampler(steps)
-        most = MAX_NUMBERS // (self.units.dim * (1 if isinstance(how, Jump) else 2 * steps))  # fresh noise in each step
+        recipe, scheme = self.plan.recipe, self.plan.sampler(steps)
+        numbers = self.units.dim * (1 if isinstance(scheme, Jump) else 2 * steps)  # with fresh noise in each step
+        most = MAX_NUMBERS // numbers
         if number > most:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
@@ -220,7 +221,7 @@ class RunSampler:
         labels = _labels(self.units, number, label)
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
-        sampler, inputs = map_sampler(self.flow_map, how, inputs, seed)
+        sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
         progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.batch
         return sample(sampler, inputs, chunk=chunk, device=self.device, progress=progress).x, labels
 

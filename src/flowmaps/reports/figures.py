@@ -27,12 +27,7 @@ MIN_POINTS_OF_HISTOGRAM = 20_000
 """Points of the smallest panel from which panels are histograms; fewer points are drawn one by one."""
 
 
-def samples(
-    panels: Mapping[str, Tensor],
-    *,
-    reference: Tensor | None = None,
-    extent: tuple[float, float, float, float] | None = None,
-) -> Figure:
+def samples(panels: Mapping[str, Tensor], *, reference: Tensor | None = None) -> Figure:
     """Points of the plane side by side, a panel a set: the data, the teacher's samples, the map's for each N.
 
     With 20,000 points or more in every panel each is a histogram in units of density, on one grid and one colour scale,
@@ -40,9 +35,8 @@ def samples(
 
     Args:
         panels: title -> points `(N, 2)`, in the order of display.
-        reference: points `(M, 2)` that set the scale and are not drawn; the first panel unless given.
-        extent: (left, right, bottom, top); by default [-1.25, 1.25]^2 where the reference lies in it, else a square
-            that holds it.
+        reference: points `(M, 2)` that set the scale and the range of the axes and are not drawn; the first panel
+            unless given.
 
     Raises:
         ValueError: there is no panel, or one is not `(N, 2)`.
@@ -51,7 +45,7 @@ def samples(
         raise ValueError("samples needs at least one panel {title: points (N, 2)}, got none.")
     points = {title: style.plane_points(x, f"panel {title!r}") for title, x in panels.items()}
     first = next(iter(points.values())) if reference is None else style.plane_points(reference, "reference")
-    box = style.extent(first) if extent is None else extent
+    box = style.extent(first)
     columns = len(points) if len(points) <= 4 else math.ceil(len(points) / 2)
     rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(2.9 * columns + 0.6, 3.15 * rows), layout="constrained")
@@ -168,15 +162,14 @@ def quality(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
-    """Quality of several methods on one axis: a line a method, best first, a dot for each number of steps.
+def compare(rows: Sequence[Row]) -> Figure:
+    """Quality of several methods on one axis: a line a method, best in four steps first, a dot a number of steps.
 
-    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is an upright rule. Methods
+    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is a vertical line. Methods
     that are marked "distilled" have its colour; those without a figure, which have diverged, stand at the bottom.
 
     Args:
         rows: as in `quality`, each with "steps", and "method" where its sampler is the map.
-        at: number of steps by which methods are put in order; where they have none, the number nearest to it.
 
     Raises:
         ValueError: no row of a map has a figure of quality.
@@ -192,7 +185,7 @@ def compare(rows: Sequence[Row], *, at: int = 4) -> Figure:
     numbers = sorted({steps for line in lines.values() for steps in line})
     if not numbers:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
-    first_by = min(numbers, key=lambda steps: (abs(steps - at), steps))
+    first_by = min(numbers, key=lambda steps: (abs(steps - 4), steps))
     names = sorted(lines, key=lambda name: (not lines[name], lines[name].get(first_by, math.inf)))
     diverged = [name for name in names if not lines[name]]
     figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(names)), layout="constrained")

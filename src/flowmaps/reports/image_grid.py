@@ -59,7 +59,7 @@ def image_grid(
     canvas = np.full((y[-1] + height, x[-1] + width, 3), 255, dtype=np.uint8)
     for image, (top, start) in zip(pixels, itertools.product(y, x), strict=True):
         canvas[top : top + height, start : start + width] = image
-    page = _Page.around(canvas, left, 30 * (bool(columns) + bool(blocks)))
+    page = _Page.with_margins(canvas, left, 30 * (bool(columns) + bool(blocks)))
     for label, top in zip(labels, y, strict=False):
         page.label(label, top + height / 2)
     page.head(columns, x + width / 2, width + GAP)
@@ -119,14 +119,14 @@ def _scaled(images: Tensor, room: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Page:
-    """A figure round a canvas, to write on in the canvas's own pixels."""
+    """A figure with a canvas of images in it; text is placed in pixels of the canvas."""
 
     figure: Figure
     across: int
 
     @classmethod
-    def around(cls, canvas: np.ndarray, left: int, top: int) -> _Page:
-        """The canvas drawn pixel on pixel, with room for text on two sides."""
+    def with_margins(cls, canvas: np.ndarray, left: int, top: int) -> _Page:
+        """A page on which each pixel of the canvas is one of the PNG, with room for text at the left and above."""
         height, width = canvas.shape[:2]
         whole = (left + width + MARGIN, top + height + 2 * MARGIN)
         figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI)

@@ -48,17 +48,17 @@ def write(
     config: Mapping[str, Any],
     rows: Sequence[Row],
     figures: Mapping[str, str | os.PathLike[str]],
-    notes: str | Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into a folder: one page with its pictures inside, that loads nothing from anywhere.
 
     Args:
         folder: of the run; it must exist. An old report is replaced in one stroke, and kept if anything fails.
         title: of the page.
-        config: of the run; nested mappings are shown with dotted names, "seed" also under how it was made.
+        config: option of the run -> value; "seed" is also shown under how it was made.
         rows: of `metrics.json`.
         figures: caption -> PNG file, in the order of display.
-        notes: a paragraph or several, above the table.
+        notes: paragraphs above the table.
 
     Returns:
         The path of the report.
@@ -67,7 +67,6 @@ def write(
         OSError: a figure cannot be read, or the folder not written.
         ValueError: a figure is no PNG.
     """
-    notes = [notes] if isinstance(notes, str) else notes
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(note)}</p>" for note in notes),
@@ -76,7 +75,7 @@ def write(
         *(_figure(caption, Path(path)) for caption, path in figures.items()),
         "<h2>How it was made</h2>",
         _pairs(provenance(config)),
-        *(["<h2>Configuration</h2>", _pairs(_flat(config))] if config else []),
+        *(["<h2>Configuration</h2>", _pairs(config)] if config else []),
     ]
     return write_atomically(Path(folder) / "report.html", _page(escape(title), "\n".join(parts)))
 
@@ -130,14 +129,6 @@ def _pairs(pairs: Mapping[str, Any]) -> str:
     """Names and values as a table of two columns."""
     rows = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>\n" for k, v in pairs.items())
     return f'<div class="wide"><table class="pairs">{rows}</table></div>'
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 _STYLE = """

@@ -1,6 +1,6 @@
 """The style of all figures: colours, axes, extents, smoothing.
 
-One colour for one thing throughout: blue is the map, orange the teacher, grey the data or the exact flow.
+Each colour has one meaning: blue is the map, orange the teacher, grey the data or the exact flow.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def distilled_mark() -> list[Line2D]:
 
 
 def vertical_line(ax: Axes, row: Row, value: float, height: int) -> list[Line2D]:
-    """A sampler's value as an upright rule beside the first rows of `rows_of_dots`."""
+    """A sampler's value as a vertical line beside the first rows of `rows_of_dots`."""
     name = f"{name_of(row)}, {row.get('nfe', '?')} evaluations"
     return ax.plot([value, value], [-0.6, height - 0.5], color=TEACHER, lw=1.3, ls=(0, (4, 3)), label=name)
 
@@ -233,17 +233,17 @@ def label_rows(ax: Axes, names: Sequence[str], marked: Collection[str], diverged
             ax.text(0.012, y, "diverged", transform=ax.get_yaxis_transform(), **words)
 
 
-def light_axes(ax: Axes, across: str = "", up: str = "") -> None:
-    """Light rules, no frame above and to the right, small labels."""
+def light_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
+    """Light grid lines, no frame above and to the right, small labels."""
     ax.grid(True, color=RULE, lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(EXACT)
     ax.tick_params(which="both", labelsize=8.5, colors=FAINT, length=3)
-    if across:
-        ax.set_xlabel(across, fontsize=9.5, color=INK)
-    if up:
-        ax.set_ylabel(up, fontsize=9.5, color=INK)
+    if xlabel:
+        ax.set_xlabel(xlabel, fontsize=9.5, color=INK)
+    if ylabel:
+        ax.set_ylabel(ylabel, fontsize=9.5, color=INK)
 
 
 def legend(where: Axes | Figure, **place: Any) -> None:

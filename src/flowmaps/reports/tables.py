@@ -49,15 +49,19 @@ class Column:
         heading: above the column.
         unit: of its values; empty for words and counts.
         meaning: a sentence under the table.
-        value: takes a row to its value, `None` where the row has none.
+        key: name of the value in a row, or a function that takes a row to the value.
         format: takes a value to the words shown.
     """
 
     heading: str
     unit: str
     meaning: str
-    value: Callable[[Row], Any]
+    key: str | Callable[[Row], Any]
     format: Callable[[Any], str] = format_value
+
+    def value(self, row: Row) -> Any:
+        """The value of a row, `None` where it has none."""
+        return row.get(self.key) if isinstance(self.key, str) else self.key(row)
 
     def show(self, row: Row) -> str:
         """The value of a row in words, a dash where it has none."""
@@ -65,44 +69,32 @@ class Column:
         return NO_VALUE if value is None else self.format(value)
 
 
-def _key(key: str) -> Callable[[Row], Any]:
-    return lambda row: row.get(key)
-
-
 COLUMNS = (
     Column(
         "sampler", "", "The map (by its method, where several are compared), or the teacher and its solver.", name_of
     ),
-    Column("steps", "", "Jumps of the map, or steps of a fixed-step solver.", _key("steps")),
-    Column("evals", "", "Network evaluations that each sample takes.", _key("nfe")),
-    Column("KL", "nats", "KL(exact || samples) of histograms over [-1, 1]² with exact cell masses.", _key("kl")),
-    Column("floor", "nats", "The KL of as many exact samples: what a perfect sampler would read.", _key("kl_floor")),
+    Column("steps", "", "Jumps of the map, or steps of a fixed-step solver.", "steps"),
+    Column("evals", "", "Network evaluations that each sample takes.", "nfe"),
+    Column("KL", "nats", "KL(exact || samples) of histograms over [-1, 1]² with exact cell masses.", "kl"),
+    Column("floor", "nats", "The KL of as many exact samples: what a perfect sampler would read.", "kl_floor"),
     Column("above floor", "nats", "KL less its floor: the part that is the sampler's own.", above_floor),
-    Column("W2", "units of x", "Exact 2-Wasserstein distance of samples to as many data.", _key("w2")),
-    Column("sliced W2", "units of x", "Root mean square of W2 over random lines.", _key("sliced_w2")),
-    Column(
-        "map error", "units of x²", "Mean squared distance to the flow's points from the same noise.", _key("map_error")
-    ),
-    Column("energy", "units of x", "Unbiased energy distance to data; near zero it may be negative.", _key("energy")),
-    Column(
-        "FD", "", "Fréchet distance of the features of samples to those of the data; its name says which.", _key("fd")
-    ),
+    Column("W2", "units of x", "Exact 2-Wasserstein distance of samples to as many data.", "w2"),
+    Column("sliced W2", "units of x", "Root mean square of W2 over random lines.", "sliced_w2"),
+    Column("map error", "units of x²", "Mean squared distance to the flow's points from the same noise.", "map_error"),
+    Column("energy", "units of x", "Unbiased energy distance to data; near zero it may be negative.", "energy"),
+    Column("FD", "", "Fréchet distance of the features of samples to those of the data; its name says which.", "fd"),
     Column(
         "FD name",
         "",
         "Features, size of the image, and number of samples; only Inception's is an FID.",
-        _key("fd_name"),
+        "fd_name",
     ),
-    Column(
-        "to teacher", "", "The same distance, to the teacher's dopri5 samples from the same noise.", _key("fd_teacher")
-    ),
-    Column("KD", "", "Kernel distance (unbiased, degree 3) of the features; mean over subsets.", _key("kd")),
-    Column("precision", "", "Share of samples among the data, by nearest neighbours of features.", _key("precision")),
-    Column("recall", "", "Share of data among the samples, by nearest neighbours of features.", _key("recall")),
-    Column(
-        "pixel error", "", "Mean squared difference, from -1 to 1, to the teacher's dopri5 images.", _key("pixel_error")
-    ),
-    Column("seconds", "s", "Wall-clock time to draw all samples.", _key("seconds"), format_seconds),
+    Column("to teacher", "", "The same distance, to the teacher's dopri5 samples from the same noise.", "fd_teacher"),
+    Column("KD", "", "Kernel distance (unbiased, degree 3) of the features; mean over subsets.", "kd"),
+    Column("precision", "", "Share of samples among the data, by nearest neighbours of features.", "precision"),
+    Column("recall", "", "Share of data among the samples, by nearest neighbours of features.", "recall"),
+    Column("pixel error", "", "Mean squared difference, from -1 to 1, to the teacher's dopri5 images.", "pixel_error"),
+    Column("seconds", "s", "Wall-clock time to draw all samples.", "seconds", format_seconds),
 )
 
 

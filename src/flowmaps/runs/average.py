@@ -27,22 +27,20 @@ MAX_ERROR = 0.5
 
 @dataclass(frozen=True)
 class Average:
-    """Which average of a run's weights.
-
-    Args:
-        width: relative width of a power-function average, reconstructed from those that the run stored.
-        decay: of an average that the run kept; give one of the two.
-        step: the average of a width is over the steps up to this one; over all steps unless given.
-        stage: the stage whose map gets the average.
+    """Which average of a run's weights, by its width or its decay.
 
     Raises:
         ValueError: the options do not go together.
     """
 
     width: float | None = None
+    """Relative width of a power-function average, for a run trained with --optimiser.ema-widths."""
     decay: float | None = None
+    """Decay of one of the averages that the run was trained with, --optimiser.ema-decays."""
     step: int | None = None
+    """With --width: average the steps up to this one; all of them unless given."""
     stage: str = "map"
+    """Stage whose map gets the average."""
 
     def __post_init__(self) -> None:
         if (self.width is None) == (self.decay is None):

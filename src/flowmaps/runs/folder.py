@@ -1,4 +1,4 @@
-"""`RunFolder`: a run's folder with its card, recipe, plan, maps, log, checkpoints and lock; what a resume may change.
+"""`RunFolder`: a run's folder with its card, plan, maps, checkpoints and lock; what a resume may change.
 
 config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
 teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cached_property
+import os
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock
 
-from ..data import Images, Source, Units, fingerprint, open_data, resolve
-from ..interpolants import Interpolant
+from ..data import Images, Source, Units, fingerprint, open_data
 from ..maps import FlowMap
 from ..storage import cards, checkpoints, models
 from ..system.devices import pick_device
 from ..system.files import write_atomically
+from ..system.processes import on_first
 from ..system.progress import Watch
 from ..training.failures import CHECKPOINTS
 from ..training.guards import LOCK, lock
-from ..training.log import read_log
-from . import plan as plans
+from ..training.settings import values
 from . import recipes
+from .plan import Plan, resolve
 from .recipes import ImageRecipe, Recipe
 
-RESUMABLE = ("device", "compile", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints", "keep_checkpoints_every",
-             "store_averages_every", "show_every", "track", "max_skipped_steps", "activation_checkpointing",
-             "evaluation", "optimiser.accumulate", "steps", "teacher_steps")  # fmt: skip
+RESUMABLE = ("device", "compile", "fsdp", "log-every", "checkpoint-every", "keep-checkpoints", "keep-checkpoints-every",
+             "store-averages-every", "show-every", "track", "max-skipped-steps", "activation-checkpointing",
+             "evaluation", "optimiser.accumulate", "steps", "teacher-steps")  # fmt: skip
 """Options that a resume may change; `Trainer.resume` checks whether the numbers of steps may."""
 
 
@@ -40,11 +40,13 @@ class RunFolder:
 
     Attributes:
         path: where it is.
-        card: the content of config.json as it was when the folder was opened.
+        card: the content of its config.json.
+        plan: of the recipe in the card.
     """
 
     path: Path
     card: dict[str, Any]
+    plan: Plan
     _lock: BaseFileLock | None = None
 
     @classmethod
@@ -52,46 +54,41 @@ class RunFolder:
         """The folder of a run that has begun.
 
         Raises:
-            ValueError: there is none, or config.json is damaged or of another version.
+            ValueError: there is none, or config.json is damaged, of another version, or not that of a run.
         """
-        return cls(path, cards.read(path))
+        card = cards.read(path)
+        if card.get("recipe") is None:
+            raise ValueError(
+                f"{path}/config.json has no recipe that this version reads: it holds a map saved by flowmaps.save, not "
+                "a run; read it with flowmaps.load."
+            )
+        return cls(path, card, resolve(recipes.from_dict(card["recipe"])))
 
     @classmethod
-    def create(cls, path: Path, described: dict[str, Any]) -> RunFolder:
-        """Make the folder of a new run, and lock it.
+    def new(cls, path: Path, plan: Plan, data_sha256: str | None) -> RunFolder:
+        """The folder of a new run, which `create` writes.
 
         Args:
             path: where to.
-            described: from `describe`.
+            plan: of the run.
+            data_sha256: checksum of its data, from `fingerprint`.
         """
-        folder = cls(path, {"format": models.FORMAT, **described})
-        path.mkdir(parents=True, exist_ok=True)
-        folder.lock()
-        write_atomically(path / models.CARD, json.dumps(folder.card, indent=2) + "\n")
-        return folder
+        card = {"format": models.FORMAT, "recipe": dataclasses.asdict(plan.recipe), "data_sha256": data_sha256}
+        return cls(path, card, plan)
 
-    @cached_property
+    def create(self) -> None:
+        """Make the folder, lock it, and write config.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        self._write_card()
+
+    def _write_card(self) -> None:
+        write_atomically(self.path / models.CARD, json.dumps(self.card, indent=2) + "\n")
+
+    @property
     def recipe(self) -> Recipe:
-        """The recipe of the run.
-
-        Raises:
-            ValueError: the folder is no run, or of another version.
-        """
-        if self.card.get("recipe") is None:
-            raise ValueError(
-                f"{self.path}/config.json has no recipe that this version reads: it holds a map saved by "
-                "flowmaps.save, not a run; read it with flowmaps.load."
-            )
-        return recipes.from_dict(self.card["recipe"])
-
-    @cached_property
-    def plan(self) -> plans.Plan:
-        """The plan of the run.
-
-        Raises:
-            ValueError: as `recipe`, or the recipe has no plan.
-        """
-        return plans.resolve(self.recipe)
+        """The recipe of the plan."""
+        return self.plan.recipe
 
     @property
     def units(self) -> Units:
@@ -142,10 +139,6 @@ class RunFolder:
         """Remove the file of the lock, at the end of a run; the process that holds the lock keeps it."""
         (self.path / LOCK).unlink(missing_ok=True)
 
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of log.jsonl."""
-        return read_log(self.path)
-
     def load_map(self, stage: str = "") -> FlowMap:
         """The map that the run has learned, or that an earlier stage of it left.
 
@@ -169,44 +162,61 @@ class RunFolder:
             ValueError: they cannot be read, or have changed since.
         """
         source = open_source(self.recipe, watch=watch)
-        self.check_data(describe(self.recipe, watch))
+        self.check_data(fingerprint(self.recipe.data, watch))
         return source
 
-    def check_data(self, described: dict[str, Any]) -> None:
-        """Refuse data other than those that the run began with; `described` from `describe`, now.
+    def check_data(self, data_sha256: str | None) -> None:
+        """Refuse data other than those that the run began with, by the checksum that they have now.
 
         Raises:
             ValueError: their content has changed.
         """
-        if self.card.get("data_sha256") not in (None, described["data_sha256"]):
+        if self.card.get("data_sha256") not in (None, data_sha256):
             raise ValueError(
-                f"{described['recipe']['data']} has changed since the run began: restore it, or train again into "
-                "another --out."
+                f"{self.recipe.data} has changed since the run began: restore it, or train again into another --out."
             )
 
-    def check_resumable(self, recipe: Recipe, described: dict[str, Any]) -> None:
-        """Raise an error if a resume changes an option outside `RESUMABLE` or the data; `described` from `describe`.
+    def lock_to_resume(self, plan: Plan, data_sha256: str | None) -> None:
+        """Lock the folder of a run that is to be resumed; leftover checkpoints of a finished one are deleted.
 
         Raises:
-            ValueError: the run has finished and is not to be longer, its options differ, or its data have changed.
+            ValueError: another process has locked it; or as in `check_resumable`.
         """
-        if self.finished and not self._is_longer(recipe):
+        self.lock()
+        finished = self.finished
+        try:
+            if finished:
+                self.clear()
+            self.check_resumable(plan, data_sha256)
+        except BaseException:
+            if finished:
+                self.remove_lock()
+            self.release()
+            raise
+
+    def check_resumable(self, plan: Plan, data_sha256: str | None) -> None:
+        """Raise an error if the run cannot be resumed with a plan and data of a checksum.
+
+        Raises:
+            ValueError: the run has finished and is not to be longer, options outside `RESUMABLE` differ, or its data
+                have changed.
+        """
+        if self.finished and not self._is_longer(plan):
             raise ValueError(
                 f"{self.path} has finished training: there is nothing to resume; see flowmaps evaluate {self.path}."
             )
-        old, new = _options(self.recipe), _options(recipe)
-        for name, value in new.items():
+        old = values(self.recipe)
+        for name, value in values(plan.recipe).items():
             if not {name, name.split(".")[0]} & set(RESUMABLE) and old.get(name) != value:
-                option = name.replace("_", "-")
                 raise ValueError(
-                    f"{self.path} was begun with --{option} {old.get(name)}, got {value}: resume with the options it "
+                    f"{self.path} was begun with --{name} {old.get(name)}, got {value}: resume with the options it "
                     "began with."
                 )
-        self.check_data(described)
+        self.check_data(data_sha256)
 
-    def _is_longer(self, recipe: Recipe) -> bool:
+    def _is_longer(self, plan: Plan) -> bool:
         last = self.plan.stages[-1].steps
-        if plans.resolve(recipe).stages[-1].steps <= last:
+        if plan.stages[-1].steps <= last:
             return False
         if not checkpoints.names(self.checkpoints):
             raise ValueError(
@@ -216,22 +226,43 @@ class RunFolder:
             )
         return True
 
-    def note_length(self, recipe: Recipe) -> None:
-        """Write the numbers of steps of a run that is made longer into its card."""
-        steps = {"steps": recipe.steps, "teacher_steps": recipe.teacher_steps}
-        if any(self.card["recipe"][name] != value for name, value in steps.items()):
+    def continue_with(self, plan: Plan) -> None:
+        """Take over the plan of a resume, whose numbers of steps are written into the card; each process calls this."""
+        self.plan = plan
+        steps = {"steps": plan.recipe.steps, "teacher_steps": plan.recipe.teacher_steps}
+        if any(self.card["recipe"].get(name) != value for name, value in steps.items()):
             self.card["recipe"] |= steps
-            write_atomically(self.path / models.CARD, json.dumps(self.card, indent=2) + "\n")
+            on_first(self._write_card)
 
-    def save_map(self, flow_map: FlowMap, stage: str, interpolant: Interpolant, **extra: Any) -> None:
+    def save_map(self, flow_map: FlowMap, stage: str, **extra: Any) -> None:
         """Write the map of a finished stage; `stage` is empty for the last one, whose map marks the run as finished."""
-        models.save(flow_map, self.path / stage, interpolant=interpolant, extra=extra, overwrite=True)
+        models.save(flow_map, self.path / stage, interpolant=self.plan.interpolant, extra=extra, overwrite=True)
+        if not stage:
+            self.card = cards.read(self.path)
 
     def clear(self) -> None:
         """Delete the checkpoints of a finished run that was killed before it could; the lock is this process's."""
         longer = self.recipe.optimiser.decay == "constant"
         last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:] if longer]
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
+
+
+def check_new(folder: Path) -> None:
+    """Raise an error if a new run cannot be written into a folder.
+
+    Raises:
+        ValueError: the folder is not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
+    parent = nearest_existing(folder)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be made in {parent}, which cannot be written: choose another --out.")
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None) -> Source:
@@ -248,23 +279,3 @@ def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None
     if isinstance(source, Images):  # latents have no mirror
         source.flips = recipe.flips
     return source
-
-
-def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """A copy of the recipe with absolute paths, so that the run can be used from any working directory."""
-    paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
-    found = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
-    return dataclasses.replace(recipe, data=resolve(recipe.data), **found)
-
-
-def describe(recipe: Recipe, watch: Watch | None = None) -> dict[str, Any]:
-    """The entries of config.json for a recipe: its fields, and the SHA-256 of its data files."""
-    return {"recipe": dataclasses.asdict(recipe), "data_sha256": fingerprint(recipe.data, watch)}
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as options, `optimiser.learning_rate` and the like."""
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(recipe).items():
-        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 
@@ -17,72 +16,96 @@ from .plan import Plan
 from .recipes import Recipe
 
 
-def given_teacher(plan: Plan, source: Source, described: dict[str, Any]) -> FlowMap:
+def start_from_others(flow_map: FlowMap, plan: Plan, source: Source, data_sha256: str | None) -> FlowMap | None:
+    """Copy the weights of the runs of `--teacher` and `--from-run`, where a recipe names them, into its first map.
+
+    Args:
+        flow_map: the map.
+        plan: of its run.
+        source: the data of the run.
+        data_sha256: their checksum.
+
+    Returns:
+        The teacher that the recipe names, or `None`.
+
+    Raises:
+        ValueError: as in `given_teacher`, `given_start` and `copy_weights`.
+    """
+    teacher = given_teacher(plan, source, data_sha256) if plan.recipe.teacher else None
+    if teacher is not None:
+        start_from_teacher(flow_map, teacher)
+    if plan.recipe.from_run:
+        copy_weights(flow_map, given_start(plan, source, data_sha256), "the run to start from")
+    return teacher
+
+
+def given_teacher(plan: Plan, source: Source, data_sha256: str | None) -> FlowMap:
     """The map whose velocity is the teacher that a recipe names with `--teacher`.
 
     Args:
         plan: of the run that learns from it.
         source: its data.
-        described: from `describe`.
+        data_sha256: their checksum.
 
     Raises:
         ValueError: the folder is no finished run, or its velocity is another than that of the recipe's flow: of other
             data, another path, or without what guidance needs.
     """
     recipe, other = plan.recipe, RunFolder.open(Path(plan.recipe.teacher))
-    flow_map, begun = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
-    _check_same_flow(plan, other, source, described, begun)
+    flow_map, subject = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
+    _check_same_flow(plan, other, source, data_sha256, subject)
     theirs = other.plan
     if theirs.method.jumps in (Jumps.TO_DATA, Jumps.FROM_BASE):
         raise ValueError(
-            f"{begun} by {theirs.method.name}, whose map has no velocity: take a run of flow matching, or the folder "
+            f"{subject} by {theirs.method.name}, whose map has no velocity: take a run of flow matching, or the folder "
             "teacher/ of a run that trained its own."
         )
     if not recipe.guidance and theirs.recipe.guidance not in ((), (1.0,)):
         had = " ".join(f"{weight:g}" for weight in theirs.recipe.guidance)
         raise ValueError(
-            f"{begun} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
+            f"{subject} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
         )
     needed = recipe.guidance if plan.method.copies_teacher else (1.0,)
     if recipe.guidance and theirs.recipe.guidance != needed:
         had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.recipe.guidance, needed))
         plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
         raise ValueError(
-            f"{begun} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
+            f"{subject} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
             f"--guidance train it with --guidance {take}{plain}."
         )
     return flow_map
 
 
-def given_start(plan: Plan, source: Source, described: dict[str, Any]) -> FlowMap:
+def given_start(plan: Plan, source: Source, data_sha256: str | None) -> FlowMap:
     """The map whose weights a run starts from, that of the run that a recipe names with `--from-run`.
 
     Args:
         plan: of the run that starts.
         source: its data.
-        described: from `describe`.
+        data_sha256: their checksum.
 
     Raises:
         ValueError: the folder is no finished run, or its map is of other data or another path.
     """
     other = RunFolder.open(Path(plan.recipe.from_run))
     flow_map = other.load_map()
-    _check_same_flow(plan, other, source, described, f"the map in {plan.recipe.from_run} was trained")
+    _check_same_flow(plan, other, source, data_sha256, f"the map in {plan.recipe.from_run} was trained")
     return flow_map
 
 
-def _check_same_flow(plan: Plan, other: RunFolder, source: Source, described: dict[str, Any], begun: str) -> None:
-    """Refuse a run of other data or of another path."""
+def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: str | None, subject: str) -> None:
+    """Refuse a run of other data or of another path; `subject` begins the message."""
     recipe, theirs = plan.recipe, other.recipe
-    if other.units != source.units or other.card.get("data_sha256") != described["data_sha256"]:
+    if other.units != source.units or other.card.get("data_sha256") != data_sha256:
         raise ValueError(
-            f"{begun} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give both "
-            "the same --data, --resolution and --labels."
+            f"{subject} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give "
+            "both the same --data, --resolution and --labels."
         )
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(
-            f"{begun} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} here: "
-            "give both the same --interpolant, and a method of the trigonometric path what was trained on that path."
+            f"{subject} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} "
+            "here: give both the same --interpolant, and a method of the trigonometric path what was trained on that "
+            "path."
         )
 
 

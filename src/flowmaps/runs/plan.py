@@ -7,9 +7,8 @@ What the recipe does not choose is the paper's (`flowmaps.methods.Method`).
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from ..objectives import Objective
 from ..samplers import Jump, MultistepConsistency
 from ..schedules import Anneal
 from ..shapes import Field
+from ..system.names import choose
 from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
 from .initial import disable_dropout, network_of
@@ -102,7 +102,7 @@ class Plan:
 
     # sampling
 
-    def known_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
+    def supported_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
         """The numbers of sampling steps that the map supports among `steps`; if none, the smallest that it supports."""
         if self.method.jumps is Jumps.FROM_BASE:
             return (1,)
@@ -114,7 +114,7 @@ class Plan:
         if self.method.jumps is Jumps.FROM_BASE:
             return f"{self.method.name} learns jumps from noise alone: its map is sampled in 1 step"
         if self.on_strip:
-            (least,) = self.known_steps(())
+            (least,) = self.supported_steps(())
             return (
                 f"{self.method.name} of images learns jumps of at most {STRIP_WIDTH:g}: its map is sampled in {least} "
                 "steps or more"
@@ -128,17 +128,31 @@ class Plan:
             ValueError: a number is not supported.
         """
         for number in steps:
-            if number not in self.known_steps([number]):
+            if number not in self.supported_steps([number]):
                 raise ValueError(f"{self.limits()}, got {number} step{'s' * (number > 1)}.")
 
     def sampler(self, steps: int) -> Jump | MultistepConsistency:
         """The sampler of the map in so many steps."""
         return self.method.sampler(steps, self.interpolant)
 
+    def with_evaluation(self, changes: Mapping[str, Any]) -> Plan:
+        """The plan with other settings of its evaluation.
+
+        Args:
+            changes: name of a setting -> value.
+
+        Raises:
+            ValueError: a value is out of range, or the map does not support a number of steps.
+        """
+        recipe = replace(self.recipe, evaluation=replace(self.recipe.evaluation, **changes))
+        validate(recipe)
+        self.check_steps(changes.get("steps", ()))
+        return replace(self, recipe=recipe)
+
     def evaluation(self) -> Evaluation:
-        """The recipe's evaluation, of the numbers of steps that the map knows."""
+        """The recipe's evaluation, of the numbers of steps that the map supports."""
         evaluation = self.recipe.evaluation
-        return replace(evaluation, steps=self.known_steps(evaluation.steps))
+        return replace(evaluation, steps=self.supported_steps(evaluation.steps))
 
     def as_sampled(self, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None]:
         """The map and its teacher as they are sampled: at the lowest guidance weight, the teacher guided like the map.
@@ -171,19 +185,11 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
             given to a method that learns from none.
     """
     validate(recipe, processes)
-    method = _method(recipe.method)
+    method = choose("method", recipe.method, METHODS)
     if recipe.teacher and not method.distils:
         raise ValueError(f"{method.name} has no teacher, got --teacher {recipe.teacher}: leave it out.")
     path = method.interpolant or INTERPOLANTS[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown method {name!r}: {hint}choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
 
 
 # stages --------------------------------------------------------------------------------------------------------------

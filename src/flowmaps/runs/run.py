@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..data import Source
+from ..data import resolve as resolve_data
 from ..maps import FlowMap, Target
 from ..shapes import Field
 from ..storage import checkpoints
-from ..system.processes import each, in_turn, on_first, ranks
+from ..system.processes import each, on_first
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
-from ..training.distributed import Engine, start
-from ..training.failures import CHECKPOINTS, writing
+from ..training.distributed import Engine
+from ..training.failures import writing
 from ..training.loop import Step
 from ..training.settings import Settings
 from ..training.trackers import Trackers, open_trackers
 from ..training.trainer import Trainer
-from . import inherit, initial
-from .folder import RunFolder, describe, open_source, with_absolute_paths
-from .plan import Plan, Stage, resolve
-from .preflight import check_folder, check_steps
+from . import inherit
+from .folder import RunFolder
+from .plan import Plan, Stage
+from .prepare import prepare
 from .recipes import Recipe
 
 MAP = ""
@@ -42,8 +42,8 @@ class Run:
         plan: of its recipe, whose paths are absolute.
         folder: of the run, locked.
         source: the data, on the device.
+        data_sha256: checksum of the data.
         flow_map: the map, with the weights that the last finished stage left.
-        described: entries of config.json for the recipe and its data.
         engine: device and processes.
         checkpoint: name of the checkpoint to go on from; `None` for a run that begins.
         say: prints a line.
@@ -54,18 +54,17 @@ class Run:
     plan: Plan
     folder: RunFolder
     source: Source
+    data_sha256: str | None
     flow_map: FlowMap
-    described: dict[str, Any]
     engine: Engine
     checkpoint: str | None = None
     say: Callable[[str], None] = field(default=print)
     teacher: Field | None = None
     trainer: Trainer | None = None
-    given_teacher: FlowMap | None = None
     trackers: Trackers | None = None
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path, *, resume: bool = False, resume_from: str | None = None,
+    def open(cls, recipe: Recipe, path: Path, *, resume: bool = False, resume_from: str | None = None,
              say: Callable[[str], None] = print, watch: Watch = quiet) -> Run:  # fmt: skip
         """Check the recipe, the data and the folder, then create the run's folder or open it to resume.
 
@@ -73,80 +72,27 @@ class Run:
             ValueError: the recipe cannot run, the folder exists already or another run has locked it, or there is
                 nothing to resume.
         """
-        resolve(recipe)
-        engine = start(recipe.device, shard=recipe.fsdp)
-        on_first(lambda: resolve(recipe, processes=ranks()) and None)
         resume = resume or resume_from is not None
-        if not resume:
-            on_first(lambda: check_folder(folder))
-        plan = resolve(with_absolute_paths(recipe))
-        source = in_turn(lambda: open_source(recipe, watch=watch)).to(engine.device)
-        described = on_first(lambda: describe(plan.recipe, watch))
-        held = list[RunFolder]()  # in the first process: the folder, locked
-        if resume:
-            on_first(lambda: held.append(_open_to_resume(folder, plan, described)))
+        ready = prepare(recipe, path, resume=resume, watch=watch)
+        plan = dataclasses.replace(ready.plan, recipe=with_absolute_paths(recipe))
+        folder = each(lambda: RunFolder.open(path)) if resume else RunFolder.new(path, plan, ready.data_sha256)
+        run = cls(plan, folder, ready.source, ready.data_sha256, ready.flow_map, ready.engine, say=say)
         try:
-            run = cls._prepared(plan, folder, source, described, engine, resume_from if resume else None, resume, say)
-            on_first(lambda: None if resume else held.append(run._create()))
+            if resume:
+                on_first(lambda: folder.lock_to_resume(plan, ready.data_sha256))
+                run.checkpoint = checkpoints.find(folder.checkpoints, resume_from)
+            else:
+                on_first(lambda: run._create(ready.teacher))
         except BaseException:
-            for entry in held:
-                entry.release()
+            folder.release()
             raise
-        run.folder = held[0] if held else RunFolder.open(folder)
         return run
 
-    @classmethod
-    def _prepared(cls, plan: Plan, folder: Path, source: Source, described: dict[str, Any], engine: Engine,
-                  resume_from: str | None, resume: bool, say: Callable[[str], None]) -> Run:  # fmt: skip
-        """The run with its first map, everything checked that can be."""
-        recipe = plan.recipe
-        checkpoint = checkpoints.find(folder / CHECKPOINTS, resume_from) if resume else None
-        fresh = each(lambda: initial.new_map(recipe, source.shape, source.classes).to(engine.device))
-        run = cls(plan, RunFolder(folder, {}), source, fresh, described, engine, checkpoint, say)
-        if not resume:
-            run.given_teacher = each(run._given_teacher) if recipe.teacher else None
-            if recipe.from_run:
-                each(run._given_start)
-        each(lambda: check_steps(plan, run.flow_map))
-        return run
-
-    def _given_teacher(self) -> FlowMap:
-        """The teacher that the recipe names, whose weights the map begins with."""
-        teacher = inherit.given_teacher(self.plan, self.source, self.described)
-        inherit.start_from_teacher(self.flow_map, teacher)
-        return teacher
-
-    def _given_start(self) -> None:
-        """Copy the weights of the run of `--from-run` into the map."""
-        start = inherit.given_start(self.plan, self.source, self.described)
-        inherit.copy_weights(self.flow_map, start, "the run to start from")
-
-    def _create(self) -> RunFolder:
-        """Make the folder and lock it; the first process does."""
-        folder, teacher = RunFolder.create(self.folder.path, self.described), self.given_teacher
+    def _create(self, teacher: FlowMap | None) -> None:
+        """Make the folder, with a copy of the teacher that was given."""
+        self.folder.create()
         if teacher is not None:
-            folder.save_map(teacher, "teacher", self.plan.interpolant, teacher_of=self.plan.recipe.teacher)
-        return folder
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the plan."""
-        return self.plan.recipe
-
-    @property
-    def stopped(self) -> str | None:
-        """Why training ended before its last step; `None` where it did not."""
-        return self.trainer and self.trainer.stopped
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far."""
-        return 0.0 if self.trainer is None else self.trainer.seconds
-
-    @property
-    def logged(self) -> dict[str, Any]:
-        """The last line of the log."""
-        return {} if self.trainer is None else self.trainer.logged
+            self.folder.save_map(teacher, "teacher", teacher_of=self.plan.recipe.teacher)
 
     @property
     def at(self) -> tuple[str, int]:
@@ -189,7 +135,7 @@ class Run:
             if number == first:
                 if self.checkpoint:
                     trainer.resume(self.checkpoint)
-                on_first(lambda: self.folder.note_length(self.plan.recipe))
+                self.folder.continue_with(self.plan)
             for step in trainer:
                 yield stage, step
             if trainer.stopped:
@@ -224,28 +170,26 @@ class Run:
         recipe = self.plan.recipe
         resumed = self.checkpoint is not None and number == self._first_stage()
         if recipe.from_run and stage is self.plan.stages[-1] and not resumed:
-            self._given_start()
+            start = inherit.given_start(self.plan, self.source, self.data_sha256)
+            inherit.copy_weights(self.flow_map, start, "the run to start from")
         torch.manual_seed(recipe.seed)
         objective = stage.build(self.flow_map, self.teacher)
-        settings = Settings(
-            precision=recipe.precision,
-            compile=self.plan.compiles(self.engine.device),
-            seed=generator(recipe.seed, number).initial_seed(),
-            **{name: getattr(recipe, name) for name in _FIELDS},
-        )
+        settings = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(Settings)}
+        settings["compile"] = self.plan.compiles(self.engine.device)
+        settings["seed"] = generator(recipe.seed, number).initial_seed()
         return Trainer(
             objective,
             self.source,
             self.folder.path,
             steps=stage.steps,
             optimiser=stage.optimiser,
-            settings=settings,
+            settings=Settings(**settings),
             engine=self.engine,
             stage=stage.name,
             earlier=[entry.name for entry in self.plan.stages[:number]],
             steps_before=self.plan.steps_before(stage.name),
             trackers=self.trackers,
-            seconds=self.seconds,
+            seconds=0.0 if self.trainer is None else self.trainer.seconds,
             stop=stop,
             owns_folder=False,
             say=self.say,
@@ -266,40 +210,15 @@ class Run:
     def _save(self, trainer: Trainer, where: str) -> None:
         """Write the map that a stage has learned."""
         flow_map = trainer.finish()
-        extra = {**self.described, "seconds": round(trainer.seconds, 1), "trained_steps": trainer.step}
+        extra = {"recipe": dataclasses.asdict(self.plan.recipe), "data_sha256": self.data_sha256}
+        extra |= {"seconds": round(trainer.seconds, 1), "trained_steps": trainer.step}
         extra["units"] = dataclasses.asdict(self.source.units)
         with writing(self.folder.path):
-            on_first(lambda: self.folder.save_map(flow_map, where, self.plan.interpolant, **extra))
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[FlowMap]:
-        """The map with the EMA for weights, in evaluation mode, between two steps; each process calls this."""
-        assert self.trainer is not None
-        with self.trainer.averaged() as flow_map:
-            yield flow_map
+            on_first(lambda: self.folder.save_map(flow_map, where, **extra))
 
 
-_FIELDS = ("checkpoint_every", "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every",
-           "max_skipped_steps", "track")  # fmt: skip
-"""Settings of the engine that are fields of a recipe."""
-
-
-def _open_to_resume(path: Path, plan: Plan, described: dict[str, Any]) -> RunFolder:
-    """The folder of a run that can be resumed, locked; leftover checkpoints of a finished one are deleted.
-
-    Raises:
-        ValueError: it cannot be resumed, or another process has locked it.
-    """
-    folder = RunFolder.open(path)
-    folder.lock()
-    finished = folder.finished
-    try:
-        if finished:
-            folder.clear()
-        folder.check_resumable(plan.recipe, described)
-    except BaseException:
-        if finished:
-            folder.remove_lock()
-        folder.release()
-        raise
-    return folder
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """A copy of the recipe with absolute paths, so that the run can be used from any working directory."""
+    paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
+    found = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
+    return dataclasses.replace(recipe, data=resolve_data(recipe.data), **found)

@@ -38,9 +38,14 @@ class _Outcome(NamedTuple):
 _groups: list[Any] = []  # the group of the processes, and one by gloo beside it for words
 
 
+def number_launched() -> int:
+    """How many processes a launcher has begun, joined yet or not; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launched() -> bool:
     """Whether a launcher has begun several processes, joined yet or not."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return number_launched() > 1
 
 
 def together() -> bool:

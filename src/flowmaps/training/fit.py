@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import Any
 from ..maps import FlowMap
 from ..objectives import Objective
 from ..storage import cards, models
+from ..system.names import choose
 from ..system.processes import on_first
 from .distributed import start
 from .failures import writing
@@ -113,12 +113,9 @@ def _fitted(trainer: Trainer, resume_from: str | None) -> FlowMap:
 
 def _split(given: dict[str, Any]) -> tuple[Optimiser, Settings]:
     """The settings by what they belong to."""
-    of_optimiser, others = ({field.name for field in fields(kind)} for kind in (Optimiser, Settings))
+    of_optimiser, others = ({field.name: kind for field in fields(kind)} for kind in (Optimiser, Settings))
     for name in given:
-        if name not in of_optimiser | others:
-            near = difflib.get_close_matches(name, of_optimiser | others, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown setting {name!r}: {hint}choose from {', '.join(sorted(of_optimiser | others))}.")
+        choose("setting", name, dict(sorted({**of_optimiser, **others}.items())))
     return (
         Optimiser(**{name: value for name, value in given.items() if name in of_optimiser}),
         Settings(**{name: value for name, value in given.items() if name in others}),

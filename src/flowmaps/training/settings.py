@@ -25,33 +25,41 @@ PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a `Trainer` does besides taking steps.
+def without_repeats(values: tuple[Any, ...]) -> bool:
+    """Whether no two entries of a list are the same to six digits, those that names of files have."""
+    return len({six_digits(value) for value in values}) == len(values)
 
-    Attributes:
-        precision: type in which networks compute, by autocast; weights and times stay in float32.
-        compile: compile the objective; left out with a word where there is no compiler.
-        seed: of every draw.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: number of checkpoints to keep, the latest ones.
-        keep_checkpoints_every: also keep every checkpoint whose step is a multiple of this; 0 for none.
-        store_averages_every: steps between stored power-function EMAs.
-        log_every: steps between lines of log.jsonl.
-        max_skipped_steps: steps in a row without a finite gradient, which are skipped, after which training ends.
-        track: trackers that get what the log gets: tensorboard, wandb, trackio.
-    """
+
+def six_digits(value: Any) -> str:
+    """A number as names of files have it, other values as they are."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a `Trainer` does besides taking steps."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
+    float16 the loss is scaled."""
     compile: bool = False
+    """Compile the objective; left out with a word where there is no compiler."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
+    """Seed of every draw."""
     checkpoint_every: Count = 1_000
+    """Steps between checkpoints."""
     keep_checkpoints: Count = 2
+    """Number of checkpoints to keep, the latest ones."""
     keep_checkpoints_every: CountOrNone = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 for none."""
     store_averages_every: Count = 1_000
+    """Steps between stored power-function EMAs, with --optimiser.ema-widths."""
     log_every: Count = 50
+    """Steps between lines of log.jsonl."""
     max_skipped_steps: Count = 20
-    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Stop the run after this many steps in a row without a finite gradient; each is skipped."""
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Predicate(without_repeats)] = ()
+    """Trackers that get the lines of log.jsonl and the pictures."""
 
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -82,6 +90,11 @@ def options(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from options(value, f"{name}.")
         else:
             yield name, value, hint
+
+
+def values(group: Any) -> dict[str, Any]:
+    """The options of a dataclass by name, such as `optimiser.batch`."""
+    return {name: value for name, value, _ in options(group)}
 
 
 @functools.cache
@@ -152,16 +165,6 @@ def type_in_words(kind: Any) -> str:
 def printable(text: str) -> bool:
     """Whether a text has no control characters."""
     return text.isprintable()
-
-
-def without_repeats(values: tuple[Any, ...]) -> bool:
-    """Whether no two entries of a list are the same to six digits, those that names of files have."""
-    return len({six_digits(value) for value in values}) == len(values)
-
-
-def six_digits(value: Any) -> str:
-    """A number as names of files have it, other values as they are."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, renamed: Mapping[str, str]) -> T:

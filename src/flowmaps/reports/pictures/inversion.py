@@ -120,7 +120,7 @@ def invert(
     if found is None:
         return None
     encoder, words, to_noise = found
-    numbers = sorted({*plan.known_steps([1]), steps_nearest_four(plan)})
+    numbers = sorted({*plan.supported_steps([1]), steps_nearest_four(plan)})
     numbers = [1] if plan.method.jumps is Jumps.TO_DATA else numbers
     options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map)}
 

@@ -48,7 +48,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
     Returns:
         The file, previews/STAGE-STEP.png in the folder of the run; `None` where no picture can be drawn.
     """
-    if not can_preview(run.recipe, run.source):
+    if run.trainer is None or not can_preview(run.plan.recipe, run.source):
         return None
     path = run.folder.path / FOLDER / f"{stage}-{step:08d}.png"
 
@@ -62,7 +62,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
             notify(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
             return None
 
-    with run.averaged() as flow_map:
+    with run.trainer.averaged() as flow_map:
         return on_first(draw)
 
 
@@ -85,8 +85,8 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE_STREAM))
     noise = Inputs(x0, None if units.classes is None else torch.arange(number) % units.classes)
     chunk, samples = _chunk(recipe, units.pixels), dict[str, Samples]()
-    for title, sampled_map, how in samplers_of_stage(plan, stage, flow_map):
-        sampler, inputs = map_sampler(sampled_map, how, noise, recipe.seed)
+    for title, sampled_map, scheme in samplers_of_stage(plan, stage, flow_map):
+        sampler, inputs = map_sampler(sampled_map, scheme, noise, recipe.seed)
         drawn = sample(sampler, inputs, chunk=chunk, device=device)
         samples[title] = replace(drawn, x=drawn.x.nan_to_num())
     if recipe.data == "digits":
@@ -123,4 +123,4 @@ def samplers_of_stage(
         steps = math.ceil(1 / STRIP_WIDTH)
         return [(steps_in_words(steps), sampled_map, Jump(steps))]
     several = (*MAP_STEPS, EULER_STEPS) if plan.method.jumps is Jumps.NONE else MAP_STEPS
-    return [(steps_in_words(steps), sampled_map, plan.sampler(steps)) for steps in plan.known_steps(several)]
+    return [(steps_in_words(steps), sampled_map, plan.sampler(steps)) for steps in plan.supported_steps(several)]

@@ -23,6 +23,7 @@ from .parts import steps_nearest_four
 from .points import digits, plane
 
 Made = dict[str, tuple[str, Figure]]
+"""Caption of a figure -> the name of its file without .png, and the figure."""
 
 
 class Pictures(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
 from ...training.optimisers import Optimiser
-from ...training.settings import Count, CountOrNone, PositiveShare, Share, ShareBelowOne, printable, without_repeats
+from ...training.settings import Count, CountOrNone, PositiveShare, Settings, Share, ShareBelowOne, printable
 
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1_000)]
@@ -63,7 +63,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Options of a run."""
 
     name: Word
@@ -108,35 +108,18 @@ class Recipe:
     stop_gradient: Literal["velocity", "target"] = "velocity"
     """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
     cost of a step."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
-    float16 the loss is scaled."""
-    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = field(default=0, kw_only=True)
     """Seed of weights, batches, times and samples."""
     device: Word = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
-    compile: bool = True
+    compile: bool = field(default=True, kw_only=True)
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
     for images on a CPU."""
     fsdp: bool = False
     """With several processes, shard weights, optimiser state and EMAs among them (FSDP2) instead of a copy in each
     (DDP)."""
-    checkpoint_every: Count = 1_000
-    """Steps between checkpoints."""
-    keep_checkpoints: Annotated[int, Ge(1), Le(10**6)] = 2
-    """Number of checkpoints to keep, the latest ones."""
-    keep_checkpoints_every: CountOrNone = 0
-    """Also keep every checkpoint whose step is a multiple of this; 0 for none."""
-    store_averages_every: Count = 1_000
-    """Steps between stored power-function EMAs, with --optimiser.ema-widths."""
     show_every: CountOrNone = 2_000
     """Steps between pictures of samples while training; 0 for none."""
-    log_every: Count = 50
-    """Steps between lines of log.jsonl."""
-    track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Predicate(without_repeats)] = ()
-    """Trackers that get the lines of log.jsonl and the pictures."""
-    max_skipped_steps: Annotated[int, Ge(1), Le(10**6)] = 20
-    """Stop the run after this many steps in a row without a finite gradient; each is skipped."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)
     evaluation: Evaluation = field(default_factory=Evaluation)

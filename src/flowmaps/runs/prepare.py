@@ -1,0 +1,130 @@
+"""What a run needs before its first step: its plan, device, data and map, checked before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..data import Source, fingerprint
+from ..maps import FlowMap, Target
+from ..system.processes import each, in_turn, number_launched, on_first, ranks
+from ..system.progress import Watch, quiet
+from ..training.distributed import Engine, start
+from ..training.optimisers import build
+from . import inherit, initial
+from .folder import check_new, open_source
+from .plan import Plan, resolve
+from .recipes import Recipe
+
+BYTES_PER_NUMBER = 4
+"""Of a number of weights, moments and averages, in float32."""
+CONTAINER_MEMORY_FILE = Path("/sys/fs/cgroup/memory.max")
+"""The file with a container's memory limit: bytes, or `max`."""
+
+
+class Prepared(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+        plan: of its recipe.
+        engine: device and processes.
+        source: the data, on the device.
+        data_sha256: checksum of the data.
+        flow_map: the map with its first weights, on the device.
+        teacher: the map that --teacher names, or `None`.
+    """
+
+    plan: Plan
+    engine: Engine
+    source: Source
+    data_sha256: str | None
+    flow_map: FlowMap
+    teacher: FlowMap | None = None
+
+
+def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch: Watch = quiet) -> Prepared:
+    """Check the recipe, the device, the folder and the data, and make the first map; each process calls this.
+
+    Args:
+        recipe: of the run.
+        folder: its --out; not looked at if it is `None`.
+        resume: whether the run has begun: then the folder is not looked at, and the first weights are not inherited
+            from other runs, as those of a checkpoint follow.
+        watch: progress callback.
+
+    Raises:
+        ValueError: the run cannot begin.
+    """
+    plan = resolve(recipe, processes=number_launched())
+    engine = start(recipe.device, shard=recipe.fsdp)
+    if folder is not None and not resume:
+        on_first(lambda: check_new(folder))
+    source = in_turn(lambda: open_source(recipe, watch=watch)).to(engine.device)
+    data_sha256 = on_first(lambda: fingerprint(recipe.data, watch))
+    flow_map = each(lambda: _first_map(recipe, source, engine))
+    ready = Prepared(plan, engine, source, data_sha256, flow_map)
+    if not resume:
+        ready = ready._replace(teacher=each(lambda: inherit.start_from_others(flow_map, plan, source, data_sha256)))
+    each(lambda: _check_steps(plan, flow_map))
+    return ready
+
+
+def _first_map(recipe: Recipe, source: Source, engine: Engine) -> FlowMap:
+    """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
+    with torch.device("meta"):
+        weights = count(initial.new_map(recipe, source.shape, source.classes).parameters())
+    need, have = BYTES_PER_NUMBER * weights * (4 + averages(recipe)), _memory(engine.device)
+    if have is not None and need > have and not engine.shard:
+        raise ValueError(
+            f"the network has {weights:,} weights, which with gradients, moments and averages take {in_bytes(need)}, "
+            f"{engine.device} has {in_bytes(have)}: take a smaller network, or several processes with --fsdp."
+        )
+    return initial.new_map(recipe, source.shape, source.classes).to(engine.device)
+
+
+def averages(recipe: Recipe) -> int:
+    """How many moving averages a run keeps of its weights."""
+    return 1 + len(recipe.optimiser.ema_decays) + len(recipe.optimiser.ema_widths)
+
+
+def count(tensors: Iterable[torch.Tensor]) -> int:
+    """How many numbers tensors have together."""
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes in words, such as "1.5 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1_000:
+            return f"{number:.3g} {unit}"
+        number /= 1_000  # type: ignore[assignment]
+    return f"{number:,.3g} TB"
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes that a device has, where that can be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return None
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(CONTAINER_MEMORY_FILE.read_text()))
+    except (OSError, ValueError):  # no such limit
+        return physical
+
+
+def _check_steps(plan: Plan, flow_map: FlowMap) -> None:
+    """Refuse a batch that a stage cannot split into equal parts, and an optimiser that does not suit the weights."""
+    own = plan.recipe.optimiser
+    if ranks() * own.accumulate == 1 and own.kind != "muon":
+        return
+    for stage in plan.stages:
+        objective = stage.build(copy.deepcopy(flow_map), Target(flow_map).velocity)
+        build({name: value for name, value in objective.named_parameters() if value.requires_grad}, stage.optimiser)
+        objective.micro_batches(own.batch, ranks() * own.accumulate)
