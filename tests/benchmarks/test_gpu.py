@@ -27,7 +27,7 @@ def visit(out: Path, **variables: str) -> tuple[dict[str, list[dict]], str]:
     given = {"DEVICE": "cpu", "SCALE": "tiny", "OUT": str(out), "DATA": str(CIFAR)}
     environment = os.environ | given | {"PYTHON": sys.executable} | variables
     done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks/gpu.sh")], env=environment, capture_output=True, text=True, timeout=900
+        ["bash", str(ROOT / "benchmarks/gpu.sh")], env=environment, capture_output=True, text=True, timeout=1800
     )
     found = defaultdict(list)
     for line in (out / "figures.jsonl").read_text().splitlines():
