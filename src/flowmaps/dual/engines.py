@@ -118,8 +118,8 @@ def _forward_mode(fn: Any, points: Any, directions: Any) -> tuple[Tensor, Tensor
         pair = torch.func.jvp(fn, points, directions)
     except RuntimeError as error:
         error.add_note(
-            "torch.func.jvp refuses a module that writes into a tensor of its own, as batch_norm does in training: use "
-            'engine="dual", or net.eval().'
+            "torch.func.jvp raised this; among other things it refuses a module that writes into a tensor of its own, "
+            'as batch_norm does in training. Use engine="dual", or net.eval().'
         )
         raise
     return pair[0], pair[1]

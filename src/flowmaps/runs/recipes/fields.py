@@ -63,8 +63,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Recipe(Settings):
-    """Options of a run."""
+class Task:
+    """What is learned, by which method, from which data and teacher."""
 
     name: Word
     """Name of the recipe."""
@@ -108,6 +108,12 @@ class Recipe(Settings):
     stop_gradient: Literal["velocity", "target"] = "velocity"
     """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
     cost of a step."""
+
+
+@dataclass(frozen=True)
+class Recipe(Settings, Task):
+    """Options of a run: its task, first in the order of options; then how it is trained and evaluated."""
+
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = field(default=0, kw_only=True)
     """Seed of weights, batches, times and samples."""
     device: Word = "auto"
