@@ -96,7 +96,7 @@ def test_metrics_follow_the_contract(trained: tuple[Path, str]):
         for name in ("kl", "kl_floor", "w2", "sliced_w2", "map_error", "seconds"):
             assert isinstance(row[name], float)
         assert row["w2"] > 0
-        assert "energy" not in row  # a figure that does not apply is left out
+        assert "energy" not in row  # a metric that does not apply is left out
     evaluations = [row["nfe"] for row in metrics["rows"]]
     assert evaluations[1:] == [5, 1, 3]
     assert evaluations[0] > 5
@@ -348,7 +348,7 @@ def test_evaluating_again_with_other_steps(board: Path):
     printed = run("evaluate", board, "--steps", 1, 2, 7)
     after = json.loads((board / "metrics.json").read_text())
     assert [row.get("steps") for row in after["rows"]] == [None, 5, 1, 2, 7]
-    for name in ("kl", "w2", "map_error", "kl_floor", "nfe"):  # the same seed: the same figures where nothing changed
+    for name in ("kl", "w2", "map_error", "kl_floor", "nfe"):  # the same seed: the same metrics where nothing changed
         for k in range(3):
             assert after["rows"][k][name] == pytest.approx(before["rows"][k][name], rel=1e-4)
     assert {name: (board / name).read_bytes() for name in kept} == kept

@@ -1,4 +1,4 @@
-"""Methods side by side: one budget, one table, one figure."""
+"""Methods side by side: one budget, one table, one plot."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_grey_images(tmp_path: Path):
 
 
 def test_latents(tmp_path: Path):
-    """Numbers in the place of pixels: figures of points, and no pictures of images."""
+    """Numbers in the place of pixels: metrics of points, and no pictures of images."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "a.npy", rng.normal(3, 2, (40, 4, 8, 8)).astype(np.float32))
     words = [*TINY, "--resolution", 0, "--evaluation.steps", 1, 4]

@@ -1,4 +1,4 @@
-"""Figures of images: against the data by features, against the teacher's samples from the same noise."""
+"""Metrics of images: against the data by features, against the teacher's samples from the same noise."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_lost_images_are_counted():
 
 def test_data_lie_at_no_distance_from_themselves():
     source = images(120)
-    ref = measure.reference(source, None, SETTINGS, 0)
+    ref = measure.evaluation_inputs(source, None, SETTINGS, 0)
     whole = Samples(source.pixels.float() / 127.5 - 1, None)
     row, _ = measure.measure(whole, source, ref, SETTINGS)
     assert row["fd"] == pytest.approx(0, abs=1e-5)
@@ -74,9 +74,9 @@ def test_data_lie_at_no_distance_from_themselves():
 
 def test_real_images_are_spread_over_the_data_and_classes_come_equally_often():
     source = images(40)
-    ref = measure.reference(source, None, replace(SETTINGS, reference_images=14), 0)
+    ref = measure.evaluation_inputs(source, None, replace(SETTINGS, reference_images=14), 0)
     assert torch.equal(ref.data, source.pixels[torch.arange(0, 40, 3)])
     assert torch.equal(ref.cond.bincount(), torch.full((4,), 30))  # type: ignore[union-attr]
-    assert len(measure.reference(source, None, SETTINGS, 0).data) == 40
-    assert len(measure.reference(source, None, replace(SETTINGS, reference_images=10**6), 0).data) == 40
-    assert measure.reference(images(labels=False), None, SETTINGS, 0).cond is None
+    assert len(measure.evaluation_inputs(source, None, SETTINGS, 0).data) == 40
+    assert len(measure.evaluation_inputs(source, None, replace(SETTINGS, reference_images=10**6), 0).data) == 40
+    assert measure.evaluation_inputs(images(labels=False), None, SETTINGS, 0).cond is None

@@ -138,7 +138,7 @@ def test_too_few_images_are_told_or_refused():
     a, b = given([0.0] * 5, torch.eye(5), 5), given([0.0] * 5, torch.eye(5), 6)
     with pytest.warns(UserWarning, match=r"5 images in 5 features \(some\) is singular.* 6 images at least, better 10"):
         frechet_distance(a, b)
-    with pytest.raises(ValueError, match="50,000 for a figure to be reported"):
+    with pytest.raises(ValueError, match="50,000 for a distance to be reported"):
         frechet_distance(b, a, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""References kept in files, and the figures of a row, with a small feature network that counts its work."""
+"""References kept in files, and the metrics of a row, with a small feature network that counts its work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from flowmaps.metrics.features import extract
 from flowmaps.metrics.images import Statistics, frechet_distance, kernel_distance, precision_recall
 from flowmaps.metrics.reference import Reference, cache_folder, reference
-from flowmaps.metrics.row import figures_of
+from flowmaps.metrics.row import image_metrics
 
 
 class Counting:
@@ -182,7 +182,7 @@ def test_refusals(tmp_path: Path):
         reference(Counting(), pixels(4).float(), cache=tmp_path)
 
 
-# Figures of a row -----------------------------------------------------------------------------------------------------
+# Metrics of a row -----------------------------------------------------------------------------------------------------
 
 
 def test_the_figures_are_those_of_the_functions(tmp_path: Path):
@@ -190,7 +190,7 @@ def test_the_figures_are_those_of_the_functions(tmp_path: Path):
     ref = reference(features, real, keep=45, cache=tmp_path)
     x = extract(features, samples)
     own, teacher = (Statistics.of(extract(features, s), "moments") for s in (samples, pixels(50, seed=2)))
-    got = figures_of(samples, ref, features, teacher, subsets=4)
+    got = image_metrics(samples, ref, features, teacher, subsets=4)
     kd = kernel_distance(x, ref.points, subsets=4, size=45)
     precision, recall = precision_recall(ref.points, x[:45])
     assert got == {
@@ -202,18 +202,18 @@ def test_the_figures_are_those_of_the_functions(tmp_path: Path):
         "precision": precision,
         "recall": recall,
     }
-    assert figures_of(x, ref, features, teacher, subsets=4) == got  # of features that were extracted before
-    assert "fd_teacher" not in figures_of(x, ref, features, subsets=4)
-    assert figures_of(x, ref, features, subsets=4, seed=1)["kd"] != got["kd"]
+    assert image_metrics(x, ref, features, teacher, subsets=4) == got  # of features that were extracted before
+    assert "fd_teacher" not in image_metrics(x, ref, features, subsets=4)
+    assert image_metrics(x, ref, features, subsets=4, seed=1)["kd"] != got["kd"]
 
 
 def test_the_images_themselves_are_at_no_distance_and_damage_is(tmp_path: Path):
     features, real = Counting(), pixels(60)
     ref = reference(features, real, cache=tmp_path)
-    own = figures_of(real, ref, features, subsets=2)
+    own = image_metrics(real, ref, features, subsets=2)
     assert own["fd"] == pytest.approx(0, abs=1e-6)
     assert (own["precision"], own["recall"]) == (1, 1)
-    dark = figures_of(real // 3, ref, features, subsets=2)
+    dark = image_metrics(real // 3, ref, features, subsets=2)
     assert dark["fd"] > 1000
     assert dark["kd"] > own["kd"] + 1
     assert (dark["precision"], dark["recall"]) == (0, 0)
@@ -223,16 +223,16 @@ def test_few_samples_have_a_distance_and_no_neighbours(tmp_path: Path):
     features = Counting()
     ref = reference(features, pixels(60), cache=tmp_path)
     with pytest.warns(UserWarning, match="3 images in 6 features"):
-        got = figures_of(pixels(3, seed=1), ref, features)
+        got = image_metrics(pixels(3, seed=1), ref, features)
     assert set(got) == {"fd", "fd_name"}
     with pytest.raises(ValueError, match=r"'others' .* and 'moments'"):
-        figures_of(pixels(9, seed=1), ref, Counting("others"))
+        image_metrics(pixels(9, seed=1), ref, Counting("others"))
 
 
 def test_grey_images_do(tmp_path: Path):
     features, grey = Counting(), pixels(20, channels=1)
     ref = reference(features, grey, cache=tmp_path)
-    got = figures_of(grey.repeat(1, 3, 1, 1), ref, features, subsets=1)
+    got = image_metrics(grey.repeat(1, 3, 1, 1), ref, features, subsets=1)
     assert got["fd"] == pytest.approx(0, abs=1e-5)
 
 
@@ -245,6 +245,6 @@ def test_precision_of_fewer_samples_is_against_points_of_all_the_data():
     network = type("Four", (), {"name": "four", "dim": 4})()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = figures_of(samples, Reference(Statistics.of(real, "four"), real), network, subsets=2)
+        found = image_metrics(samples, Reference(Statistics.of(real, "four"), real), network, subsets=2)
     assert float(found["recall"]) > 0.6
     assert float(found["precision"]) > 0.6

@@ -126,7 +126,7 @@ def test_quality_falls_back_to_what_the_rows_have():
     ax = figures.quality(energy).axes[0]
     assert "energy" in ax.get_ylabel()
     assert ax.get_yscale() == "linear"
-    with pytest.raises(ValueError, match="no row has a figure of quality"):
+    with pytest.raises(ValueError, match="no row has a metric of quality"):
         figures.quality([{"sampler": "map", "nfe": 1}])
 
 

@@ -133,9 +133,9 @@ def test_of_many_classes_ten_are_shown_and_a_rare_one_leaves_white():
     assert (shown[9, 10:] == 255).all()  # the data have no tenth class
 
 
-def test_every_row_of_the_strip_starts_from_the_same_noise_and_class():
+def test_every_row_of_the_steps_grid_starts_from_the_same_noise_and_class():
     drawn = made(Exact())
-    figure = pictures.strip(UNITS, drawn)
+    figure = pictures.steps_grid(UNITS, drawn)
     words = texts_of(figure)
     assert words[:5] == ["1 step", "2 steps", "4 steps", "8 steps", "teacher"]
     assert words[5] == f"dopri5, {drawn['teacher, dopri5'].nfe} evals"
@@ -145,7 +145,7 @@ def test_every_row_of_the_strip_starts_from_the_same_noise_and_class():
     assert apart(shown[:, 1:], shown[:, :-1]) > 20
     means = shown.astype(float).mean((0, 2)).reshape(3, 3) / 127.5 - 1
     np.testing.assert_allclose(means, np.broadcast_to(CENTRES[:, None], (3, 3)), atol=4 * SPREAD / math.sqrt(72))
-    off = tiles_of(pictures.strip(UNITS, made(Exact(wrong=0.2))), 5, 9, *SHAPE[1:]).reshape(5, 9, -1)
+    off = tiles_of(pictures.steps_grid(UNITS, made(Exact(wrong=0.2))), 5, 9, *SHAPE[1:]).reshape(5, 9, -1)
     assert apart(off[0], off[4]) > 20
 
 

@@ -33,17 +33,15 @@ from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.loop import Step, train
 from ..training.state import begin
-from .measure import Reference, Row, reference
+from .measure import EvaluationInputs, Row, evaluation_inputs
 from .rows import metrics_rows
 from .sampling import Samples
 
-Notify = Callable[[str], None]
-"""Called with a sentence for the user."""
 RESULT_FILE = "compare.json"
 WARM_UP_STEPS = 3  # before the clock starts: compilation is not training
 UNLIMITED_STEPS = 10**9  # the budget ends training
 SECONDS_BETWEEN_CHECKS = 0.5  # of the loss, for which the host waits for the device
-IRRELEVANT_FIELDS = ("name", "method", "log_every", "checkpoint_every")  # fields of a recipe that change no figure here
+IRRELEVANT_FIELDS = ("name", "method", "log_every", "checkpoint_every")  # fields of a recipe that change no metric here
 
 
 class Comparison:
@@ -81,12 +79,14 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def train(self, watch: Watch = quiet, notify: Notify = print) -> Iterator[tuple[str, dict[str, Samples]]]:
+    def train(
+        self, watch: Watch = quiet, say: Callable[[str], None] = print
+    ) -> Iterator[tuple[str, dict[str, Samples]]]:
         """Train and measure the methods one by one, each with its rows in compare.json before it is yielded.
 
         Args:
             watch: progress callback.
-            notify: called with a sentence about each stage.
+            say: prints a line.
 
         Yields:
             The method, and the samples of its map by their titles: none where it diverged.
@@ -94,15 +94,15 @@ class Comparison:
         Raises:
             ValueError: every method diverged.
         """
-        ref = None
+        inputs = None
         for plan in self.plans:
             method = plan.method.name
             if any(row["method"] == method for row in self.rows):
-                notify(f"{method} has its rows in {RESULT_FILE} already.")
+                say(f"{method} has its rows in {RESULT_FILE} already.")
                 continue
-            if ref is None and isinstance(self.source, Board):  # elsewhere the flow is that of the method's own teacher
-                ref = reference(self.source, None, self.recipe.evaluation, self.recipe.seed)
-            rows, samples = self._train_and_measure(plan, ref, watch, notify)
+            if inputs is None and isinstance(self.source, Board):  # other data: the flow is of the method's own teacher
+                inputs = evaluation_inputs(self.source, None, self.recipe.evaluation, self.recipe.seed)
+            rows, samples = self._train_and_measure(plan, inputs, watch, say)
             self.rows += rows
             self.rows.sort(key=lambda row: (*self.methods, row["method"]).index(row["method"]))
             self._write()
@@ -111,23 +111,23 @@ class Comparison:
             raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
     def _train_and_measure(
-        self, plan: Plan, ref: Reference | None, watch: Watch, notify: Notify
+        self, plan: Plan, inputs: EvaluationInputs | None, watch: Watch, say: Callable[[str], None]
     ) -> tuple[list[Row], dict[str, Samples]]:
         """The rows of one method, and the samples of its map. A teacher that has a row is not measured again."""
-        options = {"watch": watch, "notify": notify}
+        options = {"watch": watch, "say": say}
         flow_map, teacher, training = train_method(plan, self.source, self.budget, self.folder, **options)
         method = plan.method.name
         head = {"method": method, **training}
         if training.get("diverged"):
-            notify(f"{method} diverged: its loss or its weights are not finite.")
+            say(f"{method} diverged: its loss or its weights are not finite.")
             return [{**head, "sampler": "map"}], {}
         of_teachers = [row for row in self.rows if row["sampler"] == "teacher" and "teacher" in row]
         known = [row for row in of_teachers if row["teacher"] == training.get("teacher")][:1]
         solvers = () if known else ("dopri5",)
         try:
-            rows, samples = measure_method(plan, flow_map, teacher, self.source, ref, solvers=solvers, watch=watch)
+            rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, watch=watch)
         except ValueError as error:
-            notify(f"{method} cannot be measured: {error}")
+            say(f"{method} cannot be measured: {error}")
             return [{**head, "sampler": "map", "diverged": True}], {}
         return [{**row, **head} for row in known] + [{**head, **row} for row in rows], samples
 
@@ -137,7 +137,7 @@ class Comparison:
 
 
 def train_method(
-    plan: Plan, source: Source, budget: float, folder: Path, *, watch: Watch = quiet, notify: Notify = print
+    plan: Plan, source: Source, budget: float, folder: Path, *, watch: Watch = quiet, say: Callable[[str], None] = print
 ) -> tuple[FlowMap, FlowMap | None, Row]:
     """Train one method: its map, its teacher, and what training took. Teachers are kept in the folder."""
     device = pick_device(plan.recipe.device)
@@ -152,7 +152,7 @@ def train_method(
         if stage.name == "teacher" and weights.exists():
             flow_map.load_state_dict(models.load_tensors(weights)[0])
         else:
-            training |= train_stage(plan, stage, source, objective, seconds, watch=watch, notify=notify)
+            training |= train_stage(plan, stage, source, objective, seconds, watch=watch, say=say)
             if training.get("diverged"):
                 break
             if stage.name == "teacher":
@@ -176,27 +176,27 @@ def train_stage(
     budget: float,
     *,
     watch: Watch = quiet,
-    notify: Notify = print,
+    say: Callable[[str], None] = print,
 ) -> Row:
     """Train one stage for `budget` seconds, fewer if it diverges: what a step took, and whether the stage diverged.
 
     The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
-    torch.compiler.reset()  # a function is compiled for a few objectives only, for others it would run as it is
-    evaluate = compiled(objective.evaluate, notify) if recipe.compile else None
+    torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
+    evaluate = compiled(objective.evaluate, say) if recipe.compile else None
     state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
     seed = generator(recipe.seed, plan.stages.index(stage)).initial_seed()
     run = partial(train, state, source, stage.optimiser, seed=seed, device=device)
     for _ in islice(run(steps=UNLIMITED_STEPS), WARM_UP_STEPS):
         pass
-    state.zero_grad()  # gradients count
+    state.zero_grad()  # so the gradients are included in the measured peak
     step = run(steps=UNLIMITED_STEPS)
     peak = memory.peak(lambda: next(step), device)
     title = f"{plan.method.name}, {stage.name}"
     seconds, finite = take_steps(run(steps=UNLIMITED_STEPS, budget=budget), title, watch)
     state.use_averages()
-    notify(f"{title}: {state.step:,} steps in {sum(seconds):.0f} s")
+    say(f"{title}: {state.step:,} steps in {sum(seconds):.0f} s")
     typical = statistics.median if device.type == "cpu" else statistics.mean
     training: Row = {"ms_per_step": round(1e3 * typical(seconds or [budget]), 3)}
     if peak is not None:
@@ -229,7 +229,7 @@ def measure_method(
     flow_map: FlowMap,
     teacher: FlowMap | None,
     source: Source,
-    ref: Reference | None,
+    inputs: EvaluationInputs | None,
     *,
     solvers: Sequence[str],
     watch: Watch = quiet,
@@ -239,11 +239,11 @@ def measure_method(
     rows, samples = list[Row](), dict[str, Samples]()
     total = len(plan.evaluation().steps) + len(solvers)
 
-    def progress(title: str, share: float) -> None:
+    def watch_method(title: str, share: float) -> None:
         watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
 
-    options = {"solvers": solvers, "watch": progress}
-    for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, ref, **options):
+    options = {"solvers": solvers, "watch": watch_method}
+    for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, inputs, **options):
         rows.append(row)
         if row["sampler"] == "map":
             samples[title] = drawn

@@ -1,4 +1,4 @@
-"""Figures of samples: against the exact law, against data as points, or against images by the features of a network."""
+"""Metrics of samples: against the exact law, against data as points, or against images by the features of a network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .. import metrics
 from ..data import Board, Images, Source
-from ..metrics import reference as real_images
 from ..metrics.features import Features, extract, open_features, spread
 from ..metrics.images import Statistics
-from ..metrics.row import figures_of
+from ..metrics.reference import Reference, reference
+from ..metrics.row import image_metrics
 from ..runs.recipes import Evaluation, ImageEvaluation
 from ..shapes import Field
 from ..solvers import SolverFlow
@@ -22,7 +22,7 @@ from ..system.seeds import generator
 from .sampling import NOISE_STREAM, Samples
 
 Row = dict[str, Any]
-"""A row of metrics.json or compare.json: a sampler and its figures."""
+"""A row of metrics.json or compare.json: a sampler and its metrics."""
 DATA_STREAM, LABEL_STREAM = 2, 6  # streams of the seed
 MAX_NUMBERS_OF_POINTS = 2**22
 """Most numbers in the points of W2 and energy distance, which take hours for thousands of latents."""
@@ -31,15 +31,17 @@ MAX_ABS = 1e3
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What samples are measured against.
+class EvaluationInputs:
+    """What the samplers of an evaluation start from, and what their samples are measured against.
 
     Attributes:
         x0: noise that every sampler starts from, `(N, *shape)`.
         cond: labels of the samples, `(N,)`, or `None`.
         data: data that no sampler has seen, of images as pixels.
-        flow: X_{0,1} of the first points of `x0`: of the exact flow, or of the teacher's solved to 1e-6. Of images, the
-            teacher's samples by dopri5, once they are measured. `None` where there is no flow.
+        flow: X_{0,1} of the first points of `x0`, by data:
+            checkerboard: of the exact flow.
+            other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either.
+            images: the teacher's samples by dopri5; `None` until they are measured.
         floor: KL of as many exact samples, where the law is known.
         images: what images are measured against, if the data are images.
     """
@@ -49,34 +51,34 @@ class Reference:
     data: Tensor
     flow: Tensor | None = None
     floor: float | None = None
-    images: ImageReference | None = None
+    images: ImageInputs | None = None
 
 
 @dataclass(frozen=True)
-class ImageReference:
+class ImageInputs:
     """What images are measured against.
 
     Attributes:
         features: the feature network.
-        real: features of real images.
+        real: statistics and features of real images.
         device: of the feature network.
         teacher: statistics of the teacher's samples by dopri5 from the same noise, once they are measured.
     """
 
     features: Features
-    real: real_images.Reference
+    real: Reference
     device: torch.device
     teacher: Statistics | None = None
 
 
-def reference(
+def evaluation_inputs(
     source: Source,
     teacher: Field | None,
     settings: Evaluation,
     seed: int,
     device: torch.device | str = "cpu",
     watch: Watch = quiet,
-) -> Reference:
+) -> EvaluationInputs:
     """What the samplers of an evaluation start from and are measured against, the flow from that noise included.
 
     Args:
@@ -90,7 +92,7 @@ def reference(
     number, source = max(settings.samples, settings.points), source.to("cpu")
     x0 = torch.randn(number, *source.shape, generator=generator(seed, NOISE_STREAM))
     if isinstance(source, Images):
-        return _image_reference(source, x0[: settings.samples], settings, device, watch)
+        return _image_inputs(source, x0[: settings.samples], settings, device, watch)
     _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))
     data, _ = source.sample(settings.points, generator(seed, DATA_STREAM))
     starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
@@ -100,21 +102,21 @@ def reference(
             labels = labels if labels is None else labels.to(device)
             flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
-    return Reference(x0[: settings.samples], cond, data, flow, floor)
+    return EvaluationInputs(x0[: settings.samples], cond, data, flow, floor)
 
 
-def _image_reference(
+def _image_inputs(
     source: Images, x0: Tensor, settings: Evaluation, device: torch.device | str, watch: Watch
-) -> Reference:
-    """The reference of images: labels of every class equally often; features of real images spread over the data."""
+) -> EvaluationInputs:
+    """`evaluation_inputs` of images: every class equally often as label; features of images spread over the data."""
     assert isinstance(settings, ImageEvaluation)
     cond = None if source.classes is None else torch.arange(len(x0)) % source.classes
     features = open_features(settings.features)
     pixels = source.pixels[spread(len(source.pixels), settings.reference_images or len(source.pixels))]
     device = torch.device(device)
     options = {"batch": _feature_batch(device), "device": device, "watch": watch}
-    real = real_images.reference(features, pixels, keep=settings.points, **options)
-    return Reference(x0, cond, pixels, images=ImageReference(features, real, device))
+    real = reference(features, pixels, keep=settings.points, **options)
+    return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, real, device))
 
 
 def _feature_batch(device: torch.device) -> int:
@@ -135,67 +137,65 @@ def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond
 def measure(
     samples: Samples,
     source: Source,
-    ref: Reference,
+    inputs: EvaluationInputs,
     settings: Evaluation,
     *,
     along_flow: bool = True,
-    as_flow: bool = False,
+    becomes_reference: bool = False,
     watch: Watch = quiet,
-) -> tuple[Row, Reference]:
-    """The figures of one sampler, for its row of metrics.json.
+) -> tuple[Row, EvaluationInputs]:
+    """The metrics of one sampler, for its row of metrics.json.
 
-    Lost samples are counted, and measured as if they lay at `MAX_ABS`; where all are lost there are no figures.
+    Lost samples are counted, and measured as if they lay at `MAX_ABS`; where all are lost there are no metrics.
 
     Args:
-        samples: from the noise and labels of `ref`.
+        samples: from the noise and labels of `inputs`.
         source: the data.
-        ref: what to measure against.
+        inputs: what to measure against.
         settings: how many points.
         along_flow: whether a perfect sampler would end where the flow ends, because it adds no noise on the way.
-        as_flow: measure the next samplers of images against these samples.
+        becomes_reference: whether the next samplers of images are measured against these samples, as the flow's.
         watch: progress callback.
 
     Returns:
-        The figures, and what to measure the next sampler against.
+        The metrics, and what to measure the next sampler against.
     """
     row: Row = {"nfe": samples.nfe, "samples": len(samples.x)}
     lost = ~(samples.x.abs() <= MAX_ABS).flatten(1).all(1)
     if bool(lost.any()):
         row["lost"] = int(lost.sum())
         if bool(lost.all()):
-            return row | {"seconds": samples.seconds}, ref
+            return row | {"seconds": samples.seconds}, inputs
     x = samples.x.nan_to_num(MAX_ABS).clamp(-MAX_ABS, MAX_ABS)
-    if ref.images is None:
-        figures = _measure_points(x, source, ref, settings, along_flow, watch)
+    if (images := inputs.images) is None:
+        values = _measure_points(x, source, inputs, settings, along_flow, watch)
     else:
-        device = ref.images.device
-        features = extract(
-            ref.images.features, source.units.to_pixels(x), batch=_feature_batch(device), device=device, watch=watch
-        )
-        figures = dict(figures_of(features, ref.images.real, ref.images.features, ref.images.teacher, watch=watch))
-        if along_flow and ref.flow is not None:
-            figures["pixel_error"] = metrics.map_error(x[: len(ref.flow)], ref.flow) / source.dim
-        if as_flow:
-            teacher = Statistics.of(features, ref.images.features.name)
-            ref = replace(ref, flow=x[: settings.points], images=replace(ref.images, teacher=teacher))
-    return row | figures | {"seconds": samples.seconds}, ref
+        options = {"batch": _feature_batch(images.device), "device": images.device, "watch": watch}
+        features = extract(images.features, source.units.to_pixels(x), **options)
+        values = dict(image_metrics(features, images.real, images.features, images.teacher, watch=watch))
+        if along_flow and inputs.flow is not None:
+            values["pixel_error"] = metrics.map_error(x[: len(inputs.flow)], inputs.flow) / source.dim
+        if becomes_reference:
+            teacher = Statistics.of(features, images.features.name)
+            inputs = replace(inputs, flow=x[: settings.points], images=replace(images, teacher=teacher))
+    return row | values | {"seconds": samples.seconds}, inputs
 
 
 def _measure_points(
-    x: Tensor, source: Source, ref: Reference, settings: Evaluation, along_flow: bool, watch: Watch
+    x: Tensor, source: Source, inputs: EvaluationInputs, settings: Evaluation, along_flow: bool, watch: Watch
 ) -> Row:
-    """The figures of points: all of them in the KL, the first ones in the distances."""
+    """The metrics of points: all of them in the KL, the first ones in the distances."""
     row: Row = {}
     number = min(settings.points, max(500, MAX_NUMBERS_OF_POINTS // source.dim))
-    x, data = source.to_data(x), source.to_data(ref.data[:number])
+    x, data = source.to_data(x), source.to_data(inputs.data[:number])
     if isinstance(source, Board):
-        row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": ref.floor}
+        row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
     watch("W2", 0.0)
     row["w2"] = metrics.wasserstein2(x[:number], data[: len(x[:number])])
     row["sliced_w2"] = metrics.sliced_wasserstein2(x[:number], data[: len(x[:number])], generator=generator(0))
     if not isinstance(source, Board):
         watch("energy distance", 0.5)
         row["energy"] = metrics.energy_distance(x[:number], data)
-    if along_flow and ref.flow is not None:
-        row["map_error"] = metrics.map_error(x[:number], source.to_data(ref.flow[:number])[: len(x)])
+    if along_flow and inputs.flow is not None:
+        row["map_error"] = metrics.map_error(x[:number], source.to_data(inputs.flow[:number])[: len(x)])
     return row

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from ..data import Images, Source
 from ..maps import FlowMap
@@ -17,7 +16,7 @@ from ..solvers import ADAPTIVE
 from ..storage.models import device_of
 from ..system.devices import can_compile
 from ..system.progress import Watch, quiet
-from .measure import Reference, Row, measure, reference
+from .measure import EvaluationInputs, Row, evaluation_inputs, measure
 from .sampling import CompiledMap, Inputs, Sampler, Samples, map_sampler, ode_sampler, sample, steps_in_words
 
 MIN_SAMPLES_TO_COMPILE = 100_000
@@ -30,7 +29,7 @@ def metrics_rows(
     teacher: FlowMap | None,
     source: Source,
     seed: int,
-    ref: Reference | None = None,
+    inputs: EvaluationInputs | None = None,
     *,
     solvers: Sequence[str] | None = None,
     watch: Watch = quiet,
@@ -46,36 +45,36 @@ def metrics_rows(
         flow_map, teacher: as `plan.as_sampled` gave them, on any device.
         source: the data.
         seed: of noise and data.
-        ref: from `reference`, where several maps share it.
+        inputs: from `evaluation_inputs`, where several maps share it.
         solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
     if teacher is None and plan.method.jumps is not Jumps.TO_DATA:
         teacher = flow_map
-    if ref is None:
-        ref = reference(source, teacher and teacher.velocity, settings, seed, device, watch)
+    if inputs is None:
+        inputs = evaluation_inputs(source, teacher and teacher.velocity, settings, seed, device, watch)
     if solvers is None:
         solvers = ("dopri5", "heun2" if isinstance(source, Images) else "euler")
     if plan.recipe.compile and settings.samples >= MIN_SAMPLES_TO_COMPILE and can_compile():
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
     velocity = None if teacher is None else teacher.velocity
-    inputs = Inputs(ref.x0, ref.cond)
-    of_teacher = () if velocity is None else (_solver(velocity, name, settings, inputs) for name in solvers)
-    of_map = (_steps(flow_map, steps, plan.sampler(steps), inputs, seed) for steps in settings.steps)
+    noise = Inputs(inputs.x0, inputs.cond)
+    of_teacher = () if velocity is None else (_solver(velocity, name, settings, noise) for name in solvers)
+    of_map = (_steps(flow_map, steps, plan.sampler(steps), noise, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
-        progress = partial(watch, title)
-        samples = sample(sampler, start, chunk=settings.batch, device=device, progress=progress, warm_up=True)
-        figures, ref = measure(
+        options = {"chunk": settings.batch, "device": device, "title": title, "watch": watch}
+        samples = sample(sampler, start, **options, warm_up=True)
+        values, inputs = measure(
             samples,
             source,
-            ref,
+            inputs,
             settings,
             along_flow=start.fresh_noise is None,
-            as_flow=row.get("solver") == "dopri5",
+            becomes_reference=row.get("solver") == "dopri5",
             watch=lambda what, share, title=title: watch(f"{title}, {what}", share),
         )
-        yield title, row | figures, samples
+        yield title, row | values, samples
 
 
 def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) -> tuple[str, Row, Sampler, Inputs]:

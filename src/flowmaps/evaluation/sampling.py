@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +74,7 @@ Sampler = Callable[[Inputs], tuple[Tensor, int]]
 
 
 def steps_in_words(steps: int) -> str:
-    """ "1 step", "4 steps": the title of a map's samples."""
+    """The number of steps in words, such as '4 steps'."""
     return f"{steps} step" + "s" * (steps > 1)
 
 
@@ -122,7 +121,8 @@ def sample(
     *,
     chunk: int,
     device: torch.device,
-    progress: Callable[[float], None] | None = None,
+    title: str = "sampling",
+    watch: Watch = quiet,
     warm_up: bool = False,
 ) -> Samples:
     """Samples of all inputs, drawn `chunk` rows at a time on a device.
@@ -132,7 +132,8 @@ def sample(
         inputs: on any device.
         chunk: rows at a time.
         device: where to sample.
-        progress: called with the share that is done, in (0, 1], after each chunk.
+        title: what is sampled, for the progress callback.
+        watch: progress callback, called after each chunk.
         warm_up: sample the first chunk once before the clock starts, so that `seconds` is without compilation.
 
     Returns:
@@ -147,8 +148,7 @@ def sample(
             x, nfe = sampler(inputs.rows(slice(first, first + chunk), device))
             points.append(x.float().cpu())
             evaluations.append(nfe)
-            if progress is not None:
-                progress(min(first + chunk, number) / number)
+            watch(title, min(first + chunk, number) / number)
     seconds = time.perf_counter() - begun
     labels = inputs.cond if isinstance(inputs.cond, Tensor) else None
     return Samples(torch.cat(points), labels, round(sum(evaluations) / len(evaluations)), seconds)
@@ -222,8 +222,8 @@ class RunSampler:
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
         sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
-        progress, chunk = partial(watch, steps_in_words(steps)), recipe.evaluation.batch
-        return sample(sampler, inputs, chunk=chunk, device=self.device, progress=progress).x, labels
+        options = {"chunk": recipe.evaluation.batch, "device": self.device, "title": steps_in_words(steps)}
+        return sample(sampler, inputs, **options, watch=watch).x, labels
 
 
 def _labels(units: Units, number: int, label: int | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Figures of samples: of points (`points`, whose functions are here), and of images (`images` and what it takes)."""
+"""Metrics of samples: of points (`points`, whose functions are here), and of images (`images` and what it takes)."""
 
 from . import features, images, reference, row
 from .points import energy_distance, kl, kl_floor, map_error, sliced_wasserstein2, wasserstein2

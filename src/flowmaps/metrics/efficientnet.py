@@ -31,7 +31,7 @@ class EfficientNetLite0(nn.Module):
     Args:
         size: of the images that the network sees, in pixels, at least 32.
         precision: "fp32", or "bf16": matrix products in bfloat16, quicker where the processor has them. It changes
-            the figures in the third digit, so it is part of the name.
+            the metrics in the third digit, so it is part of the name.
 
     Raises:
         ValueError: `size` or `precision` is none of those; the weights are missing or other ones.

@@ -18,8 +18,8 @@ class Features(Protocol):
     """A feature network: any object with these three attributes.
 
     Attributes:
-        name: names all that changes the features, such as the size of the image. It stands beside every figure, and
-            figures of two names are never compared.
+        name: names all that changes the features, such as the size of the image. It stands beside every metric, and
+            metrics of two names are never compared.
         dim: D, the number of features.
     """
 
@@ -92,7 +92,7 @@ def extract(
     if isinstance(features, nn.Module):
         features.to(device)
     result = torch.empty(len(images), features.dim)
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # figures of a GPU and of a CPU are compared
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # metrics of a GPU and of a CPU are compared
     with torch.inference_mode(), exact:
         for start in range(0, len(images), batch):
             part = images[start : start + batch].to(device)

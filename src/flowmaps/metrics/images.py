@@ -92,7 +92,7 @@ def frechet_distance(a: Statistics, b: Statistics, *, strict: bool = False) -> f
     distributions", 1982), for images by M. Heusel et al., 2017, arXiv 1706.08500. With C1 = R1 R1^T, C2 = R2 R2^T the
     trace of (C1 C2)^(1/2) is the sum of the singular values of R1^T R2. About 2 s for D = 1280 on one core.
 
-    It is biased: N samples of a law lie some way from it, by about a constant over N. Compare figures of one N only.
+    It is biased: N samples of a law lie some way from it, by about a constant over N. Compare distances of one N only.
 
     Args:
         a: one set.
@@ -170,7 +170,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3, watch: Watch | N
     Precision is the share of samples in some real point's ball: how many look real. Recall is the share of real points
     in some sample's ball: how much of the data is covered. Source: T. Kynkäänniemi et al., "Improved precision and
     recall metric for assessing generative models", 2019, arXiv 1904.06991. They depend on both numbers: give as many
-    of each, and compare figures of one number only. Blocks of 1,024 rows; 5,000 of D = 1280 take some 5 s on one core.
+    of each, and compare those of one number only. Blocks of 1,024 rows; 5,000 of D = 1280 take some 5 s on one core.
 
     Args:
         real: features of data, `(N, D)`.
@@ -248,7 +248,7 @@ def _check_number(statistics: Statistics, strict: bool) -> None:
     message = (
         f"the covariance of {statistics.number:,} images in {statistics.dim:,} features ({statistics.features}) is "
         f"singular and the Fréchet distance far too large: it takes {statistics.dim + 1:,} images at least, better "
-        f"{2 * statistics.dim:,}, and 50,000 for a figure to be reported."
+        f"{2 * statistics.dim:,}, and 50,000 for a distance to be reported."
     )
     if strict:
         raise ValueError(message)

@@ -33,8 +33,8 @@ def kl(masses: Tensor, samples: Tensor) -> float:
 
     n_c the number of samples in cell c and N the number of all samples: one outside [-1, 1]^2 counts in N and falls
     in no cell, one in a cell of mass zero likewise takes its share from the others. A cell of positive mass that no
-    sample hit would make the figure infinite; it is given half a sample, so that the figure stays finite, grows with
-    each such cell, and is the plain one wherever every cell of positive mass was hit. The figure of exact samples is
+    sample hit would make the KL infinite; it is given half a sample, so that the KL stays finite, grows with each
+    such cell, and is the plain one wherever every cell of positive mass was hit. The KL of exact samples is
     not zero but about (cells of positive mass - 1) / (2 N): see `kl_floor`.
 
     The set-up is that of the checkerboard of Boffi, Albergo, Vanden-Eijnden, "How to build a consistency model:
@@ -78,7 +78,7 @@ def kl_floor(board: Checkerboard, number: int, seed: int, masses: Tensor | None 
     """
     if number < 1:
         raise ValueError(
-            f"number must be at least 1, got {number}: use as many samples as in the figure it stands beside."
+            f"number must be at least 1, got {number}: use as many samples as in the KL with which the floor is shown."
         )
     generator = torch.Generator().manual_seed(seed)
     return kl(board.cell_masses(50) if masses is None else masses, board.sample(number, generator=generator))
@@ -91,7 +91,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 
     by the network simplex of POT (R. Flamary et al., "POT: Python Optimal Transport", JMLR 22, 2021). Time and memory
     grow like N^2 and worse: 5,000 points take about 5 s and 400 MB. Two sets of N points of the same law are some way
-    apart too, in two dimensions about sqrt(log N / N) of its width: read the figure beside that of exact samples.
+    apart too, in two dimensions about sqrt(log N / N) of its width: read the distance beside that of exact samples.
 
     Args:
         a: `(N, *shape)`.
@@ -129,7 +129,7 @@ def sliced_wasserstein2(
         a: `(N, *shape)`.
         b: `(N, *shape)`.
         projections: L, the number of directions, at least 1.
-        generator: CPU generator of the directions; by default a fresh one of seed 0, so that figures can be compared.
+        generator: CPU generator of the directions; by default a fresh one of seed 0, so that distances can be compared.
 
     Returns:
         The distance.

@@ -1,4 +1,4 @@
-"""The figures of images in a row of `metrics.json`, and what they are called."""
+"""The metrics of images in a row of `metrics.json`, and what they are called."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .reference import Reference
 _SUBSET_SIZE = 1000  # images of a subset of the kernel distance, as in its paper
 
 
-def label(features: str, number: int, figure: str = "FD") -> str:
-    """What a figure is called: "FD (efficientnet-lite0 at 128 px, 5,000 samples)".
+def label(features: str, number: int, metric: str = "FD") -> str:
+    """What a metric is called: "FD (efficientnet-lite0 at 128 px, 5,000 samples)".
 
     "FID" and "KID" are the distances in the features of the published Inception v3, resized as published, and no
     others: the same distance in other features is another number.
@@ -21,19 +21,19 @@ def label(features: str, number: int, figure: str = "FD") -> str:
     Args:
         features: the name of the network.
         number: of samples.
-        figure: "FD" or "KD".
+        metric: "FD" or "KD".
 
     Raises:
-        ValueError: there is no such figure.
+        ValueError: there is no such metric.
     """
-    if figure not in ("FD", "KD"):
-        raise ValueError(f"the figures with names of their statistics are 'FD' and 'KD', got {figure!r}.")
+    if metric not in ("FD", "KD"):
+        raise ValueError(f"metric must be 'FD' or 'KD', got {metric!r}.")
     if features == Inception.name:
-        return f"{figure[0]}ID ({number:,} samples)"
-    return f"{figure} ({features}, {number:,} samples)"
+        return f"{metric[0]}ID ({number:,} samples)"
+    return f"{metric} ({features}, {number:,} samples)"
 
 
-def figures_of(
+def image_metrics(
     samples: Tensor,
     reference: Reference,
     features: Features,
@@ -44,7 +44,7 @@ def figures_of(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> dict[str, float | str]:
-    """The figures of samples that were drawn as images, or as features of such, for a row of `metrics.json`.
+    """The metrics of samples that were drawn as images, or as features of such, for a row of `metrics.json`.
 
     Args:
         samples: pixels, uint8, `(N, C, H, W)` with C of 1 or 3, or their features, float32, `(N, features.dim)`.

@@ -1,7 +1,7 @@
-"""Pictures of samples, trajectories, training and quality.
+"""Plots of points, trajectories, losses and metrics, and `save`, which writes any figure as a PNG file.
 
 Each function returns a `matplotlib.figure.Figure` and touches no global state of matplotlib: no pyplot, no rcParams, so
-that it may be called from any thread and leaves the user's own settings alone. `save` writes a figure as a PNG.
+that it may be called from any thread and leaves the user's own settings alone.
 """
 
 from __future__ import annotations
@@ -135,14 +135,14 @@ def losses(rows: Sequence[Row]) -> Figure:
 def quality(rows: Sequence[Row]) -> Figure:
     """Quality against the number of network evaluations: a line for the map, a mark for each solver of the teacher.
 
-    The figure shown is the first that the rows have of: KL above its floor, KL, W2, energy distance, sliced W2,
+    The metric shown is the first that the rows have of: KL above its floor, KL, W2, energy distance, sliced W2,
     Fréchet distance, map error; less is better in each.
 
     Args:
         rows: rows of `metrics.json`, each with "sampler" and "nfe".
 
     Raises:
-        ValueError: no row has one of these figures.
+        ValueError: no row has one of these metrics.
     """
     label, rated = style.quality_of(rows)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -163,16 +163,17 @@ def quality(rows: Sequence[Row]) -> Figure:
 
 
 def compare(rows: Sequence[Row]) -> Figure:
-    """Quality of several methods on one axis: a line a method, best in four steps first, a dot a number of steps.
+    """Quality of several methods on one axis: one row per method, in it one dot per number of steps.
 
-    The first teacher, the first whose rows are marked "distilled" if rows have that mark, is a vertical line. Methods
-    that are marked "distilled" have its colour; those without a figure, which have diverged, stand at the bottom.
+    Rows are sorted by quality in four steps, or in the number of steps nearest to four. The vertical line is the first
+    teacher whose row has "distilled" true, or no such entry. A diamond in the teacher's colour marks methods with
+    "distilled" true. Methods without a metric, which have diverged, stand at the bottom in grey.
 
     Args:
         rows: as in `quality`, each with "steps", and "method" where its sampler is the map.
 
     Raises:
-        ValueError: no row of a map has a figure of quality.
+        ValueError: no row of a map has a metric of quality.
     """
     teachers = [row for row in rows if row["sampler"] != "map" and row.get("distilled", True)]
     rows = [row for row in rows if row["sampler"] == "map"] + teachers[:1]

@@ -64,8 +64,8 @@ def write(
         The path of the report.
 
     Raises:
-        OSError: a figure cannot be read, or the folder not written.
-        ValueError: a figure is no PNG.
+        OSError: a PNG file cannot be read, or the folder not written.
+        ValueError: a file of `figures` is no PNG.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",

@@ -1,4 +1,4 @@
-"""The style of all figures: colours, axes, extents, smoothing.
+"""The style of all plots: colours, axes, extents, smoothing.
 
 Each colour has one meaning: blue is the map, orange the teacher, grey the data or the exact flow.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
 
-Measure = Callable[[Row], float | None]
+RowValue = Callable[[Row], float | None]
 Box = tuple[float, float, float, float]
 
 INK, FAINT, RULE, BAR = "#24292f", "#6e7781", "#e4e6e9", "#c6ccd2"
@@ -28,7 +28,7 @@ MAP, TEACHER, EXACT = "#1f6feb", "#e0762f", "#9aa1a9"
 COLOURS = ("#1f6feb", "#e0762f", "#1a9a6c", "#c23b8f", "#7f56d9", "#c99a06", "#3ea6c9", "#57606a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "d")
 DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#cfe1fb", "#6ea8f7", "#1f6feb", "#0b2a5e"])
-MEASURES = {
+METRICS = {
     "kl": "KL(exact || samples) [nats]",
     "w2": "$W_2$ to data [units of x]",
     "energy": "energy distance to data [units of x]",
@@ -39,14 +39,14 @@ MEASURES = {
 
 
 def quality_of(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
-    """The label of the first figure of quality that the rows have, and the rows that have it, each with its value."""
+    """The label of the first metric of quality that the rows have, and the rows that have it, each with its value."""
     candidates = {"above floor": ("KL(exact || samples) above floor [nats]", above_floor)}
-    candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in MEASURES.items()}
-    for key, (label, measure) in candidates.items():
-        rated = [(row, float(value)) for row in rows if (value := measure(row)) is not None]
-        if rated:  # a figure of images carries its name: the features, and the number of samples
+    candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in METRICS.items()}
+    for key, (label, value_of) in candidates.items():
+        rated = [(row, float(value)) for row in rows if (value := value_of(row)) is not None]
+        if rated:  # a row of images names its metric: the features, and the number of samples
             return next((row["fd_name"] for row, _ in rated if key == "fd" and "fd_name" in row), label), rated
-    raise ValueError(f"no row has a figure of quality, any of {', '.join(MEASURES)}: run flowmaps evaluate first.")
+    raise ValueError(f"no row has a metric of quality, any of {', '.join(METRICS)}: run flowmaps evaluate first.")
 
 
 def name_of(row: Row) -> str:
@@ -113,7 +113,7 @@ def draw_densities(
     bar.outline.set_edgecolor(RULE)  # pyright: ignore[reportCallIssue]
 
 
-def draw_curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, Measure], colours: Sequence[str]) -> None:
+def draw_curves(ax: Axes, rows: Sequence[Row], lines: Mapping[str, RowValue], colours: Sequence[str]) -> None:
     """Lines against "step": a running mean over the raw values, on a logarithmic axis where all are positive."""
     everything: list[float] = []
     for k, (name, value) in enumerate(lines.items()):
@@ -179,10 +179,11 @@ def shades(number: int) -> list[Any]:
 def rows_of_dots(
     ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, Any], values: Sequence[float]
 ) -> None:
-    """A row a line from the top down: a dot a number of steps on a bar over their range.
+    """One row per method; in it one dot per number of steps, on a bar spanning their range.
 
-    The axis is logarithmic. A value that is not positive stands at its left end as a triangle, one beyond a thousand
-    times the median at its right end. Dots are smaller the more steps, so that none hides another.
+    Rows run from the top down; each of `lines` takes a number of steps to a value. The axis is logarithmic. Triangles
+    at its ends are values beyond it: at the left those that are not positive, at the right those above a thousand times
+    the median. Dots are smaller the more steps, so that none hides another.
     """
     positive = sorted(value for value in values if 0 < value < np.inf) or [1.0]
     low, high = positive[0] / 1.25, min(positive[-1], 1e3 * positive[len(positive) // 2]) * 1.25

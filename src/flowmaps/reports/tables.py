@@ -37,7 +37,7 @@ def format_value(value: Any) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """To a hundredth, from ten seconds to a tenth."""
+    """Seconds with two decimals below 10, one from 10 on."""
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}"
 
 
@@ -111,7 +111,7 @@ def run_table(rows: Sequence[Row], title: str) -> Table:
     """The rows of `metrics.json` as a table for the terminal; columns that no row has a value for are left out.
 
     Args:
-        rows: each with "sampler", and any of the figures.
+        rows: each with "sampler", and any of the metrics.
         title: above the table.
     """
     columns = [column for column in columns_of(rows) if column.heading not in ONLY_IN_REPORT]
@@ -184,8 +184,8 @@ def comparison_table(rows: list[Row], about: str) -> Table:
         about: what was compared, the beginning of the title.
     """
     heading, lines = comparison_summary(rows)
-    figure = r"KL above floor \[nats]" if any("kl" in row for row in rows) else "energy distance to data"
-    title = f"{about}: {figure} of the map in N steps"
+    metric = r"KL above floor \[nats]" if any("kl" in row for row in rows) else "energy distance to data"
+    title = f"{about}: {metric} of the map in N steps"
     caption = (
         "dopri5: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
         "MB: peak of a step's tensors"

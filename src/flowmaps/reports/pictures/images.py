@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from matplotlib.figure import Figure
@@ -49,8 +48,8 @@ def grid(source: Source, title: str, samples: Samples, seed: int) -> Figure:
     return image_grid(images.flatten(0, 1), height, labels, blocks=blocks)
 
 
-def strip(units: Units, samples: Mapping[str, Samples]) -> Figure:
-    """A row a number of steps, the teacher's solver last: ten samples from the same noise in every row."""
+def steps_grid(units: Units, samples: Mapping[str, Samples]) -> Figure:
+    """One row per number of steps, the teacher's solver last: ten samples, from the same noise in every row."""
     titles = {title: title for title in samples if not title.startswith("teacher")}
     for title in [title for title in samples if title.startswith("teacher")][:1]:
         titles[title] = "\n".join(f"{title}, {samples[title].nfe} evals".split(", ", 1))
@@ -91,8 +90,8 @@ def interpolations(
     if inputs.fresh_noise is not None:
         noise = inputs.fresh_noise.unflatten(1, (rows, columns))[:, :, :1]
         inputs = inputs._replace(fresh_noise=noise.expand(-1, -1, columns, *units.shape).flatten(1, 2))
-    options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map)}
-    x = sample(sampler, inputs, **options, progress=partial(watch, "interpolation")).x
+    options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map), "title": "interpolation"}
+    x = sample(sampler, inputs, **options, watch=watch).x
     heads = [f"{round(90 * k / (columns - 1))}°" for k in range(columns)]
     names = class_names(units, labels)
     return image_grid(to_pixels(units, x), rows, names, columns=["a = " + heads[0], *heads[1:]])

@@ -125,8 +125,8 @@ def invert(
     options = {"chunk": plan.recipe.evaluation.batch, "device": device_of(flow_map)}
 
     def run(sampler: Sampler, x: Tensor, done: int) -> Tensor:
-        progress = lambda share: watch("inversion", (done + share) / (len(numbers) + 1))  # noqa: E731
-        return sample(sampler, Inputs(x, labels), **options, progress=progress).x
+        watch_run = lambda title, share: watch(title, (done + share) / (len(numbers) + 1))  # noqa: E731
+        return sample(sampler, Inputs(x, labels), **options, title="inversion", watch=watch_run).x
 
     noise = run(lambda inputs: (to_noise(inputs.x0, inputs.cond), 0), x1, 0)
     decoded = {n: run(jump_sampler(flow_map, Jump(n)), noise, k) for k, n in enumerate(numbers, start=1)}

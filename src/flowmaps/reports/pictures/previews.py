@@ -33,17 +33,17 @@ IMAGE_ROWS, DATA_COLUMNS = 8, 4  # as many columns of samples as rows
 MAP_STEPS, EULER_STEPS = (1, 4), 8
 
 
-def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> Path | None:
+def preview(run: Run, stage: str, step: int, say: Callable[[str], None]) -> Path | None:
     """Draw samples of a run that is being trained, with its averages for weights; every process calls this.
 
     The preview changes no weight, and no random number that the training draws. A picture that cannot be drawn or
-    written, for whatever reason, is left out, and `notify` is called.
+    written, for whatever reason, is left out, and `say` prints why.
 
     Args:
         run: between two of its steps.
         stage: name of the stage.
         step: steps taken in the stage.
-        notify: called with a sentence for the user.
+        say: prints a line.
 
     Returns:
         The file, previews/STAGE-STEP.png in the folder of the run; `None` where no picture can be drawn.
@@ -59,7 +59,7 @@ def preview(run: Run, stage: str, step: int, notify: Callable[[str], None]) -> P
             return figures.save(figure, path, dpi=96 if run.source.shape == (2,) else 144)
         except Exception as error:  # of whatever kind: memory, a disk, a version
             reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-            notify(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
+            say(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
             return None
 
     with run.trainer.averaged() as flow_map:

@@ -1,4 +1,4 @@
-"""The figures of a run as files."""
+"""The pictures of a run, drawn and written as PNG files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...runs.plan import Plan
 from ...system.progress import Watch, quiet
 from ...training.log import read_log
 from .. import figures
-from .images import grid, interpolations, samples_nearest_four, strip
+from .images import grid, interpolations, samples_nearest_four, steps_grid
 from .inversion import invert
 from .parts import steps_nearest_four
 from .points import digits, plane
@@ -49,7 +49,7 @@ def draw(
     *,
     watch: Watch = quiet,
 ) -> Pictures:
-    """Draw the figures of a run into its folder.
+    """Draw the pictures of a run, and write them into its folder as PNG files.
 
     Args:
         folder: of the run.
@@ -97,7 +97,7 @@ def _images(
     )
     made: Made = {
         beside: ("samples", grid(source, title, drawn, plan.recipe.seed)),
-        steps: ("strip", strip(units, samples)),
+        steps: ("strip", steps_grid(units, samples)),
         between: ("interpolation", interpolations(plan, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))),
     }
     inversion = invert(plan, flow_map, teacher, source, watch=partial(_part, watch, 0.25, 1.0))
