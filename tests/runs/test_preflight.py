@@ -88,7 +88,7 @@ def test_a_plan_says_what_a_run_takes():
 def test_the_size_of_a_checkpoint_counts_all_that_is_kept():
     """Weights, two moments, 1 + 2 averages of each trained number, in four bytes."""
     stage = resolve(POINTS).stages[0]
-    size = preflight.Size(stage, weights=100, trained=110, beside=7)
+    size = preflight.Size(stage, weights=100, trained=110, untrained=7)
     assert size.checkpoint(changed(POINTS, ema_decays=(0.9,), ema_widths=(0.1,))) == 4 * (110 * 6 + 7)
 
 

@@ -49,14 +49,14 @@ class Average:
             raise ValueError("--step goes with --width: the average of a decay is that of the last step, leave it out.")
 
 
-def save_averaged(folder: Path, out: Path, average: Average, warn: Callable[[str], None]) -> None:
+def save_averaged(folder: Path, out: Path, average: Average, say: Callable[[str], None]) -> None:
     """Write a run like a finished one, with another of its averages for weights.
 
     Args:
         folder: of the finished run.
         out: folder of the new run, which must not exist.
         average: which one. That of an earlier stage than the last goes into the subfolder of the stage.
-        warn: called with a sentence where the average is far from exact.
+        say: prints a line: a warning where the average is far from exact.
 
     Raises:
         ValueError: the run has no such average or stage, or has not finished, or `out` exists.
@@ -72,7 +72,7 @@ def save_averaged(folder: Path, out: Path, average: Average, warn: Callable[[str
     subfolder = "" if stage == names[-1] else stage
     flow_map = run.load_map(subfolder)
     if average.decay is None:
-        values, about = _reconstructed(folder, average, warn)
+        values, about = _reconstructed(folder, average, say)
     else:
         values, about = _read_decay(run, stage, average.decay), {"decay": average.decay}
     _replace_weights(flow_map, values)
@@ -80,7 +80,7 @@ def save_averaged(folder: Path, out: Path, average: Average, warn: Callable[[str
 
 
 def _reconstructed(
-    folder: Path, average: Average, warn: Callable[[str], None]
+    folder: Path, average: Average, say: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An average of a width by the names of its parameters, and what its card says of it."""
     assert average.width is not None
@@ -93,7 +93,7 @@ def _reconstructed(
             "--store-averages-every."
         )
     if error > LARGE_ERROR:
-        warn(
+        say(
             f"the stored averages give this one with a relative error of {error:.2g}, which is large: take another "
             "--width or --step, or train with more --optimiser.ema-widths or a smaller --store-averages-every."
         )

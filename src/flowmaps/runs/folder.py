@@ -31,7 +31,11 @@ from .recipes import ImageRecipe, Recipe
 RESUMABLE = ("device", "compile", "fsdp", "log-every", "checkpoint-every", "keep-checkpoints", "keep-checkpoints-every",
              "store-averages-every", "show-every", "track", "max-skipped-steps", "activation-checkpointing",
              "evaluation", "optimiser.accumulate", "steps", "teacher-steps")  # fmt: skip
-"""Options that a resume may change; `Trainer.resume` checks whether the numbers of steps may."""
+"""Options that a resume may change; `RunFolder.check_resumable` refuses a change of any other.
+
+Numbers of steps are compared by `Trainer._check_length` for the stage that goes on, and by `Run._check_same_length` for
+stages that have ended. `training.identity.check_same` compares what a checkpoint says of its loss, settings and data.
+"""
 
 
 @dataclasses.dataclass
@@ -241,7 +245,10 @@ class RunFolder:
             self.card = cards.read(self.path)
 
     def clear(self) -> None:
-        """Delete the checkpoints of a finished run that was killed before it could; the lock is this process's."""
+        """Delete the checkpoints of a finished run that was killed before it deleted them.
+
+        The caller must hold the lock.
+        """
         longer = self.recipe.optimiser.decay == "constant"
         last = [f"{stage.name}-{stage.steps:08}" for stage in self.plan.stages[-1:] if longer]
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)

@@ -63,15 +63,16 @@ def given_teacher(plan: Plan, source: Source, data_sha256: str | None) -> FlowMa
     if not recipe.guidance and theirs.recipe.guidance not in ((), (1.0,)):
         had = " ".join(f"{weight:g}" for weight in theirs.recipe.guidance)
         raise ValueError(
-            f"{subject} with --guidance {had}: its velocity is guided, train one without, or pass it here too."
+            f"{subject} with --guidance {had}, and its velocity is guided: take a teacher trained without "
+            f"--guidance, or give --guidance {had} here too."
         )
     needed = recipe.guidance if plan.method.copies_teacher else (1.0,)
     if recipe.guidance and theirs.recipe.guidance != needed:
         had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.recipe.guidance, needed))
-        plain = "" if needed == recipe.guidance else ", which drops labels and guides none"
+        plain = "" if needed == recipe.guidance else ", which is label dropout without guidance"
         raise ValueError(
             f"{subject} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
-            f"--guidance train it with --guidance {take}{plain}."
+            f"--guidance, train the teacher with --guidance {take}{plain}."
         )
     return flow_map
 
@@ -104,8 +105,8 @@ def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: 
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(
             f"{subject} on the path {theirs.interpolant}, {recipe.method} takes {type(plan.interpolant).__name__} "
-            "here: give both the same --interpolant, and a method of the trigonometric path what was trained on that "
-            "path."
+            "here: give both the same --interpolant; sct and other trigonometric methods need a run trained with "
+            "--interpolant trigonometric."
         )
 
 

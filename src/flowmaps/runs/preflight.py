@@ -31,16 +31,23 @@ from .recipes import ImageRecipe, Recipe
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a stage: `weights` of the map, `trained` of the objective; `beside` them in targets and buffers."""
+    """Parameter counts of a stage.
+
+    Attributes:
+        stage: the stage.
+        weights: numbers in the map.
+        trained: numbers that the optimiser trains: the map, and what the objective trains besides.
+        untrained: numbers in moving targets and buffers, which a checkpoint has too.
+    """
 
     stage: Stage
     weights: int
     trained: int
-    beside: int
+    untrained: int
 
     def checkpoint(self, recipe: Recipe) -> int:
         """Bytes of a checkpoint, at most: weights, two moments, averages, targets."""
-        return BYTES_PER_NUMBER * (self.trained * (3 + averages(recipe)) + self.beside)
+        return BYTES_PER_NUMBER * (self.trained * (3 + averages(recipe)) + self.untrained)
 
 
 def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) -> list[str]:
@@ -89,7 +96,7 @@ def _stages(ready: Prepared, watch: Watch) -> list[Size]:
 
 
 def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
-    """The numbers of a stage, whose loss and gradient at a few rows are finite."""
+    """The parameter counts of a stage; an error if its loss or gradient at a few rows is not finite."""
     trained = [value for value in objective.parameters() if value.requires_grad]
     device = trained[0].device
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
@@ -106,8 +113,8 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
             f"{bad[0]} before any step, in {recipe.precision}: look at the data, or take --precision float32."
         )
     targets = [value for target in objective.moving_targets() for value in target.state_dict().values()]
-    beside = count(targets) + count(objective.buffers())
-    return Size(stage, count(flow_map.parameters()), count(trained), beside)
+    untrained = count(targets) + count(objective.buffers())
+    return Size(stage, count(flow_map.parameters()), count(trained), untrained)
 
 
 def _rows(recipe: Recipe) -> int:
@@ -118,7 +125,10 @@ def _rows(recipe: Recipe) -> int:
 def _loss_and_norm(
     objective: Objective, draw: RandomInputs, precision: torch.dtype, trained: list[torch.nn.Parameter]
 ) -> dict[str, float]:
-    """A loss and the norm of its gradient, which is not kept; in float16, whose scale makes room for it, 0."""
+    """The loss and gradient norm; .grad is left alone.
+
+    The norm is 0 in float16, where the unscaled gradient is not checked.
+    """
     with torch.autocast(draw.s.device.type, precision, enabled=precision != torch.float32):
         loss = objective.evaluate(draw).value
     grads = [grad for grad in torch.autograd.grad(loss, trained, allow_unused=True) if grad is not None]

@@ -166,7 +166,7 @@ class Run:
         return names.index(name)
 
     def _trainer(self, number: int, stage: Stage, stop: Callable[[], bool]) -> Trainer:
-        """The engine of a stage, whose weights it begins with."""
+        """The trainer of a stage; it starts from the weights of `flow_map`, or from those of --from-run."""
         recipe = self.plan.recipe
         resumed = self.checkpoint is not None and number == self._first_stage()
         if recipe.from_run and stage is self.plan.stages[-1] and not resumed:
