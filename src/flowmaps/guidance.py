@@ -63,7 +63,10 @@ class Guidance:
         check_interval("Guidance", self.interval)
 
     def condition(self, cond: Condition, x1: Batch, generator: torch.Generator | None = None) -> Condition:
-        """The condition to train with: labels after dropout, in a `Guide` with a weight for each row if w is drawn."""
+        """The condition to train with: a copy of the labels with a share `dropout` of them replaced by `classes`.
+
+        If `weight` is a pair, the labels come in a `Guide`, with a weight drawn for each row.
+        """
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
         if isinstance(cond, Guide):

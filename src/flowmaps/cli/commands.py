@@ -180,7 +180,7 @@ def _losses(logged: Mapping[str, Any], step: Step) -> str:
 
 
 def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
-    """Measure a run; print the table; write metrics.json, figures and the report.
+    """Measure a run; print the table; write metrics.json, pictures and the report.
 
     Args:
         folder: of the run.
@@ -239,16 +239,16 @@ def _measured(
 
 
 def _few_samples(recipe: Recipe, units: Units) -> str | None:
-    """A warning that there are too few samples for figures that can be quoted; `None` where there are enough."""
+    """A warning that there are too few samples for values that can be reported; `None` where there are enough."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
-        return "KL of so few samples lies high above its floor: quote figures of 1,000,000 (--evaluation.samples)."
+        return "KL is biased upwards with so few samples: report values from flowmaps evaluate --samples 1000000."
     if not units.pixels or number >= 10_000:
         return None
     singular = ", and below some 1,300 means nothing" if number < 1_300 else ""
     return (
         f"The Fréchet distance of {number:,} samples is too large by an amount that depends on their number{singular}: "
-        "compare rows with one another, and quote figures of --samples 50000."
+        "compare rows with one another, and report values from flowmaps evaluate --samples 50000."
     )
 
 

@@ -1,4 +1,4 @@
-"""The command `compare`: several methods on one budget, one table and one figure.
+"""The command `compare`: several methods on one budget, one table and one plot.
 
 The folder: compare.json  compare.md  compare.png  samples-METHOD.png  teacher-*.safetensors
 """
@@ -18,7 +18,7 @@ from .terminal import console, watching
 
 
 def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Path, *, resume: bool = False) -> None:
-    """Train and measure each method; print the table; write it and the figures into the folder, after each method.
+    """Train and measure each method; print the table; write it and the pictures into the folder, after each method.
 
     Arguments and errors are those of `Comparison`.
     """

@@ -31,7 +31,7 @@ Learn a flow map, sample it in a few steps, measure it.
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
-  compare RECIPE --methods lmd fmm   several methods on one budget: one table, one figure
+  compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
 
 {PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
 those of a recipe.

@@ -19,7 +19,7 @@ Unused = tyro.conf.SuppressFixed[tyro.conf.Fixed[T]]
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe, then measure it: a table, metrics.json, figures and report.html in the folder --out."""
+    """Train a recipe, then measure it: a table, metrics.json, pictures and report.html in the folder --out."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained map again: print the table, write metrics.json, figures and report.html into its folder."""
+    """Measure a trained map again: print the table, write metrics.json, pictures and report.html into its folder."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
@@ -102,7 +102,7 @@ Compared = make_dataclass(
 
 @dataclass(frozen=True)
 class Compare:
-    """Train several methods on the same data, network and wall-clock budget: one table and one figure in --out."""
+    """Train several methods on the same data, network and wall-clock budget: one table and one plot in --out."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/compare"))
