@@ -57,7 +57,7 @@ class Objective(nn.Module, ABC):
         times: the law of (s, t).
         distance: of the residual, `(B, *shape) -> (B,)`; the squared norm unless given. A module is frozen.
         weight: w_{s,t}; 1 unless given.
-        guidance: how strongly the condition is followed; not at all unless given.
+        guidance: classifier-free guidance, and label dropout; neither unless given.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Objective(nn.Module, ABC):
         return {"coupling": self.coupling, "guidance": self.guidance}
 
     @abstractmethod
-    def evaluate(self, draw: RandomInputs) -> Loss:
+    def evaluate(self, inputs: RandomInputs) -> Loss:
         """The loss of given random inputs: a deterministic function, which `torch.compile` can compile."""
 
     def between_points(self, one: Batch, other: Batch) -> Time:
