@@ -116,7 +116,7 @@ def measure(name: str, blocks: int, device: str, more: bool = False) -> str:
     recipe = dataclasses.replace(recipe, optimiser=averaged, **rare)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(recipe, Path(folder) / "run", say=lambda _: None)
-        turns = Turns(Bare(recipe, run.source, run.engine.device), block, blocks, run.engine.device)
+        turns = Turns(Bare(recipe, run.source, run.placement.device), block, blocks, run.placement.device)
         commands.follow(run, turns)
     loop, alone = turns.loop[WARM:], turns.alone[WARM:]
     ratios = sorted(a / b for a, b in zip(loop, alone, strict=True))

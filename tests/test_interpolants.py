@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from cases import INTERPOLANTS
 
 from flowmaps.exact import Gaussian
-from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
+from flowmaps.interpolants import (
+    BY_NAME,
+    Interpolant,
+    InterpolantName,
+    Linear,
+    Trigonometric,
+    VarianceExploding,
+    VariancePreserving,
+    WithNoise,
+)
 
 QUIET = [Linear(), Trigonometric(), VariancePreserving(), VarianceExploding(sigma_max=3.0, rho=3.0)]
 PATHS = QUIET + [WithNoise(path, scale=0.3) for path in QUIET[:3]]
@@ -189,6 +199,10 @@ def test_edms_levels_in_the_time_of_the_linear_path() -> None:
     ratio = Trigonometric().omega(t, 0.5) / Trigonometric().beta(t)
     torch.testing.assert_close(ratio, sigma)
     torch.testing.assert_close(t, 1 - 2 / math.pi * torch.arctan(sigma / 0.5))
+
+
+def test_every_name_of_the_option_has_its_interpolant() -> None:
+    assert tuple(BY_NAME) == get_args(InterpolantName)
 
 
 def test_errors_say_what_to_do() -> None:

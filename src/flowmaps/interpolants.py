@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -304,3 +305,17 @@ class WithNoise(Interpolant):
 
     def gamma_dot(self, t: Time) -> Time:
         return self.scale * math.pi * torch.sin(2 * math.pi * t)
+
+
+CLASSES = {kind.__name__: kind for kind in (Linear, Trigonometric, VariancePreserving, VarianceExploding, WithNoise)}
+"""The interpolants that a saved map can name in its card, by class; a new class is added here."""
+
+InterpolantName = Literal["linear", "trigonometric", "variance-preserving"]
+"""Names that `flowmaps train --interpolant` takes; a new name is added here and in `BY_NAME`."""
+
+BY_NAME: dict[InterpolantName, Interpolant] = {
+    "linear": Linear(),
+    "trigonometric": Trigonometric(),
+    "variance-preserving": VariancePreserving(),
+}
+"""The interpolant of each `InterpolantName`; a base N(0, Id) fits all of them."""

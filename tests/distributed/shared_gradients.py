@@ -9,7 +9,7 @@ from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, sta
 
 from flowmaps.system import processes
 from flowmaps.system.processes import full
-from flowmaps.training.distributed import Engine, start
+from flowmaps.training.distributed import Placement, start
 from flowmaps.training.state import LossModule
 
 Row = dict[str, float]
@@ -24,16 +24,16 @@ def table() -> dict[str, Row]:
     return {f"{net}:{name}": _row(net, name, kinds[net]) for net in NETS for name in stages(net)}
 
 
-def _row(net: str, name: str, kinds: dict[str, Engine]) -> Row:
+def _row(net: str, name: str, kinds: dict[str, Placement]) -> Row:
     begun, made = time.process_time(), objective(net, name)
     whole = draw(made, net)
     rows = made.micro_batches(ROWS, processes.ranks())[processes.rank()]
     mine = whole.map(lambda value: value[rows])
     expected, local = alone(made, whole), alone(made, mine)
     row = {"apart": gap(local, expected), "missing": float(sum(value is None for value in expected.values()))}
-    for kind, engine in kinds.items():
+    for kind, placement in kinds.items():
         shared = copy.deepcopy(made)
-        module = engine.wrap(LossModule(shared, shared.evaluate))
+        module = placement.wrap(LossModule(shared, shared.evaluate))
         module(mine).value.backward()
         row[kind] = gap({key: None if g is None else full(g) for key, g in gradients(shared).items()}, expected)
     return row | {"seconds": time.process_time() - begun}

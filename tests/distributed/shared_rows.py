@@ -20,11 +20,11 @@ Drawn = dict[str, np.ndarray]
 
 def drawn(batch: int, name: str = "lsd", shard: bool = False) -> tuple[list[Drawn], list[Drawn], int]:
     """Draws of all steps; of the steps after `BREAK` in a training that goes on from there; rows of the first part."""
-    engine, settings = start("cpu", shard=shard), replace(SETTINGS, batch=batch)
+    placement, settings = start("cpu", shard=shard), replace(SETTINGS, batch=batch)
     source, made = NETS["mlp"].source(), objective("mlp", name)
 
     def fresh() -> State:
-        return begin(copy.deepcopy(made), settings, engine=engine)
+        return begin(copy.deepcopy(made), settings, placement=placement)
 
     state, kept, whole = fresh(), None, []
     for step in train(state, source, settings, steps=STEPS, seed=5):

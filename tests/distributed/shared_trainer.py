@@ -59,7 +59,7 @@ def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[
     """The weights after the steps that were asked for; each process has its part of the same rows."""
     made = objective()
     rows = torch.randn(STEPS, ROWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    engine = start("cpu", shard=shard)
+    placement = start("cpu", shard=shard)
     mine = made.micro_batches(ROWS, ranks())[rank()]
     trainer = Trainer(
         made,
@@ -68,7 +68,7 @@ def trained(folder: Path, shard: bool = False, stop_after: int = STEPS) -> dict[
         steps=STEPS,
         optimiser=Optimiser(batch=ROWS, learning_rate=1e-2, decay="constant", warmup=0, ema_decay=0.9),
         settings=Settings(checkpoint_every=2, log_every=1),
-        engine=engine,
+        placement=placement,
         stop=lambda: trainer.step >= stop_after,
         say=lambda text: None,
     )

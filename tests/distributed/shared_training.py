@@ -102,9 +102,9 @@ class Scatters(TorchDispatchMode):
 
 def trained(case: Case, shard: bool) -> Left:
     """Train a case."""
-    engine = start("cpu", shard=shard)
+    placement = start("cpu", shard=shard)
     made = objective(case.net, case.name).to(case.dtype)
-    state = begin(made, case.settings, engine=engine, precision=case.precision)
+    state = begin(made, case.settings, placement=placement, precision=case.precision)
     left = Left()
     if isinstance(state.module, DistributedDataParallel):
         state.module.register_comm_hook(None, _hook(left))

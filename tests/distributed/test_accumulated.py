@@ -23,7 +23,7 @@ def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     found = []
     for parts in (None, shares):
         state = begin(copy.deepcopy(made), SETTINGS)
-        state.shares = parts
+        state.micro_batch_rows = parts
         loss = state.accumulate_gradient(given)
         found.append((gradients(state.objective), loss))
     (whole, expected), (summed, loss) = found

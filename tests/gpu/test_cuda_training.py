@@ -20,7 +20,7 @@ from flowmaps.data import Board
 from flowmaps.objectives import Objective
 from flowmaps.system.devices import pick_device
 from flowmaps.training import Optimiser, Settings, Trainer
-from flowmaps.training.distributed import Engine
+from flowmaps.training.distributed import Placement
 from flowmaps.training.loop import train
 from flowmaps.training.state import State, begin
 
@@ -78,7 +78,7 @@ class Spoiled(Board):
 
 def begun(name: str, settings: Optimiser, precision: torch.dtype = torch.float32) -> State:
     state = begin(objective(name).to(DEVICE), settings, precision=precision)
-    assert state.waits is (DEVICE.type != "cuda")
+    assert state.checks_gradient_on_host is (DEVICE.type != "cuda")
     return state
 
 
@@ -118,7 +118,7 @@ def test_the_trainer_does_not_wait_between_the_steps_of_its_log():
         steps=100,
         optimiser=Optimiser(batch=24, accumulate=3),
         settings=Settings(log_every=100),
-        engine=Engine(DEVICE),
+        placement=Placement(DEVICE),
         say=quiet,
     )
     steps = iter(trainer)
@@ -137,7 +137,7 @@ def test_a_target_follows_without_waiting():
     loss = fm.methods.shortcut(flow_map, target=fm.maps.Target(flow_map, decay=0.9)).to(DEVICE)
     settings = Optimiser(batch=18, learning_rate=1e-2, warmup=0)
     state = begin(loss, settings)
-    assert state.follows
+    assert state.has_moving_targets
     steps = train(state, Board(), settings, steps=20, device=DEVICE)
     next(steps)
     before = everything(state)
@@ -169,7 +169,7 @@ def test_the_loss_falls(precision: str, kind: Any):
         steps=60,
         optimiser=Optimiser(kind=kind, batch=64, learning_rate=1e-2, warmup=5, decay="constant"),
         settings=Settings(precision=precision, log_every=20),  # type: ignore[arg-type]
-        engine=Engine(DEVICE),
+        placement=Placement(DEVICE),
         say=quiet,
     )
     losses = torch.stack([step.loss.value.float() for step in trainer]).tolist()
@@ -188,7 +188,14 @@ def trainer_on(device: torch.device, folder: Path, kind: Any) -> Trainer:
     optimiser = Optimiser(kind=kind, batch=18, learning_rate=1e-2, ema_decays=(0.5,))
     settings = Settings(checkpoint_every=3, log_every=1)
     return Trainer(
-        objective(), ROWS, folder, steps=8, optimiser=optimiser, settings=settings, engine=Engine(device), say=quiet
+        objective(),
+        ROWS,
+        folder,
+        steps=8,
+        optimiser=optimiser,
+        settings=settings,
+        placement=Placement(device),
+        say=quiet,
     )
 
 

@@ -26,7 +26,7 @@ from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import Guide
 from flowmaps.training import trackers
-from flowmaps.training.distributed import Engine
+from flowmaps.training.distributed import Placement
 
 POINTS = Recipe(
     name="tiny",
@@ -183,10 +183,10 @@ def test_memory_is_that_of_the_machine_or_of_its_container(monkeypatch: pytest.M
 
 
 def test_what_a_launcher_is_set_to_counts_as_shard(monkeypatch: pytest.MonkeyPatch):
-    """The engine knows: `accelerate launch --use_fsdp` shards without the option."""
+    """The placement knows: `accelerate launch --use_fsdp` shards without the option."""
     for shard in (False, True):
-        engine = Engine(torch.device("cpu"), shard)
-        monkeypatch.setattr(prepare, "start", lambda *_, engine=engine, **__: engine)
+        placement = Placement(torch.device("cpu"), shard)
+        monkeypatch.setattr(prepare, "start", lambda *_, placement=placement, **__: placement)
         assert ("warning:" in said(changed(POINTS, fsdp=not shard))) is shard
 
 

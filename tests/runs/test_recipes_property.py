@@ -371,7 +371,7 @@ def test_every_name_of_before_is_read_and_none_beside_its_new_one() -> None:
         values[before.rpartition(".")[2]] = values.pop(name)
     assert recipes.from_dict(old) == PICTURE
     old["optimiser"]["learning_rate"] = 0.1
-    with pytest.raises(ValueError, match=r"it has both optimiser.learning_rate and optimiser.rate, its name of before"):
+    with pytest.raises(ValueError, match=r"both optimiser.learning_rate and its old name optimiser.rate are given"):
         recipes.from_dict(old)
 
 

@@ -24,7 +24,7 @@ from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceEx
 from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Target
 from flowmaps.maps import Trigonometric as TrigonometricMap
 from flowmaps.nn import MLP
-from flowmaps.storage import cards, models
+from flowmaps.storage import models
 
 
 def mlp(**options: object) -> MLP:
@@ -371,7 +371,7 @@ def test_every_interpolant_and_map_of_the_library_can_be_saved():
         kind for kind in vars(fm.interpolants).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     ]
     assert len(kinds) >= 5
-    assert sorted(kind.__name__ for kind in kinds) == sorted(cards.PATHS)
+    assert sorted(kind.__name__ for kind in kinds) == sorted(fm.interpolants.CLASSES)
 
 
 # cards of strangers --------------------------------------------------------------------------------------------------

@@ -159,9 +159,9 @@ def test_a_data_loader_trains_and_says_that_its_resume_is_not_to_the_bit(tmp_pat
     loader = DataLoader(TensorDataset(ROWS, LABELS), batch_size=20, drop_last=True)
     given = {**QUICK, "steps": 7, "say": said.append}  # more steps than the five batches
     fm.fit(objective(), loader, tmp_path, **given, stop=after(4))
-    assert not any("not to the bit" in text for text in said)
+    assert not any("not bit-exact" in text for text in said)
     fm.fit(objective(), loader, tmp_path, **given)
-    assert any("not to the bit" in text for text in said)
+    assert any("not bit-exact" in text for text in said)
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 8))
 
 

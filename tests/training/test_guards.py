@@ -47,7 +47,7 @@ COUNTED = [
 @pytest.mark.parametrize("norms, skipped, row", COUNTED)
 def test_steps_without_a_finite_gradient_are_counted(norms: list[float], skipped: int, row: int):
     guard = watched(norms)
-    assert (guard.skipped, guard.row) == (skipped, row)
+    assert (guard.skipped, guard.consecutive_skips) == (skipped, row)
     assert norms == [] or guard.norm == norms[-1] or math.isnan(norms[-1])
 
 
@@ -84,7 +84,7 @@ def test_norms_that_are_read_late_count_the_same(number: int):
     soon, late = watched(norms.tolist()), watched(norms.tolist(), late=True)
     assert late.state() == soon.state()
     assert late.spikes == soon.spikes
-    assert soon.row >= 2
+    assert soon.consecutive_skips >= 2
 
 
 def test_what_has_counted_goes_on_counting():

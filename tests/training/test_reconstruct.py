@@ -19,7 +19,7 @@ from torch import Tensor
 from flowmaps.storage.models import load_tensors, save_tensors
 from flowmaps.training import averages, reconstruct
 from flowmaps.training.averages import Averages, exponent
-from flowmaps.training.reconstruct import Profile, fit
+from flowmaps.training.reconstruct import Profile, fit_coefficients
 
 NAMES = ["weight", "bias"]
 Walk = tuple[Path, dict[tuple[int, float], list[Tensor]]]
@@ -28,7 +28,7 @@ Walk = tuple[Path, dict[tuple[int, float], list[Tensor]]]
 def test_what_is_kept_is_found_again_exactly() -> None:
     profiles = [Profile(step, width) for step in range(50, 1001, 50) for width in (0.05, 0.1)]
     for index in (0, 7, 39):
-        coefficients, error = fit(profiles, profiles[index])
+        coefficients, error = fit_coefficients(profiles, profiles[index])
         torch.testing.assert_close(coefficients, torch.eye(40, dtype=torch.float64)[index], rtol=0, atol=1e-9)
         assert error < 1e-7
 
@@ -46,7 +46,7 @@ def test_a_fit_is_the_best_by_quadrature(target: Profile) -> None:
     # the condition by hand: all but the last coefficient are free, the last makes up the sum
     free = torch.linalg.lstsq(columns[:, :-1] - columns[:, -1:], (wanted - columns[:, -1])[:, None]).solution[:, 0]
     best = torch.cat([free, 1 - free.sum(0, keepdim=True)])
-    coefficients, error = fit(profiles, target)
+    coefficients, error = fit_coefficients(profiles, target)
     torch.testing.assert_close(coefficients, best, rtol=1e-3, atol=1e-3)
     left = (wanted - columns @ coefficients).norm() / wanted.norm()
     assert error == pytest.approx(left.item(), rel=1e-3)
@@ -59,7 +59,7 @@ def test_the_errors_are_those_in_the_docs() -> None:
     for count, column in ((20, 1), (100, 2)):
         profiles = [Profile(1000 * k, width) for k in range(1, count + 1) for width in (0.05, 0.1)]
         for row in rows:
-            _, error = fit(profiles, Profile(1000 * count, float(row[0])))
+            _, error = fit_coefficients(profiles, Profile(1000 * count, float(row[0])))
             assert f"{error:.{len(row[column]) - 2}f}" == row[column]
 
 
@@ -204,7 +204,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 def test_a_fit_to_any_profiles_is_of_numbers_that_add_up(drawn: list[tuple[int, float]]) -> None:
     target, *profiles = [Profile(*each) for each in drawn]
-    coefficients, error = fit(profiles, target)
+    coefficients, error = fit_coefficients(profiles, target)
     assert coefficients.isfinite().all()
     assert math.isfinite(error)
     assert coefficients.sum().item() == pytest.approx(1, abs=1e-6 * (1 + coefficients.abs().sum().item()))

@@ -53,7 +53,7 @@ def trained(settings: Optimiser, bad: Container[int], *, waits: bool = True) -> 
     """A state after ten steps, and what it was after each of them."""
     torch.manual_seed(0)
     state, kept = begin(methods.lsd(AverageVelocity(MLP(2, width=8, depth=3))), settings), []
-    state.waits = waits
+    state.checks_gradient_on_host = waits
     for step in train(state, Spoiled(bad), settings, steps=10):
         assert bool(step.norm.isfinite()) is (step.number not in bad)
         kept.append(everything(state))

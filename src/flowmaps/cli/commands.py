@@ -75,7 +75,7 @@ def train(
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
         if run.checkpoint:
             console.print(f"going on from {run.checkpoint} of {folder}", soft_wrap=True)
-        spread = f", {'sharded over' if run.engine.shard else 'on'} {ranks()} processes" if ranks() > 1 else ""
+        spread = f", {'sharded over' if run.placement.shard else 'on'} {ranks()} processes" if ranks() > 1 else ""
         about = f"training {recipe.name} with {recipe.method} into {folder}: {run.plan.summary()}{spread}"
         console.print(about, soft_wrap=True)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -132,7 +132,7 @@ class _StageBars:
     def __init__(self, run: runs.Run, progress: Progress) -> None:
         self._progress, self._tasks = progress, dict[str, TaskID]()
         self._steps = {stage.name: stage.steps for stage in run.plan.stages}
-        self._first = "compiling" if run.plan.compiles(run.engine.device) and can_compile() else "starting"
+        self._first = "compiling" if run.plan.compiles(run.placement.device) and can_compile() else "starting"
         stage, step = run.at
         self._add(stage, step, "reading checkpoint" if run.checkpoint else self._first)
 

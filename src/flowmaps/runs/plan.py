@@ -17,7 +17,7 @@ import torch
 from .. import methods
 from ..equations import Stop
 from ..guidance import AtWeight, Guidance, GuidedMap
-from ..interpolants import Interpolant, Linear, Trigonometric, VariancePreserving
+from ..interpolants import BY_NAME, Interpolant
 from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
 from ..methods import METHODS, Choices, Jumps, LearnsFrom, Method
@@ -33,11 +33,6 @@ from .recipes import Evaluation, ImageRecipe, Recipe, validate
 
 Build = Callable[[FlowMap, Field | None], Objective]
 """Builds the objective of a stage from the map of the stage before and the teacher's velocity."""
-INTERPOLANTS: dict[str, Interpolant] = {
-    "linear": Linear(),
-    "trigonometric": Trigonometric(),
-    "variance-preserving": VariancePreserving(),
-}
 STRIP_WIDTH = 0.25
 """Longest jump of a map that is trained on a strip."""
 
@@ -188,7 +183,7 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
     method = choose("method", recipe.method, METHODS)
     if recipe.teacher and not method.distils:
         raise ValueError(f"{method.name} has no teacher, got --teacher {recipe.teacher}: leave it out.")
-    path = method.interpolant or INTERPOLANTS[recipe.interpolant]
+    path = method.interpolant or BY_NAME[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
 
 

@@ -20,7 +20,7 @@ from ..system.devices import can_compile
 from ..system.processes import first_line, ranks
 from ..system.progress import Watch, quiet
 from ..training import trackers
-from ..training.distributed import Engine
+from ..training.distributed import Placement
 from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
 from .folder import nearest_existing
@@ -67,7 +67,7 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
     ready = prepare(recipe, folder, watch=watch)
     check_packages(recipe)
     sizes = _stages(ready, watch)
-    return [*_plan(ready, sizes), *_warnings(recipe, folder, ready.engine, sizes), _end(recipe)]
+    return [*_plan(ready, sizes), *_warnings(recipe, folder, ready.placement, sizes), _end(recipe)]
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -83,7 +83,7 @@ def check_packages(recipe: Recipe) -> None:
 
 def _stages(ready: Prepared, watch: Watch) -> list[Size]:
     """Build the objective of each stage from the map that the stage before leaves, and try it."""
-    plan, flow_map, device, sizes = ready.plan, ready.flow_map, ready.engine.device, list[Size]()
+    plan, flow_map, device, sizes = ready.plan, ready.flow_map, ready.placement.device, list[Size]()
     teacher = None if ready.teacher is None else Target(ready.teacher.to(device)).velocity
     for number, stage in enumerate(plan.stages):
         watch(f"stage {stage.name}", number / len(plan.stages))
@@ -140,7 +140,7 @@ def _loss_and_norm(
 
 
 def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
-    plan, source, device = ready.plan, ready.source, ready.engine.device
+    plan, source, device = ready.plan, ready.source, ready.placement.device
     recipe, o = plan.recipe, plan.recipe.optimiser
     classes = "no classes" if source.classes is None else f"{source.classes} classes"
     kept = ", ".join(f"{decay:g}" for decay in (o.ema_decay, *o.ema_decays))
@@ -181,11 +181,11 @@ def _end(recipe: Recipe) -> str:
     )
 
 
-def _warnings(recipe: Recipe, folder: Path | None, engine: Engine, sizes: list[Size]) -> list[str]:
+def _warnings(recipe: Recipe, folder: Path | None, placement: Placement, sizes: list[Size]) -> list[str]:
     lines = []
     if recipe.compile and not can_compile():
         lines.append("warning: no C++ compiler found: training runs without torch.compile, at half the speed.")
-    if engine.shard and ranks() == 1:
+    if placement.shard and ranks() == 1:
         lines.append("warning: --fsdp shards among processes, and there is only one: see accelerate launch.")
     need, free = _disk(recipe, sizes), shutil.disk_usage(nearest_existing(folder or Path())).free
     if need > free:

@@ -14,7 +14,7 @@ from ..data import Source, fingerprint
 from ..maps import FlowMap, Target
 from ..system.processes import each, in_turn, number_launched, on_first, ranks
 from ..system.progress import Watch, quiet
-from ..training.distributed import Engine, start
+from ..training.distributed import Placement, start
 from ..training.optimisers import build
 from . import inherit, initial
 from .folder import check_new, open_source
@@ -32,7 +32,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         plan: of its recipe.
-        engine: device and processes.
+        placement: device and processes.
         source: the data, on the device.
         data_sha256: checksum of the data.
         flow_map: the map with its first weights, on the device.
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     """
 
     plan: Plan
-    engine: Engine
+    placement: Placement
     source: Source
     data_sha256: str | None
     flow_map: FlowMap
@@ -61,30 +61,30 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
         ValueError: the run cannot begin.
     """
     plan = resolve(recipe, processes=number_launched())
-    engine = start(recipe.device, shard=recipe.fsdp)
+    placement = start(recipe.device, shard=recipe.fsdp)
     if folder is not None and not resume:
         on_first(lambda: check_new(folder))
-    source = in_turn(lambda: open_source(recipe, watch=watch)).to(engine.device)
+    source = in_turn(lambda: open_source(recipe, watch=watch)).to(placement.device)
     data_sha256 = on_first(lambda: fingerprint(recipe.data, watch))
-    flow_map = each(lambda: _first_map(recipe, source, engine))
-    ready = Prepared(plan, engine, source, data_sha256, flow_map)
+    flow_map = each(lambda: _first_map(recipe, source, placement))
+    ready = Prepared(plan, placement, source, data_sha256, flow_map)
     if not resume:
         ready = ready._replace(teacher=each(lambda: inherit.start_from_others(flow_map, plan, source, data_sha256)))
     each(lambda: _check_steps(plan, flow_map))
     return ready
 
 
-def _first_map(recipe: Recipe, source: Source, engine: Engine) -> FlowMap:
+def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
     """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
     with torch.device("meta"):
         weights = count(initial.new_map(recipe, source.shape, source.classes).parameters())
-    need, have = BYTES_PER_NUMBER * weights * (4 + averages(recipe)), _memory(engine.device)
-    if have is not None and need > have and not engine.shard:
+    need, have = BYTES_PER_NUMBER * weights * (4 + averages(recipe)), _memory(placement.device)
+    if have is not None and need > have and not placement.shard:
         raise ValueError(
             f"the network has {weights:,} weights, which with gradients, moments and averages take {in_bytes(need)}, "
-            f"{engine.device} has {in_bytes(have)}: take a smaller network, or several processes with --fsdp."
+            f"{placement.device} has {in_bytes(have)}: take a smaller network, or several processes with --fsdp."
         )
-    return initial.new_map(recipe, source.shape, source.classes).to(engine.device)
+    return initial.new_map(recipe, source.shape, source.classes).to(placement.device)
 
 
 def averages(recipe: Recipe) -> int:

@@ -18,7 +18,7 @@ from ..storage import checkpoints
 from ..system.processes import each, on_first
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
-from ..training.distributed import Engine
+from ..training.distributed import Placement
 from ..training.failures import writing
 from ..training.loop import Step
 from ..training.settings import Settings
@@ -44,7 +44,7 @@ class Run:
         source: the data, on the device.
         data_sha256: checksum of the data.
         flow_map: the map, with the weights that the last finished stage left.
-        engine: device and processes.
+        placement: device and processes.
         checkpoint: name of the checkpoint to go on from; `None` for a run that begins.
         say: prints a line.
         teacher: the velocity that the map learns from, once there is one.
@@ -56,7 +56,7 @@ class Run:
     source: Source
     data_sha256: str | None
     flow_map: FlowMap
-    engine: Engine
+    placement: Placement
     checkpoint: str | None = None
     say: Callable[[str], None] = field(default=print)
     teacher: Field | None = None
@@ -76,7 +76,7 @@ class Run:
         ready = prepare(recipe, path, resume=resume, watch=watch)
         plan = dataclasses.replace(ready.plan, recipe=with_absolute_paths(recipe))
         folder = each(lambda: RunFolder.open(path)) if resume else RunFolder.new(path, plan, ready.data_sha256)
-        run = cls(plan, folder, ready.source, ready.data_sha256, ready.flow_map, ready.engine, say=say)
+        run = cls(plan, folder, ready.source, ready.data_sha256, ready.flow_map, ready.placement, say=say)
         try:
             if resume:
                 on_first(lambda: folder.lock_to_resume(plan, ready.data_sha256))
@@ -175,7 +175,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         objective = stage.build(self.flow_map, self.teacher)
         settings = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(Settings)}
-        settings["compile"] = self.plan.compiles(self.engine.device)
+        settings["compile"] = self.plan.compiles(self.placement.device)
         settings["seed"] = generator(recipe.seed, number).initial_seed()
         return Trainer(
             objective,
@@ -184,7 +184,7 @@ class Run:
             steps=stage.steps,
             optimiser=stage.optimiser,
             settings=Settings(**settings),
-            engine=self.engine,
+            placement=self.placement,
             stage=stage.name,
             earlier=[entry.name for entry in self.plan.stages[:number]],
             steps_before=self.plan.steps_before(stage.name),
@@ -197,7 +197,7 @@ class Run:
 
     def _take_teacher(self) -> None:
         """Start from the teacher that was given, of which the folder has a copy."""
-        teacher = self.folder.load_map("teacher").to(self.engine.device)
+        teacher = self.folder.load_map("teacher").to(self.placement.device)
         inherit.start_from_teacher(self.flow_map, teacher)
         self.teacher = Target(teacher).velocity
 

@@ -26,16 +26,6 @@ MAX_CARD_BYTES = 2**24  # those of runs have thousands
 MAX_JSON_DEPTH = 100  # lists and objects of JSON, one in the other
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
-PATHS = {
-    kind.__name__: kind
-    for kind in (
-        interpolants.Linear,
-        interpolants.Trigonometric,
-        interpolants.VariancePreserving,
-        interpolants.VarianceExploding,
-        interpolants.WithNoise,
-    )
-}
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of weights that networks compute in."""
 BUILD_ERRORS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError)
@@ -246,8 +236,9 @@ def encode(value: Any) -> Any:
     if not isinstance(value, interpolants.Interpolant):
         return value
     name = type(value).__name__
-    if PATHS.get(name) is not type(value):
-        raise NotSaved(f"{name} is not an interpolant of flowmaps' own ({', '.join(PATHS)}): only these are saved.")
+    if interpolants.CLASSES.get(name) is not type(value):
+        own = ", ".join(interpolants.CLASSES)
+        raise NotSaved(f"{name} is not an interpolant of flowmaps' own ({own}): only these are saved.")
     return {"class": name, **{f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
 
 
@@ -269,7 +260,7 @@ def interpolant(folder: Path, card: Mapping[str, Any]) -> interpolants.Interpola
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         arguments = {name: _decode(entry) for name, entry in value.items() if name != "class"}
-        return PATHS[value["class"]](**arguments)
+        return interpolants.CLASSES[value["class"]](**arguments)
     if not is_number(value):
         raise TypeError(f"a {type(value).__name__} is no finite number")
     return value

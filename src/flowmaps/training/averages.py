@@ -95,7 +95,7 @@ def exponent(width: float) -> float:
     """The exponent gamma >= 0 of the power function of a relative width.
 
     With g = gamma + 1 the relation between the two is the cubic g^3 + 4 g^2 + (5 - width^{-2}) g + 2 = 0. Its roots are
-    real up to the widest, and the largest of them is the gamma that is not negative.
+    real up to the widest, and the largest root gives gamma = g - 1 >= 0.
 
     Args:
         width: in [1e-6, 12^{-1/2}].

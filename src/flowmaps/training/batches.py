@@ -72,7 +72,7 @@ class FromRows(FromSource):
 class FromIterable:
     """Batches of an iterable, such as a `DataLoader`, begun again where it ends.
 
-    A resume is to the bit if the iterable has `state_dict` and `load_state_dict`, as torchdata's loaders do; if not, it
+    A resume is bit-exact if the iterable has `state_dict` and `load_state_dict`, as torchdata's loaders do; if not, it
     begins the iterable again.
 
     Args:
@@ -126,7 +126,7 @@ class FromIterable:
             json.dumps(position)
         except TypeError:
             self.exact = False
-            self.say("the state_dict of the data is no JSON, and is not kept: a resume begins the data again.")
+            self.say("the state_dict of the data is not JSON-serialisable: a resume begins the data again.")
             return None
         return position
 
@@ -135,7 +135,7 @@ class FromIterable:
             self.data.load_state_dict(position)  # type: ignore[attr-defined]
         else:
             self.say(
-                "the data are an iterable without state_dict: it is begun again, so that this resume is not to the bit."
+                "the data are an iterable without state_dict: it is begun again, and this resume is not bit-exact."
             )
 
 

@@ -26,7 +26,7 @@ from ..system.processes import launched, ranks, together
 
 
 @dataclass(frozen=True)
-class Engine:
+class Placement:
     """The device of this process, and the choice of DDP or FSDP2.
 
     Attributes:
@@ -59,19 +59,19 @@ class Engine:
         return DistributedDataParallel(module, where, gradient_as_bucket_view=True, **options)
 
 
-def start(device: str, *, shard: bool = False, find_unused_parameters: bool = False) -> Engine:
+def start(device: str, *, shard: bool = False, find_unused_parameters: bool = False) -> Placement:
     """Join the processes of a launcher, if there is one, and take this one's device.
 
     Args:
         device: as in a recipe; with several processes `cuda` is the GPU of this one.
         shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
-        find_unused_parameters: as in `Engine`.
+        find_unused_parameters: as in `Placement`.
 
     Raises:
         ValueError: there is no such device, or the launcher is set to another way of training.
     """
     if not launched():
-        return Engine(pick_device(device), shard, find_unused_parameters)
+        return Placement(pick_device(device), shard, find_unused_parameters)
     if torch.cuda.is_available() and "cuda:" not in device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     wanted = pick_device(device)
@@ -84,7 +84,7 @@ def start(device: str, *, shard: bool = False, find_unused_parameters: bool = Fa
 
     own = PartialState(cpu=wanted.type == "cpu").device or wanted
     shard = shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Engine(torch.device(own.type, own.index), shard, find_unused_parameters)
+    return Placement(torch.device(own.type, own.index), shard, find_unused_parameters)
 
 
 def _is_sharded(module: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What is said of a training that cannot go on: one line, with what is left and how to resume."""
+"""Errors of a training that cannot go on: one line with the cause, the last checkpoint and how to resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def last_checkpoint(folder: Path | None) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path | None) -> Iterator[None]:
-    """While this lasts, what fails is the folder: an `OSError` becomes one line that says what is left.
+    """Context that turns an `OSError` into a `ValueError` naming the folder and the last checkpoint.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -42,8 +42,8 @@ def writing(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def with_others(folder: Path | None) -> Iterator[None]:
-    """While this lasts, an error of a process that has lost another becomes one line that says what is left.
+def reporting_lost_process(folder: Path | None) -> Iterator[None]:
+    """Context that turns the error of a lost process into a `LostProcess` naming the last checkpoint.
 
     Raises:
         LostProcess: another process has ended, or cannot be reached.

@@ -77,7 +77,7 @@ def fit(
         steps=steps,
         optimiser=optimiser,
         settings=others,
-        engine=start(device, shard=fsdp, find_unused_parameters=find_unused_parameters),
+        placement=start(device, shard=fsdp, find_unused_parameters=find_unused_parameters),
         stop=stop or (lambda: False),
         say=say,
     )

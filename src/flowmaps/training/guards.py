@@ -24,7 +24,7 @@ from ..system.processes import group, together
 SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
 MAX_UNREAD_NORMS = 256  # that wait on their device
-SECOND_SIGNAL_SECONDS = 1.0  # seconds after which a second Ctrl-C is one
+SECOND_SIGNAL_SECONDS = 1.0  # a SIGINT within this time of the first signal is ignored as the launcher's repeat
 LOCK = ".lock"
 
 
@@ -36,13 +36,13 @@ class Guard:
 
     Attributes:
         skipped: number of steps skipped so far, because their gradient was not finite.
-        row: number of skipped steps in a row, up to the last step.
+        consecutive_skips: number of steps skipped one after the other, up to the last step.
         spikes: steps and norms of the spikes since the last `take_spikes`.
         norm: the last norm that was read.
     """
 
     def __init__(self) -> None:
-        self.skipped, self.row, self.seen, self.level = 0, 0, 0, 0.0
+        self.skipped, self.consecutive_skips, self.seen, self.level = 0, 0, 0, 0.0
         self.spikes: list[tuple[int, float]] = []
         self.norm = math.nan
         self._waiting: list[tuple[int, Tensor]] = []
@@ -66,9 +66,9 @@ class Guard:
     def _count(self, step: int, norm: float) -> None:
         self.norm = norm
         if not math.isfinite(norm):
-            self.skipped, self.row = self.skipped + 1, self.row + 1
+            self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
             return
-        self.row = 0
+        self.consecutive_skips = 0
         height = math.log(max(norm, 1e-30))
         if self.seen >= MEMORY and height > self.level + math.log(SPIKE):
             self.spikes.append((step, norm))
@@ -83,12 +83,12 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         self.read_norms()
-        kept = {"skipped": self.skipped, "row": self.row, "seen": self.seen, "level": self.level}
+        kept = {"skipped": self.skipped, "row": self.consecutive_skips, "seen": self.seen, "level": self.level}
         return kept | {"spikes": list(self.spikes)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.skipped, self.row, self.seen = (int(state[key]) for key in ("skipped", "row", "seen"))
+        self.skipped, self.consecutive_skips, self.seen = (int(state[key]) for key in ("skipped", "row", "seen"))
         self.level, self.spikes = float(state["level"]), [(int(step), float(norm)) for step, norm in state["spikes"]]
 
 
@@ -128,7 +128,7 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        # launchers repeat signals: only a later Ctrl-C is one that the user pressed again
+        # a later Ctrl-C is the user's own, pressed again
         if asked and number == signal.SIGINT and now - asked[0][1] > SECOND_SIGNAL_SECONDS:
             raise KeyboardInterrupt
         asked.append((signal.Signals(number).name, now))

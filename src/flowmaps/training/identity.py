@@ -1,4 +1,4 @@
-"""What a training is, as a checkpoint remembers it: a resume with anything else would be another training."""
+"""The settings and data that a resumed training must share with its checkpoint."""
 
 from __future__ import annotations
 

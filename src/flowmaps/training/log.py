@@ -90,13 +90,13 @@ def _are_pairs(values: Any) -> bool:
 
 
 def cut_back(folder: Path, earlier: Sequence[str], stage: str, step: int) -> None:
-    """Remove the lines of the log after a step of a stage, from which a run goes on.
+    """Truncate the log to the checkpoint that a run resumes from.
 
     Args:
         folder: of the run.
         earlier: names of the stages before this one, all lines of which stay.
         stage: name of the stage.
-        step: its last step that stays.
+        step: the step of the checkpoint, the last one of the stage that stays.
     """
     lines = [
         line
@@ -120,16 +120,17 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, fol
     """Stop a run after `patience` steps in a row without a finite gradient.
 
     Args:
-        patience: of the recipe.
-        stage: its name.
+        patience: maximum number of consecutive skipped steps.
+        stage: name of the stage.
         step: the last step.
-        state: after it.
+        state: the state after the last step.
         folder: of the training, with its checkpoints.
 
     Raises:
-        ValueError: so many were skipped; names the term of the loss and the region of (s, t).
+        ValueError: `patience` steps in a row were skipped; names the term of the loss and the region of (s, t).
     """
-    if state.guard.row < patience:
+    skips = state.guard.consecutive_skips
+    if skips < patience:
         return
     with gathered(state.module):
         faults = all_of(lambda: _find_fault(state, step))
@@ -137,14 +138,14 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, fol
     where = f" (process {faults.index(fault)} of {ranks()})" if ranks() > 1 and fault.rows else ""
     rather = "" if state.precision == torch.float32 else "take precision float32, "
     raise ValueError(
-        f"the gradient was not finite for {state.guard.row} steps in a row, which were skipped, up to step "
+        f"the gradient was not finite for {skips} steps in a row, which were skipped, up to step "
         f"{step.number} of stage {stage}: {fault.words}{where}. Look at the data, {rather}lower "
         f"the optimiser's learning_rate or clip. {last_checkpoint(folder)}"
     )
 
 
 def _find_fault(state: State, step: Step) -> Fault:
-    """Where the last step was lost, looked for as it was taken: in its precision, part by part."""
+    """Re-evaluate the last step, per micro-batch and in its precision, to find the non-finite term."""
     device, faults = step.draw.s.device, list[Fault]()
 
     def evaluate(draw: RandomInputs) -> Loss:
@@ -161,7 +162,7 @@ def _find_fault(state: State, step: Step) -> Fault:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What a checkpoint was written by: versions of the program and its libraries, and its commit where it has one."""
+    """Versions of flowmaps, of its libraries and of Python, and the commit where flowmaps runs from its repository."""
     found = {"python": platform.python_version()}
     for name in ("flowmaps", "torch", "accelerate", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # a checkout that is not installed

@@ -71,7 +71,8 @@ def train(
         steps: number of the last step; the rate decays towards it.
         seed: of all draws; step k draws the same whether or not training was interrupted before.
         device: where the objective is.
-        budget: wall-clock limit in seconds, of one process; progress is then the greater of the two shares.
+        budget: wall-clock limit in seconds, of one process; progress is then the greater of the fraction of steps and
+            the fraction of time used.
     """
     device, rows = torch.device(device), settings.batch // ranks()
     own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
@@ -89,13 +90,13 @@ def train(
         state.zero_grad()
         loss = state.accumulate_gradient(draw)
         rate = schedule(settings, state.step - state.begun, progress)
-        state.whole = False
+        state.consistent = False
         norm = state.update(rate, settings.clip)
         state.step += 1
         state.averages.update(list(state.parameters.values()), state.step)
         now = max(state.step / steps, progress)
-        if state.follows:
+        if state.has_moving_targets:
             state.objective.update_targets(before, now)
-        before, state.whole = now, True
+        before, state.consistent = now, True
         state.guard.see(state.step, norm)
         yield Step(state.step, loss, rate, progress, norm, draw)

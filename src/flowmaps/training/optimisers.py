@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from .averages import MAX_WIDTH, MIN_WIDTH
 from .distributed import fill
-from .settings import CountOrNone, Share, ShareBelowOne, without_repeats
+from .settings import CountOrZero, Share, ShareBelowOne, without_repeats
 
 MIN_ROWS = 2
-"""Fewest rows that a process takes at a time: an objective of two halves needs one for each."""
+"""Fewest rows of a micro-batch: `SplitRows` needs one row for each of its two objectives."""
 
 RelativeWidth = Annotated[float, Interval(ge=MIN_WIDTH, le=MAX_WIDTH)]
 
@@ -34,7 +34,7 @@ class Optimiser:
     """Gradient accumulation: parts in which a process computes its share of the batch. Less memory, the same step."""
     learning_rate: Annotated[float, Gt(0), Le(100)] = 8e-3
     """Highest learning rate."""
-    warmup: CountOrNone = 200
+    warmup: CountOrZero = 200
     """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; `constant` leaves it at the highest."""
@@ -66,8 +66,8 @@ def uneven(settings: Optimiser, processes: int) -> str | None:
     )
 
 
-OUTER = ("first", "last", "embedding", "embed", "label", "modulation", "films", "scales")
-"""Words in the names of weights that lead in or out, or modulate the hidden layers: no matter for Muon."""
+NAMES_FOR_ADAMW = ("first", "last", "embedding", "embed", "label", "modulation", "films", "scales")
+"""Name parts of input, output and modulation layers, which AdamW trains instead of Muon."""
 
 
 def build(parameters: Mapping[str, Tensor], settings: Optimiser) -> list[Optimizer]:
@@ -109,7 +109,7 @@ def _is_hidden(name: str, value: Tensor) -> bool:
     words = name.replace("_", ".").split(".")
     if "weight" in words[:-1]:  # the network of a learned weight of the loss
         return False
-    return value.ndim == 2 and min(value.shape) > 1 and not any(word in OUTER for word in words)
+    return value.ndim == 2 and min(value.shape) > 1 and not any(word in NAMES_FOR_ADAMW for word in words)
 
 
 def can_skip_on_device(optimisers: list[Optimizer]) -> bool:
@@ -128,7 +128,7 @@ def moments(optimisers: list[Optimizer], names: Mapping[int, str]) -> dict[str, 
 
 
 def remember(optimisers: list[Optimizer], parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Restore the state that `moments` returned; without stored state the optimisers start anew."""
+    """Restore the state that `moments` returned; without stored state the optimisers restart."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for name, value in kept.items():
         parameter, key = name.rsplit(".", 1)

@@ -9,7 +9,7 @@ for which only inner products are needed. For power functions of the exponents a
 
     int_0^r (a + 1) tau^a / r^{a + 1}  (b + 1) tau^b / t^{b + 1} dtau = (a + 1) (b + 1) / (a + b + 1)  (r / t)^b / t.
 
-The condition keeps weights that never move as they are, to whatever the fit comes out.
+Because the coefficients sum to 1, constant weights are reproduced exactly even when the fit is poor.
 
 Karras et al., Analyzing and improving the training dynamics of diffusion models, 2024, arXiv 2312.02696 (appendix C,
 without the condition).
@@ -73,12 +73,12 @@ def stored(folder: Path, stage: str) -> dict[Profile, Path]:
     return dict(sorted(found.items()))
 
 
-def fit(profiles: Iterable[Profile], target: Profile) -> tuple[Tensor, float]:
-    """How much of each profile makes up a target.
+def fit_coefficients(profiles: Iterable[Profile], target: Profile) -> tuple[Tensor, float]:
+    """The coefficients with which stored profiles best approximate a target.
 
     Args:
-        profiles: N of them.
-        target: the one to be made.
+        profiles: N stored ones.
+        target: the profile to approximate.
 
     Returns:
         The coefficients (N,), float64, their sum 1; and the relative error of the fit, the norm of what is left of the
@@ -89,11 +89,11 @@ def fit(profiles: Iterable[Profile], target: Profile) -> tuple[Tensor, float]:
     # profiles and target of norm 1: what is solved for is the coefficients times `lengths`
     norms, size = gram.diagonal().sqrt(), _products([target], [target])[0, 0].sqrt()
     gram, onto, lengths = gram / norms / norms[:, None], onto / norms / size, norms / size
-    inverse = torch.linalg.pinv(gram, hermitian=True)  # averages almost alike share the work
+    inverse = torch.linalg.pinv(gram, hermitian=True)  # pseudo-inverse: stable for nearly collinear profiles
     free, along = inverse @ onto, inverse @ (1 / lengths)
-    shares = free + along * (1 - (free / lengths).sum()) / (along / lengths).sum()
-    left = 1 - 2 * shares @ onto + shares @ gram @ shares
-    return shares / lengths, left.clamp(min=0).sqrt().item()
+    scaled = free + along * (1 - (free / lengths).sum()) / (along / lengths).sum()
+    left = 1 - 2 * scaled @ onto + scaled @ gram @ scaled
+    return scaled / lengths, left.clamp(min=0).sqrt().item()
 
 
 def relative_error(folder: Path, stage: str, width: float, step: int | None = None) -> float:
@@ -104,7 +104,7 @@ def relative_error(folder: Path, stage: str, width: float, step: int | None = No
     are read.
     """
     kept = stored(folder, stage)
-    return fit(kept, _target(folder, kept, width, step))[1]
+    return fit_coefficients(kept, _target(folder, kept, width, step))[1]
 
 
 def reconstruct(folder: Path, stage: str, width: float, step: int | None = None) -> dict[str, Tensor]:
@@ -124,9 +124,9 @@ def reconstruct(folder: Path, stage: str, width: float, step: int | None = None)
             range, or the step is after the last stored average.
     """
     kept = stored(folder, stage)
-    shares, _ = fit(kept, _target(folder, kept, width, step))
+    coefficients, _ = fit_coefficients(kept, _target(folder, kept, width, step))
     first, total, types = next(iter(kept.values())), {}, {}
-    for path, share in zip(kept.values(), shares.tolist(), strict=True):
+    for path, coefficient in zip(kept.values(), coefficients.tolist(), strict=True):
         tensors, _ = load_tensors(path)
         if not total:
             total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in tensors.items()}
@@ -139,7 +139,7 @@ def reconstruct(folder: Path, stage: str, width: float, step: int | None = None)
                 "move the others away."
             )
         for name, value in tensors.items():
-            total[name].add_(value, alpha=share)
+            total[name].add_(value, alpha=coefficient)
     return {name: total.pop(name).to(kind) for name, kind in types.items()}  # no second copy of all
 
 
@@ -160,7 +160,7 @@ def _profile_of(path: Path) -> Profile:
         ValueError: the file is damaged, or something else.
     """
     try:
-        if not path.is_file():  # nor a pipe, which has no end
+        if not path.is_file():  # also rejects named pipes; reading one would block
             raise ValueError("it is no file")
         with safe_open(path, framework="pt") as file:
             said = file.metadata()["flowmaps"]

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # The greatest numbers are far beyond what is of use, and below what would bring a machine down.
 Count = Annotated[int, Ge(1), Le(10**9)]
-CountOrNone = Annotated[int, Ge(0), Le(10**9)]
+CountOrZero = Annotated[int, Ge(0), Le(10**9)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
@@ -50,7 +50,7 @@ class Settings:
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
     """Number of checkpoints to keep, the latest ones."""
-    keep_checkpoints_every: CountOrNone = 0
+    keep_checkpoints_every: CountOrZero = 0
     """Also keep every checkpoint whose step is a multiple of this; 0 for none."""
     store_averages_every: Count = 1_000
     """Steps between stored power-function EMAs, with --optimiser.ema-widths."""
@@ -183,7 +183,7 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, renamed:
     for old in [name for name in values if prefix + str(name) in renamed]:
         new = renamed[prefix + old].removeprefix(prefix)
         if new in values:
-            raise ValueError(f"it has both {prefix}{new} and {prefix}{old}, its name of before: remove one.")
+            raise ValueError(f"both {prefix}{new} and its old name {prefix}{old} are given: remove one.")
         values = {(new if name == old else name): value for name, value in values.items()}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"it has {shown(prefix + str(unknown[0]))}, which is no option.")

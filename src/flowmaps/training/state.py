@@ -1,4 +1,4 @@
-"""The state of training: what it carries from step to step, and all that a checkpoint keeps."""
+"""The state of training: the tensors and counters that it carries from step to step, and that a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..storage.cards import plain_name
 from ..system.processes import full, ranks
 from ..velocities import RandomInputs
 from .averages import Averages
-from .distributed import Engine, fill, gathered, gradient_sync, local
+from .distributed import Placement, fill, gathered, gradient_sync, local
 from .guards import Guard
 from .optimisers import Optimiser, build, can_skip_on_device, moments, remember
 
@@ -43,22 +43,23 @@ class LossModule(nn.Module):
 
 @dataclass
 class State:
-    """What training carries from step to step, and all that a checkpoint needs.
+    """The tensors and counters of a checkpoint; `Trainer.save` adds identity, data positions, seconds and versions.
 
     Attributes:
         objective: the objective, its map within.
-        module: the whole loss as one module, shared among the processes.
+        module: the whole loss as one module, wrapped in DDP or FSDP2 if there are several processes.
         optimisers: of torch, one for most kinds.
         averages: moving averages of the trained parameters.
         parameters: the trained parameters by name; `DTensor` where they are sharded.
         precision: type in which networks compute, by autocast.
-        shares: row indices of each micro-batch; `None` without gradient accumulation.
+        micro_batch_rows: row indices of each micro-batch; `None` without gradient accumulation.
         scaler: scale of the loss in float16, whose gradients would vanish without; it does nothing in other precisions.
         step: steps taken.
         begun: step at which the optimisers started; the learning rate warms up from there.
-        whole: false in the middle of a step, when weights, moments and averages are not of the same step.
-        follows: whether the objective has moving targets.
-        waits: whether the host checks the gradient before the step; if not, a flag on the device does.
+        consistent: false in the middle of a step, when weights, moments and averages are not of the same step.
+        has_moving_targets: whether the objective has moving targets.
+        checks_gradient_on_host: whether the host waits for the norm of the gradient and skips the step; if not, a flag
+            on the device skips it.
     """
 
     objective: Objective
@@ -67,14 +68,14 @@ class State:
     averages: Averages
     parameters: dict[str, Tensor]
     precision: torch.dtype = torch.float32
-    shares: Tensor | None = None
+    micro_batch_rows: Tensor | None = None
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     guard: Guard = field(default_factory=Guard)
     step: int = 0
     begun: int = 0
-    whole: bool = True
-    follows: bool = False
-    waits: bool = True
+    consistent: bool = True
+    has_moving_targets: bool = False
+    checks_gradient_on_host: bool = True
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint by name: parameters, averages, targets, buffers, optimiser state."""
@@ -102,7 +103,7 @@ class State:
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Restore what `tensors` and `about` returned; the tensors may be full or sharded.
 
-        Without moments the optimisers start anew, without `begun` the warm-up of the rate does.
+        If moments are missing, optimisers restart; if `begun` is missing, the warm-up of the learning rate restarts.
 
         Raises:
             ValueError: they belong to another network.
@@ -144,7 +145,7 @@ class State:
                 torch._foreach_copy_(local(own), local(kept))  # pyright: ignore[reportPrivateImportUsage]
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights of the map, whole; each process calls this."""
+        """The full weights of the map, gathered where FSDP2 shards them; every process calls this."""
         return {name: full(value) for name, value in self.objective.flow_map.state_dict().items()}
 
     def zero_grad(self) -> None:
@@ -153,19 +154,19 @@ class State:
             value.grad = None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """While networks compute."""
+        """Context that autocasts to `precision`; nothing for float32."""
         return nullcontext() if self.precision == torch.float32 else torch.autocast(device.type, self.precision)
 
     def parts(self, draw: RandomInputs) -> list[RandomInputs]:
-        """The parts that a draw is taken in."""
-        if self.shares is None:
+        """The micro-batches of a draw; the draw itself without gradient accumulation."""
+        if self.micro_batch_rows is None:
             return [draw]
-        if len(draw.s) != self.shares.numel():
+        if len(draw.s) != self.micro_batch_rows.numel():
             raise ValueError(
-                f"gradient accumulation takes batches of {self.shares.numel()} rows, got {len(draw.s)}: give "
+                f"gradient accumulation takes batches of {self.micro_batch_rows.numel()} rows, got {len(draw.s)}: give "
                 "batch=, or leave out accumulate."
             )
-        return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.shares]
+        return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.micro_batch_rows]
 
     def accumulate_gradient(self, draw: RandomInputs) -> Loss:
         """Compute the loss of a draw and its gradient, accumulated over micro-batches if there are several."""
@@ -179,9 +180,9 @@ class State:
                 share = value * 0 + 1 / len(draws)
                 loss.value.backward(self.scaler.scale(share))
             losses.append(Loss(value, loss.parts))
-        if self.shares is None:
+        if self.micro_batch_rows is None:
             return losses[0]
-        order = self.shares.flatten().argsort()  # rows where they were drawn
+        order = self.micro_batch_rows.flatten().argsort()  # rows where they were drawn
         parts = {name: torch.cat([loss.parts[name] for loss in losses])[order] for name in losses[0].parts}
         return Loss(torch.stack([loss.value for loss in losses]).mean(), parts)
 
@@ -191,18 +192,18 @@ class State:
         grads = [value.grad for value in own if value.grad is not None]
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
-        self.scaler.update()  # by what all processes found, so that sharded ones never disagree
+        self.scaler.update()  # the inf flag of shards is reduced over all ranks, so that their loss scales stay equal
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
         norm = full(total)
         finite = norm.isfinite()
-        if self.waits and not bool(finite):
+        if self.checks_gradient_on_host and not bool(finite):
             return norm
-        if not self.waits or float(norm) > 0.999 * clip:  # below it the factor is 1
+        if not self.checks_gradient_on_host or float(norm) > 0.999 * clip:  # below it the factor is 1
             nn.utils.clip_grads_with_norm_(own, clip, total)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            if not self.waits:
+            if not self.checks_gradient_on_host:
                 optimiser.found_inf, optimiser.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
             optimiser.step()
         return norm
@@ -228,7 +229,7 @@ def begin(
     objective: Objective,
     settings: Optimiser,
     *,
-    engine: Engine | None = None,
+    placement: Placement | None = None,
     evaluate: Callable[[RandomInputs], Loss] | None = None,
     precision: torch.dtype = torch.float32,
 ) -> State:
@@ -237,21 +238,22 @@ def begin(
     Args:
         objective: on its device.
         settings: of the optimiser.
-        engine: how processes share the module; this one alone unless given.
+        placement: how the module is wrapped for several processes; not at all unless given.
         evaluate: the objective's `evaluate`, compiled.
         precision: type in which networks compute.
     """
     module: nn.Module = LossModule(objective, objective.evaluate if evaluate is None else evaluate)
-    module = module if engine is None else engine.wrap(module)
+    module = module if placement is None else placement.wrap(module)
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     parameters: dict[str, Tensor] = {plain_name(name): value for name, value in trained.items()}
     device = next(iter(parameters.values())).device
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
-    waits = device.type != "cuda" or not can_skip_on_device(optimisers)
-    follows = bool(objective.moving_targets())
-    shares = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
-    shares = shares if len(shares) > 1 else None
-    every = (objective, module, optimisers, averages, parameters, precision, shares, scaler)
-    return State(*every, follows=follows, waits=waits)
+    rows = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
+    every = (objective, module, optimisers, averages, parameters, precision, rows if len(rows) > 1 else None, scaler)
+    return State(
+        *every,
+        has_moving_targets=bool(objective.moving_targets()),
+        checks_gradient_on_host=device.type != "cuda" or not can_skip_on_device(optimisers),
+    )

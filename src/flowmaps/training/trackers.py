@@ -27,17 +27,17 @@ class Trackers:
 
     Args:
         trackers: of accelerate, begun, by name.
-        say: where words go.
+        say: callback that prints a line.
     """
 
     def __init__(self, trackers: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
         self._trackers, self._say, self._failed = trackers, say, set[str]()
 
     def log(self, values: Mapping[str, float | str], step: int) -> None:
-        """Tell of numbers (or words) by name.
+        """Log scalars or text.
 
         Args:
-            values: name -> value.
+            values: scalars or text, by name.
             step: over all stages; it must not fall.
         """
         self._each(lambda name, tracker: tracker.log(dict(values), step=step))
@@ -76,7 +76,7 @@ def open_trackers(
         folder: of the run, which is there.
         config: what the run is, for the trackers to show: JSON.
         first: steps taken already, over all stages; what a tracker was told of later ones is replaced.
-        say: where words go.
+        say: callback that prints a line.
 
     Returns:
         Trackers; without names, and in the other processes, there are none among them.
@@ -162,7 +162,7 @@ HINTS = {
     "wandb": "run wandb login, or set WANDB_MODE=offline",
     "trackio": "pip install --upgrade 'flowmaps[trackio]'",
 }
-"""What helps."""
+"""Remedy shown in the error, by tracker."""
 
 
 def _key(path: Path) -> str:

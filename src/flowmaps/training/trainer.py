@@ -1,4 +1,4 @@
-"""The engine: trains the map of any objective on any data, with checkpoints, a log, and an exact resume.
+"""The trainer: trains the map of any objective on any data, with checkpoints, a log, and an exact resume.
 
     trainer = Trainer(objective, data, "runs/mine", steps=10_000)
     trainer.resume()                       # where the folder has a checkpoint; else it starts at step 0
@@ -31,8 +31,8 @@ from ..system.devices import compiled
 from ..system.processes import all_of, on_first, rank, ranks, together
 from . import averages, log
 from .batches import as_source
-from .distributed import Engine, not_finite, start
-from .failures import CHECKPOINTS, last_checkpoint, with_others, writing
+from .distributed import Placement, not_finite, start
+from .failures import CHECKPOINTS, last_checkpoint, reporting_lost_process, writing
 from .guards import Request, lock, signals
 from .identity import check_same, digest, identity
 from .loop import Step, train
@@ -53,14 +53,15 @@ class Trainer:
         steps: optimiser steps in all.
         optimiser: its settings, the batch size among them.
         settings: precision, checkpoints, log.
-        engine: device, and how several processes share the module; this machine's best device unless given.
+        placement: device, and DDP or FSDP2 for several processes; this machine's best device unless given.
         stage: name of this training in checkpoints and log, where a folder has several one after the other.
         earlier: names of the stages before it.
         steps_before: optimiser steps of the stages before it, which trackers count too.
-        seconds: that those took.
+        seconds: training seconds of the earlier stages.
         trackers: those of a caller who opens and closes them; this training's own, by `settings.track`, unless given.
         stop: asked after each step; once it is true in any process, a checkpoint is saved and training ends there.
-        owns_folder: lock the folder and handle SIGINT and SIGTERM as a wish to stop; not where a caller does so.
+        owns_folder: lock the folder and handle SIGINT and SIGTERM as a request to stop; False if the caller already
+            does both.
         say: prints a line.
 
     Attributes:
@@ -83,7 +84,7 @@ class Trainer:
         steps: int,
         optimiser: Optimiser | None = None,
         settings: Settings | None = None,
-        engine: Engine | None = None,
+        placement: Placement | None = None,
         stage: str = "map",
         earlier: Sequence[str] = (),
         steps_before: int = 0,
@@ -96,12 +97,12 @@ class Trainer:
         self.optimiser = Optimiser() if optimiser is None else optimiser
         self.settings = Settings() if settings is None else settings
         _check_arguments(objective, steps, self.optimiser, self.settings)
-        self.engine = start("auto") if engine is None else engine
+        self.placement = start("auto") if placement is None else placement
         say = say if rank() == 0 else lambda text: None
         self.steps, self.stage, self.earlier, self.steps_before = steps, stage, tuple(earlier), steps_before
         self.folder = None if folder is None else _made(folder)
         dtype = next(value.dtype for value in objective.parameters() if value.is_floating_point())
-        self.source = as_source(data, self.engine.device, dtype, say)
+        self.source = as_source(data, self.placement.device, dtype, say)
         self.stop, self.owns_folder, self.say = stop, owns_folder, say
         if (why := uneven(self.optimiser, ranks())) is not None:
             raise ValueError(f"batch {why}")
@@ -125,12 +126,12 @@ class Trainer:
         )
 
     def _begin(self, objective: Objective) -> State:
-        objective = objective.to(self.engine.device).train()  # a map that was loaded is in evaluation mode
-        if self.engine.shard:  # its weights become shares, the caller's map gets the whole ones at the end
+        objective = objective.to(self.placement.device).train()  # a map that was loaded is in evaluation mode
+        if self.placement.shard:  # FSDP2 shards its weights; `finish` puts the full ones into the caller's map
             objective = copy.deepcopy(objective)
         evaluate = compiled(objective.evaluate, self.say) if self.settings.compile else None
         precision = getattr(torch, self.settings.precision)
-        return begin(objective, self.optimiser, engine=self.engine, evaluate=evaluate, precision=precision)
+        return begin(objective, self.optimiser, placement=self.placement, evaluate=evaluate, precision=precision)
 
     @property
     def step(self) -> int:
@@ -190,7 +191,7 @@ class Trainer:
         """Why the number of steps cannot be changed once training has begun; `None` if it can."""
         if self.optimiser.decay != "constant":
             return f"its learning rate falls along the {self.optimiser.decay} schedule to the last step"
-        if self._state.follows or self._state.objective.changes_with_progress():
+        if self._state.has_moving_targets or self._state.objective.changes_with_progress():
             return "its objective has a schedule that runs to the last step"
         return None
 
@@ -211,7 +212,7 @@ class Trainer:
                 asked = stack.enter_context(signals())
                 self._lock()
                 stack.callback(self._release_unless_kept)
-            stack.enter_context(with_others(self.folder))
+            stack.enter_context(reporting_lost_process(self.folder))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
@@ -237,11 +238,14 @@ class Trainer:
         self._locked = False
 
     def _begin_folder(self) -> None:
-        """Forget the log of a training that begins anew; keep where a later stage begins."""
+        """At step 0, delete the old log, or, in a later stage, save a checkpoint.
+
+        From that checkpoint a run resumes that is killed before the next one.
+        """
         if self.folder is None or self.resumed_from or self.step:
             return
         if self.earlier:
-            return self.save()  # from which a run that is killed before the next one goes on
+            return self.save()
         with writing(self.folder):
             if checkpoints.names(self.folder / CHECKPOINTS):
                 raise ValueError(
@@ -258,7 +262,7 @@ class Trainer:
         if self._own_trackers:
             self.trackers = self._open_trackers()
         before, begun = self.seconds + self._averaged_seconds, time.monotonic()
-        options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.engine.device}
+        options: dict[str, Any] = {"steps": self.steps, "seed": settings.seed, "device": self.placement.device}
         try:
             for step in train(state, self.source, self.optimiser, **options):
                 self.seconds = time.monotonic() - begun + before - self._averaged_seconds
@@ -275,7 +279,7 @@ class Trainer:
                 if self.stopped:
                     return
         except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
-            if state.whole and not together():
+            if state.consistent and not together():
                 self.save()
             raise
         finally:
@@ -290,7 +294,7 @@ class Trainer:
     def _record(self, step: Step) -> None:
         """Log a step where its turn has come; end after too many skipped ones."""
         state, due = self._state, step.number % self.settings.log_every == 0 or step.number == self.steps
-        if state.waits or due:
+        if state.checks_gradient_on_host or due:
             state.guard.read_norms()
             log.check_skipped_steps(self.settings.max_skipped_steps, self.stage, step, state, self.folder)
         if due:

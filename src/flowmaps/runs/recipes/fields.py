@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
+from ...interpolants import InterpolantName
 from ...training.optimisers import Optimiser
-from ...training.settings import Count, CountOrNone, PositiveShare, Settings, Share, ShareBelowOne, printable
+from ...training.settings import Count, CountOrZero, PositiveShare, Settings, Share, ShareBelowOne, printable
 
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1_000)]
@@ -18,7 +19,7 @@ Samples = Annotated[int, Ge(100), Le(10**8)]
 Points = Annotated[int, Ge(10), Le(10**6)]
 SolverSteps = Annotated[int, Ge(1), Le(10**5)]
 Word = Annotated[str, Len(1, 200), Predicate(printable)]
-PathOrNone = Annotated[str, Len(0, 4_096), Predicate(printable)]
+PathOrEmpty = Annotated[str, Len(0, 4_096), Predicate(printable)]
 
 
 def rising(numbers: tuple[float, ...]) -> bool:
@@ -70,7 +71,7 @@ class Task:
     """Name of the recipe."""
     method: Word = "lmd"
     """Method that learns the map: name of a function of `flowmaps.methods`, such as lmd."""
-    data: PathOrNone = ""
+    data: PathOrEmpty = ""
     """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
     `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
     steps: Count = 6_000
@@ -78,7 +79,7 @@ class Task:
     teacher_steps: Count = 6_000
     """Optimiser steps of the teacher, for a method that needs one; other methods add them to --steps. None are taken
     with --teacher."""
-    interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
+    interpolant: InterpolantName = "linear"
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Times (s, t) of a distillation: `triangle` (s <= t) is enough to sample; `square` also learns to encode data."""
@@ -99,10 +100,10 @@ class Task:
     """Factor on the learning rate of a map that learns from a teacher."""
     learned_weight: bool = False
     """Multiply the loss at (s, t) by a learned weight w_{s,t}, for methods without a weight of their own."""
-    teacher: PathOrNone = ""
+    teacher: PathOrEmpty = ""
     """Folder of a finished run whose velocity is the teacher, for a method that learns from one; by default a
     teacher is trained first."""
-    from_run: PathOrNone = ""
+    from_run: PathOrEmpty = ""
     """Folder of a finished run from whose weights the map starts; a method whose first stage trains a velocity or
     a strip uses these weights and leaves that stage out."""
     stop_gradient: Literal["velocity", "target"] = "velocity"
@@ -124,7 +125,7 @@ class Recipe(Settings, Task):
     fsdp: bool = False
     """With several processes, shard weights, optimiser state and EMAs among them (FSDP2) instead of a copy in each
     (DDP)."""
-    show_every: CountOrNone = 2_000
+    show_every: CountOrZero = 2_000
     """Steps between pictures of samples while training; 0 for none."""
     network: Network = field(default_factory=Network)
     optimiser: Optimiser = field(default_factory=Optimiser)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Predicate
 
-from ...training.settings import Count, CountOrNone, ShareBelowOne, printable
+from ...training.settings import Count, CountOrZero, ShareBelowOne, printable
 from .fields import Depth, Evaluation, Frequencies, Optimiser, Points, Recipe, Samples, SolverSteps, Width
 
 Pixels = Annotated[int, Ge(1), Le(2**14)]
@@ -63,7 +63,7 @@ class ImageEvaluation(Evaluation):
 
     samples: Samples = 50_000
     """Samples for each row of the table; use 50,000 for results to be quoted."""
-    reference_images: CountOrNone = 0
+    reference_images: CountOrZero = 0
     """Number of training images that samples are compared with, spread evenly over the data; 0 for all."""
     points: Points = 5_000
     """Samples for kernel distance, precision, recall and map error; for latents those for W2, fewer if latents are
