@@ -567,8 +567,8 @@ def test_settings_of_maps_that_are_refused():
         Target(MAPS[0](), rounds=0)
     with pytest.raises(ValueError, match=r"rounds >= 1 or a decay, not both, got rounds=3 and decay=0.9"):
         Target(MAPS[0](), rounds=3, decay=0.9)
-    for name in ("deviation", "scale", "floor"):
-        with pytest.raises(ValueError, match=r"Preconditioned needs deviation, scale and floor > 0, got .*0\.0"):
+    for name in ("data_std", "scale", "floor"):
+        with pytest.raises(ValueError, match=r"Preconditioned needs data_std, scale and floor > 0, got .*0\.0"):
             Preconditioned(Wavy(), Linear(), **{name: 0.0})
 
 

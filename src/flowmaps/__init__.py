@@ -9,20 +9,22 @@ times.py           laws of (s, t), and of the first leg of a semigroup
 losses.py          distances of a residual, and weights w_{s,t}
 maps.py            X_{s,t}: the parametrisations; Target, a frozen or EMA copy (teachers, stop-gradient targets)
 guidance.py        classifier-free guidance of maps and teachers; label dropout
-velocities.py      where the velocity b comes from: the interpolant, a teacher, the map itself
+velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher freezes it), the map itself
 couplings.py       the law of (x0, x1)
 equations.py       Lagrangian, Eulerian, semigroup; Stop, the stop-gradient
 solvers.py         ODE solvers of a teacher, as a map
 objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
 samplers.py        jumps, multistep consistency sampling; grids.py: which times
-methods/           a paper = a function that composes the above (lsd: its rows, times and stop-gradient), and its Method
+methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd, ...
 exact/             Gaussians, mixtures and the checkerboard in closed form
 ---- machinery ----
-system/            this machine: files, processes, devices, seeds, progress
+system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards
 data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
-training/          fit and Trainer; state.py: what a checkpoint holds; distributed.py: DDP and FSDP2
-runs/              recipes; plan.py: a recipe resolved; folder.py: what a resume compares; prepare.py: first checks
+training/          fit and Trainer; state.py: the tensors of a checkpoint; identity.py: what a resume compares;
+                   distributed.py: DDP and FSDP2
+runs/              recipes; plan.py: a recipe resolved; folder.py: RESUMABLE, the options that a resume may change;
+                   prepare.py: first checks
 evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
 cli/               the program: main.py parses options and prints errors
 """

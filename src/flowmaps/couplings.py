@@ -1,7 +1,7 @@
 """Couplings rho(x0, x1): where the base comes from, and how its samples are paired with data.
 
-A base is a law of x0. A coupling draws x0 for a batch of data x1 and pairs the two; it changes the pairing, not the
-laws of x0 and x1 (but `FlowPairs` replaces x1 by samples of a flow).
+A base is a law (a distribution) of x0. A coupling draws x0 for a batch of data x1 and pairs the two; it changes the
+pairing, not the laws of x0 and x1 (but `FlowPairs` replaces x1 by samples of a flow).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .shapes import Batch, Condition, on_each
 
 
 class Base(ABC):
-    """A law of x0."""
+    """A distribution of x0."""
 
     @property
-    def deviation(self) -> float:
-        """The standard deviation of a `Normal`; 1 for any other law."""
+    def std(self) -> float:
+        """Standard deviation of a `Normal`; 1 for any other distribution."""
         return 1.0
 
     @abstractmethod
@@ -44,7 +44,7 @@ class Normal(Base):
             raise ValueError(f"Normal needs scale > 0, got {self.scale}.")
 
     @property
-    def deviation(self) -> float:
+    def std(self) -> float:
         return self.scale
 
     def sample(self, like: Batch, generator: torch.Generator | None = None) -> Batch:

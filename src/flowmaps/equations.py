@@ -103,7 +103,7 @@ class EquationInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Equation(ABC):
-    """A law of flow maps, which returns its residual.
+    """An equation of flow maps; a call returns its residual.
 
     Args:
         stop: where gradients stop.
@@ -259,7 +259,7 @@ class Eulerian(Equation):
         u = at.u(at.x, at.s, at.t)
         with torch.no_grad() if self.stop is Stop.TARGET else nullcontext():
             here = u.detach() if self.stop is Stop.TARGET else u
-            target = _legs(at, [share, 1 - share], lambda *_: b, at.flow_map.average_velocity)
+            target = _mean_of_legs(at, [share, 1 - share], lambda *_: b, at.flow_map.average_velocity)
             return Residual(u, here + (target - here) / like(share, at.x))
 
 
@@ -292,22 +292,23 @@ class Semigroup(Equation):
         if isinstance(at.velocity, FromMap) and not self.velocity_first:
             if at.target is not None:
                 raise ValueError(f"{_FOR['target']}, got it for {self}: leave target out.")
-            legs_of = at.velocity.flow_map
+            leg_map = at.velocity.flow_map
         else:
-            legs_of = at.flow_map if at.target is None else at.target
-        leg = legs_of.average_velocity
+            leg_map = at.flow_map if at.target is None else at.target
+        jump = leg_map.average_velocity
+        first = _first_leg(at.velocity) if self.velocity_first else jump
         with self._detached():
-            return Residual(u, _legs(at, shares, _leg(at.velocity) if self.velocity_first else leg, leg))
+            return Residual(u, _mean_of_legs(at, shares, first, jump))
 
 
-def _leg(velocity: Field) -> Callable[..., Tensor]:
+def _first_leg(velocity: Field) -> Callable[..., Tensor]:
     """The function `(x, s, t, cond)` for the mean velocity over a leg: that of an Euler step, for a plain field."""
     if isinstance(velocity, (Velocity, BoundVelocity)):
         return velocity.leg
     return lambda x, s, t, cond: velocity(x, s, cond)
 
 
-def _legs(
+def _mean_of_legs(
     at: EquationInputs, shares: list[Tensor], first: Callable[..., Tensor], rest: Callable[..., Tensor]
 ) -> Tensor:
     """The average velocity over consecutive legs from s to t: the sum of each leg's share of [s, t] times its u."""

@@ -153,7 +153,7 @@ class Preconditioned(nn.Module):
     Args:
         net: network `(x, s, t, cond=None) -> like x`.
         interpolant: the path.
-        deviation: sigma, the standard deviation of the data.
+        data_std: sigma, the standard deviation of the data.
         scale: standard deviation of the base.
         floor: lower bound on the omega_s that multiplies the network's output.
     """
@@ -162,23 +162,23 @@ class Preconditioned(nn.Module):
         self,
         net: nn.Module,
         interpolant: Interpolant,
-        deviation: float = 0.5,
+        data_std: float = 0.5,
         scale: float = 1.0,
         floor: float = 1e-3,
     ) -> None:
         super().__init__()
-        if deviation <= 0 or scale <= 0 or floor <= 0:
+        if data_std <= 0 or scale <= 0 or floor <= 0:
             raise ValueError(
-                f"Preconditioned needs deviation, scale and floor > 0, got {deviation}, {scale} and {floor}."
+                f"Preconditioned needs data_std, scale and floor > 0, got {data_std}, {scale} and {floor}."
             )
-        self.net, self.interpolant, self.deviation, self.scale, self.floor = net, interpolant, deviation, scale, floor
+        self.net, self.interpolant, self.data_std, self.scale, self.floor = net, interpolant, data_std, scale, floor
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """The denoiser, `(B, *shape)`; arguments as those of a network."""
         omega, beta = self.interpolant.omega(s, self.scale), self.interpolant.beta(s)
-        variance = omega.square() + (beta * self.deviation).square()
+        variance = omega.square() + (beta * self.data_std).square()
         inner = call_network(self.net, x * like(variance.rsqrt(), x), s, t, cond)
-        skip, out = beta * self.deviation**2 / variance, omega.clamp_min(self.floor) * self.deviation * variance.rsqrt()
+        skip, out = beta * self.data_std**2 / variance, omega.clamp_min(self.floor) * self.data_std * variance.rsqrt()
         return like(skip, x) * x + like(out, x) * inner
 
 

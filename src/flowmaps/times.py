@@ -1,4 +1,4 @@
-"""Laws of the times of an objective: of pairs (s, t) in [0, 1]^2, and of the first leg of a composition.
+"""Laws (distributions) of the times of an objective: of pairs (s, t) in [0, 1]^2, and of a composition's first leg.
 
 A law of pairs is a map of three uniform numbers for each row to (s, t):
 
@@ -30,7 +30,7 @@ from .shapes import Time
 
 
 class Times(ABC):
-    """A law of pairs (s, t)."""
+    """A distribution of pairs (s, t)."""
 
     @abstractmethod
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
@@ -337,7 +337,7 @@ def count(cells: int | Callable[[float], int], progress: float) -> int:
 
 
 class LegLaw(ABC):
-    """A law of the share l of [s, t] that the first leg of a composition covers, w = s + l (t - s)."""
+    """A distribution of the share l of [s, t] that the first leg of a composition covers, w = s + l (t - s)."""
 
     @abstractmethod
     def share(self, uniform: Time, s: Time, t: Time, progress: float = 1.0) -> Time:

@@ -1,13 +1,13 @@
 """Where the velocity b of an equation comes from: a teacher, the map itself, or the interpolant.
 
-    FromTeacher        b_t(x) of a given field
+    FromTeacher        b_t(x) of a given field, frozen
     FromMap            u_{t,t}(x) of a flow map
     FromInterpolant    dI_t of the pair (x0, x1), whose conditional mean is b_t
     Guided, SelfGuided the same, guided
 
-A source is a field `(x, t, cond=None) -> like x`. It also has the mean velocity over a leg from s to t (`leg`): of a
-jump of the map, the chord of the path, or by default an Euler step. Since dI_t belongs to the pairs of one batch, an
-objective first calls `bind` with its random inputs; the other sources return themselves.
+A source is a field `(x, t, cond=None) -> like x`. Its `leg` gives the mean velocity from s to t: u_{s,t} for a map, the
+chord for the interpolant, b_s by default. Since dI_t belongs to the pairs of one batch, an objective first calls `bind`
+with its random inputs; the other sources return themselves.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Velocity(nn.Module, ABC):
 
 @dataclass(frozen=True, eq=False)  # hashed by torch 2.11's compiler before it has its fields
 class BoundVelocity:
-    """A source for the rows of one batch: a field `at(x, t, cond)`, and its mean `over(x, s, t, cond)` a leg."""
+    """A source for the rows of one batch: the velocity `at(x, t, cond)`, its mean over a leg `over(x, s, t, cond)`."""
 
     at: Field
     over: Field
@@ -93,7 +93,7 @@ class BoundVelocity:
 
 
 class FromTeacher(Velocity):
-    """A given field, such as a trained network or an exact velocity.
+    """A frozen teacher's velocity: that of a trained network, or an exact one.
 
     A `torch.nn.Module` (or the bound method of one) is put in evaluation mode and its parameters frozen: gradients pass
     through it to its input, never into it.

@@ -179,7 +179,7 @@ def test_a_state_of_another_network_is_refused():
     deep = begin(methods.lsd(AverageVelocity(MLP(2, width=8, depth=3))), SETTINGS)
     tensors = begin(objective(), SETTINGS).tensors()
     for state in (small, deep):
-        with pytest.raises(ValueError, match=r"the checkpoint is of another network .*: resume with the recipe"):
+        with pytest.raises(ValueError, match=r"checkpoint is of another network .*: resume with what it began with"):
             state.restore(tensors, {"step": 1})
 
 

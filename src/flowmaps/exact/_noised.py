@@ -34,7 +34,7 @@ CHUNK_ROWS = 2**13  # rows of one call of the solver
 
 
 class Noised(ABC):
-    """A law of data of which D and e are known; `scale` is the deviation of the base."""
+    """A law of data of which D and e are known; `scale` is the standard deviation of the base."""
 
     scale: float
     interpolant: Interpolant

@@ -45,7 +45,7 @@ class Checkerboard(Noised):
     beta' times the denoiser, the nearest point of the support.
 
     Args:
-        scale: deviation of the base, positive.
+        scale: standard deviation of the base, positive.
         interpolant: path from base to data.
 
     Raises:

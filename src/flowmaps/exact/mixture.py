@@ -35,7 +35,7 @@ class GaussianMixture(Noised):
         weights: w, `(K,)`, positive; divided by their sum.
         means: mu, `(K, D)`.
         covariances: C, `(K, D, D)`, symmetric positive semidefinite.
-        scale: deviation of the base, positive.
+        scale: standard deviation of the base, positive.
         interpolant: path from base to data.
 
     Raises:

@@ -5,26 +5,26 @@ Each function returns the objective of a method, composed of those parts, and ta
 open. `**options` are those of every method (`Options`): interpolant, times, coupling, weight, guidance; one that is not
 given, or `None`, is the paper's unless its page says otherwise.
 
-Sorted by their equation: `diagonal` (the velocity alone), `lagrangian`, `eulerian`, `semigroup`, `self_distilled` for
-the semigroups whose legs are the map's own, and `consistency` for the models of t = 1, whose first step is short. "FMM"
-is 2406.07507, "SD" is 2505.18825.
+Sorted by their equation: `diagonal` (the velocity alone), `lagrangian` (`lmd`, `lsd`, ...), `eulerian`, `semigroup`
+with legs of a teacher or a frozen map, `semigroup_self_distillation` with legs of the map itself (`psd`, `shortcut`,
+...), and `consistency` for the models of t = 1, whose first step is short. "FMM" is 2406.07507, "SD" is 2505.18825.
 """
 
-from . import consistency, diagonal, eulerian, lagrangian, method, self_distilled, semigroup
+from . import consistency, diagonal, eulerian, lagrangian, method, semigroup, semigroup_self_distillation
 from ._parts import Options as Options
 from .consistency import *
 from .diagonal import *
 from .eulerian import *
 from .lagrangian import *
 from .method import *
-from .self_distilled import *
 from .semigroup import *
+from .semigroup_self_distillation import *
 
 METHODS = method.by_name(
     *lagrangian.METHODS,
     *eulerian.METHODS,
     *semigroup.METHODS,
-    *self_distilled.METHODS,
+    *semigroup_self_distillation.METHODS,
     *consistency.METHODS,
     *diagonal.METHODS,
 )

@@ -43,10 +43,10 @@ def loss_of_jumps(options: Options) -> dict[str, Any]:
     return {"weight": Power(2)} if options.get("distance") is None else {"compare": Compare.JUMP}
 
 
-def base_deviation(options: Options) -> float:
+def base_std(options: Options) -> float:
     """Standard deviation of the base."""
     coupling = options.get("coupling")
-    return 1.0 if coupling is None else coupling.base.deviation
+    return 1.0 if coupling is None else coupling.base.std
 
 
 def teacher_velocity(teacher: Velocity | Field | None, flow_map: FlowMap, method: str, options: Options) -> Velocity:

@@ -24,7 +24,7 @@ from ..schedules import Anneal
 from ..shapes import Field
 from ..times import LogNormal, ToData
 from ..velocities import Velocity
-from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
+from ._parts import Options, base_std, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import Jumps, LearnsFrom, Method
 
 __all__ = [
@@ -106,7 +106,7 @@ def improved_consistency_training(
         cells: number of cells, or a schedule of progress.
         huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
     """
-    (path, rest), scale = with_defaults(options), base_deviation(options)
+    (path, rest), scale = with_defaults(options), base_std(options)
     law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
     defaults = {"times": law, "distance": PseudoHuber(huber), "weight": PerNoise(path, scale)}
     return MapMatching(flow_map, path, _EQUATION, split=times.CellLeg(cells), compare=Compare.JUMP, **defaults | rest)
@@ -135,7 +135,7 @@ def easy_consistency_tuning(
     Args:
         split: law of the step; `ShrinkingLeg(interpolant)` unless given.
     """
-    (path, rest), scale = with_defaults(options), base_deviation(options)
+    (path, rest), scale = with_defaults(options), base_std(options)
     defaults = {
         "times": LogNormal(ToData(), path, -1.1, 2.0, scale),
         "distance": PseudoHuber(1e-4),  # the norm, without its kink
@@ -189,8 +189,8 @@ def _continuous(
     warmup: Callable[[float], float],
     options: Options,
 ) -> Objective:
-    """sCM. Its law of sigma is for data of deviation 1/2; here it is in units of the base's, which is the data's."""
-    path, scale = options.get("interpolant") or _TRIGONOMETRIC, base_deviation(options)
+    """sCM. Its law of sigma, for data of std 1/2, is here in units of the base's std, which is the data's too."""
+    path, scale = options.get("interpolant") or _TRIGONOMETRIC, base_std(options)
     law = LogNormal(ToData(), path, -1.0 + math.log(2 * scale), 1.4, scale)
     path, rest = with_defaults(options, path, times=law, weight=Learned())
     return MapMatching(flow_map, path, equation, velocity, warmup=warmup, **rest)
@@ -216,9 +216,9 @@ def sct(
         Time is an angle, from data to noise: tp = pi (1 - s) / 2. All but the network's output is detached; the target
         is the same network, without an average. The learned weight multiplies the squared norm; the factor 1 / tan tp
         of the paper's weight is already in g, as its outer a = cos tp. The warm-up scales only the bracket with the
-        derivative. The log-normal law is of sigma, for data of deviation 0.5 as in the paper; for data of unit
-        deviation it has mean -0.3. NVlabs/Sana and NVlabs/FastGen multiply by 1 / tan tp once more; FastGen normalises
-        by the root mean square, not by the norm.
+        derivative. The log-normal law is of sigma, for data of standard deviation 0.5 as in the paper; for a standard
+        deviation of 1 it has mean -0.3. NVlabs/Sana and NVlabs/FastGen multiply by 1 / tan tp once more; FastGen
+        normalises by the root mean square, not by the norm.
 
     When to use:
         Consistency models from data without a grid of steps, for networks whose derivative in (x, s) is stable. It

@@ -1,4 +1,4 @@
-"""Methods of the semigroup, X_{w,t}(X_{s,w}(x)) = X_{s,t}(x), as u: two jumps teach one, without a derivative.
+"""Distillation by the semigroup, X_{w,t}(X_{s,w}(x)) = X_{s,t}(x), as u: jumps of a teacher or a frozen map teach one.
 
 u_{s,t}  =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),    w = s + l (t - s)
 """
@@ -16,7 +16,7 @@ from ..objectives import Compare, MapMatching, Objective, Sum, VelocityMatching
 from ..shapes import Field
 from ..times import Square, Triangle
 from ..velocities import FromMap, Velocity
-from ._parts import Options, base_deviation, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
+from ._parts import Options, base_std, loss_of_jumps, solver_jumps, teacher_velocity, with_defaults
 from .method import LearnsFrom, Method
 
 __all__ = ["ctm", "neural_operator", "pfmm", "progressive_distillation"]
@@ -92,7 +92,7 @@ def progressive_distillation(
             raise ValueError(f"progressive_distillation takes rounds from Halving, got {cells}: pass frozen= too.")
         frozen = Target(flow_map, rounds=None if isinstance(cells, int) else cells.rounds)
     path, rest = with_defaults(options, times=times.Cell(cells))
-    rest.setdefault("weight", TruncatedSNR(path, base_deviation(options)))
+    rest.setdefault("weight", TruncatedSNR(path, base_std(options)))
     return MapMatching(flow_map, path, Semigroup(Stop.TARGET), FromMap(as_target(frozen)), **rest)
 
 

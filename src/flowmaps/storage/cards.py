@@ -23,7 +23,7 @@ from ..nn import MLP, DiT, UNet
 FORMAT = 1
 CARD = "config.json"
 MAX_CARD_BYTES = 2**24  # those of runs have thousands
-MAX_JSON_DEPTH = 100  # lists and objects of JSON, one in the other
+MAX_JSON_DEPTH = 100  # levels of nested lists and objects
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -44,10 +44,10 @@ def reason(error: BaseException) -> str:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text, refused where it is nested so deeply, or holds such text, that it cannot be used.
+    """Parse JSON; reject nesting beyond 100 levels and text that is not valid Unicode.
 
     Raises:
-        ValueError: it is no JSON, or none that can be used.
+        ValueError: the text is not JSON, or is rejected.
     """
     try:
         value = json.loads(text)
@@ -95,17 +95,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight without what `torch.compile` puts into it."""
+    """The name of a weight without torch.compile's prefix."""
     return name.replace("_orig_mod.", "")
 
 
 def plain_weights(flow_map: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` of a map, under the names that its weights have where its network is not compiled."""
+    """The `state_dict` of a map, under names without torch.compile's prefix."""
     return {plain_name(name): value for name, value in flow_map.state_dict().items()}
 
 
 def load_weights(flow_map: nn.Module, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """`load_state_dict` of weights under such names, into a map whose network may be compiled."""
+    """`load_state_dict` of weights under names without torch.compile's prefix, as from `plain_weights`."""
     own = {plain_name(name): name for name in flow_map.state_dict()}
     flow_map.load_state_dict({own.get(name, name): value for name, value in weights.items()}, assign=assign)
 
@@ -160,7 +160,7 @@ def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], 
 
 
 class _SkipInit(TorchFunctionMode):
-    """Where tensors without memory get their shape alone: to fill these, torch imports its compiler, for seconds."""
+    """Skip initialisation on the meta device; it would import torch's compiler, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -206,7 +206,7 @@ def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *
 
 
 def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) -> None:
-    """Refuse the card of a run whose samples are not those of its network."""
+    """Refuse a run's card whose sample shape or number of classes differs from its network's."""
     net = flow_map.net
     if "recipe" not in card or "units" not in card or not isinstance(net, tuple(NETWORKS.values())):
         return

@@ -43,7 +43,7 @@ class Saved(NamedTuple):
     Attributes:
         order: its place in the order of saving; infinite where that is damaged or cannot be read.
         name: of its folder.
-        readable: false where the disk does not give its file: it may do so later, nobody deletes it now.
+        readable: False after an I/O error; kept, because the error may be temporary.
     """
 
     order: float
@@ -97,7 +97,7 @@ def save(
 def names(folder: Path) -> list[str]:
     """The checkpoints of a run, in the order of saving.
 
-    One that is damaged stands last: to go on without it is its user's choice.
+    Damaged ones come last, so that resuming fails on them instead of skipping them silently.
 
     Raises:
         OSError: the folder cannot be read.
@@ -161,7 +161,7 @@ def clear(folder: Path, keep_every: int = 0, kept: Collection[str] = ()) -> None
 
 
 def _begin(folder: Path, part: Path) -> int:
-    """Make the folder to write into, where a killed run left nothing; the place of the checkpoint in the order."""
+    """Clean up, create the temporary folder, and return the checkpoint's sequence number."""
     folder.mkdir(exist_ok=True)
     _sweep(folder)
     part.mkdir()
@@ -171,7 +171,7 @@ def _begin(folder: Path, part: Path) -> int:
 
 
 def _write(part: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write the files of a checkpoint, which are on the disk then."""
+    """Write the files of a checkpoint, and wait until they are on the disk."""
     digest = save_tensors(part / STATE, tensors, header)
     write_atomically(part / DIGEST, _digest_line(digest))
 
@@ -207,7 +207,7 @@ def _is_multiple(saved: Saved, keep_every: int) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what saves and deletions left that were killed; what cannot be removed now is left for the next time."""
+    """Remove what killed saves and deletions left; what cannot be removed now stays until the next save."""
     for left in folder.glob(f".*{PART}"):
         if NAME.fullmatch(left.name[1 : -len(PART)]):
             with contextlib.suppress(OSError):
@@ -220,7 +220,7 @@ def _try_to_discard(path: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint if it is there, out of sight: half of one never has a good name."""
+    """Delete a checkpoint if there is one; it is renamed first, so that a half-deleted checkpoint is never read."""
     if os.path.lexists(path):
         part = path.with_name(f".{path.name}{PART}")
         os.rename(path, part)
@@ -228,12 +228,12 @@ def _discard(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder, or a link that its user has put in its place and not what it leads to."""
+    """Delete a folder; of a symlink only the link, not its target."""
     path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
 def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
-    """What is said of a checkpoint that could not be saved, its part deleted; `size` in bytes."""
+    """Delete the temporary folder of a failed save, and return the error message; `size` in bytes."""
     shutil.rmtree(folder / f".{name}{PART}", ignore_errors=True)
     try:
         last = [saved.name for saved in _all_in(folder) if saved.order < math.inf][-1:]
@@ -251,7 +251,7 @@ def _refusal(folder: Path, name: str, error: OSError, size: int) -> str:
 
 
 def _all_in(folder: Path, *, strictly: bool = False) -> list[Saved]:
-    """The checkpoints of a folder in the order of saving; one whose place is not known is last.
+    """The checkpoints of a folder in the order of saving; those whose place is not known come last.
 
     Args:
         folder: of the checkpoints; it may be missing.
@@ -269,7 +269,7 @@ def _all_in(folder: Path, *, strictly: bool = False) -> list[Saved]:
         try:
             found.append(Saved(_read_header(folder / name / STATE)["order"], name))
         except (FileNotFoundError, NotADirectoryError):
-            if any((folder / name / file).exists() for file in (DIGEST, OLD_CARD)):  # else it is its user's
+            if any((folder / name / file).exists() for file in (DIGEST, OLD_CARD)):  # otherwise a folder of the user's
                 found.append(Saved(math.inf, name))
         except ValueError:
             found.append(Saved(math.inf, name))

@@ -70,7 +70,7 @@ def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any])
 
 
 def _write(flow_map: maps.FlowMap, folder: Path, card: Mapping[str, Any]) -> Path:
-    """Write weights, of those that layers share a copy for each of them, and the card that has their SHA-256."""
+    """Write the weights, tied ones once per name, and the card with their SHA-256."""
     weights = cards.plain_weights(flow_map)
     content = safetensors.save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     card = {**card, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
@@ -120,7 +120,7 @@ def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing, truncated or changed.
     """
-    if not path.is_file():  # nor a pipe, which has no end
+    if not path.is_file():  # also rejects named pipes; reading one would block
         raise ValueError(
             f"{path.parent} has no {path.name}: the run did not finish (resume it), or the file was moved."
         )

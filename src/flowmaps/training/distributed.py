@@ -4,7 +4,8 @@ DDP or FSDP2 wraps the module whose forward is the whole loss, so that gradients
 whatever derivatives the loss takes. FSDP2 shards weights, gradients and moments as one group and gathers the weights
 once a step, because a derivative of a network runs its blocks more than once.
 
-The processes come from `accelerate launch` or `torchrun`.
+The processes come from `accelerate launch` or `torchrun`. `unsharded` gathers the weights in place, for a while;
+`system.processes.full` and `gather` return full copies of sharded tensors, for checkpoints and saved maps.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from ..system.processes import launched, ranks, together
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of this process, and the choice of DDP or FSDP2.
+    """The device of this process, and DDP or FSDP2 for several processes.
 
     Attributes:
         device: of this process.
-        shard: shard the weights (FSDP2) instead of a copy in each process (DDP).
+        shard: shard the weights (FSDP2) instead of a copy of them in each process (DDP).
         find_unused_parameters: have DDP look for weights that get no gradient, in each step; the networks and methods
             of flowmaps have none.
     """
@@ -60,11 +61,11 @@ class Placement:
 
 
 def start(device: str, *, shard: bool = False, find_unused_parameters: bool = False) -> Placement:
-    """Join the processes of a launcher, if there is one, and take this one's device.
+    """The placement of this process, after it has joined the processes of a launcher if there is one.
 
     Args:
         device: as in a recipe; with several processes `cuda` is the GPU of this one.
-        shard: share out the weights; `accelerate launch --use_fsdp` asks for it too.
+        shard: shard the weights; `accelerate launch --use_fsdp` sets it too.
         find_unused_parameters: as in `Placement`.
 
     Raises:
@@ -88,7 +89,7 @@ def start(device: str, *, shard: bool = False, find_unused_parameters: bool = Fa
 
 
 def _is_sharded(module: Any) -> bool:
-    """Whether FSDP2 has wrapped a module; its class, which takes a second to import, is not asked for."""
+    """Whether FSDP2 has wrapped a module, told by an attribute: its class takes a second to import."""
     return hasattr(module, "unshard")
 
 
@@ -103,7 +104,7 @@ def gradient_sync(module: Any, last: bool) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def gathered(module: Any) -> Iterator[None]:
+def unsharded(module: Any) -> Iterator[None]:
     """Context in which FSDP2 gathers the full weights in each process, so that networks can be called directly."""
     if not _is_sharded(module):
         yield
@@ -132,6 +133,6 @@ def local(tensors: Iterable[Any]) -> list[Tensor]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that are not finite, where this process can see it."""
+    """The names of tensors that are not finite in this process, of sharded ones in its shard."""
     here = zip(tensors, local(tensors.values()), strict=True)
     return [name for name, value in here if not bool(value.isfinite().all())]

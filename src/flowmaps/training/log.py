@@ -20,7 +20,7 @@ from ..storage import cards
 from ..system.files import write_atomically
 from ..system.processes import all_of, first_line, mean, on_first, ranks
 from ..velocities import RandomInputs
-from .distributed import gathered
+from .distributed import unsharded
 from .failures import last_checkpoint
 from .guards import Fault, clearest, find_fault, refuse_link
 from .loop import Step
@@ -132,7 +132,7 @@ def check_skipped_steps(patience: int, stage: str, step: Step, state: State, fol
     skips = state.guard.consecutive_skips
     if skips < patience:
         return
-    with gathered(state.module):
+    with unsharded(state.module):
         faults = all_of(lambda: _find_fault(state, step))
     fault = clearest(faults)
     where = f" (process {faults.index(fault)} of {ranks()})" if ranks() > 1 and fault.rows else ""

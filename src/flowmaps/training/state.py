@@ -16,7 +16,7 @@ from ..storage.cards import plain_name
 from ..system.processes import full, ranks
 from ..velocities import RandomInputs
 from .averages import Averages
-from .distributed import Placement, fill, gathered, gradient_sync, local
+from .distributed import Placement, fill, gradient_sync, local, unsharded
 from .guards import Guard
 from .optimisers import Optimiser, build, can_skip_on_device, moments, remember
 
@@ -138,7 +138,7 @@ class State:
             kept = [value.detach().clone() for value in own]
             self.use_averages()
         try:
-            with gathered(self.module):
+            with unsharded(self.module):
                 yield
         finally:
             with torch.no_grad():

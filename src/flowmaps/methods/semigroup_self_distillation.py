@@ -1,4 +1,4 @@
-"""Methods of the semigroup whose legs are those of the map itself: it teaches itself, and a diagonal term holds it.
+"""Self-distillation by the semigroup: both legs are the map's own, and a diagonal term ties the map to the data.
 
 u_{s,t}  =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),    w = s + l (t - s)
 """
