@@ -295,14 +295,14 @@ class Semigroup(Equation):
             leg_map = at.velocity.flow_map
         else:
             leg_map = at.flow_map if at.target is None else at.target
-        jump = leg_map.average_velocity
-        first = _first_leg(at.velocity) if self.velocity_first else jump
+        leg_velocity = leg_map.average_velocity
+        first = _first_leg_velocity(at.velocity) if self.velocity_first else leg_velocity
         with self._detached():
-            return Residual(u, _mean_of_legs(at, shares, first, jump))
+            return Residual(u, _mean_of_legs(at, shares, first, leg_velocity))
 
 
-def _first_leg(velocity: Field) -> Callable[..., Tensor]:
-    """The function `(x, s, t, cond)` for the mean velocity over a leg: that of an Euler step, for a plain field."""
+def _first_leg_velocity(velocity: Field) -> Callable[..., Tensor]:
+    """The mean velocity over a leg as a function `(x, s, t, cond)`; for a plain field b_s, an Euler step."""
     if isinstance(velocity, (Velocity, BoundVelocity)):
         return velocity.leg
     return lambda x, s, t, cond: velocity(x, s, cond)

@@ -1,7 +1,7 @@
 """The card of a saved map, `config.json`: which map, of which network, on which path, and what else its writer kept.
 
-A card may come from a stranger. It names classes of the lists below alone, and nothing is built from it but by their
-constructors, first without memory, to be compared with the weights that are there.
+A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, built by their
+constructors alone: first on the meta device, without memory, to compare their shapes with those of the weights.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class _Outcome(NamedTuple):
     error: Exception | None = None
 
 
-_groups: list[Any] = []  # the group of the processes, and one by gloo beside it for words
+_groups: list[Any] = []  # the group of the processes, and a gloo group for Python objects
 
 
 def number_launched() -> int:
@@ -64,7 +64,7 @@ def ranks() -> int:
 
 
 def group() -> Any:
-    """The group for words, between CPUs, whatever the devices use; all processes call this first together."""
+    """The gloo group for Python objects, between CPUs; all processes make the first call of this together."""
     if not _groups or _groups[0] is not dist.group.WORLD:
         _groups[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)]
     return _groups[1]
@@ -130,12 +130,15 @@ def _raise(every: list[_Outcome]) -> None:
 
 
 def full(value: Any) -> torch.Tensor:
-    """The full tensor of one that may be sharded (a `DTensor`); every process calls this."""
+    """The full tensor of a tensor that may be sharded (a `DTensor`); every process calls this."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU of the first process of tensors that may be sharded; nothing in the others, which help."""
+    """Full copies of tensors that may be sharded, on the CPU of the first process; empty in the others.
+
+    Every process calls this. `training.distributed.unsharded` gathers the weights in place instead.
+    """
     gathered = {}
     for name, value in tensors.items():
         whole = full(value)

@@ -155,7 +155,7 @@ def finish(folder: Path, stage: str, names: Sequence[str], averages: Averages) -
 
 
 def _write(path: Path, names: Sequence[str], values: Sequence[Tensor], about: Mapping[str, Any]) -> None:
-    """One average, gathered and written by the first process."""
+    """Write one average: gathered from its shards, and written by the first process; every process calls this."""
     whole = gather(dict(zip(names, values, strict=True)))
 
     def write() -> None:

@@ -176,9 +176,9 @@ class State:
                 with self.autocast(part.s.device):
                     loss: Loss = self.module(part)
                 value = loss.value.detach()
-                # NaN where the loss is not finite: so is the gradient then, which all processes come to know
-                share = value * 0 + 1 / len(draws)
-                loss.value.backward(self.scaler.scale(share))
+                # NaN where the loss is not finite: so is the gradient then, in all processes once it is reduced
+                factor = value * 0 + 1 / len(draws)
+                loss.value.backward(self.scaler.scale(factor))
             losses.append(Loss(value, loss.parts))
         if self.micro_batch_rows is None:
             return losses[0]

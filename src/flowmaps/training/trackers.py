@@ -47,7 +47,7 @@ class Trackers:
         self._each(lambda name, tracker: _show(name, tracker, title, picture, step))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the trackers."""
         self._each(lambda name, tracker: tracker.finish())
 
     def _each(self, tell: Callable[[str, Any], None]) -> None:
@@ -135,7 +135,7 @@ def _begin(name: str, folder: Path, config: dict[str, Any], first: int) -> Any:
     where.mkdir(exist_ok=True)
     key = _key(where / "id")
     try:
-        PartialState()  # accelerate's own words go through it; there is one already if there are several processes
+        PartialState()  # accelerate logs through it; there is one already if there are several processes
         if name == "tensorboard":
             past = first + 1 if first else 0  # also the words of a run that ended before its first checkpoint
             tracker: Any = tracking.TensorBoardTracker(name, where, purge_step=past)

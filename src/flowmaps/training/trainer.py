@@ -139,7 +139,9 @@ class Trainer:
         return self._state.step
 
     def resume(self, name: str | None = None) -> bool:
-        """Go on from a checkpoint of the folder, to the bit.
+        """Resume from a checkpoint of the folder.
+
+        It is bit-exact on the same number of processes, unless the data are an iterable without `state_dict`.
 
         Args:
             name: of the checkpoint, such as `map-00001000`, or `previous` for the last but one; the last unless given.
@@ -240,7 +242,7 @@ class Trainer:
     def _begin_folder(self) -> None:
         """At step 0, delete the old log, or, in a later stage, save a checkpoint.
 
-        From that checkpoint a run resumes that is killed before the next one.
+        A run that is killed before its next checkpoint resumes from that one.
         """
         if self.folder is None or self.resumed_from or self.step:
             return
