@@ -311,7 +311,7 @@ WEIGHTS: dict[str, Callable[[], losses.Weight]] = {
 
 
 def test_each_weight_is_listed():
-    own = {kind for kind in losses.Weight.__subclasses__() if kind.__module__ == weights.__name__}
+    own = {kind for kind in losses.Weight.__subclasses__() if kind.__module__ == losses.__name__}
     assert {type(build()) for build in WEIGHTS.values()} == own
 
 

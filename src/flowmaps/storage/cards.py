@@ -1,7 +1,7 @@
 """The card of a saved map, `config.json`: which map, of which network, on which path, and what else its writer kept.
 
-A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, built by their
-constructors alone: first on the meta device, without memory, to compare their shapes with those of the weights.
+A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, built by
+their constructors alone: first on the meta device, without memory, to compare their shapes with those of the weights.
 """
 
 from __future__ import annotations
