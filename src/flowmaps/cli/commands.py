@@ -89,7 +89,12 @@ def train(
             return
     leave()
     if FIRST:  # the evaluation takes one process
-        evaluate(run.folder, {}, None, run.source)
+        try:
+            evaluate(run.folder, {}, None, run.source)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted while measuring; the map is trained and saved: flowmaps evaluate {folder} measures it."
+            ) from None
 
 
 def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
@@ -102,7 +107,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
     Raises:
         ValueError: a tracker cannot begin; or as in `Run.train`.
     """
-    current, begun, first = None, 0.0, 0
+    current, begun, first, printed = None, 0.0, 0, 0.0
     recipe, say_once = run.plan.recipe, _once(run.say)
     with bar() as progress, contextlib.closing(run.train(stop)) as steps:
         shown = _StageBars(run, progress)
@@ -119,11 +124,16 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
                 continue
             pace = (step.number - first) / max(seconds - begun, 1e-9)
             begun, first = seconds, step.number  # the pace since the last line: compiling is long over
-            note = f"{_losses(run.trainer.logged, step)} | {pace:.0f} steps/s"
+            note = f"{_losses(run.trainer.logged, step)} | {pace:.3g} steps/s"
             shown.update(stage.name, step.number, note)
-            if not console.is_terminal and (last or step.number % (20 * recipe.log_every) == 0):
+            if not console.is_terminal and (last or seconds - printed > PRINT_EVERY):
+                printed = seconds
                 words = f"{stage.name} {step.number}/{stage.steps}: {note}, {seconds:.0f} s"
                 console.print(words, soft_wrap=True)
+
+
+PRINT_EVERY = 10.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 class _StageBars:
@@ -135,6 +145,8 @@ class _StageBars:
         self._first = "compiling" if run.plan.compiles(run.placement.device) and can_compile() else "starting"
         stage, step = run.at
         self._add(stage, step, "reading checkpoint" if run.checkpoint else self._first)
+        if not console.is_terminal:
+            console.print(f"{self._first} ...")
 
     def _add(self, stage: str, step: int, note: str) -> None:
         self._tasks[stage] = self._progress.add_task(stage, total=self._steps[stage], completed=step, note=note)

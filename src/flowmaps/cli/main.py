@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import tyro
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(words)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; a run that has a checkpoint goes on with --resume.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        words = str(error) or "interrupted; a training that has a checkpoint goes on with --resume."
+        print(f"{PROGRAM}: {words}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, RuntimeError) as error:
         if is_lost(error):
@@ -98,7 +100,7 @@ def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
     shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
     given = _parse(Train, rest, program, Train(recipe=shown))
-    recipe = type(usual)(**vars(given.recipe))
+    recipe = _with_all_steps(type(usual)(**vars(given.recipe)), usual)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
@@ -110,6 +112,16 @@ def _train(words: list[str]) -> None:
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
+
+
+def _with_all_steps(recipe: Recipe, usual: Recipe) -> Recipe:
+    """The recipe, with --steps as all its steps if they were given for a method that trains no teacher.
+
+    Only the numbers of the recipe itself are added up, so that methods with and without a teacher train equally long.
+    """
+    method = METHODS.get(recipe.method)
+    given = recipe.steps != usual.steps and recipe.teacher_steps == usual.teacher_steps
+    return replace(recipe, teacher_steps=0) if method and given and "teacher" not in method.stages else recipe
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:

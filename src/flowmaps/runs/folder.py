@@ -63,8 +63,8 @@ class RunFolder:
         card = cards.read(path)
         if card.get("recipe") is None:
             raise ValueError(
-                f"{path}/config.json has no recipe that this version reads: it holds a map saved by flowmaps.save, not "
-                "a run; read it with flowmaps.load."
+                f"{path} holds a map alone, of flowmaps.save or flowmaps.fit, and no run of flowmaps train: draw from "
+                "it in Python, with flowmaps.load and flowmaps.samplers."
             )
         return cls(path, card, resolve(recipes.from_dict(card["recipe"])))
 
@@ -223,10 +223,12 @@ class RunFolder:
         if plan.stages[-1].steps <= last:
             return False
         if not checkpoints.names(self.checkpoints):
+            decay = self.recipe.optimiser.decay
+            why = f"its learning rate fell to its last step (--optimiser.decay {decay})"
+            why = "its last checkpoint is not there" if decay == "constant" else why
             raise ValueError(
-                f"{self.path} has finished {last:,} steps, of which it keeps no checkpoint to make it longer: that is "
-                "for a constant learning rate (--optimiser.decay constant) and a method without a schedule. Train on "
-                f"from its weights in another folder: --from-run {self.path}."
+                f"{self.path} has finished {last:,} steps and cannot be made longer: {why}. Train on from its weights "
+                f"in another folder, with --from-run {self.path} --out NEW."
             )
         return True
 

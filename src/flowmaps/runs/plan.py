@@ -183,6 +183,8 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
     method = choose("method", recipe.method, METHODS)
     if recipe.teacher and not method.distils:
         raise ValueError(f"{method.name} has no teacher, got --teacher {recipe.teacher}: leave it out.")
+    if not recipe.teacher_steps and "teacher" in method.stages and not recipe.teacher:
+        raise ValueError(f"{method.name} trains a teacher first, for which --teacher-steps must be at least 1, got 0.")
     path = method.interpolant or BY_NAME[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
 
@@ -193,7 +195,7 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
 def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
     """The stages of a recipe; without a teacher stage its steps are added to the map's."""
     last = Stage("map", recipe.steps, _map_optimiser(recipe, method), _map_objective(recipe, method, path))
-    if method.learns_from in (LearnsFrom.TEACHER, LearnsFrom.VELOCITY):
+    if "teacher" in method.stages:
         first = Stage("teacher", recipe.teacher_steps, recipe.optimiser, _teacher_objective(recipe, method, path))
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]

@@ -76,9 +76,9 @@ class Task:
     `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
     steps: Count = 6_000
     """Optimiser steps of the map."""
-    teacher_steps: Count = 6_000
-    """Optimiser steps of the teacher, for a method that needs one; other methods add them to --steps. None are taken
-    with --teacher."""
+    teacher_steps: CountOrZero = 6_000
+    """Optimiser steps of the teacher, for a method that needs one; other methods add them to the recipe's own steps,
+    and not to --steps if that is given. None are taken with --teacher."""
     interpolant: InterpolantName = "linear"
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
