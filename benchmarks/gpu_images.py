@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -174,11 +175,20 @@ class _Compiled(FlowMap):
         return self.compiled(x.contiguous(memory_format=torch.channels_last), s.clone(), t.clone(), cond)
 
 
-def save_run(flow_map: FlowMap, folder: Path, source: Images, method: str, steps: int) -> None:
+def save_run(training: Training, folder: Path, source: Images) -> None:
     """Write a map as the folder of a finished run, its weights in bfloat16, for `flowmaps sample` and `evaluate`."""
-    done = dataclasses.replace(recipe(method), data="cifar10", steps=steps, teacher_steps=1)
+    first = OUT / "lmd/teacher/config.json"
+    done = dataclasses.replace(
+        recipe(training.part),
+        data="cifar10",
+        steps=training.steps,
+        teacher_steps=0 if training.part == "teacher" else json.loads(first.read_text())["trained_steps"],
+        optimiser=training.stage.optimiser,
+        map_rate_scale=1.0,  # its optimiser has the map's own rate
+    )
     extra = {"recipe": dataclasses.asdict(done), "data_sha256": None, "units": dataclasses.asdict(source.units)}
-    models.save(copy.deepcopy(flow_map).bfloat16(), folder, extra=extra | {"trained_steps": steps}, overwrite=True)
+    extra["trained_steps"] = training.steps
+    models.save(copy.deepcopy(training.flow_map).bfloat16(), folder, extra=extra, overwrite=True)
 
 
 class Pooled:
@@ -245,9 +255,7 @@ def main(part: str) -> None:
     if part == "teacher":
         write({name: value.cpu().contiguous() for name, value in weights.items()}, "teacher.safetensors")
     if part in ("teacher", "lmd"):
-        steps = training.steps
-        folder, method = (OUT / "lmd/teacher", "teacher") if part == "teacher" else (OUT / "lmd", "lmd")
-        save_run(training.flow_map, folder, source, method, steps)
+        save_run(training, OUT / "lmd/teacher" if part == "teacher" else OUT / "lmd", source)
     measuring.load(weights, source)
     flow_map = measuring.flow_map
     if part == "teacher":

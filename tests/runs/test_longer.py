@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def test_a_run_whose_rate_falls_cannot_be_made_longer(tmp_path: Path):
         train(longer(recipe), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
     train(recipe, tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match=r"has finished 9 steps, .*--optimiser.decay constant.*--from-run"):
+    words = r"has finished 9 steps and cannot be made longer: its learning rate fell .*decay cosine.*--from-run"
+    with pytest.raises(ValueError, match=words):
         open_run(longer(recipe), tmp_path / "run", resume=True)
 
 
@@ -190,9 +192,29 @@ def test_the_steps_of_a_teacher_that_is_trained_stay(tmp_path: Path):
     train(recipe, tmp_path / "run", resume=True)
 
 
-def test_a_run_goes_on_without_the_run_that_it_started_from(tmp_path: Path):
+@pytest.mark.parametrize("method", ["psd", "lmd"])
+@pytest.mark.parametrize("after", [1, 6])
+def test_a_run_goes_on_without_the_run_that_it_started_from(method: str, after: int, tmp_path: Path):
+    """Killed before its first checkpoint, or with a stage to come, whatever became of the other run."""
     train(replace(TINY, method="lsd", seed=5), tmp_path / "other")
-    recipe = replace(TINY, method="psd", from_run=str(tmp_path / "other"))
-    interrupt(open_run(recipe, tmp_path / "run"), 4)
-    (tmp_path / "other").rename(tmp_path / "elsewhere")
+    recipe = replace(TINY, method=method, from_run=str(tmp_path / "other"))
+    train(recipe, tmp_path / "whole")
+    (kill if after == 1 else interrupt)(open_run(recipe, tmp_path / "run"), after)
+    models.save(models.load(tmp_path / "whole"), tmp_path / "other", overwrite=True)
     train(recipe, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_strip_that_has_ended_says_that_the_run_cannot_be_made_longer(tmp_path: Path):
+    recipe = replace(CONSTANT, method="pfmm")
+    interrupt(open_run(recipe, tmp_path / "run"), 7)
+    with pytest.raises(ValueError, match=r"a run of pfmm cannot be made longer once its strip has ended.*--from-run"):
+        train(longer(recipe), tmp_path / "run", resume=True)
+    train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_run_whose_data_have_no_checksum_may_be_a_start(other: Path, tmp_path: Path):
+    card = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(card | {"data_sha256": None}))
+    train(replace(TINY, method="psd", from_run=str(other)), tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").finished

@@ -2,6 +2,7 @@
 
 config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
 teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
+start/: a copy of the map of --from-run
 """
 
 from __future__ import annotations

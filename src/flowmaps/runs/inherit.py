@@ -97,7 +97,7 @@ def given_start(plan: Plan, source: Source, data_sha256: str | None) -> FlowMap:
 def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: str | None, subject: str) -> None:
     """Refuse a run of other data or of another path; `subject` begins the message."""
     recipe, theirs = plan.recipe, other.recipe
-    if other.units != source.units or other.card.get("data_sha256") != data_sha256:
+    if other.units != source.units or other.card.get("data_sha256") not in (None, data_sha256):
         raise ValueError(
             f"{subject} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give "
             "both the same --data, --resolution and --labels."

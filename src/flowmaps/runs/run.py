@@ -32,6 +32,8 @@ from .recipes import Recipe
 
 MAP = ""
 """Where in a folder the map of the last stage is: in the folder itself."""
+START = "start"
+"""Where in a folder the copy of the map of --from-run is."""
 
 
 @dataclass
@@ -89,10 +91,12 @@ class Run:
         return run
 
     def _create(self, teacher: FlowMap | None) -> None:
-        """Make the folder, with a copy of the teacher that was given."""
+        """Make the folder, with copies of the teacher and of the map to start from that were given."""
         self.folder.create()
         if teacher is not None:
             self.folder.save_map(teacher, "teacher", teacher_of=self.plan.recipe.teacher)
+        if self.plan.recipe.from_run:
+            self.folder.save_map(self.flow_map, START, start_of=self.plan.recipe.from_run)
 
     @property
     def at(self) -> tuple[str, int]:
@@ -150,6 +154,12 @@ class Run:
     def _check_same_length(self, number: int, stage: Stage) -> None:
         """Refuse another number of steps of a stage that has ended."""
         before = self.folder.plan.stages[number].steps
+        if before != stage.steps and stage.name == "strip":
+            raise ValueError(
+                f"a run of {self.plan.method.name} cannot be made longer once its strip has ended, which takes half of "
+                "all steps: give the steps that it began with, or train on from its weights, with "
+                f"--from-run {self.folder.path}."
+            )
         if before != stage.steps:
             raise ValueError(
                 f"the stage {stage.name} has ended after {before:,} steps, got {stage.steps:,}: give {before:,}."
@@ -169,9 +179,8 @@ class Run:
         """The trainer of a stage; it starts from the weights of `flow_map`, or from those of --from-run."""
         recipe = self.plan.recipe
         resumed = self.checkpoint is not None and number == self._first_stage()
-        if recipe.from_run and stage is self.plan.stages[-1] and not resumed:
-            start = inherit.given_start(self.plan, self.source, self.data_sha256)
-            inherit.copy_weights(self.flow_map, start, "the run to start from")
+        if recipe.from_run and stage in (self.plan.stages[0], self.plan.stages[-1]) and not resumed:
+            self.flow_map.load_state_dict(self.folder.load_map(START).state_dict())
         torch.manual_seed(recipe.seed)
         objective = stage.build(self.flow_map, self.teacher)
         settings = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(Settings)}
