@@ -70,6 +70,27 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # train ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "words, stages",
+    [
+        (["--method", "lsd", "--steps", 7], "7 steps of map"),
+        (["--method", "lsd", "--steps", 7, "--teacher-steps", 2], "9 steps of map"),
+        (["--method", "lsd"], "20,000 steps of map"),
+        (["--method", "pfmm", "--steps", 7], "4 steps of strip, then 3 steps of map"),
+        (["--steps", 7], "4,000 steps of teacher, then 7 steps of map"),
+    ],
+)
+def test_steps_are_all_steps_of_a_method_without_a_teacher(words: list, stages: str):
+    """Unless they are left out: then those of the recipe are added up, as for a method with a teacher."""
+    small = ["--network.width", 8, "--network.depth", 2, "--no-compile"]
+    assert stages in run("train", "checkerboard", "--check", *small, *words)
+
+
+def test_a_teacher_needs_steps(capsys: pytest.CaptureFixture):
+    words = refused(capsys, "train", "checkerboard", "--check", "--teacher-steps", 0)
+    assert "lmd trains a teacher first, for which --teacher-steps must be at least 1, got 0" in words
+
+
 def test_a_run_leaves_its_files_behind(trained: tuple[Path, str]):
     folder, printed = trained
     names = sorted(path.name for path in folder.iterdir())
@@ -678,3 +699,20 @@ def test_help_and_version_go_to_standard_output(capsys: pytest.CaptureFixture):
     printed = capsys.readouterr().out
     for name in cli.RECIPES:
         assert name in printed
+
+
+def test_an_interruption_while_measuring_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowmaps.cli.commands.evaluate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run("train", "checkerboard", "--out", tmp_path / "run", *TINY)
+    assert stopped.value.code == 130
+    words = (
+        f"interrupted while measuring; the map is trained and saved: flowmaps evaluate {tmp_path / 'run'} measures it."
+    )
+    assert words in capsys.readouterr().err
+    assert RunFolder.open(tmp_path / "run").finished

@@ -250,7 +250,7 @@ def test_torch_engine_refuses_running_statistics() -> None:
     x = images(5, 3)
     with pytest.raises(RuntimeError) as refused:
         dual.jvp(nn.BatchNorm1d(3), (x,), (torch.ones_like(x),), engine="torch")
-    assert 'as batch_norm does in training: use engine="dual", or net.eval()' in refused.value.__notes__[0]
+    assert 'as batch_norm does in training. Use engine="dual", or net.eval()' in refused.value.__notes__[0]
 
 
 @pytest.mark.parametrize("layer", [nn.LayerNorm(5), nn.InstanceNorm1d(3, affine=True), nn.BatchNorm1d(3)])
