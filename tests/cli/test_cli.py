@@ -704,7 +704,7 @@ def test_help_and_version_go_to_standard_output(capsys: pytest.CaptureFixture):
 def test_an_interruption_while_measuring_says_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flowmaps.cli.commands.evaluate", interrupted)
