@@ -15,7 +15,8 @@ equations.py       Lagrangian, Eulerian, semigroup; Stop, the stop-gradient
 solvers.py         ODE solvers of a teacher, as a map
 objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
 samplers.py        jumps, multistep consistency sampling; grids.py: which times
-methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd, ...
+methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd, ...;
+                   _parts.py: what several share, such as how a self-distillation splits its rows
 exact/             Gaussians, mixtures and the checkerboard in closed form
 ---- machinery ----
 system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards

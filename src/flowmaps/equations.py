@@ -44,7 +44,7 @@ class Stop(Enum):
     | NONE | nowhere | nowhere | nowhere |
     | VELOCITY | b_t(X) | b_s | both legs |
     | TANGENT | b_t(X) | b_s and grad u . b_s; d_s u is kept | both legs |
-    | TARGET | the right-hand side of u = b_t(X) - h d_t u | the right-hand side | both legs |
+    | TARGET | the right-hand side, once written u = b_t(X) - h d_t u | the right-hand side | both legs |
     """
 
     NONE = "none"

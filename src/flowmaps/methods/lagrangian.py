@@ -1,4 +1,8 @@
-"""Methods of the Lagrangian equation, d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, along time."""
+"""Methods of the Lagrangian equation, d_t X_{s,t}(x) = b_t(X_{s,t}(x)): one derivative, along time.
+
+lsd draws its rows as every self-distillation does (`_parts.self_distillation`): the first `share` of a batch at s = t,
+uniform, for the velocity; the rest uniform on s <= t (`Triangle`), for the map. `objectives.SplitRows` splits them.
+"""
 
 from __future__ import annotations
 
