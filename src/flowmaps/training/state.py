@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ..maps import Target
 from ..objectives import Loss, Objective
 from ..storage.cards import plain_name
 from ..system.processes import full, ranks
-from ..velocities import RandomInputs
+from ..velocities import FromTeacher, RandomInputs
 from .averages import Averages
 from .distributed import Placement, fill, gradient_sync, local, unsharded
 from .guards import Guard
@@ -78,11 +79,12 @@ class State:
     checks_gradient_on_host: bool = True
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a checkpoint by name: parameters, averages, targets, buffers, optimiser state."""
+        """All tensors of a checkpoint by name: parameters, trained and frozen, averages, targets, buffers, moments."""
         names = {id(value): name for name, value in self.parameters.items()}
         named = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
         for label, values in self.averages.values.items():
             named |= {f"average.{label}/{name}": a for name, a in zip(self.parameters, values, strict=True)}
+        named |= {f"frozen.{name}": value.detach() for name, value in frozen(self.objective).items()}
         named |= {f"target.{k}": value for k, value in enumerate(self._targets())}
         kept = self.objective.state_dict().keys()  # not the buffers that are constants of a network
         buffers = {name: value for name, value in self.objective.named_buffers() if name in kept}
@@ -223,6 +225,18 @@ def _check_same(name: str, kept: Tensor | None, value: Tensor) -> None:
         f"the checkpoint is of another network (its {name} is {words(kept)}, here it is {words(value)}): resume with "
         "what it began with."
     )
+
+
+def frozen(objective: Objective) -> dict[str, Tensor]:
+    """The parameters by name that are not trained, such as random Fourier features.
+
+    Those of targets, of teachers and of the distance are left out: a resume compares them instead, by their checksum.
+    """
+    fixed = [module for module in objective.modules() if isinstance(module, (Target, FromTeacher))]
+    fixed += [part.distance for part in objective.modules() if isinstance(part, Objective)]
+    others = {id(value) for part in fixed if isinstance(part, nn.Module) for value in part.parameters()}
+    named = {plain_name(name): value for name, value in objective.named_parameters() if not value.requires_grad}
+    return {name: value for name, value in named.items() if id(value) not in others}
 
 
 def begin(
