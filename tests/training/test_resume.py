@@ -37,3 +37,11 @@ def test_parameters_that_are_not_trained_are_restored(tmp_path: Path):
     fm.fit(again := of_features(2), ROWS, tmp_path / "b", **GIVEN)
     assert torch.equal(first.flow_map.net.frequencies, again.flow_map.net.frequencies)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_the_folder_of_a_run_is_not_one_of_fit(tmp_path: Path):
+    """Its card has no identity: whatever the data, its weights would be taken for those of this training."""
+    extra = {"trained_steps": 10, "recipe": {}}
+    fm.save(fm.maps.AverageVelocity(fm.nn.MLP(3, width=8, depth=2)), tmp_path, extra=extra)
+    with pytest.raises(ValueError, match=r"holds a config\.json that fit did not write"):
+        fm.fit(fm.methods.lsd(fm.maps.AverageVelocity(fm.nn.MLP(3, width=8, depth=2))), ROWS, tmp_path, **GIVEN)

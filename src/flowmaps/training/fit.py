@@ -143,7 +143,7 @@ def _finished(folder: Path) -> dict[str, Any]:
     if not (folder / models.CARD).exists():
         return {}
     card = cards.read(folder)
-    if "trained_steps" not in card:
+    if "identity" not in card:
         raise ValueError(f"{folder} holds a {models.CARD} that fit did not write: choose another folder.")
     return card
 
@@ -151,7 +151,7 @@ def _finished(folder: Path) -> dict[str, Any]:
 def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
     """The map of a training that has ended and keeps no checkpoint."""
     taken = card["trained_steps"]
-    check_same(card.get("identity", {}), trainer.identity, str(folder))
+    check_same(card["identity"], trainer.identity, str(folder))
     if trainer.steps != taken:
         why = trainer.fixed_length() or "its last checkpoint was removed"
         raise ValueError(
