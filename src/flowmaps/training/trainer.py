@@ -30,11 +30,11 @@ from ..storage import checkpoints
 from ..system.devices import compiled
 from ..system.processes import all_of, on_first, rank, ranks, together
 from . import averages, log
-from .batches import as_source
+from .batches import FromRows, as_source
 from .distributed import Placement, not_finite, start
 from .failures import CHECKPOINTS, last_checkpoint, reporting_lost_process, writing
 from .guards import Request, lock, signals
-from .identity import check_same, digest, identity
+from .identity import check_same, identity
 from .loop import Step, train
 from .optimisers import Optimiser, uneven
 from .settings import Settings, check
@@ -116,14 +116,8 @@ class Trainer:
         self._locked, self.keeps_lock = False, False
         self.objective, self.flow_map = objective, objective.flow_map
         self._state = self._begin(objective)
-        rows = getattr(self.source, "x1", None)
-        self.identity = identity(
-            objective,
-            self.optimiser,
-            self.settings.seed,
-            self.settings.precision,
-            None if rows is None else digest(rows),
-        )
+        rows = (self.source.x1, self.source.cond) if isinstance(self.source, FromRows) else None
+        self.identity = identity(objective, self.optimiser, self.settings.seed, self.settings.precision, rows)
 
     def _begin(self, objective: Objective) -> State:
         objective = objective.to(self.placement.device).train()  # a map that was loaded is in evaluation mode
