@@ -18,6 +18,7 @@ import torch
 from rights import without_override
 from run_cases import TINY
 
+import flowmaps as fm
 from flowmaps.runs.recipes import Network
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
@@ -252,3 +253,14 @@ def test_stopping_and_going_on_is_the_same_to_the_bit(tmp_path: Path, expected: 
         assert run.trainer.stopped
         assert checkpoints.find(folder / CHECKPOINTS) == f"map-{after:08}"
         goes_on(folder, expected)
+
+
+def test_a_folder_of_fit_that_is_read_only_is_told(tmp_path: Path):
+    made = fm.methods.lsd(fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2)))
+    trainer = fm.training.Trainer(made, torch.randn(20, 2), tmp_path, steps=2, say=lambda text: None)
+    tmp_path.chmod(0o555)
+    with without_override():
+        for use in (trainer.resume, lambda: next(iter(trainer))):
+            with pytest.raises(ValueError, match=r"cannot be written: Permission denied .*\.lock"):
+                use()
+    tmp_path.chmod(0o755)

@@ -118,15 +118,26 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, tensors: Stat
 def test_one_that_cannot_be_read_now_is_not_deleted(tmp_path: Path):
     """It may be a fault that passes: a save asks for help instead."""
     checkpoints.save(tmp_path, OLD, state(1), {"step": 100}, keep=1)
+    (tmp_path / OLD / "state.safetensors").chmod(0)
+    with without_override():
+        words = f"checkpoint {NEW} cannot be saved in .*: Permission denied; there is no earlier"
+        with pytest.raises(ValueError, match=words):
+            checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
+        assert [path.name for path in tmp_path.iterdir()] == [OLD]
+        words = rf"{OLD} cannot be read \(Permission denied\): there is no other checkpoint"
+        with pytest.raises(ValueError, match=words):
+            checkpoints.read(tmp_path, OLD)
+
+
+def test_a_folder_in_the_place_of_the_tensors_is_damage(tmp_path: Path):
+    """No later read can mend it: the next save goes on, and leaves it out."""
+    checkpoints.save(tmp_path, OLD, state(1), {"step": 100}, keep=1)
     (tmp_path / OLD / "state.safetensors").unlink()
     (tmp_path / OLD / "state.safetensors").mkdir()
-    with pytest.raises(
-        ValueError, match=f"checkpoint {NEW} cannot be saved in .*: Is a directory; there is no earlier"
-    ):
-        checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == [OLD]
     with pytest.raises(ValueError, match=rf"{OLD} cannot be read \(Is a directory\): there is no other checkpoint"):
         checkpoints.read(tmp_path, OLD)
+    checkpoints.save(tmp_path, NEW, state(2), {"step": 200}, keep=1)
+    assert checkpoints.names(tmp_path) == [NEW]
 
 
 def test_an_interruption_of_a_sharded_save_is_one(tmp_path: Path):

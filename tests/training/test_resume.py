@@ -12,7 +12,8 @@ from test_fit import ROWS, Net, after, content, objective, quiet
 from torch import Tensor, nn
 
 import flowmaps as fm
-from flowmaps.training import Trainer
+from flowmaps.storage import checkpoints
+from flowmaps.training import Optimiser, Settings, Trainer
 from flowmaps.training.identity import check_same
 
 GIVEN: dict[str, Any] = {"batch": 17, "checkpoint_every": 3, "log_every": 1, "steps": 10, "say": quiet}
@@ -126,3 +127,105 @@ def test_a_checkpoint_without_an_entry_is_compared_by_those_that_it_has():
     check_same(old, entries, "a folder")
     with pytest.raises(ValueError, match="begun with another seed, 1, got 0"):
         check_same({**old, "seed": 1}, entries, "a folder")
+
+
+def test_a_training_does_not_go_on_from_its_averages(tmp_path: Path):
+    """The map has the EMA for weights after `finish` and inside of `averaged`: steps on it would train the EMA."""
+    trainer = Trainer(objective(), ROWS, tmp_path, steps=5, say=quiet)
+    steps = iter(trainer)
+    next(steps)
+    with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
+        next(steps)
+    with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
+        next(iter(trainer))
+    assert next(iter(trainer)).number == 2
+    trainer.finish()
+    for go_on in (trainer.save, lambda: next(iter(trainer))):
+        with pytest.raises(ValueError, match=r"the map has its EMA for weights since finish\(\) at step 2 of 5"):
+            go_on()
+
+
+def test_a_break_keeps_the_average_of_its_step(tmp_path: Path):
+    settings = Settings(store_averages_every=2)
+    optimiser = Optimiser(batch=17, ema_widths=(0.1,))
+    for step in Trainer(objective(), ROWS, tmp_path, steps=5, optimiser=optimiser, settings=settings, say=quiet):
+        if step.number == 2:
+            break
+    assert (tmp_path / "averages" / "map-width-0.1-00000002.safetensors").exists()
+
+
+def test_the_random_numbers_of_the_caller_go_on(tmp_path: Path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    made = objective()
+    torch.manual_seed(5)
+    fm.fit(made, ROWS, steps=3, batch=17, say=quiet)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoints, "FORMAT", 4)
+    fm.fit(objective(), ROWS, tmp_path, **GIVEN, stop=after(4))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="map-00000004 is of format 4, this version reads format 3"):
+        fm.fit(objective(), ROWS, tmp_path, **GIVEN)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_a_training_that_has_ended_is_not_trained_again(decay: str, tmp_path: Path):
+    given = {**GIVEN, "decay": decay, "keep_checkpoints_every": 6}
+    fm.fit(objective(), ROWS, tmp_path, **given)
+    said = list[str]()
+    fm.fit(objective(), ROWS, tmp_path, **{**given, "say": said.append})
+    assert said == []
+
+
+def test_resume_from_needs_a_folder():
+    with pytest.raises(ValueError, match=r"resume_from='previous' needs the folder of a training, got none"):
+        fm.fit(objective(), ROWS, steps=3, resume_from="previous", say=quiet)
+
+
+def test_a_list_is_taken_for_a_tuple():
+    fm.fit(objective(), ROWS, steps=2, batch=17, ema_widths=[0.1], say=quiet)
+
+
+def test_data_that_require_gradients_are_detached():
+    rows = ROWS.clone().requires_grad_()
+    fm.fit(objective(), rows, steps=2, batch=17, say=quiet)
+    assert rows.grad is None
+
+
+def test_a_network_without_values_is_refused():
+    made = objective().to("meta")
+    with pytest.raises(ValueError, match="the network is on the meta device, without values"):
+        fm.fit(made, ROWS, steps=2, batch=17, say=quiet)
+
+
+class Deaf(Net):
+    """A network that ignores its weights."""
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return 0 * x
+
+
+def test_a_network_that_ignores_its_weights_is_refused():
+    with pytest.raises(ValueError, match="the loss does not depend on any trained parameter"):
+        fm.fit(fm.methods.flow_matching(fm.maps.AverageVelocity(Deaf())), ROWS, steps=2, batch=17, say=quiet)
+
+
+def test_a_training_is_the_same_where_gradients_are_off():
+    first = fm.fit(objective(), ROWS, steps=3, batch=17, say=quiet)
+    with torch.no_grad():
+        other = fm.fit(objective(), ROWS, steps=3, batch=17, say=quiet)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_averages_of_half_precision_are_kept_in_full():
+    """A decay of 0.999 is below the resolution of bfloat16."""
+    made = objective().bfloat16()
+    trainer = Trainer(made, ROWS.bfloat16(), steps=2, optimiser=Optimiser(batch=17), say=quiet)
+    for _ in trainer:
+        with trainer.averaged() as flow_map:
+            assert next(flow_map.parameters()).dtype == torch.bfloat16
+    assert all(value.dtype == torch.float32 for value in trainer._state.averages.main)
+    assert next(trainer.finish().parameters()).dtype == torch.bfloat16

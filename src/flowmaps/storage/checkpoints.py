@@ -271,7 +271,7 @@ def _all_in(folder: Path, *, strictly: bool = False) -> list[Saved]:
         except (FileNotFoundError, NotADirectoryError):
             if any((folder / name / file).exists() for file in (DIGEST, OLD_CARD)):  # otherwise a folder of the user's
                 found.append(Saved(math.inf, name))
-        except ValueError:
+        except (ValueError, IsADirectoryError):
             found.append(Saved(math.inf, name))
         except OSError:
             if strictly:
@@ -320,7 +320,10 @@ def _checked_header(folder: Path, name: str) -> dict[str, Any]:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         if (path / DIGEST).read_bytes() != _digest_line(digest).encode():
             raise ValueError(CHANGED)
-        return _read_header(path / STATE)
+        header = _read_header(path / STATE)
+        if header.get("format") != FORMAT:
+            raise ValueError(f"is of format {header.get('format')!r:.20}, this version reads format {FORMAT}")
+        return header
     except (ValueError, OSError) as error:
         raise _damaged(folder, name, error) from None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -27,3 +30,14 @@ def seed_global(device: torch.device, number: int) -> None:
         torch.cuda.default_generators[index].manual_seed(number)
     elif device.type == "mps":
         torch.mps.manual_seed(number)
+
+
+@contextmanager
+def global_state_kept(device: torch.device) -> Iterator[None]:
+    """Context after which the generators that `seed_global` seeds are in the state that they were in before."""
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    of_device = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng([index] if device.type == "cuda" else []):
+        yield
+    if of_device is not None:
+        torch.mps.set_rng_state(of_device)

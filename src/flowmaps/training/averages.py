@@ -68,7 +68,8 @@ class Averages:
                 raise ValueError(
                     f"two averages have the {kind} {value} (of which six digits count): leave one of them out."
                 )
-        self.values: dict[str, list[Tensor]] = {name: [p.detach().clone() for p in parameters] for name in names}
+        own = [_in_full(value.detach()) for value in parameters]
+        self.values: dict[str, list[Tensor]] = {name: [value.clone() for value in own] for name in names}
 
     @property
     def main(self) -> list[Tensor]:
@@ -86,9 +87,14 @@ class Averages:
         shares = [1 - min(decay, step / (step + 9)) for decay in self.decays]
         # 1 - beta; the first step replaces the weights of the start, which have no part in the integral
         shares += [1.0 if step == 1 else -math.expm1(power * math.log1p(-1 / step)) for power in self._powers]
-        parameters = list(parameters)
+        parameters = [_in_full(value) for value in parameters]
         for average, share in zip(self.values.values(), shares, strict=True):
             torch._foreach_lerp_(average, parameters, share)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _in_full(value: Tensor) -> Tensor:
+    """A tensor of half precision in float32: one less a decay of 0.999 is below the resolution of bfloat16."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def exponent(width: float) -> float:

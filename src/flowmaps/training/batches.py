@@ -62,7 +62,7 @@ class FromRows(FromSource):
     def __init__(self, x1: Tensor, cond: Condition = None) -> None:
         if not bool(x1.isfinite().all()):
             raise ValueError("data must be finite, got rows with NaN or infinity: leave them out.")
-        self.x1, self.cond = x1, cond
+        self.x1, self.cond = x1.detach(), on_each(cond, Tensor.detach)
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         rows = torch.randint(len(self.x1), (number,), generator=generator, device=self.x1.device)

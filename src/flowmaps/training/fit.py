@@ -81,6 +81,8 @@ def fit(
         stop=stop or (lambda: False),
         say=say,
     )
+    if resume_from is not None and folder is None:
+        raise ValueError(f"{resume_from=} needs the folder of a training, got none: pass folder=... or leave it out.")
     trainer.keeps_lock = True  # until the map is written
     try:
         return _fitted(trainer, resume_from)
@@ -93,6 +95,8 @@ def _fitted(trainer: Trainer, resume_from: str | None) -> FlowMap:
     folder, say = trainer.folder, trainer.say
     if folder is not None:
         card = _finished(folder)
+        if card and card["trained_steps"] == trainer.steps and resume_from is None:
+            return _reloaded(trainer, folder, card)
         if trainer.resume(resume_from):
             say(f"going on from {trainer.resumed_from} in {folder}")
         elif card:
@@ -112,7 +116,8 @@ def _fitted(trainer: Trainer, resume_from: str | None) -> FlowMap:
 
 
 def _split(given: dict[str, Any]) -> tuple[Optimiser, Settings]:
-    """The settings by what they belong to."""
+    """The settings by what they belong to; lists as tuples."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     of_optimiser, others = ({field.name: kind for field in fields(kind)} for kind in (Optimiser, Settings))
     for name in given:
         choose("setting", name, dict(sorted({**of_optimiser, **others}.items())))

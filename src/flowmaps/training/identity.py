@@ -30,8 +30,7 @@ def identity(
     optimiser: Optimiser,
     seed: int,
     precision: str,
-    x1: Tensor | None = None,
-    cond: Condition = None,
+    data: tuple[Tensor, Condition] | None = None,
 ) -> dict[str, Any]:
     """A description of a training, as JSON: its network, its loss, the settings of its steps, and its data.
 

@@ -86,10 +86,11 @@ def train(
         source_of_noise = generator(own, state.step, device=device)
         seed_global(device, generator(own, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
         x1, cond = source.sample(rows, source_of_noise)
-        draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
         state.zero_grad()
-        loss = state.accumulate_gradient(draw)
-        rate = schedule(settings, state.step - state.begun, progress)
+        with torch.enable_grad():
+            draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
+            loss = state.accumulate_gradient(draw)
+        rate = schedule(settings, state.step, progress)
         state.consistent = False
         norm = state.update(rate, settings.clip)
         state.step += 1

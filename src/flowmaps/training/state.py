@@ -56,7 +56,6 @@ class State:
         micro_batch_rows: row indices of each micro-batch; `None` without gradient accumulation.
         scaler: scale of the loss in float16, whose gradients would vanish without; it does nothing in other precisions.
         step: steps taken.
-        begun: step at which the optimisers started; the learning rate warms up from there.
         consistent: false in the middle of a step, when weights, moments and averages are not of the same step.
         has_moving_targets: whether the objective has moving targets.
         checks_gradient_on_host: whether the host waits for the norm of the gradient and skips the step; if not, a flag
@@ -73,7 +72,6 @@ class State:
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     guard: Guard = field(default_factory=Guard)
     step: int = 0
-    begun: int = 0
     consistent: bool = True
     has_moving_targets: bool = False
     checks_gradient_on_host: bool = True
@@ -94,7 +92,7 @@ class State:
 
     def about(self) -> dict[str, Any]:
         """The JSON entries of a checkpoint: steps, guard, loss scale."""
-        kept = {"step": self.step, "begun": self.begun, "guard": self.guard.state()}
+        kept = {"step": self.step, "guard": self.guard.state()}
         return kept | {"scaler": self.scaler.state_dict()}
 
     def _targets(self) -> list[Tensor]:
@@ -104,8 +102,6 @@ class State:
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Restore what `tensors` and `about` returned; the tensors may be full or sharded.
-
-        If moments are missing, optimisers restart; if `begun` is missing, the warm-up of the learning rate restarts.
 
         Raises:
             ValueError: they belong to another network.
@@ -119,7 +115,6 @@ class State:
         try:
             remember(self.optimisers, self.parameters, kept)
             self.step = int(about["step"])
-            self.begun = int(about.get("begun", self.step))
             if "guard" in about:
                 self.guard.restore(about["guard"])
             if about.get("scaler"):
@@ -177,6 +172,8 @@ class State:
             with gradient_sync(self.module, len(losses) == len(draws) - 1):
                 with self.autocast(part.s.device):
                     loss: Loss = self.module(part)
+                if not loss.value.requires_grad:
+                    raise ValueError("the loss does not depend on any trained parameter: use them in the network.")
                 value = loss.value.detach()
                 # NaN where the loss is not finite: so is the gradient then, in all processes once it is reduced
                 factor = value * 0 + 1 / len(draws)

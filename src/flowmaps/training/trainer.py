@@ -29,6 +29,7 @@ from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
 from ..system.processes import all_of, on_first, rank, ranks, together
+from ..system.seeds import global_state_kept
 from . import averages, log
 from .batches import FromRows, as_source
 from .distributed import Placement, not_finite, start
@@ -111,7 +112,7 @@ class Trainer:
         self.resumed_from: str | None = None
         self.logged: dict[str, Any] = {}
         self.trackers, self._own_trackers = trackers or Trackers({}, say), trackers is None
-        self._averaged_seconds, self._averaging, self._looping = 0.0, False, False
+        self._averaged_seconds, self._averaging, self._looping, self._finished = 0.0, False, False, False
         self._locks: list[BaseFileLock] = []
         self._locked, self.keeps_lock = False, False
         self.objective, self.flow_map = objective, objective.flow_map
@@ -195,8 +196,8 @@ class Trainer:
         """Take the steps that are left, saving and logging as they are taken.
 
         Raises:
-            ValueError: there is no finite gradient any more, the folder cannot be written, another process ended, or
-                another loop takes the steps.
+            ValueError: there is no finite gradient any more, the folder cannot be written, another process ended,
+                another loop takes the steps, or the map has its EMA for weights.
         """
         if self._looping:
             raise ValueError("this training is in another loop already: end that one first, or make another Trainer.")
@@ -209,6 +210,7 @@ class Trainer:
                 self._lock()
                 stack.callback(self._release_unless_kept)
             stack.enter_context(reporting_lost_process(self.folder))
+            stack.enter_context(global_state_kept(self.placement.device))
             yield from self._steps(asked)
 
     def _lock(self) -> None:
@@ -217,7 +219,8 @@ class Trainer:
             return
         folder, self._locked = self.folder, True  # in all processes, of which the first one has the lock
         try:
-            on_first(lambda: self._locks.append(lock(folder)))
+            with writing(folder):
+                on_first(lambda: self._locks.append(lock(folder)))
         except ValueError:
             self._locked = False
             raise
@@ -254,6 +257,8 @@ class Trainer:
     def _steps(self, asked: Callable[[], str | None]) -> Iterator[Step]:
         state, settings, request = self._state, self.settings, Request()
         self.stopped = None
+        if self.step < self.steps:
+            self._refuse_averages()
         self._begin_folder()
         if self._own_trackers:
             self.trackers = self._open_trackers()
@@ -263,10 +268,11 @@ class Trainer:
             for step in train(state, self.source, self.optimiser, **options):
                 self.seconds = time.monotonic() - begun + before - self._averaged_seconds
                 self._record(step)
-                yield step
                 # before the checkpoint, from which a run that is killed in between goes on
                 if self.optimiser.ema_widths and step.number % settings.store_averages_every == 0:
                     self._store_averages(step.number)
+                yield step
+                self._refuse_averages()
                 if request(self.stop() or asked() is not None):
                     self.stopped = asked() or "stop"
                 last = step.number == self.steps and self.folder and not self.fixed_length()
@@ -275,12 +281,35 @@ class Trainer:
                 if self.stopped:
                     return
         except (KeyboardInterrupt, GeneratorExit):  # here, or in the body of the caller's loop
-            if state.consistent and not together():
-                self.save()
+            self._save_at_break()
             raise
         finally:
             if self._own_trackers:
                 self.trackers.close()
+
+    def _save_at_break(self) -> None:
+        """Save a checkpoint where the caller has left the loop; several processes may have left it at other steps."""
+        if self.folder is None or self._finished or not self._state.consistent:
+            return
+        if not together():
+            return self.save()
+        self.say(
+            f"the loop was left after step {self.step:,}, and several processes save no checkpoint then: call save() "
+            "in all of them before a break."
+        )
+
+    def _refuse_averages(self) -> None:
+        """Refuse to take the weights of the map, where they are the EMA, for those in training."""
+        if self._averaging:
+            raise ValueError(
+                "averaged() puts the EMA into the map, and save() and the next step take the weights in training: call "
+                "it outside of averaged()."
+            )
+        if self._finished:
+            raise ValueError(
+                f"the map has its EMA for weights since finish() at step {self.step:,} of {self.steps:,}: call "
+                "finish() after the last step, or make another Trainer and resume()."
+            )
 
     def _store_averages(self, step: int) -> None:
         if self.folder is not None:
@@ -310,10 +339,10 @@ class Trainer:
         """Save a checkpoint, if there is a folder; a state that is not finite raises an error instead.
 
         Raises:
-            ValueError: a weight, an average or a moment is not finite, or the checkpoint cannot be written.
+            ValueError: a weight, an average or a moment is not finite, the map has its EMA for weights, or the
+                checkpoint cannot be written.
         """
-        if self._averaging:
-            raise ValueError("save() keeps the weights in training: call it outside of averaged().")
+        self._refuse_averages()
         if self.folder is None:
             return
         state, settings, tensors = self._state, self.settings, self._state.tensors()
@@ -351,6 +380,7 @@ class Trainer:
         Raises:
             ValueError: its weights are not finite, or the folder cannot be written.
         """
+        self._finished = True
         self._state.use_averages()
         self.flow_map.load_state_dict(self._state.weights())
         if bad := not_finite(self.flow_map.state_dict()):
@@ -388,6 +418,8 @@ def _check_arguments(objective: Any, steps: Any, optimiser: Optimiser, settings:
             f"a training needs an objective, got {type(objective).__name__}: build one from a map, such as "
             "fm.methods.lsd(flow_map)."
         )
+    if any(value.is_meta for value in objective.parameters()):
+        raise ValueError("the network is on the meta device, without values: move it by to_empty, load its weights.")
     if not any(value.requires_grad for value in objective.parameters()):
         raise ValueError("the objective has no parameter to train: all are frozen, or its network has none.")
     if type(steps) is not int or steps < 1:
