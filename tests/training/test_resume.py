@@ -229,3 +229,13 @@ def test_averages_of_half_precision_are_kept_in_full():
             assert next(flow_map.parameters()).dtype == torch.bfloat16
     assert all(value.dtype == torch.float32 for value in trainer._state.averages.main)
     assert next(trainer.finish().parameters()).dtype == torch.bfloat16
+
+
+def test_a_break_under_several_processes_says_that_nothing_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said = list[str]()
+    trainer = Trainer(objective(), ROWS, tmp_path, steps=5, say=said.append)
+    for step in trainer:
+        if step.number == 2:
+            monkeypatch.setattr("flowmaps.training.trainer.together", lambda: True)
+            break
+    assert any("left after step 2, and several processes save no checkpoint then: call save()" in text for text in said)
