@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gpu_report import OUT, SCALE, WORK, get_ready, record, wait_for_turn
-from safetensors.torch import load_file, save_file
+from gpu_report import OUT, SCALE, WORK, get_ready, record, wait_for_turn, write
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowmaps.data import Images, open_data
-from flowmaps.evaluation.sampling import Inputs, Sampler, jump_sampler, ode_sampler, sample
-from flowmaps.maps import AverageVelocity, FlowMap, Target
+from flowmaps.evaluation.sampling import CompiledMap, Inputs, Sampler, jump_sampler, ode_sampler, sample
+from flowmaps.maps import AverageVelocity, Target
 from flowmaps.metrics.features import Features, extract, open_features
 from flowmaps.metrics.images import Statistics, frechet_distance
 from flowmaps.nn import UNet
@@ -45,6 +45,7 @@ NETWORK = UNetNetwork(width=8 if TINY else 64, multipliers=(1, 1) if TINY else (
 BUDGETS = {"teacher": 2, "lmd": 2, "lsd": 1, "emd": 1} if TINY else {"teacher": 100, "lmd": 70, "lsd": 20, "emd": 20}
 """Seconds of training."""
 MAPS = (1, 2, 4, 8)  # steps of sampling
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RATE, MAP_RATE_SCALE = 1e-2, 0.2
 DEVICE = torch.device(os.environ.get("DEVICE", "cuda"))
 PRECISION = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -128,7 +129,8 @@ class Measuring:
 
     def __init__(self, part: str) -> None:
         self.part, self.pool, self.pending = part, ThreadPoolExecutor(4), list[Future]()
-        self.flow_map: FlowMap = _Compiled(new_map()).eval()
+        self.network = new_map().eval()
+        self.flow_map = CompiledMap(self.network, os.environ["COMPILER"])
         x0 = torch.randn(IMAGES, 3, 32, 32, generator=generator(0, 1))
         self.inputs = Inputs(x0, torch.arange(IMAGES) % 10)
         few = self.inputs.rows(slice(CHUNK), torch.device("cpu"))
@@ -136,7 +138,7 @@ class Measuring:
 
     def load(self, weights: dict[str, Tensor], source: Images) -> None:
         """Take the weights of a map, the features of real images, and the units of the data."""
-        self.flow_map.load_state_dict(weights)
+        self.network.load_state_dict(weights)
         self.features, self.units, kept = feature_network(), source.units, load_file(WORK / "reference.safetensors")
         self.reference = Statistics(IMAGES, kept["mean"], kept["cov"], self.features.name)
 
@@ -147,7 +149,7 @@ class Measuring:
         """Draw samples; record their number of evaluations, seconds and, a little later, FD."""
         drawn = self._draw(sampler, self.inputs)
         pixels = self.units.to_pixels(drawn.x)
-        save_file({"pixels": pixels[:100]}, WORK / f"samples-{self.part}-{name}-{steps or 0}.safetensors")
+        write({"pixels": pixels[:100]}, f"samples-{self.part}-{name}-{steps or 0}.safetensors")
         points = extract(self.features, pixels, batch=500, device=DEVICE)
         about = {"part": self.part, "sampler": name, "steps": steps, "nfe": drawn.nfe, "seconds": drawn.seconds}
         self.pending.append(self.pool.submit(self._record, points, about))
@@ -160,19 +162,6 @@ class Measuring:
         """Wait for the distances."""
         for entry in self.pending:
             entry.result()
-
-
-class _Compiled(FlowMap):
-    """A map whose network is compiled for one size of batch, under the names of its own weights."""
-
-    def __init__(self, flow_map: AverageVelocity) -> None:
-        super().__init__()
-        self.net = flow_map.net
-        self.compiled = torch.compile(flow_map.average_velocity, dynamic=False, backend=os.environ["COMPILER"])
-
-    def average_velocity(self, x, s, t, cond=None):
-        # always of one layout, s and t two tensors: else it is compiled again
-        return self.compiled(x.contiguous(memory_format=torch.channels_last), s.clone(), t.clone(), cond)
 
 
 def save_run(training: Training, folder: Path, source: Images) -> None:
@@ -205,12 +194,6 @@ def feature_network() -> Features:
     return open_features("efficientnet-lite0:128") if DEVICE.type == "cuda" else Pooled()
 
 
-def write(tensors: dict[str, Tensor], name: str) -> None:
-    """Write tensors to a file of the working folder, which is there whole or not at all."""
-    save_file(tensors, WORK / f"partial-{name}")
-    (WORK / f"partial-{name}").rename(WORK / name)
-
-
 def prepare() -> None:
     """Decode the images for all parts, and measure real ones against the reference."""
     folder = os.environ["DATA"]
@@ -234,9 +217,6 @@ def images() -> Images:
     """The images that `prepare` decoded, on the device."""
     found = load_file(WORK / "images.safetensors", str(DEVICE))
     return Images(found["pixels"], found["labels"], CLASSES, flips=True)
-
-
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def main(part: str) -> None:

@@ -39,6 +39,15 @@ def wait_for_turn() -> None:
         time.sleep(0.1)
 
 
+def write(tensors: dict[str, Any], name: str) -> None:
+    """Write tensors to a file of the working folder, which is there whole or not at all."""
+    from safetensors.torch import save
+
+    from flowmaps.system.files import write_atomically
+
+    write_atomically(WORK / name, save(tensors))
+
+
 def get_ready(work: Callable[[], Any]) -> None:
     """Run a part's first steps; again after a while where the other parts have taken the memory of the GPU."""
     import torch

@@ -3,10 +3,8 @@
     python benchmarks/gpu_speed.py                  every network and method, eager, by `dual` and by torch.func.jvp
     python benchmarks/gpu_speed.py unet lmd-target  one of them compiled
 
-A step is draw, loss, gradient, optimiser and EMA, in bf16 autocast, timed by the device's own events; the median of a
-few is taken. For each the least time that the device could need is given too (a roofline):
-
-    max(operations / matrix ceiling, bytes / memory ceiling)
+A step is draw, loss, gradient, optimiser and EMA, in bf16 autocast: the median of a few, timed by the device's events.
+Beside it stands the least time that the device could need, max(operations / matrix ceiling, bytes / memory ceiling).
 
 operations: multiplications and additions of matrix products and convolutions, forward and backward, counted by torch.
 bytes: what was kept for the backward pass, written and read once; weights, gradients, moments and EMA, 44 bytes each.

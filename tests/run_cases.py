@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowmaps import methods
-from flowmaps.data import Source
+from flowmaps.data import Board, Source
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
@@ -38,6 +39,21 @@ TINY = Recipe(
     optimiser=SETTINGS,
     evaluation=Evaluation(samples=100, points=10),
 )
+
+
+class Spoiled(Board):
+    """Points of which one is NaN in some batches, counted from 1."""
+
+    def __init__(self, batches: Container[int]) -> None:
+        super().__init__()
+        self.batches, self.taken = batches, 0
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        x, labels = super().sample(number, generator)
+        self.taken += 1
+        if self.taken in self.batches:
+            x[number // 2, 0].fill_(math.nan)  # a write of a number would wait for the device
+        return x, labels
 
 
 def objective(seed: int = 0) -> Objective:

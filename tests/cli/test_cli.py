@@ -529,7 +529,7 @@ DAMAGE = [
     (lambda f: spoil_card(f, format=99), "config.json is of format 99, this version reads format 1"),
     (lambda f: truncate(f / "config.json"), "config.json is damaged"),
     (lambda f: spoil_card(f, recipe={"name": "x"}), "config.json has no recipe that this version reads"),
-    (lambda f: spoil_card(f, recipe=None), "holds a map alone, of flowmaps.save or flowmaps.fit"),
+    (lambda f: spoil_card(f, recipe=None), "holds a map saved by flowmaps.save, not a run of flowmaps train"),
 ]
 
 

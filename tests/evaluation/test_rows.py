@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,18 @@ from torch import Tensor
 from flowmaps.cli.main import main
 from flowmaps.data import Board, Source, open_data
 from flowmaps.evaluation.rows import metrics_rows
-from flowmaps.evaluation.sampling import NOISE_STREAM, fresh_noise
+from flowmaps.evaluation.sampling import (
+    NOISE_STREAM,
+    CompiledMap,
+    Inputs,
+    fresh_noise,
+    jump_sampler,
+    ode_sampler,
+    sample,
+)
 from flowmaps.interpolants import Linear, Trigonometric
-from flowmaps.maps import FlowMap
+from flowmaps.maps import AverageVelocity, FlowMap
+from flowmaps.nn import UNet
 from flowmaps.runs import recipes
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Evaluation
@@ -160,3 +170,25 @@ def test_train_and_sample_add_fresh_noise_where_the_method_needs_it(tmp_path: Pa
     noise = fresh_noise(uniform(3), x0.shape, 0)
     expected = open_data("checkerboard").to_data(uniform(3)(flow_map, x0, noise))
     np.testing.assert_allclose(np.load(out), expected.numpy(), atol=1e-6)
+
+
+def test_a_map_is_compiled_once_for_all_samplers():
+    """Whatever the layout of images, and whether s and t are one tensor or views of a number."""
+    compiled = list[Any]()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    flow_map = AverageVelocity(UNet(3, 8, width=8, multipliers=(1,), blocks=1, classes=3)).eval()
+    once = CompiledMap(flow_map, backend).eval()
+    inputs = Inputs(torch.randn(6, 3, 8, 8), torch.arange(6) % 3)
+    for sampler, plain in (
+        (jump_sampler(once, Jump(3)), jump_sampler(flow_map, Jump(3))),
+        (ode_sampler(once.velocity, method="heun2", steps=2), ode_sampler(flow_map.velocity, method="heun2", steps=2)),
+        (ode_sampler(once.velocity), ode_sampler(flow_map.velocity)),
+    ):
+        found, wanted = (sample(s, inputs, chunk=6, device=torch.device("cpu")).x for s in (sampler, plain))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert len(compiled) == 1

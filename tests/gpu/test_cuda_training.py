@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import cuda_cases
 import pytest
 import torch
 from cuda_cases import DEVICE
-from run_cases import everything
+from run_cases import Spoiled, everything
 from torch import Tensor
 
 import flowmaps as fm
@@ -59,21 +59,6 @@ def test_a_synchronisation_is_noticed():
     value = torch.ones(3, device=DEVICE)
     with no_synchronisation(), pytest.raises(RuntimeError, match="synchronizing"):
         value.sum().item()
-
-
-class Spoiled(Board):
-    """Points of which one is NaN in some batches, counted from 1."""
-
-    def __init__(self, batches: Container[int]) -> None:
-        super().__init__()
-        self.batches, self.taken = batches, 0
-
-    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        x, labels = super().sample(number, generator)
-        self.taken += 1
-        if self.taken in self.batches:
-            x[number // 2, 0].fill_(math.nan)
-        return x, labels
 
 
 def begun(name: str, settings: Optimiser, precision: torch.dtype = torch.float32) -> State:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import SETTINGS, TINY, equal, everything, log, objective, open_run, saved
+from run_cases import SETTINGS, TINY, Spoiled, equal, everything, log, objective, open_run, saved
 from torch import Tensor, nn
 
 from flowmaps import methods
-from flowmaps.data import Board, Source
+from flowmaps.data import Board
 from flowmaps.losses import Weight
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
@@ -29,24 +29,6 @@ from flowmaps.training.state import State, begin
 from flowmaps.velocities import RandomInputs
 
 ROWS = 17
-
-
-class Spoiled(Board):
-    """Points of which one is NaN in some batches, counted from 1."""
-
-    def __init__(self, batches: Container[int]) -> None:
-        super().__init__()
-        self.batches, self.taken = batches, 0
-
-    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        x, labels = super().sample(number, generator)
-        self.taken += 1
-        if self.taken in self.batches:
-            x[number // 2, 0] = math.nan
-        return x, labels
-
-    def to(self, device: torch.device | str) -> Source:
-        return self
 
 
 def trained(settings: Optimiser, bad: Container[int], *, waits: bool = True) -> tuple[State, list[dict[str, Tensor]]]:

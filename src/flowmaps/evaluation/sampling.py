@@ -155,14 +155,21 @@ def sample(
 
 
 class CompiledMap(FlowMap):
-    """A map with its network compiled, for batches of one size."""
+    """A map with its network compiled once, for batches of one size.
 
-    def __init__(self, flow_map: FlowMap) -> None:
+    Args:
+        flow_map: the map.
+        backend: of torch.compile.
+    """
+
+    def __init__(self, flow_map: FlowMap, backend: str | Callable[..., Any] = "inductor") -> None:
         super().__init__()
-        self.compiled = torch.compile(flow_map.average_velocity, dynamic=False)
+        self.compiled = torch.compile(flow_map.average_velocity, dynamic=False, backend=backend)
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        return self.compiled(x, s, t, cond)
+        # x always of one layout, s and t two tensors that are not views: else torch.compile compiles again
+        layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+        return self.compiled(x.contiguous(memory_format=layout), s.clone(), t.clone(), cond)
 
 
 # samples of a run -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -43,11 +42,10 @@ def identity(
     """
     settings = dataclasses.asdict(optimiser)
     settings.pop("accumulate")
-    parts, own = [module for module in objective.modules() if isinstance(module, Objective)], _Parts(objective)
+    own = _Parts(objective)
     described = {
         "map": type(objective.flow_map).__name__,
         "interpolant": repr(objective.interpolant),
-        "objective": "; ".join(_words(part) for part in parts),
         "parts": {**dict(own.of("flow_map", objective.flow_map)), **dict(own.of("objective", objective))},
     }
     described |= settings | {"seed": seed, "precision": precision}
@@ -56,13 +54,6 @@ def identity(
     conditions = list[str]()
     on_each(data[1], lambda value: conditions.append(digest(value)) or value)
     return described | {"data": digest(data[0]), "conditions": conditions}
-
-
-def _words(part: Objective) -> str:
-    """An objective by its class and those of its parts that are plain values, such as its equation and its times."""
-    values = {name: value for name, value in vars(part).items() if dataclasses.is_dataclass(value)}
-    inner = ", ".join(f"{name}={value!r}" for name, value in sorted(values.items()))
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(part).__name__}({inner})")
 
 
 class _Parts:

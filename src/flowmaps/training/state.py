@@ -262,9 +262,15 @@ def begin(
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
     rows = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
-    every = (objective, module, optimisers, averages, parameters, precision, rows if len(rows) > 1 else None, scaler)
     return State(
-        *every,
+        objective,
+        module,
+        optimisers,
+        averages,
+        parameters,
+        precision=precision,
+        micro_batch_rows=rows if len(rows) > 1 else None,
+        scaler=scaler,
         has_moving_targets=bool(objective.moving_targets()),
         checks_gradient_on_host=device.type != "cuda" or not can_skip_on_device(optimisers),
     )
