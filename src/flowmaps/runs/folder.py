@@ -64,8 +64,8 @@ class RunFolder:
         card = cards.read(path)
         if card.get("recipe") is None:
             raise ValueError(
-                f"{path} holds a map saved by flowmaps.save, not a run of flowmaps train (flowmaps.fit saves a map "
-                "too): draw from it in Python, with flowmaps.load and flowmaps.samplers."
+                f"{path}/config.json has no recipe: it holds a map saved by flowmaps.save, not a run of flowmaps train "
+                "(flowmaps.fit saves a map too): draw from it in Python, with flowmaps.load and flowmaps.samplers."
             )
         return cls(path, card, resolve(recipes.from_dict(card["recipe"])))
 
