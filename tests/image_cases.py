@@ -16,10 +16,10 @@ from flowmaps.data import Images
 from flowmaps.runs.recipes import RECIPES, DiTNetwork, ImageEvaluation, ImageRecipe, Optimiser, UNetNetwork
 from flowmaps.training.log import read_log
 
-OPTIONS = """--steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1 --optimiser.batch 6
-    --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head 8 --unet.patch 2
-    --unet.attention --evaluation.samples 100 --evaluation.points 20 --evaluation.batch 64 --evaluation.solver-steps 2
-    --evaluation.solver-tolerance 0.05"""
+OPTIONS = """--precision bfloat16 --steps 3 --teacher-steps 2 --no-compile --device cpu --resolution 8 --log-every 1
+    --optimiser.batch 6 --optimiser.warmup 1 --unet.width 8 --unet.multipliers 1 --unet.blocks 1 --unet.head
+    8 --unet.patch 2 --unet.attention --evaluation.samples 100 --evaluation.points 20 --evaluation.batch 64
+    --evaluation.solver-steps 2 --evaluation.solver-tolerance 0.05"""
 TINY = OPTIONS.split()
 
 UNET = UNetNetwork(width=8, multipliers=(1,), blocks=1, attention=(), head=8, patch=2, dropout=0.1)
@@ -27,6 +27,7 @@ DIT = DiTNetwork(width=16, depth=1, heads=2, patch=4)
 SMALL = dataclasses.replace(
     RECIPES["cifar10-lmd"](),
     name="small",
+    precision="bfloat16",
     resolution=8,
     steps=5,
     teacher_steps=4,

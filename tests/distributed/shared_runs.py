@@ -8,11 +8,14 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from shared_cases import IMAGES, PLANE, Noise
 
+from flowmaps.runs import precision
+from flowmaps.runs.prepare import prepare
 from flowmaps.runs.recipes import Evaluation, Optimiser, Recipe
 from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints
@@ -143,6 +146,14 @@ def _arrays(state: State) -> dict[str, np.ndarray]:
 def saved(folder: Path) -> list[str]:
     """The checkpoints of a run."""
     return checkpoints.names(folder / "checkpoints")
+
+
+def chosen() -> tuple[str, str]:
+    """What --precision auto chooses, and says, where the two processes would choose otherwise."""
+    slow = torch.bfloat16 if processes.rank() == 0 else torch.float32
+    with patch.object(precision, "_step", lambda objective, inputs, kind: 2.0 if kind == slow else 1.0):
+        ready = prepare(replace(RUN, precision="auto"), None)
+    return ready.plan.recipe.precision, ready.chosen
 
 
 def command(words: list[str], out: Path) -> int:

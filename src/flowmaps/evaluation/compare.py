@@ -68,6 +68,8 @@ class Comparison:
     ) -> None:
         if not 0 < budget < math.inf:
             raise ValueError(f"--budget must be positive, got {budget} seconds.")
+        if recipe.precision == "auto":
+            raise ValueError("a comparison needs one --precision for all methods, got auto: take float32 or bfloat16.")
         if not methods or len(set(methods)) != len(methods):
             raise ValueError(f"--methods needs different methods, got {' '.join(methods) or 'none'}.")
         self.plans = [resolve(dataclasses.replace(recipe, method=method)) for method in methods]

@@ -164,6 +164,7 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
         f"the last {recipe.keep_checkpoints} kept{often}",
         "device": f"{name}, {recipe.precision}, {compiled}",
     }
+    lines |= {"precision": ready.chosen.removeprefix("precision ")} if ready.chosen else {}
     return [f"{about:<11}{said}" for about, said in lines.items()]
 
 

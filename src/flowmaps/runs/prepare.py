@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ..system.processes import each, in_turn, number_launched, on_first, ranks
 from ..system.progress import Watch, quiet
 from ..training.distributed import Placement, start
 from ..training.optimisers import build
-from . import inherit, initial
+from . import inherit, initial, precision
 from .folder import check_new, open_source
 from .plan import Plan, resolve
 from .recipes import Recipe
@@ -31,12 +32,13 @@ class Prepared(NamedTuple):
     """A run before its first step.
 
     Attributes:
-        plan: of its recipe.
+        plan: of its recipe, with the precision that --precision auto chose.
         placement: device and processes.
         source: the data, on the device.
         data_sha256: checksum of the data.
         flow_map: the map with its first weights, on the device.
         teacher: the map that --teacher names, or `None`.
+        chosen: a sentence that says what --precision auto chose; empty if the recipe names a precision.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Prepared(NamedTuple):
     data_sha256: str | None
     flow_map: FlowMap
     teacher: FlowMap | None = None
+    chosen: str = ""
 
 
 def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch: Watch = quiet) -> Prepared:
@@ -53,8 +56,8 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
     Args:
         recipe: of the run.
         folder: its --out; not looked at if it is `None`.
-        resume: whether the run has begun: then the folder is not looked at, and the first weights are not inherited
-            from other runs, as those of a checkpoint follow.
+        resume: whether the run has begun: then the folder is not looked at, no precision is chosen, and the first
+            weights are not inherited from other runs, as those of a checkpoint follow.
         watch: progress callback.
 
     Raises:
@@ -71,6 +74,9 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
     if not resume:
         ready = ready._replace(teacher=each(lambda: inherit.start_from_others(flow_map, plan, source, data_sha256)))
     each(lambda: _check_steps(plan, flow_map))
+    if recipe.precision == "auto" and not resume:
+        chosen, said = on_first(lambda: precision.choose(plan, flow_map, source, watch))
+        ready = ready._replace(plan=replace(plan, recipe=replace(recipe, precision=chosen)), chosen=said)
     return ready
 
 

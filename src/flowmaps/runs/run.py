@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -76,8 +76,9 @@ class Run:
         """
         resume = resume or resume_from is not None
         ready = prepare(recipe, path, resume=resume, watch=watch)
-        plan = dataclasses.replace(ready.plan, recipe=with_absolute_paths(recipe))
+        plan = dataclasses.replace(ready.plan, recipe=with_absolute_paths(ready.plan.recipe))
         folder = each(lambda: RunFolder.open(path)) if resume else RunFolder.new(path, plan, ready.data_sha256)
+        plan = each(lambda: _with_chosen_precision(plan, folder)) if resume else plan
         run = cls(plan, folder, ready.source, ready.data_sha256, ready.flow_map, ready.placement, say=say)
         try:
             if resume:
@@ -88,6 +89,8 @@ class Run:
         except BaseException:
             folder.release()
             raise
+        if ready.chosen:
+            say(ready.chosen)
         return run
 
     def _create(self, teacher: FlowMap | None) -> None:
@@ -224,6 +227,16 @@ class Run:
         extra["units"] = dataclasses.asdict(self.source.units)
         with writing(self.folder.path):
             on_first(lambda: self.folder.save_map(flow_map, where, **extra))
+
+
+def _with_chosen_precision(plan: Plan, folder: RunFolder) -> Plan:
+    """The plan of a resume, with the precision that --precision auto chose when the run began."""
+    if plan.recipe.precision != "auto":
+        return plan
+    chosen = folder.recipe.precision
+    if chosen == "auto":
+        raise ValueError(f"config.json in {folder.path} does not tell the precision of the run, got auto: restore it.")
+    return dataclasses.replace(plan, recipe=replace(plan.recipe, precision=chosen))
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

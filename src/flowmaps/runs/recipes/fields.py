@@ -117,6 +117,9 @@ class Recipe(Settings, Task):
 
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = field(default=0, kw_only=True)
     """Seed of weights, batches, times and samples."""
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = field(default="float32", kw_only=True)  # type: ignore[assignment]
+    """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
+    float16 the loss is scaled. `auto` takes bfloat16 if a few timed steps are faster in it, and stays at its choice."""
     device: Word = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
     compile: bool = field(default=True, kw_only=True)
