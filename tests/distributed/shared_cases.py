@@ -61,6 +61,9 @@ class Times(nn.Module):
         return t[:, None]
 
 
+FEW = ("lmd", "fmm", "esd", "shortcut", "progressive_distillation", "consistency_training")
+
+
 @dataclass(frozen=True)
 class Net:
     """A network of the tests.
@@ -71,7 +74,7 @@ class Net:
         bare: take away the buffers that it has.
         idle: give it a weight that it does not use.
         classes: of its labels.
-        few: take some of the methods, one of each kind of loss.
+        methods: that are tried on it at each change: all, or one of each kind of loss, the others in slow tests.
     """
 
     recipe: Recipe
@@ -79,7 +82,7 @@ class Net:
     bare: bool = False
     idle: bool = False
     classes: int | None = None
-    few: bool = False
+    methods: tuple[str, ...] = FEW
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,27 +128,28 @@ def randomise(net: nn.Module, seed: int = 0) -> None:
 BARE = replace(PLANE.network, time_frequencies=0)
 FLAT = UNetNetwork(width=4, multipliers=(1,), blocks=1, attention=(4,), head=4, dropout=0.0, frequencies=2)
 DIT = replace(IMAGES, backbone="dit")
+ALL = tuple(METHODS)
 GUIDED: dict[str, Any] = {"guidance": (1.0, 3.0)}
 NETS: dict[str, Net] = {
-    "mlp": Net(PLANE),
+    "mlp": Net(PLANE, methods=ALL),
     "mlp-bare": Net(replace(PLANE, network=BARE), bare=True),
     "mlp-buffer": Net(PLANE, buffer=True),
-    "mlp-idle": Net(PLANE, idle=True, few=True),
+    "mlp-idle": Net(PLANE, idle=True),
     "mlp-guided": Net(replace(PLANE, learned_weight=True, **GUIDED), classes=CLASSES),
-    "unet": Net(IMAGES, few=True),
+    "unet": Net(IMAGES),
     "unet-buffer": Net(replace(IMAGES, unet=FLAT), buffer=True),
-    "dit": Net(DIT),
-    "dit-buffer": Net(DIT, buffer=True, few=True),
-    "dit-guided": Net(replace(DIT, **GUIDED), classes=CLASSES, few=True),
+    "dit": Net(DIT, methods=ALL),
+    "dit-buffer": Net(DIT, buffer=True),
+    "dit-guided": Net(replace(DIT, **GUIDED), classes=CLASSES),
 }
 """A new network is tested by adding its line."""
-FEW = ("lmd", "fmm", "esd", "shortcut", "progressive_distillation", "consistency_training")
 
 
-def stages(net: str) -> list[str]:
-    """The objectives of all methods: METHOD, or METHOD/STAGE of the first of two; each first stage once."""
+def stages(net: str, *, every: bool = False) -> list[str]:
+    """The objectives of a network's methods, or of every method: METHOD, or METHOD/STAGE of the first of two; each
+    first stage once."""
     names, seen = [], set[str]()
-    for method in FEW if NETS[net].few else METHODS:
+    for method in METHODS if every else NETS[net].methods:
         for stage in resolve(replace(NETS[net].recipe, method=method)).stages:
             if stage.name == "map":
                 names.append(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 
-from shared_cases import NETS, ROWS, alone, draw, gap, gradients, objective, stages
+from shared_cases import ROWS, alone, draw, gap, gradients, objective
 
 from flowmaps.system import processes
 from flowmaps.system.processes import full
@@ -17,11 +17,14 @@ Row = dict[str, float]
 weights have no gradient, and seconds of the processor."""
 
 
-def table() -> dict[str, Row]:
-    """All cases, by NET:OBJECTIVE."""
+def table(cases: list[str]) -> dict[str, Row]:
+    """The row of each NET:OBJECTIVE."""
     fsdp, ddp = start("cpu", shard=True), (start("cpu"), start("cpu", find_unused_parameters=True))
-    kinds = {net: {"ddp": ddp[net == "mlp-idle"], "fsdp": fsdp} for net in NETS}
-    return {f"{net}:{name}": _row(net, name, kinds[net]) for net in NETS for name in stages(net)}
+    rows = {}
+    for case in cases:
+        net, name = case.split(":")
+        rows[case] = _row(net, name, {"ddp": ddp[net == "mlp-idle"], "fsdp": fsdp})
+    return rows
 
 
 def _row(net: str, name: str, kinds: dict[str, Placement]) -> Row:

@@ -13,16 +13,25 @@ from shared_cases import NETS, stages
 from shared_gradients import Row, table
 from together import together
 
-CASES = [f"{net}:{name}" for net in NETS for name in stages(net)]
+GROUPS = {
+    "first": [f"{net}:{name}" for net in NETS for name in stages(net)],
+    "rest": [f"{net}:{name}" for net in NETS for name in stages(net, every=True) if name not in stages(net)],
+}
+"""The second group is slow; a group is computed at once, by two processes."""
+CASES = [
+    pytest.param(group, case, id=case, marks=[pytest.mark.slow] if group == "rest" else [])
+    for group, cases in GROUPS.items()
+    for case in cases
+]
 
 
 @pytest.fixture(scope="module")
-def tables() -> list[dict[str, Row]]:
+def tables(request: pytest.FixtureRequest) -> list[dict[str, Row]]:
     """Of both processes."""
-    return together(2, table)
+    return together(2, table, GROUPS[request.param])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("tables", "case"), CASES, indirect=["tables"])
 def test_two_processes_give_the_gradient_of_the_full_batch(tables: list[dict[str, Row]], case: str):
     """By DDP and by FSDP2, to 1e-6 of the largest entry; half of the rows alone would be off by more than 1e-2."""
     for rows in tables:
