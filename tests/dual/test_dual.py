@@ -212,3 +212,15 @@ def test_attention_dropout_keeps_value_and_tangent_together() -> None:
     torch.manual_seed(0)
     value, tangent = dual.jvp(attend, (v,), (v,))  # linear in v
     torch.testing.assert_close(value, tangent)
+
+
+def test_a_silu_without_a_gradient_has_the_same_tangent():
+    """By torch's fused kernel, which has no gradient of its own."""
+    x = torch.linspace(-30, 30, 101, dtype=torch.float64)
+    v = torch.cos(x)
+    tangents = [
+        dual.jvp(torch.nn.functional.silu, (x,), (v,), detach_tangent=detached)[1] for detached in (False, True)
+    ]
+    torch.testing.assert_close(tangents[0], tangents[1], rtol=1e-13, atol=1e-13)
+    gate = torch.sigmoid(x)
+    torch.testing.assert_close(tangents[1], v * (gate + x * gate * (1 - gate)), rtol=1e-13, atol=1e-13)

@@ -132,6 +132,27 @@ def test_a_dual_has_the_value_and_the_types_of_the_plain_path(name: str):
     torch.testing.assert_close(single, net(x, s, t), rtol=1e-5, atol=1e-5)
 
 
+def test_a_derivative_under_autocast_casts_each_weight_once():
+    """The value and a tangent without a gradient are two products with the same weights."""
+    net = build("unet", torch.float32)
+    x, s, t = inputs(torch.float32)
+    casts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16:
+                casts.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with half(), Watch():
+        dual.jvp(lambda y, r: net(y, s, r), (x, t), (torch.ones_like(x), torch.ones_like(t)), detach_tangent=True)
+    kernels = [tuple(layer.weight.shape) for layer in net.modules() if type(layer).__name__ == "Conv"]
+    inner = [shape for shape in kernels if shape[1] != x.shape[1] + 1]  # the first layer has the image, in float32
+    assert len(inner) > 5
+    for shape in set(inner):
+        assert casts.count(shape) == inner.count(shape)
+
+
 def test_times_are_resolved_in_half_precision(name: str):
     """Times closer than a bfloat16 can tell apart, under autocast and with weights that are bfloat16 themselves."""
     net = build(name, torch.float32, width=32)

@@ -25,6 +25,11 @@ def unit_filters(weight: Tensor, gain: float | Tensor = 1.0, eps: float = 1e-4) 
     return weight * (gain / (length + eps * math.sqrt(weight[0].numel())))
 
 
+def _cast(weight: Tensor, x: Tensor) -> Tensor:
+    """Weights in the type of x under autocast, which would cast them again for each product of a derivative."""
+    return weight.to(x.dtype) if torch.is_autocast_enabled(x.device.type) else weight
+
+
 class Linear(nn.Module):
     """x -> W x with rows of W of unit length, `(..., inner) -> (..., outer)`; there is no bias."""
 
@@ -33,7 +38,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(outer, inner))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
-        return F.linear(x, unit_filters(self.weight, gain))
+        return F.linear(x, _cast(unit_filters(self.weight, gain), x))
 
 
 class Conv(nn.Module):
@@ -44,13 +49,14 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.randn(outer, inner, size, size))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
-        return F.conv2d(x, unit_filters(self.weight, gain), padding=self.weight.shape[-1] // 2)
+        return F.conv2d(x, _cast(unit_filters(self.weight, gain), x), padding=self.weight.shape[-1] // 2)
 
 
 def unit_pixels(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     """x over the root of its mean square along an axis (RMS normalisation)."""
-    square = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).square()
-    return x * torch.rsqrt(square.mean(dim, keepdim=True) + eps**2).to(x.dtype)
+    square = (x.float() if x.dtype == torch.float16 else x).square()  # bfloat16 has the range for it, float16 has not
+    mean = square.mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(mean + eps**2).to(x.dtype)
 
 
 def mixing_factors(share: float) -> tuple[float, float]:
