@@ -63,6 +63,7 @@ def recipe(method: str) -> ImageRecipe:
         unet=NETWORK,
         labels=True,
         stop_gradient="target",
+        precision=str(PRECISION).removeprefix("torch."),  # type: ignore[arg-type]
         map_rate_scale=MAP_RATE_SCALE,
         optimiser=optimiser,
     )
