@@ -5,4 +5,5 @@ from .embeddings import Embedding as Embedding
 from .embeddings import Fourier as Fourier
 from .mlp import MLP as MLP
 from .network import Network as Network
+from .two_times import TwoTimes as TwoTimes
 from .unet import UNet as UNet

@@ -1,0 +1,173 @@
+r"""The velocity of the linear path from a network that was trained on another path, another time, another output.
+
+A diffusion or flow model sees z = m (cos(a) x1 + sin(a) x0), x1 data, x0 noise: the angle a in [0, pi / 2] says how
+much noise there is, m is the model's own scale. A point x = (1 - t) x0 + t x1 of the linear path is z up to its scale:
+
+    tan(a) = (1 - t) / t,      z = m x / r,      r = ((1 - t)^2 + t^2)^(1/2).
+
+From what the network predicts, with E0 = E[x0 | x] and E1 = E[x1 | x], the velocity is b = E1 - E0:
+
+| prediction | it is | b |
+|---|---|---|
+| epsilon | E0 | (x - E0) / t |
+| sample | E1 | (E1 - x) / (1 - t) |
+| v | cos(a) E0 - sin(a) E1 | (cos(a) - sin(a)) x / r - (cos(a) + sin(a)) v |
+| velocity | b | b |
+| reverse velocity | -b | -out |
+
+References: T. Salimans, J. Ho, 2022, arXiv 2202.00512 (v); T. Karras et al., 2022, arXiv 2206.00364 (EDM).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.two_times import Call, plain_call
+from ..shapes import Batch, Condition, Time, like
+
+Prediction = Literal["epsilon", "sample", "v", "velocity", "reverse velocity"]
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+
+
+class Clock(nn.Module, ABC):
+    """A model's own time and scale as functions of the angle.
+
+    Attributes:
+        least, most: angles between which the model was trained; it is asked for no others.
+    """
+
+    least: float
+    most: float
+
+    @abstractmethod
+    def forward(self, angle: Time) -> tuple[Time, Time]:
+        """The time that the network takes and the scale m, both `(B,)`."""
+
+
+class SameClock(Clock):
+    """The time t of the linear path itself, multiplied by `factor`, or from data to noise if `reverse`."""
+
+    def __init__(self, factor: float = 1.0, *, reverse: bool = False) -> None:
+        super().__init__()
+        self.factor, self.reverse, self.least, self.most = factor, reverse, 0.0, 0.5 * math.pi
+
+    def forward(self, angle: Time) -> tuple[Time, Time]:
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        time = (sin if self.reverse else cos) / (cos + sin)
+        return self.factor * time, 1 / (cos + sin)
+
+
+class SigmaClock(Clock):
+    """Time is the noise level sigma = tan(a), and z = x1 + sigma x0, as in EDM."""
+
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+        super().__init__()
+        self.least, self.most = math.atan(sigma_min), math.atan(sigma_max)
+
+    def forward(self, angle: Time) -> tuple[Time, Time]:
+        return torch.tan(angle), 1 / torch.cos(angle)
+
+
+class TableClock(Clock):
+    """Times and scales at given angles, linear in between.
+
+    Args:
+        angles: `(K,)`, rising.
+        times: `(K,)`, of the network.
+        scales: m, `(K,)`; 1 unless given.
+    """
+
+    angles: Tensor
+    times: Tensor
+    scales: Tensor
+
+    def __init__(self, angles: Tensor, times: Tensor, scales: Tensor | None = None) -> None:
+        super().__init__()
+        if angles.ndim != 1 or len(angles) < 2 or not bool((angles.diff() > 0).all()):
+            raise ValueError("a schedule needs two or more steps, each with more noise than the one before.")
+        for name, value in {"angles": angles, "times": times, "scales": scales}.items():
+            kept = torch.ones_like(angles) if value is None else value
+            self.register_buffer(name, kept.double(), persistent=False)
+        self.least, self.most = float(angles[0]), float(angles[-1])
+
+    def forward(self, angle: Time) -> tuple[Time, Time]:
+        """Piecewise linear, so that derivatives in the time pass."""
+        knots = self.angles.to(torch.promote_types(angle.dtype, torch.float32))
+        place = torch.searchsorted(knots, angle.detach().contiguous().to(knots.dtype), right=True)
+        place = place.clamp(1, len(knots) - 1)
+        share = (angle - knots[place - 1]) / (knots[place] - knots[place - 1])
+        time, scale = (self._between(values.to(knots.dtype), place, share) for values in (self.times, self.scales))
+        return time, scale
+
+    @staticmethod
+    def _between(values: Tensor, place: Tensor, share: Tensor) -> Tensor:
+        return values[place - 1] + share * (values[place] - values[place - 1])
+
+
+class Conversion(nn.Module):
+    """Calls a network as the velocity of the linear path: `conversion(net, x, t, cond) -> b_t(x)`.
+
+    Beyond the angles that the model was trained for, t is the nearest one that it knows.
+
+    Args:
+        prediction: what the network predicts.
+        clock: its time and scale.
+        call: calls it, at its own time and scale.
+        gain: the largest factor by which a change of what the network's last layer returns moves the velocity; that of
+            the table above unless given. A network that scales its output itself has its own.
+
+    Attributes:
+        low, high: times of the linear path between which the model was trained.
+
+    Raises:
+        ValueError: an unknown prediction, or one that is no velocity where the schedule ends.
+    """
+
+    def __init__(
+        self, prediction: Prediction, clock: Clock, call: Call | None = None, *, gain: float | None = None
+    ) -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
+        self.prediction, self.clock, self.call = prediction, clock, plain_call if call is None else call
+        self.low, self.high = (_time_of(angle) for angle in (clock.most, clock.least))
+        if (prediction == "epsilon" and self.low == 0) or (prediction == "sample" and self.high == 1):
+            what, end = ("noise", "noise alone") if prediction == "epsilon" else ("data", "data alone")
+            raise ValueError(
+                f"a model that predicts {prediction} says nothing of the velocity at {end}, where its schedule ends: "
+                f"there the {what} is the input itself. Leave that step out of the schedule."
+            )
+        factors = {"v": math.sqrt(2), "velocity": 1.0, "reverse velocity": 1.0}
+        of_table = 1 / self.low if prediction == "epsilon" else 1 / (1 - self.high) if prediction == "sample" else None
+        self.gain = gain if gain is not None else factors[prediction] if of_table is None else of_table
+
+    def forward(self, net: nn.Module, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        """`(B, *shape), (B,), cond -> (B, *shape)`."""
+        t = t.clamp(self.low, self.high)
+        angle = torch.atan2(1 - t, t)
+        time, scale = self.clock(angle)
+        length = ((1 - t).square() + t.square()).sqrt()
+        out = self.call(net, like((scale / length).to(x.dtype), x) * x, time.to(t.dtype), cond)
+        if out.shape != x.shape:
+            raise ValueError(f"the network must return the shape of x {tuple(x.shape)}, got {tuple(out.shape)}.")
+        return self._velocity(out, x, t)
+
+    def _velocity(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        if self.prediction in ("velocity", "reverse velocity"):
+            return out if self.prediction == "velocity" else -out
+        if self.prediction == "epsilon":
+            return (x - out) / like(t, x)
+        if self.prediction == "sample":
+            return (out - x) / like(1 - t, x)
+        square = (1 - t).square() + t.square()
+        return like((2 * t - 1) / square, x) * x - like(square.rsqrt(), x) * out
+
+
+def _time_of(angle: float) -> float:
+    """The time t of the linear path at an angle."""
+    return math.cos(angle) / (math.cos(angle) + math.sin(angle)) if angle < 0.5 * math.pi else 0.0

@@ -1,0 +1,122 @@
+"""A model of another library as a teacher, and as a student that starts from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..couplings import Coupling, Independent
+from ..interpolants import Interpolant, Linear
+from ..maps import AverageVelocity, FlowMap
+from ..nn.two_times import TwoTimes
+from ..objectives import VelocityMatching
+from ..shapes import Batch, Condition, Time
+from ..storage import models
+from ..times import Diagonal, Times, Triangle
+from ..training.fit import fit
+from ..velocities import FromTeacher
+from .conversion import Conversion, Prediction
+
+MAX_GAIN = 4.0
+"""Greatest factor on a network's output with which it is a student as it is."""
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+class ConvertedVelocity(nn.Module):
+    """The velocity of the linear path by somebody's network: a teacher `(x, t, cond=None) -> like x`.
+
+    Args:
+        net: the network.
+        conversion: how it is called.
+    """
+
+    def __init__(self, net: nn.Module, conversion: Conversion) -> None:
+        super().__init__()
+        self.net, self.conversion = net, conversion
+
+    def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        return self.conversion(self.net, x, t, cond)
+
+
+@dataclass
+class Model:
+    """A model of another library, on the linear path of this one: t = 0 is noise N(0, I), t = 1 data.
+
+    Attributes:
+        teacher: the model's velocity, `(x, t, cond=None) -> like x`.
+        student: a flow map to train, made of a copy of the network with a second time.
+        exact: whether the student's velocity is the teacher's from the start, so that it needs no `warm_start`.
+        low, high: times between which the model was trained; beyond them it is asked at the nearest.
+        interpolant, coupling, times: of an objective.
+        condition: makes what the network is conditioned on of what a user gives, such as a label or a prompt.
+        decode: makes data of samples, such as images of latents.
+    """
+
+    teacher: ConvertedVelocity
+    student: FlowMap
+    exact: bool
+    low: float
+    high: float
+    interpolant: Interpolant = field(default_factory=Linear)
+    coupling: Coupling = field(default_factory=Independent)
+    times: Times = field(default_factory=Triangle)
+    condition: Callable[[Any], Condition] = _unchanged
+    decode: Callable[[Tensor], Tensor] = _unchanged
+
+    def warm_start(self, data: Any, steps: int = 1_000, **settings: Any) -> FlowMap:
+        """Regress the student's velocity on the teacher's at points of the path: what `exact` students need not.
+
+            E |u_{t,t}(I_t) - b_t(I_t)|^2
+
+        Args:
+            data: as of `fm.fit`.
+            steps: optimiser steps.
+            settings: further ones of `fm.fit`, such as `batch`, `learning_rate` and `folder`.
+
+        Returns:
+            The student.
+        """
+        objective = VelocityMatching(
+            self.student,
+            self.interpolant,
+            FromTeacher(copy.deepcopy(self.teacher)),
+            times=Diagonal(),
+            coupling=self.coupling,
+        )
+        self.student = fit(objective, data, steps=steps, **settings)
+        return self.student
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the student; see `fm.save`."""
+        return models.save(self.student, folder, interpolant=self.interpolant)
+
+
+def model(
+    net: nn.Module, conversion: Conversion, *, embedding: str | tuple[str, ...] | None = None, **options: Any
+) -> Model:
+    """The teacher and the student that a network and its conversion make.
+
+    A network whose output is multiplied by a large factor on its way to a velocity is a bad student, because that
+    factor multiplies whatever the second time adds: then the student's output is the velocity itself, to be learned by
+    `warm_start`.
+
+    Args:
+        net: the network.
+        conversion: of it.
+        embedding: as of `TwoTimes`.
+        options: further fields of `Model`.
+    """
+    exact = conversion.gain <= MAX_GAIN
+    raw: Prediction = "reverse velocity" if conversion.prediction == "epsilon" else "velocity"  # b = E1 - E0
+    call = conversion if exact else Conversion(raw, conversion.clock, conversion.call)
+    student = AverageVelocity(TwoTimes(net, embedding, call))
+    teacher = ConvertedVelocity(net, conversion)
+    return Model(teacher, student, exact, conversion.low, conversion.high, **options)

@@ -1,0 +1,176 @@
+"""A second time for any network of one time: a velocity v_s(x) becomes u_{s,t}(x), exact at t = s.
+
+The output e of the layer that embeds the time (or of any early layer) gets a term that is zero at t = s,
+
+    e  ->  e + W_2 silu(W_1 (F(t - s) - F(0)) / sqrt(n)),        W_2 = 0 at first,
+
+F the n Fourier features: u_{s,s} = v_s always, and u_{s,t} = v_s for every t until the map is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import Batch, Condition, Time
+from .embeddings import Fourier
+
+Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+"""Calls a network of one time: `call(net, x, t, cond) -> like x`."""
+NAMES = ("time_embedding", "time_text_embed", "time_embed", "t_embedder", "time_mlp", "map_layer1")
+"""What libraries call the layer that embeds the time."""
+
+
+def plain_call(net: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """`net(x, t)`, with `cond` as third argument if there is one."""
+    return net(x, t) if cond is None else net(x, t, cond)
+
+
+class SecondTime(nn.Module):
+    """A layer and, added to its output, the embedding of t - s.
+
+    Args:
+        layer: whose output is `(B, width)`, `(B, ..., width)`, or, for a convolution, `(B, width, ...)`.
+        width: of its output.
+        frequencies: of the features of t - s.
+    """
+
+    gap: Tensor | None = None  # t - s, `(B,)`; only while the network is called
+
+    def __init__(self, layer: nn.Module, width: int, frequencies: int) -> None:
+        super().__init__()
+        self.layer, self.time = layer, Fourier(frequencies)
+        self.axis = 1 if any(isinstance(part, nn.modules.conv._ConvNd) for part in layer.modules()) else -1
+        self.first = nn.Linear(self.time.width, width, bias=False)
+        self.last = nn.Linear(width, width, bias=False)
+        self.act = nn.SiLU()
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        out = self.layer(*inputs, **options)
+        if self.gap is None:
+            raise RuntimeError("the second time is missing: call the TwoTimes, not the network inside it.")
+        kind = self.first.weight.dtype
+        features = self.time.relative_to_zero(self.gap.to(torch.promote_types(self.gap.dtype, kind))).to(kind)
+        term = self.last(self.act(self.first(features * self.time.width**-0.5))).to(out.dtype)
+        between = (1,) * (out.ndim - 2)
+        shape = (*term.shape, *between) if self.axis == 1 else (term.shape[0], *between, term.shape[1])
+        return out + term.reshape(shape)
+
+
+class TwoTimes(nn.Module):
+    """A network of `(x, s, t, cond)` made of a copy of one of `(x, t, cond)`, whose function it is at t = s.
+
+    Args:
+        net: a network that was trained as a velocity, or, with `call`, whatever `call` makes a velocity of. It is
+            copied.
+        embedding: dotted path, such as `"time_embed"`, of the layer that embeds the time; several paths, where each
+            block has its own; found by its name or class unless given. Any layer whose output reaches the whole network
+            does, such as the first one of an MLP.
+        call: `call(net, x, t, cond) -> like x`, `net(x, t)` or `net(x, t, cond)` unless given; a module's weights
+            and buffers become part of this one.
+        width: of that layer's output; that of its last linear layer or convolution unless given.
+        frequencies: of the features of t - s.
+
+    Attributes:
+        net: the copy.
+        embeddings: paths in it of the layers with a second time.
+
+    Raises:
+        ValueError: there is no layer of that path, none is found, or its width cannot be told.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        embedding: str | tuple[str, ...] | None = None,
+        call: Call | None = None,
+        *,
+        width: int | None = None,
+        frequencies: int = 8,
+    ) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net)
+        self.call = plain_call if call is None else call
+        given = (embedding,) if isinstance(embedding, str) else embedding
+        self.embeddings = tuple(given) if given else find_embeddings(self.net)
+        for path in self.embeddings:
+            layer = _layer(self.net, path)
+            first = next((p for p in layer.parameters() if p.is_floating_point()), None)
+            made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
+            self.net.set_submodule(path, made if first is None else made.to(first.device))
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        """`(B, *shape), (B,), (B,), cond -> (B, *shape)`."""
+        with self._second_time(t - s):
+            return self.call(self.net, x, s, cond)
+
+    @contextmanager
+    def _second_time(self, gap: Tensor) -> Iterator[None]:
+        slots = [self.net.get_submodule(path) for path in self.embeddings]
+        for slot in slots:
+            slot.gap = gap  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for slot in slots:
+                slot.gap = None  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def zero_second_time(self) -> None:
+        """Start again from u_{s,t} = v_s for every t."""
+        for path in self.embeddings:
+            nn.init.zeros_(self.net.get_submodule(path).last.weight)  # type: ignore[arg-type, union-attr]
+
+
+def find_embeddings(net: nn.Module) -> tuple[str, ...]:
+    """Paths of the layers of a network that embed its time, by their names and classes; the outermost of nested ones.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: list[str] = []
+    for path, module in net.named_modules():
+        kind = type(module).__name__
+        is_embedding = "Embed" in kind and "Timestep" in kind
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if (
+            path
+            and not inside
+            and (path.rpartition(".")[2] in NAMES or is_embedding)
+            and next(module.parameters(), None) is not None
+        ):
+            found.append(path)
+    if not found:
+        layers = [path for path, module in net.named_modules() if path and isinstance(module, nn.Linear)][:5]
+        raise ValueError(
+            f"no layer of {type(net).__name__} is known to embed the time: name one with embedding=..., such as the "
+            f"first layer that sees it. Its first linear layers are {', '.join(layers) or 'none'}."
+        )
+    return tuple(found)
+
+
+def _layer(net: nn.Module, path: str) -> nn.Module:
+    try:
+        if not path:
+            raise AttributeError
+        return net.get_submodule(path)
+    except AttributeError:
+        names = ", ".join(name for name, _ in net.named_children())
+        raise ValueError(
+            f"{type(net).__name__} has no layer {path!r} for embedding=...: its own layers are {names}, theirs follow "
+            "after a dot."
+        ) from None
+
+
+def _width(layer: nn.Module, path: str) -> int:
+    for module in reversed(list(layer.modules())):
+        for name in ("out_features", "out_channels"):
+            if isinstance(found := getattr(module, name, None), int):
+                return found
+    raise ValueError(f"the width of the output of {path} ({type(layer).__name__}) cannot be told: pass width=...")
