@@ -103,7 +103,7 @@ class TwoTimes(nn.Module):
             layer = _layer(self.net, path)
             first = next((p for p in layer.parameters() if p.is_floating_point()), None)
             made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
-            self.net.set_submodule(path, made if first is None else made.to(first.device))
+            self.net.set_submodule(path, made if first is None else made.to(first.device, first.dtype))
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, *shape), (B,), (B,), cond -> (B, *shape)`."""
@@ -135,24 +135,25 @@ def find_embeddings(net: nn.Module) -> tuple[str, ...]:
         ValueError: there is none.
     """
     found: list[str] = []
-    for path, module in net.named_modules():
-        kind = type(module).__name__
-        is_embedding = "Embed" in kind and "Timestep" in kind
-        inside = any(path.startswith(f"{outer}.") for outer in found)
-        if (
-            path
-            and not inside
-            and (path.rpartition(".")[2] in NAMES or is_embedding)
-            and next(module.parameters(), None) is not None
-        ):
-            found.append(path)
-    if not found:
-        layers = [path for path, module in net.named_modules() if path and isinstance(module, nn.Linear)][:5]
-        raise ValueError(
-            f"no layer of {type(net).__name__} is known to embed the time: name one with embedding=..., such as the "
-            f"first layer that sees it. Its first linear layers are {', '.join(layers) or 'none'}."
-        )
-    return tuple(found)
+    for known in (lambda path, module: path.rpartition(".")[2] in NAMES, _embeds_time):
+        for path, module in net.named_modules():
+            has_weights = next(module.parameters(), None) is not None
+            inside = any(path.startswith(f"{outer}.") for outer in found)
+            if path and has_weights and not inside and known(path, module):
+                found.append(path)
+        if found:
+            return tuple(found)
+    layers = [path for path, module in net.named_modules() if path and isinstance(module, nn.Linear)][:5]
+    raise ValueError(
+        f"no layer of {type(net).__name__} is known to embed the time: name one with embedding=..., such as the "
+        f"first layer that sees it. Its first linear layers are {', '.join(layers) or 'none'}."
+    )
+
+
+def _embeds_time(path: str, module: nn.Module) -> bool:
+    """Whether a layer is of a class such as `TimestepEmbedding`; `TimestepEmbedSequential` is a stack of blocks."""
+    kind = type(module).__name__
+    return "Timestep" in kind and "Embed" in kind and not isinstance(module, nn.Sequential)
 
 
 def _layer(net: nn.Module, path: str) -> nn.Module:
