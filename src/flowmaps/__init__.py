@@ -2,7 +2,7 @@
 
 shapes.py          what a batch, a time and a condition are; like(t, x) aligns a time with a batch
 dual/              forward-mode derivatives of networks, in ordinary differentiable torch code
-nn/                networks of (x, s, t, cond): MLP, UNet, DiT
+nn/                networks of (x, s, t, cond): MLP, UNet, DiT; TwoTimes, any network with a second time
 interpolants.py    the path from noise to data; velocity, score, denoiser and noise prediction
 schedules.py       numbers that change while training goes on
 times.py           laws of (s, t), and of the first leg of a semigroup
@@ -24,6 +24,7 @@ data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
 training/          fit and Trainer; state.py: the tensors of a checkpoint; identity.py: what a resume compares;
                    distributed.py: DDP and FSDP2
+interop/           models of other libraries as teachers and students
 runs/              recipes; plan.py: a recipe resolved; folder.py: RESUMABLE, the options that a resume may change;
                    prepare.py: first checks
 evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         exact,
         grids,
         guidance,
+        interop,
         interpolants,
         losses,
         maps,
