@@ -8,6 +8,7 @@ from . import (  # noqa: F401 (the rules)
     arithmetic,
     attention,
     elementwise,
+    functions,
     linear,
     methods,
     norms,

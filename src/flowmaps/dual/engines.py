@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .core import Dual, unpack
+from .randomness import SharedNumbers, uncompiled
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -47,7 +49,7 @@ def jvp(
     if engine == "torch":
         return _torch(fn, primals, tangents, detach_tangent)
     if engine == "finite-difference":
-        return _finite_difference(fn, primals, tangents, detach_tangent)
+        return _difference(fn, primals, tangents, detach_tangent)
     duals = [x if v is None else Dual(x, v.detach() if detach_tangent else v, detach_tangent)
              for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
     value, tangent = unpack(_single(fn(*duals)))
@@ -126,9 +128,13 @@ def _forward_mode(fn: Any, points: Any, directions: Any) -> tuple[Tensor, Tensor
 
 
 def _finite_difference(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, Tensor]:
-    """`(f(x + h v) - f(x - h v)) / 2h`, `h = eps^(1/3)` relative to the sizes of x and v; fn must be deterministic."""
-    moving = [(x, v) for x, v in zip(primals, tangents, strict=True) if v is not None]
+    """`(f(x + h v) - f(x - h v)) / 2h`, `h = eps^(1/3)` relative to the sizes of x and v.
+
+    All evaluations draw the same random numbers, and torch's generators are left as after one of them.
+    """
+    numbers = SharedNumbers(primals)
     value = _single(fn(*primals))
+    moving = [(x, v) for x, v in zip(primals, tangents, strict=True) if v is not None]
     if not moving:
         return value, torch.zeros_like(value)
     with torch.no_grad():
@@ -137,9 +143,11 @@ def _finite_difference(fn: Any, primals: Any, tangents: Any, detach: bool) -> tu
         step = size * torch.finfo(moving[0][0].dtype).eps ** (1 / 3) / (speed or 1.0)
 
     def shifted(sign: float) -> Tensor:
-        return fn(*[x if v is None else x + sign * step * v for x, v in zip(primals, tangents, strict=True)])
+        with numbers.again():
+            return fn(*[x if v is None else x + sign * step * v for x, v in zip(primals, tangents, strict=True)])
 
-    if detach:
-        with torch.no_grad():
-            return value, (shifted(1.0) - shifted(-1.0)) / (2 * step)
-    return value, (shifted(1.0) - shifted(-1.0)) / (2 * step)
+    with torch.no_grad() if detach else contextlib.nullcontext():
+        return value, (shifted(1.0) - shifted(-1.0)) / (2 * step)
+
+
+_difference = uncompiled(_finite_difference, "finite differences set the state of torch's random numbers")
