@@ -1,6 +1,6 @@
-"""Attention, written out: `o = P v`, `P = softmax(S)`, `S = q k^T scale + mask`.
+"""The rules of `scaled_dot_product_attention` and of `nn.MultiheadAttention`.
 
-The tangents are `dS = (dq k^T + q dk^T) scale`, `dP = P (dS - sum P dS)`, `do = dP v + P dv`: products of joined axes.
+A fused kernel where it applies (`fused`), blocks of queries for long sequences (`blocks`), and all at once else.
 """
 
 from __future__ import annotations
@@ -10,29 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from . import fused
-from .core import composite, first_dual, paired, run_tangent, tangent_of, values_of
-from .reductions import _soften
-
-
-def _two(a: Any, b: Tensor, c: Tensor, d: Any) -> Any:
-    """`a b^T + c d^T` as one product; `None` in place of `a` or `d` drops its term."""
-    if a is None:
-        return None if d is None else c @ d.mT
-    if d is None:
-        return a @ b.mT
-    return torch.cat([a, c], -1) @ torch.cat([b, d], -1).mT
-
-
-def _mask(mask: Any, causal: bool, scores: Tensor) -> Any:
-    if causal:
-        rows, columns = scores.shape[-2:]
-        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
-    return mask
+from . import blocks, fused, masks
+from .blocks import Inputs, Tangents, tangent, weights
+from .core import Dual, composite, first_dual, paired, run_tangent, tangent_of, values_of
 
 
 @composite(F.scaled_dot_product_attention)
@@ -46,38 +27,29 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
+    found = first_dual((query, key, value, attn_mask))
     if enable_gqa:
         key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    found = first_dual((query, key, value, attn_mask))
-    unmasked = attn_mask is None and not dropout_p and not is_causal
-    if found is not None and fused.applies(query, key, value, unmasked=unmasked, detached=found.detached):
+    mask, offset = masks.read(attn_mask, is_causal, query.shape[-2], key.shape[-2])
+    plain = mask is None and offset is None and not dropout_p
+    if found is not None and fused.applies(query, key, value, unmasked=plain, detached=found.detached):
         return fused.attention(query, key, value, scale, found.detached)
-    q, k, v = values_of(query) * scale, values_of(key), values_of(value)
-    scores = q @ k.mT
-    mask = _mask(values_of(attn_mask), is_causal, scores)
-    p = torch.softmax(scores if mask is None else scores + mask, -1).to(v.dtype)
-    keep = F.dropout(torch.ones_like(p), dropout_p) if dropout_p else None
-    out = (p if keep is None else p * keep) @ v
+    inputs = Inputs(*(values_of(a) for a in (query, key, value, mask)), scale, offset)  # type: ignore[arg-type]
+    tangents = Tangents(*(tangent_of(a) for a in (query, key, value, mask)))
+    if found is not None and not dropout_p and blocks.apply(inputs):
+        return paired(*blocks.attention(inputs, tangents, found.detached), found.detached)
+    return _pair(inputs, tangents, dropout_p, found)
+
+
+def _pair(inputs: Inputs, tangents: Tangents, dropout: float, found: Dual | None) -> Any:
+    """All rows at once, the weights kept in memory."""
+    p, hidden = weights(inputs)
+    keep = F.dropout(torch.ones_like(p), dropout) if dropout else None
+    out = masks.empty((p if keep is None else p * keep) @ inputs.value, hidden)
     if found is None:
         return out
-    tangents = (tangent_of(query), tangent_of(key), tangent_of(value), tangent_of(attn_mask))
-    return paired(out, run_tangent(found.detached, _tangent, q, k, v, p, keep, tangents, scale), found.detached)
-
-
-def _tangent(q: Tensor, k: Tensor, v: Tensor, p: Tensor, keep: Any, tangents: Any, scale: float) -> Tensor:
-    dq, dk, dv, dmask = tangents
-    ds = _two(None if dq is None else dq * scale, k, q, dk)
-    if dmask is not None:
-        ds = dmask if ds is None else ds + dmask
-    dp = None if ds is None else _soften(p, ds, -1)
-    if keep is not None:
-        p, dp = p * keep, None if dp is None else dp * keep
-    if dp is None:
-        return p @ dv
-    if dv is None:
-        return dp @ v
-    return torch.cat([dp, p], -1) @ torch.cat([v, dv], -2)
+    return paired(out, run_tangent(found.detached, tangent, inputs, tangents, p, hidden, keep), found.detached)
 
 
 def _projections(query: Any, key: Any, value: Any, weight: Any, bias: Any) -> list[Any]:
