@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from .core import Dual, unpack
+from .faults import Refusal
 from .randomness import SharedNumbers, uncompiled
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
@@ -42,7 +41,7 @@ def jvp(
 
     Raises:
         ValueError: an unknown engine, another number of tangents than primals, or another shape; `"torch"` round a
-            function whose second derivative torch gets wrong (layer_norm, instance_norm, batch_norm in training).
+            function whose derivative torch gets wrong (`flowmaps.dual.faults`: layer_norm, det, solve, ...).
         NotImplementedError: `"dual"` met a function without a rule.
     """
     _check(primals, tangents, engine)
@@ -77,23 +76,6 @@ def _single(out: Any) -> Any:
     return out
 
 
-class _Refusal(TorchFunctionMode):
-    """Refuses functions whose gradient through the tangent `torch.func.jvp` gets wrong (pytorch#175754, #196700)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        training = func in (F.batch_norm, torch.batch_norm) and (kwargs.get("training") or True in args[5:6])
-        if torch.is_grad_enabled() and (func in WRONG or training):
-            raise ValueError(
-                f'engine="torch" met {func.__name__}: the gradient through the tangent that torch.func.jvp returns for '
-                'it is silently wrong (pytorch#175754). Use engine="dual", or detach_tangent=True for no such gradient.'
-            )
-        return func(*args, **kwargs)
-
-
-WRONG = (F.layer_norm, torch.layer_norm, F.instance_norm, torch.instance_norm, torch.native_layer_norm)
-
-
 def _torch(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, Tensor]:
     moving = [place for place, v in enumerate(tangents) if v is not None]
     if not moving:
@@ -108,10 +90,10 @@ def _torch(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, 
 
     points, directions = tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
     if detach:
-        with torch.no_grad():
+        with torch.no_grad(), Refusal(gradient=False):
             tangent = _forward_mode(along, points, directions)[1]
         return _single(fn(*primals)), tangent.detach()
-    with _Refusal():
+    with Refusal(gradient=torch.is_grad_enabled()):
         return _forward_mode(along, points, directions)
 
 

@@ -169,9 +169,19 @@ def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tr
 
 
 @tangent_rule(*named("cumprod"))
-def _cumprod(y: Tensor, x: Any, dim: int) -> Any:
-    """`y_k sum_{i <= k} v_i / x_i`: entries must not be zero."""
-    return y * (x.tangent / x.value).cumsum(dim)
+def _cumprod(y: Tensor, x: Any, dim: int, *, dtype: Any = None) -> Any:
+    """`t_k = t_{k-1} x_k + y_{k-1} v_k`, pairs joined over spans of 1, 2, 4, ... entries: right at zeros too."""
+    value, tangent = x.value.to(y.dtype), x.tangent.to(y.dtype)
+    if not value.dim():
+        return tangent
+    length, span = value.shape[dim], 1
+    while span < length:
+        ahead = [a.narrow(dim, 0, span) for a in (value, tangent)]
+        left, right = ([a.narrow(dim, k, length - span) for a in (value, tangent)] for k in (0, span))
+        joined = left[0] * right[0], left[1] * right[0] + left[0] * right[1]
+        value, tangent = (torch.cat(pair, dim) for pair in zip(ahead, joined, strict=True))
+        span *= 2
+    return tangent
 
 
 @tangent_rule(*named("cosine_similarity"))

@@ -70,6 +70,8 @@ def double_backward(function: Any, values: list[Any], tangents: list[Any]) -> tu
             total = [(g * v).sum() for g, v in zip(pulled, directions, strict=True) if g is not None]
             if total:
                 pushed = torch.autograd.grad(torch.stack(total).sum(), seeds, **options)
+                if all(v is None for v in pushed):
+                    raise NotImplementedError("its backward pass cannot be differentiated")
                 for i, v in zip(places, pushed, strict=True):
                     along[i] = v
     return out, along
@@ -164,11 +166,12 @@ class Trial:
     def fault(self, second: bool) -> str:
         """What is wrong, in words; empty if nothing is."""
         before = [x._version for x in self.points if isinstance(x, Tensor)]
-        value, tangent = self._value(self.points), self._tangent(self.points, self.directions).detach()
+        value = self._value(self.points)
         if before != [x._version for x in self.points if isinstance(x, Tensor)]:
             return "it writes into its arguments"
         if not torch.equal(value, self._value(self.points)):
             return "two calls differ"
+        tangent = self._tangent(self.points, self.directions).detach()
         weight = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value)
         floor = float(1e-3 * (weight * value).norm()) + 1e-12
         error = self._error(
