@@ -286,7 +286,7 @@ CONSTANT: dict[str, Callable[..., tuple[Any, ...]]] = {
 """Functions whose result has no tangent."""
 ELSEWHERE = {
     "multi_head_attention_forward": "tests/test_dual_networks.py",
-    "custom_function_call": "tests/dual/test_dual_functions.py",
+    "custom_function_call": "tests/dual/test_dual_autograd_functions.py",
     **dict.fromkeys(("checkpoint", "tag_activation_checkpoint"), "tests/test_dual_networks.py"),
     **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "tests/test_dual_networks.py"),
     **dict.fromkeys(("float", "half", "bfloat16", "cuda", "imag", "view_as_real", "view_as_complex"), "casts, complex"),
