@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | sample | evaluate | average | compare`.
+"""The command line: `flowmaps train | sample | evaluate | average | compare | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -18,7 +18,7 @@ from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
-from .options import Average, Compare, Compared, Evaluate, ImageOptions, Sample, Train, changed_options
+from .options import Average, Compare, Compared, Doctor, Evaluate, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ Learn a flow map, sample it in a few steps, measure it.
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
+  doctor MODULE:CLASS --shape 3,32,32
+                                     examine a network of your own: derivatives, their cost, the methods for it
 
 {PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
 those of a recipe.
@@ -66,6 +68,7 @@ def _dispatch(words: list[str]) -> None:
         "evaluate": _evaluate,
         "average": lambda words: _make(Average, words),
         "compare": _compare,
+        "doctor": _doctor,
     }
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -158,3 +161,10 @@ def _compare(words: list[str]) -> None:
     for method in methods:
         choose("method", method, METHODS)
     compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)
+
+
+def _doctor(words: list[str]) -> None:
+    given = _parse(Doctor, words, "doctor")
+    from . import doctor
+
+    doctor.doctor(**vars(given))

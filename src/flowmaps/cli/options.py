@@ -115,6 +115,22 @@ class Compare:
     """Go on in the folder of an interrupted comparison, or with more methods."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Examine a network of your own: derivatives, their cost, compilation, and the methods that can train it."""
+
+    network: tyro.conf.Positional[str]
+    """module:Class, or module:function; called without arguments it gives the network, an nn.Module (x, s, t, cond=None)."""
+    shape: str = "2"
+    """Shape of a sample, such as 3,32,32."""
+    classes: int | None = None
+    """Number of classes, if the network takes labels as cond."""
+    batch: int = 16
+    """Rows of a step."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; the first GPU if there is one unless given."""
+
+
 def changed_options(recipe: Recipe, usual: Recipe) -> list[str]:
     """The words on a command line that make a recipe of its usual form: the options whose values differ."""
     words = list[str]()
