@@ -1,10 +1,10 @@
-"""What attention with a derivative costs on long sequences: one step (loss and gradient) of LSD, in blocks and written out.
+"""What attention with a derivative costs on long sequences: a step (loss and gradient) of LSD, in blocks or written out.
 
     python benchmarks/attention.py [--lengths 512 1024 2048] [--rounds 5] [--batch 2] [--compile]
 
-The network is one layer of self-attention over n tokens, with a LayerNorm before it and a residual round it, so that the
-weights of attention, n x n a head, are most of the memory. "peak" is what a step allocates at most beyond what was there
-(`flowmaps.system.memory`); both sides take the same draw, and their gradients are compared. The sides take turns, round
+The network is one layer of self-attention over n tokens, with a LayerNorm before it and a residual round it, so that
+the weights of attention, n x n a head, are most of the memory. "peak" is what a step allocates at most beyond what was
+there (`flowmaps.system.memory`); both sides take the same draw, and their gradients are compared. The sides take turns, round
 by round; the median over rounds is printed, and the load of the machine beside it.
 """
 
@@ -34,7 +34,11 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.into, self.times, self.norm = nn.Linear(channels, width), nn.Linear(2, width), nn.LayerNorm(width)
-        self.qkv, self.joined, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, channels)
+        self.qkv, self.joined, self.out = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+            nn.Linear(width, channels),
+        )
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         h = self.into(x) + self.times(torch.stack([s, t], 1))[:, None]
@@ -80,7 +84,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="sequences in a batch")
     parser.add_argument("--compile", action="store_true", help="compile both sides")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds")
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {threads} threads, load {load:.1f}, {args.rounds} rounds")
     print("tokens   peak MiB in blocks  written out   step ms in blocks  written out  ratio   gradients differ by")
     for length in args.lengths:
         torch.compiler.reset()
@@ -90,7 +95,8 @@ def main() -> None:
         sizes = [(peak(step, torch.device("cpu")) or 0) / 2**20 for step in steps]
         ours, theirs = median_ms(steps, args.rounds)
         print(
-            f"{length:6d} {sizes[0]:20.1f} {sizes[1]:12.1f} {ours:19.0f} {theirs:12.0f} {ours / theirs:6.2f} {worst:21.1e}",
+            f"{length:6d} {sizes[0]:20.1f} {sizes[1]:12.1f} {ours:19.0f} {theirs:12.0f} {ours / theirs:6.2f}"
+            f" {worst:21.1e}",
             flush=True,
         )
 

@@ -59,7 +59,7 @@ def test_one_screen_says_what_is_refused_and_the_way_out() -> None:
     printed = run("doctor", "doctor_nets:unknown", "--shape", "3", "--device", "cpu")
     assert "1: special.bessel_j0 (no rule)" in printed
     assert "WRONG OR MISSING: the derivative of Labelled is wrong or missing at 'out.0' (Bessel)" in printed
-    assert "torch                         refused: engine=\"torch\" met" in printed
+    assert 'torch                         refused: engine="torch" met' in printed
     assert 'a method refused for its derivative takes engine="finite-difference"' in printed
     assert "psd" in next(line for line in printed.splitlines() if "can train it" in line)
     assert "lsd" in next(line for line in printed.splitlines() if "cannot" in line)

@@ -1,4 +1,4 @@
-"""Networks with a `torch.autograd.Function` of their own: carried where it is right, refused by name where it is not."""
+"""Networks with a `torch.autograd.Function`: carried where it is right, refused by name where it is not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cube(torch.autograd.Function):
 
 
 class Kept(torch.autograd.Function):
-    """`sin(w x)` whose backward pass uses a cosine that forward computed: its gradient is right, its second one lost."""
+    """`sin(w x)` whose backward pass uses a cosine that forward computed: its second gradient is lost."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
@@ -248,7 +248,6 @@ def test_random_numbers_are_drawn_once(detach: bool) -> None:
 
 
 def test_a_trial_leaves_the_random_numbers_alone() -> None:
-
     class Fresh(Cube):
         pass
 
@@ -320,7 +319,7 @@ def test_what_a_region_takes_from_outside_is_refused() -> None:
 
     with pytest.raises(NotImplementedError, match=r"none of its arguments.*use_reentrant=False"):
         results(Net(captures))
-    with pytest.raises(NotImplementedError, match="Opaque.*takes a function or module"):
+    with pytest.raises(NotImplementedError, match=r"Opaque.*takes a function or module"):
         results(Net(lambda x, w: Opaque.apply(torch.tanh, x * w)))
     with pytest.raises(NotImplementedError, match=r"Forward.*inside torch.func"):
         results(Net(lambda x, w: torch.func.grad(lambda u: Forward.apply(x, u))(w)))

@@ -1,4 +1,4 @@
-"""`dual.check` of networks with kinks, computed weights, complex numbers, conditions in trees, and state of their own."""
+"""`dual.check` of networks with kinks, computed weights, complex numbers, conditions in trees, and state."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_a_wrong_gradient_is_found_beside_kinks(activation: Callable[[], nn.Modu
 def test_kinks_beside_statistics_of_the_batch() -> None:
     """One unit at its kink touches every row through the mean of the batch."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 2, 1))
+    net = nn.Sequential(
+        nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 2, 1)
+    )
     assert dual.check(net, draw(32, 2, 16)) < 1e-6
 
 
@@ -134,13 +136,15 @@ class Conditioned(nn.Module):
 
 
 def test_conditions_that_are_trees() -> None:
-    cond = Guided({"class": torch.tensor([0, 2, 1]), "features": [draw(3, 4, seed=1)]}, draw(3, seed=2)) # type: ignore
+    cond = Guided({"class": torch.tensor([0, 2, 1]), "features": [draw(3, 4, seed=1)]}, draw(3, seed=2))  # type: ignore
     assert dual.check(Conditioned(), draw(3, 4), torch.rand(3), torch.rand(3), cond) < 1e-8
 
 
 def test_messages_name_the_engine_of_the_method() -> None:
     net = nn.Sequential(nn.Linear(3, 3), Lost())
-    with pytest.raises(ValueError, match=r'give the method engine="finite-difference", as in fm.methods.lsd\(flow_map, '):
+    with pytest.raises(
+        ValueError, match=r'give the method engine="finite-difference", as in fm.methods.lsd\(flow_map, '
+    ):
         dual.check(net, draw(5, 3))
     with pytest.raises(ValueError, match=r'give the method engine="dual"'):
         dual.check(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), draw(5, 3), engine="torch")

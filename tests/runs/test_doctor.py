@@ -111,7 +111,8 @@ def test_compilation_is_told_in_words() -> None:
 
 def test_networks_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_nets.py").write_text(
-        "from flowmaps.nn import MLP\n\nclass Small(MLP):\n    def __init__(self):\n        super().__init__(dim=2, width=8)\n\n"
+        "from flowmaps.nn import MLP\n\n"
+        "class Small(MLP):\n    def __init__(self):\n        super().__init__(dim=2, width=8)\n\n"
         "def made():\n    return Small()\n\nready = Small()\nnumber = 3\n\ndef wrong():\n    return 3\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -56,10 +56,18 @@ def report(found: Diagnosis, shape: tuple[int, ...], batch: int) -> list[str]:
     lines.append(_line("by torch.func.jvp of a call", _names(surveyed.fallback)))
     lines.append(_line("refused", _names(f"{name} ({why})" for name, why in surveyed.refused.items())))
     right = "right" if found.error is None else f"right, relative error {found.error:.1e}"
-    lines.append(_line("value, derivative, gradient", right if not found.fault else f"WRONG OR MISSING: {_shortened(found.fault, 320)}"))
+    lines.append(
+        _line(
+            "value, derivative, gradient",
+            right if not found.fault else f"WRONG OR MISSING: {_shortened(found.fault, 320)}",
+        )
+    )
     lines += [_line("", note) for note in found.notes]
     memory = "" if used is None else f", {used / 2**20:,.1f} MiB"
-    lines += ["", f"a step with a derivative, beside a plain forward and backward pass ({1e3 * seconds:,.1f} ms{memory})"]
+    lines += [
+        "",
+        f"a step with a derivative, beside a plain forward and backward pass ({1e3 * seconds:,.1f} ms{memory})",
+    ]
     lines += [_line(name, _cost(cost)) for name, cost in found.costs.items()]
     lines.append(_line("torch.compile (dual)", found.compiled))
     able = [name for name, why in found.methods.items() if not why]

@@ -120,7 +120,7 @@ class Doctor:
     """Examine a network of your own: derivatives, their cost, compilation, and the methods that can train it."""
 
     network: tyro.conf.Positional[str]
-    """module:Class, or module:function; called without arguments it gives the network, an nn.Module (x, s, t, cond=None)."""
+    """module:Class, or module:function; called without arguments it gives the network (x, s, t, cond=None)."""
     shape: str = "2"
     """Shape of a sample, such as 3,32,32."""
     classes: int | None = None

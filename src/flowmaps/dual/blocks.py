@@ -110,7 +110,9 @@ def _joined(inputs: Inputs, tangents: Tangents, traced: bool) -> tuple[Tensor, T
     parts = []
     for first in range(0, inputs.query.shape[-2], ROWS):
         cut = _rows(inputs, tangents, first)
-        parts.append(checkpoint(_block, *cut, use_reentrant=False, preserve_rng_state=False) if traced else _block(*cut))
+        parts.append(
+            checkpoint(_block, *cut, use_reentrant=False, preserve_rng_state=False) if traced else _block(*cut)
+        )
     return torch.cat([out for out, _ in parts], -2), torch.cat([along for _, along in parts], -2)
 
 

@@ -79,7 +79,8 @@ def check(
         where, found = _at_fault(call, engine, generator, tolerance)
         raise ValueError(_message(net, where, found.fault, engine, tolerance))
     if found.kinks:
-        text = f"{found.kinks} of {found.outputs} outputs of {type(net).__name__} are at or near a kink (of relu, abs, max, ...)"
+        outputs = f"{found.kinks} of {found.outputs} outputs of {type(net).__name__}"
+        text = f"{outputs} are at or near a kink (of relu, abs, max, ...)"
         if found.kinks == found.outputs:
             raise ValueError(f"{text}, where there is no derivative to compare with: draw other inputs.")
         warnings.warn(f"{text} and were left out: nothing is wrong there.", stacklevel=2)
@@ -130,12 +131,16 @@ class _Float64(TorchFunctionMode):
     """Turns casts to float32, as in time embeddings, into casts to float64, for accurate differences."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func = torch.Tensor.double if func is torch.Tensor.float else func
-        func = torch.Tensor.cdouble if func is torch.Tensor.cfloat else func
+        func = _WIDER.get(func, func)
         wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         args = tuple(wider.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
         options = {k: wider.get(a, a) if isinstance(a, torch.dtype) else a for k, a in (kwargs or {}).items()}
         return func(*args, **options)
+
+
+_WIDER: dict[Any, Any] = {
+    getattr(Tensor, a): getattr(Tensor, b) for a, b in (("float", "double"), ("cfloat", "cdouble"))
+}
 
 
 def _entries(out: Any) -> Any:
@@ -143,9 +148,12 @@ def _entries(out: Any) -> Any:
     found: list[Any] = []
 
     def gather(x: Any) -> None:
-        for a in x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ():
-            gather(a)
-        if _is_float(x):
+        if isinstance(x, dict):
+            x = list(x.values())
+        if isinstance(x, (list, tuple)):
+            for a in x:
+                gather(a)
+        elif _is_float(x):
             found.append((torch.view_as_real(x) if x.is_complex() else x).reshape(-1))
 
     gather(out)
@@ -185,7 +193,8 @@ class Gradient:
     def __init__(
         self, call: Call, function: Any, points: Any, directions: Any, engine: Engine, generator: torch.Generator
     ) -> None:
-        self.function, self.points, self.directions, self.engine = function, points, directions, engine
+        self.function, self.points, self.directions = function, points, directions
+        self.engine: Engine = engine
         self.variables = [*points, *(p for p in call.module.parameters() if p.requires_grad)]
         self.along = [normal(x, generator) for x in self.variables]
         self.generator = generator
@@ -283,6 +292,6 @@ def _check_repeats(call: Call) -> None:
                 where = _place(a)
                 break
     raise ValueError(
-        f"two evaluations at the same inputs differ at {where}: it changes its own state, or draws random numbers from a "
-        "generator of its own, and has no derivative to compare. Call net.eval() if that stops it, and check again."
+        f"two evaluations at the same inputs differ at {where}: it changes its own state, or draws random numbers from "
+        "a generator of its own, and has no derivative to compare. Call net.eval() if that stops it, and check again."
     )

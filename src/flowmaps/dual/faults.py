@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
 _HOMES = (torch, torch.Tensor, F, torch.linalg, torch.special)
@@ -60,7 +61,7 @@ class Refusal(TorchFunctionMode):
         if func in WRONG_TANGENT or product:
             raise ValueError(_message(func, "tangent", 'Use engine="dual" or "finite-difference".'))
         training = func in _BATCH_NORMS and (kwargs.get("training") or True in args[5:6])
-        custom = func is torch._functorch.autograd_function.custom_function_call
+        custom = func is custom_function_call
         if self.gradient and (func in WRONG_GRADIENT or training or custom):
             name = args[0] if custom else func
             remedy = 'Use engine="dual", or detach_tangent=True for no such gradient.'

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from . import trials
@@ -42,7 +44,7 @@ def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
 setattr(Function, "apply", classmethod(apply))  # noqa: B010
 
 
-@composite(torch._functorch.autograd_function.custom_function_call)
+@composite(custom_function_call)
 def _inside_a_transform(function: Any, *args: Any) -> Any:
     raise NotImplementedError(_refusal(function, "it is called inside torch.func.grad, vmap or jvp"))
 
@@ -109,7 +111,7 @@ def _check_arguments(function: Any, args: tuple[Any, ...]) -> None:
         )
     if _dual_in([a for a in args if not isinstance(a, Dual)]):
         raise NotImplementedError(_refusal(function, "it takes a Dual in a list or a dict"))
-    if function is torch.nn.modules._functions.SyncBatchNorm:
+    if function is SyncBatchNorm:
         raise NotImplementedError(
             _refusal(function, "its backward pass averages over processes, and has no derivative")
         )

@@ -47,7 +47,6 @@ class SharedNumbers:
             self._set(now)
 
 
-
 def uncompiled(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     """A function that Python runs, all that it calls included, where `torch.compile` meets it (`fullgraph` refuses).
 

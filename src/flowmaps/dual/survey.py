@@ -28,7 +28,7 @@ class Survey(NamedTuple):
 
 
 class _Recorder:
-    """Stands in the place of `Dual.__torch_function__`, notes what the network itself calls, and goes on after a refusal."""
+    """Stands in for `Dual.__torch_function__`, notes what the network itself calls, and goes on after a refusal."""
 
     def __init__(self) -> None:
         self.plain = Dual.__torch_function__
@@ -56,8 +56,8 @@ class _Recorder:
 def survey(fn: Callable[..., Any], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Survey:
     """Call a function along a direction, and say how each torch function in it is derived.
 
-    A function that is refused is passed over with a tangent of zero, so that those behind it are found as well; one that
-    is no call of torch (`float(x)`, a custom `autograd.Function`) ends the survey.
+    A function that is refused is passed over with a tangent of zero, so that those behind it are found as well; one
+    that is no call of torch (`float(x)`, a custom `autograd.Function`) ends the survey.
 
     Args:
         fn, primals, tangents: as in `jvp`.

@@ -8,6 +8,7 @@ all fail is refused: a gradient that is lost in a custom backward pass raises no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,11 +66,11 @@ def double_backward(function: Any, values: list[Any], tangents: list[Any]) -> tu
         directions = [v for v in tangents if v is not None]
         along: list[Any] = [None] * len(outs)
         if places:
-            options = {"create_graph": True, "allow_unused": True}
-            pulled = torch.autograd.grad([outs[i] for i in places], sources, seeds, **options)
+            grad = functools.partial(torch.autograd.grad, create_graph=True, allow_unused=True)
+            pulled = grad([outs[i] for i in places], sources, seeds)
             total = [(g * v).sum() for g, v in zip(pulled, directions, strict=True) if g is not None]
             if total:
-                pushed = torch.autograd.grad(torch.stack(total).sum(), seeds, **options)
+                pushed = grad(torch.stack(total).sum(), seeds)
                 if all(v is None for v in pushed):
                     raise NotImplementedError("its backward pass cannot be differentiated")
                 for i, v in zip(places, pushed, strict=True):
@@ -96,7 +97,7 @@ def _tried(function: Any, values: list[Any], tangents: list[Any], second: bool) 
     for way in ways:
         # in a region of checkpointing the trial must not count among the region's own tensors
         keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
-        devices = [d for d in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices), keep, torch.autocast(_device(values), enabled=False):
             try:
                 fault = Trial(function, way, values, tangents).fault(second)
@@ -174,9 +175,7 @@ class Trial:
         tangent = self._tangent(self.points, self.directions).detach()
         weight = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value)
         floor = float(1e-3 * (weight * value).norm()) + 1e-12
-        error = self._error(
-            weight * tangent, lambda h: weight * self._value(self._moved(h, self.directions)), floor
-        )
+        error = self._error(weight * tangent, lambda h: weight * self._value(self._moved(h, self.directions)), floor)
         if not error < self.tolerance:
             return f"the tangent is off by {error:.2g} (relative)"
         if second:

@@ -1,4 +1,4 @@
-"""A network of the user's own examined: whether derivatives along it are right, what they cost, what it can be trained by.
+"""A network of the user's own examined: whether derivatives along it are right, what they cost, which methods fit.
 
 Each engine takes one step of
 
@@ -36,7 +36,16 @@ CHECKED_ROWS = 8
 """Rows of a comparison with differences, and of a trial of a method, at most."""
 ROUNDS = 5
 """Timed steps of each engine."""
-FAILURES = (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError)
+FAILURES = (
+    ValueError,
+    NotImplementedError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+)
 """What a network of anybody's may raise."""
 
 
@@ -96,8 +105,8 @@ def load_network(place: str) -> nn.Module:
         network = found if isinstance(found, nn.Module) else found()
     except Exception as error:  # a stranger's module may raise anything
         raise ValueError(
-            f"{place} gives no network ({type(error).__name__}: {first_line(error)}): name an importable module and in it "
-            "a class, or a function that returns the network, that is called without arguments."
+            f"{place} gives no network ({type(error).__name__}: {first_line(error)}): name an importable module and in "
+            "it a class, or a function that returns the network, that is called without arguments."
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{place} gives a {type(network).__name__}, not an nn.Module: return the network.")
@@ -133,8 +142,8 @@ class Patient:
                 call_network(self.network, self.x, self.s, self.t, self.cond)
         except FAILURES as error:
             raise ValueError(
-                f"{type(self.network).__name__} cannot be called as net(x, s, t, cond) with x of shape {tuple(self.x.shape)} "
-                f"({type(error).__name__}: {first_line(error)}): give --shape, and --classes if it takes labels; a "
+                f"{type(self.network).__name__} cannot be called as net(x, s, t, cond) with x of shape "
+                f"{tuple(self.x.shape)} ({type(error).__name__}: {first_line(error)}): give --shape, and --classes if it takes labels; a "
                 "network of one time has to be given a second one."
             ) from error
 
