@@ -1,11 +1,11 @@
-"""What attention with a derivative costs on long sequences: a step (loss and gradient) of LSD, in blocks or written out.
+"""What attention with a derivative costs on long sequences: a step (loss, gradient) of LSD, in blocks and written out.
 
     python benchmarks/attention.py [--lengths 512 1024 2048] [--rounds 5] [--batch 2] [--compile]
 
 The network is one layer of self-attention over n tokens, with a LayerNorm before it and a residual round it, so that
 the weights of attention, n x n a head, are most of the memory. "peak" is what a step allocates at most beyond what was
-there (`flowmaps.system.memory`); both sides take the same draw, and their gradients are compared. The sides take turns, round
-by round; the median over rounds is printed, and the load of the machine beside it.
+there (`flowmaps.system.memory`); both sides take the same draw, and their gradients are compared. The sides take turns,
+round by round; the median over rounds is printed, and the load of the machine beside it.
 """
 
 from __future__ import annotations

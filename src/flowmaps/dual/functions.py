@@ -22,7 +22,7 @@ from torch.nn.modules._functions import SyncBatchNorm
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from . import trials
-from .core import TABLE, Dual, composite, first_dual, paired, values_of
+from .core import TABLE, Dual, composite, first_dual, paired, run_tangent, values_of
 from .randomness import SharedNumbers, uncompiled
 
 Function = torch.autograd.function._SingleLevelFunction
@@ -67,13 +67,13 @@ def carry(function: Any, args: tuple[Any, ...]) -> Any:
     values = list(values_of(args))
     tangents = [a.tangent if isinstance(a, Dual) else None for a in args]
     traced = [x for x in (*values, *tangents) if isinstance(x, Tensor) and x.requires_grad]
-    second = bool(traced) and torch.is_grad_enabled() and not found.detached
+    second = bool(traced) and run_tangent(found.detached, torch.is_grad_enabled)
     way, fault = trials.way_of(function, values, tangents, second)
     if way is None:
         raise NotImplementedError(_refusal(function, fault))
     if second:
         out, along = way(function, values, tangents)
-        return _pairs(out, along, False)
+        return _pairs(out, along, found.detached)
     numbers = SharedNumbers(values)
     out = function.apply(*values)
     apart = [[x.detach() if isinstance(x, Tensor) else x for x in xs] for xs in (values, tangents)]

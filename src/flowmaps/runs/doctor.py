@@ -143,8 +143,8 @@ class Patient:
         except FAILURES as error:
             raise ValueError(
                 f"{type(self.network).__name__} cannot be called as net(x, s, t, cond) with x of shape "
-                f"{tuple(self.x.shape)} ({type(error).__name__}: {first_line(error)}): give --shape, and --classes if it takes labels; a "
-                "network of one time has to be given a second one."
+                f"{tuple(self.x.shape)} ({type(error).__name__}: {first_line(error)}): give --shape, and --classes "
+                "if it takes labels; a network of one time has to be given a second one."
             ) from error
 
     def along(self, engine: dual.Engine, stopped: bool = False) -> Tensor:
