@@ -32,6 +32,8 @@ Function = torch.autograd.function._SingleLevelFunction
 def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
     """`Function.apply` for arguments some of which may be a `Dual`."""
     if any(isinstance(a, Dual) for a in args):
+        if torch._C._are_functorch_transforms_active():
+            return _inside_a_transform(function, *args)
         return _carried(function, args)
     if _dual_in((*args, kwargs)):
         raise NotImplementedError(_refusal(function, "it takes a Dual in a list, a dict or by keyword"))
