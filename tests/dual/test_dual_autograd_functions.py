@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,6 +325,21 @@ def test_what_a_region_takes_from_outside_is_refused() -> None:
         results(Net(lambda x, w: Opaque.apply(torch.tanh, x * w)))
     with pytest.raises(NotImplementedError, match=r"Forward.*inside torch.func"):
         results(Net(lambda x, w: torch.func.grad(lambda u: Forward.apply(x, u))(w)))
+
+
+def test_fsdp_learns_once_when_the_gradients_are_there() -> None:
+    """Its function returns what it is given; a value and its tangent go through the same call."""
+    register = importlib.import_module("torch.distributed.fsdp._fully_shard._fsdp_param_group")
+    calls: list[str] = []
+    group = SimpleNamespace(post_backward=lambda *_: calls.append("freed"))
+
+    def through(x: Any, w: Any) -> Any:
+        h, u = register.RegisterPostBackwardFunction.apply(group, x, w)
+        return (h * u) ** 3
+
+    for a, b in zip(results(Net(through)), results(Net(lambda x, w: (w * x) ** 3)), strict=True):
+        torch.testing.assert_close(a, b)
+    assert calls == ["freed"]
 
 
 def test_compilation_leaves_it_to_python() -> None:

@@ -59,6 +59,8 @@ def carry(function: Any, args: tuple[Any, ...]) -> Any:
     """
     if function in TABLE:
         return TABLE[function](*args)
+    if function.__name__ == "RegisterPostBackwardFunction" and function.__module__.startswith("torch.distributed.fsdp"):
+        return _returned(function, args)
     region = _checkpointed(function, args)
     if region is not None:
         return checkpoint(region[0], *region[2], use_reentrant=False, preserve_rng_state=region[1])
@@ -91,6 +93,15 @@ def _pairs(out: Any, tangents: list[Any], detached: bool) -> Any:
     if not isinstance(out, tuple):
         return paired(out, tangents[0], detached)
     return tuple(paired(y, v, detached) if isinstance(y, Tensor) else y for y, v in zip(out, tangents, strict=True))
+
+
+def _returned(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """FSDP2's function, which returns its tensors and frees weights after their gradients: values and tangents at once."""
+    tensors = [[a.value, a.tangent][: 1 if a.tangent is None else 2] if isinstance(a, Dual) else [a] for a in args[1:]]
+    out = iter(function.apply(args[0], *(x for pair in tensors for x in pair)))
+    pairs = [[next(out) for _ in pair] for pair in tensors]
+    return tuple(Dual(*p, detached=a.detached) if isinstance(a, Dual) else p[0]
+                 for a, p in zip(args[1:], pairs, strict=True))  # fmt: skip
 
 
 def _checkpointed(function: Any, args: tuple[Any, ...]) -> tuple[Any, bool, tuple[Any, ...]] | None:
