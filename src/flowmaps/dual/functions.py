@@ -96,7 +96,7 @@ def _pairs(out: Any, tangents: list[Any], detached: bool) -> Any:
 
 
 def _returned(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """FSDP2's function, which returns its tensors and frees weights after their gradients: values and tangents at once."""
+    """FSDP2's function, which returns its tensors and frees weights after their gradients: all in one call."""
     tensors = [[a.value, a.tangent][: 1 if a.tangent is None else 2] if isinstance(a, Dual) else [a] for a in args[1:]]
     out = iter(function.apply(args[0], *(x for pair in tensors for x in pair)))
     pairs = [[next(out) for _ in pair] for pair in tensors]
