@@ -8,12 +8,18 @@ from . import (  # noqa: F401 (the rules)
     arithmetic,
     attention,
     elementwise,
+    fallback,
+    indexing,
     linear,
+    matrices,
     methods,
     norms,
+    recurrent,
     reductions,
     resampling,
+    sampling,
     shaping,
+    spectral,
 )
 from .checking import check
 from .core import Dual, rule, tangent_rule

@@ -30,7 +30,7 @@ class Dual:
     `Tensor`, which would lose its tangent at graph breaks of the compiler: `isinstance(x, torch.Tensor)` is false.
 
     Arguments:
-        value: a floating-point tensor of any shape.
+        value: a floating-point or complex tensor of any shape.
         tangent: its derivative, of the same shape; `None` stands for zero, and costs nothing.
         detached: whether tangents are computed without an autograd graph (`jvp(..., detach_tangent=True)`).
     """
@@ -40,6 +40,7 @@ class Dual:
         self.tangent = tangent
         self.detached = detached
         self.aliased = False  # whether other tensors may share its memory, as views do
+        self.variable = False  # whether torch.autograd.grad may be taken in it
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -68,9 +69,6 @@ class Dual:
     def __float__(self) -> float:
         raise TypeError(TANGENT_DROPPED.format("float(x)"))
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise NotImplementedError("x[...] = y writes into a Dual: build the result with torch.cat or where.")
-
 
 TANGENT_DROPPED = "{} would drop the tangent of a Dual: write x.detach() first if that is meant."
 
@@ -94,6 +92,15 @@ def unpack(x: Any) -> tuple[Any, Any]:
 def tangent_of(x: Any) -> Any:
     """Return the tangent of `x`, `None` where it has none."""
     return x.tangent if isinstance(x, Dual) else None
+
+
+def tangent_or_zero(x: Any) -> Any:
+    """Return the tangent of `x`; zeros of its shape, or 0 for a number, where it has none."""
+    found = tangent_of(x)
+    if found is not None:
+        return found
+    x = values_of(x)
+    return torch.zeros_like(x) if isinstance(x, Tensor) else 0.0
 
 
 def values_of(x: Any) -> Any:
@@ -131,11 +138,24 @@ def paired(value: Any, tangent: Any, detached: bool) -> Any:
     if isinstance(value, Tensor):
         if tangent is None or not (value.is_floating_point() or value.is_complex()):
             return value
-        tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+        tangent = tangent if tangent.dtype == value.dtype else _cast(tangent, value)
         tangent = tangent if tangent.shape == value.shape else tangent.expand(value.shape)
         return Dual(value, tangent, detached)
     pairs = [paired(v, t, detached) for v, t in zip(value, tangent, strict=True)]
-    return pairs if isinstance(value, list) else tuple(pairs)
+    return like_sequence(value, pairs)
+
+
+def _cast(tangent: Tensor, value: Tensor) -> Tensor:
+    if tangent.is_complex() and not value.is_complex():
+        raise NotImplementedError("a real function of a complex number has no forward-mode rule for it here.")
+    return tangent.to(value.dtype)
+
+
+def like_sequence(like: Any, entries: list[Any]) -> Any:
+    """A list, a tuple, or the named result (`torch.return_types.sort`) of the type of `like`."""
+    if isinstance(like, list):
+        return entries
+    return tuple(entries) if type(like) is tuple else type(like)(entries)
 
 
 def add_handler(function: Any, handler: Callable[..., Any]) -> None:
@@ -167,7 +187,7 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             found = first_dual((args, kwargs))
             out = handler(*args, **kwargs)
-            if found is not None and found.detached and isinstance(out, Dual) and not out.detached:
+            if found is not None and found.detached and not GRAPH.kept and isinstance(out, Dual) and not out.detached:
                 return paired(out.value, None if out.tangent is None else out.tangent.detach(), True)
             return out
 
@@ -236,9 +256,18 @@ def rebind(x: Any, out: Any) -> Any:
     return x
 
 
+class _Graph:
+    """Whether detached tangents keep an autograd graph for now, as gradients inside a network need."""
+
+    kept = False
+
+
+GRAPH = _Graph()
+
+
 def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
-    if detached:
+    if detached and not GRAPH.kept:
         with torch.no_grad():
             return function(*args, **kwargs)
     return function(*args, **kwargs)

@@ -1,0 +1,84 @@
+"""Functions whose tangent is taken by `torch.func.jvp` of the one call.
+
+Each function here is tested (tests/dual/test_dual_functions.py): its tangent, and the gradient through its tangent,
+against central differences. A function is not here where torch has no forward mode for it, or a wrong gradient
+through it: solve, det, slogdet, eigh, cholesky have rules of their own in `matrices`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .core import Dual, add_handler, first_dual, named, paired, values_of
+
+SPECIAL = (
+    *("lgamma", "gammaln", "digamma", "psi", "polygamma", "mvlgamma", "multigammaln", "i0", "i0e", "i1", "i1e"),
+    *("erfinv", "erfcx", "ndtr", "ndtri", "log_ndtr", "xlogy", "xlog1py", "entr", "logaddexp2", "copysign", "ldexp"),
+)
+REDUCTIONS = (
+    *("quantile", "nanquantile", "kthvalue", "cummax", "cummin", "mode", "nansum", "nanmean", "nanmedian", "aminmax"),
+    *("trapezoid", "trapz", "cumulative_trapezoid", "cov", "corrcoef", "renorm", "dist", "pairwise_distance"),
+)
+LOSSES = (
+    *("cross_entropy", "nll_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy"),
+    *("binary_cross_entropy_with_logits", "soft_margin_loss", "multilabel_soft_margin_loss", "triplet_margin_loss"),
+    *("cosine_embedding_loss", "margin_ranking_loss", "hinge_embedding_loss", "poisson_nll_loss", "gaussian_nll_loss"),
+)
+OTHERS = (
+    *("combinations", "cartesian_prod", "lp_pool1d", "lp_pool2d", "lp_pool3d", "affine_grid", "inverse", "pinverse"),
+    *("max_unpool1d", "max_unpool2d", "max_unpool3d", "angle", "polar", "complex", "matrix_exp", "matrix_power"),
+    *("cholesky_solve", "svd", "qr"),
+)
+MATRICES = (
+    *("inv", "qr", "svd", "svdvals", "matrix_exp", "matrix_norm", "multi_dot", "solve_triangular", "pinv", "lu"),
+    *("matrix_power", "lstsq", "cond", "tensorinv", "lu_solve", "eigvals", "vander"),
+)
+
+
+def through_torch(*functions: Any) -> None:
+    """Register functions whose tangent `torch.func.jvp` of the one call returns."""
+    for function in functions:
+        add_handler(function, _forward_mode(function))
+
+
+def _forward_mode(function: Any) -> Callable[..., Any]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        found = first_dual((args, kwargs))
+        if found is None:
+            return function(*values_of(args), **values_of(kwargs))
+        leaves, tree = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Dual))
+        moving = [i for i, x in enumerate(leaves) if isinstance(x, Dual) and x.tangent is not None]
+
+        def of_tensors(*moved: Tensor) -> Any:
+            entries = [values_of(x) for x in leaves]
+            for place, x in zip(moving, moved, strict=True):
+                entries[place] = x
+            inner, named_inner = pytree.tree_unflatten(entries, tree)
+            out = function(*inner, **named_inner)
+            shape.append(out)
+            return out if isinstance(out, Tensor) else tuple(out)
+
+        shape: list[Any] = []
+        points, directions = (tuple(getattr(leaves[i], name) for i in moving) for name in ("value", "tangent"))
+        value, tangent = torch.func.jvp(of_tensors, points, directions)
+        return _named_as(shape[0], value, tangent, found.detached)
+
+    return handler
+
+
+def _named_as(like: Any, value: Any, tangent: Any, detached: bool) -> Any:
+    """The pairs, without a graph on the tangents where they are detached, in the (named) type of the function's result."""
+    if isinstance(value, Tensor):
+        return paired(value, tangent.detach() if detached else tangent, detached)
+    pairs = [_named_as(None, v, t, detached) for v, t in zip(value, tangent, strict=True)]
+    return pairs if isinstance(like, list) else tuple(pairs) if type(like) is tuple else type(like)(pairs)
+
+
+through_torch(*named(*SPECIAL, *REDUCTIONS, *OTHERS))
+through_torch(*(getattr(F, name) for name in LOSSES), *(getattr(torch.linalg, name) for name in MATRICES))
