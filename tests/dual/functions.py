@@ -1,7 +1,8 @@
 """One row a function that people bring: what it is called on, or why it is refused.
 
-`ROWS[name]` is a function of tensors, and its arguments: `N(2, 3)` draws normal numbers of that shape, `P(2, 3)` numbers
-from 0.2 to 0.9; all of them carry tangents. `REFUSED[name]` is a function, its arguments, and the words of its refusal.
+`ROWS[name]` is a function of tensors, and its arguments: `N(2, 3)` draws normal numbers of that shape, `P(2, 3)`
+numbers from 0.2 to 0.9; all of them carry tangents. `REFUSED[name]` is a function, its arguments, and the words of its
+refusal.
 """
 
 from __future__ import annotations
@@ -120,6 +121,17 @@ def energy_of_functions(x: Any) -> Any:
 
 def by_type(x: Any) -> Any:
     return x * 2 if torch.is_tensor(x) else x
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def flexible(x: Any) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(x, x, x)
 
 
 ROWS: dict[str, Row] = {
@@ -298,6 +310,33 @@ ROWS: dict[str, Row] = {
     "diff with ends": (lambda x, y: torch.diff(x, prepend=y) ** 2, (N(3, 4), N(3, 1))),
 }  # fmt: skip
 
-REFUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
-    "flex_attention": (lambda x: x, (N(1),), ""),
+REFUSED: dict[str, Row] = {
+    "torch.special.bessel_j0": (torch.special.bessel_j0, (P(3),)),
+    "torch.unique": (torch.unique, (P(3),)),
+    "torch.segment_reduce": (lambda x: torch.segment_reduce(x, "mean", lengths=torch.tensor([1, 2])), (P(3),)),
+    "x.to_sparse": (lambda x: x.to_sparse().to_dense(), (P(3, 4),)),
+    "nested tensors": (lambda x: torch.nested.as_nested_tensor([x[0], x[1]]).to_padded_tensor(0.0), (P(3, 4),)),
+    "torch.jit.script fn": (scripted, (P(3),)),
+    "flex_attention": (flexible, (P(1, 1, 3, 4),)),
+    # beside those asked for
+    "scatter_reduce(prod)": (lambda x: x.scatter_reduce(1, ONTO[:, :2], x, "prod"), (P(2, 3),)),
+    "variance of complex numbers": (lambda x: z(x).var(), (P(3),)),
+    "grid_sample, bicubic (grid)": (lambda g: F.grid_sample(normal(1, 1, 4, 4), g, mode="bicubic"), (P(1, 2, 2, 2),)),
+    "linalg.eig": (lambda x: L.eig(x)[0].real, (P(3, 3),)),
+    "linalg.svd, full": (lambda x: L.svd(x)[0], (P(4, 3),)),
+    "householder_product": (lambda x: L.householder_product(x, x[0]), (P(4, 3),)),
+    "ctc_loss": (lambda x: F.ctc_loss(x[:, None], INDEX[:2, None].T, (4,), (2,)), (P(4, 3),)),
+    "as_strided outside": (lambda x: x[1:].as_strided((2,), (1,), 0), (P(4),)),
+    "stft, window": (lambda x: torch.stft(normal(32), 8, window=x, return_complex=True).real, (P(8),)),
+    "sin(out=)": (lambda x: torch.sin(x, out=torch.zeros(3)), (P(3),)),
+    "autograd.grad, no variable": (lambda x: torch.autograd.grad((x**2).sum(), x)[0], (P(3),)),
 }
+"""Their refusals name them, or say what to do."""
+WORDS = {
+    "nested tensors": "as_nested_tensor", "torch.jit.script fn": "scripted", "flex_attention": "forward-mode rule",
+    "linalg.svd, full": "full_matrices=False", "variance of complex numbers": "add those of both parts",
+    "as_strided outside": "entries outside x", "stft, window": "torch.stft with a window", "sin(out=)": "'out'",
+    "autograd.grad, no variable": "requires_grad_",
+}  # fmt: skip
+ASKED = 120
+"""So many functions were asked for; the rest of the rows stand beside them."""

@@ -1,4 +1,4 @@
-"""Each function that people bring: value, tangent, and the gradients of both, against central differences in float64."""
+"""Each function that people bring: value, tangent, and gradients of both, against central differences in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from functions import REFUSED, ROWS
+from functions import REFUSED, ROWS, WORDS
 
 from flowmaps import dual
 
@@ -34,7 +34,9 @@ def test_function(name: str) -> None:
 
     weights = torch.randn(value.shape, generator=generator, dtype=value.dtype)
     for place, out in enumerate((value, tangent)):
-        slopes = torch.autograd.grad((weights * out).sum() + 0 * sum(x.sum() for x in points), points, retain_graph=True)
+        slopes = torch.autograd.grad(
+            (weights * out).sum() + 0 * sum(x.sum() for x in points), points, retain_graph=True
+        )
         found = sum((g * d).sum() for g, d in zip(slopes, w, strict=True))
 
         def of(*xs: torch.Tensor, place: int = place) -> torch.Tensor:
@@ -49,8 +51,9 @@ def test_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusal(name: str) -> None:
-    function, draws, words = REFUSED[name]
+    function, draws = REFUSED[name]
     generator = torch.Generator().manual_seed(0)
     points = tuple(d.sample(generator) for d in draws)
-    with pytest.raises((NotImplementedError, ValueError, TypeError, RuntimeError), match=words):
+    words = WORDS.get(name, "no forward-mode rule|use sum, mean or amax|use mode=")
+    with pytest.raises(Exception, match=words):
         dual.jvp(function, points, tuple(torch.ones_like(x) for x in points))

@@ -23,6 +23,10 @@ METHODS: dict[str, Callable[..., Any]] = {}
 """The same by name, for tensor methods that torch writes in Python, which the compiler does not find in `TABLE`."""
 
 
+WRITTEN: list[Any] = []
+"""Weak references to the plain tensors that have a tangent now, because a `Dual` was written into them (`writing`)."""
+
+
 class Dual:
     """A tensor and its derivative along one direction, `value + e tangent` with `e^2 = 0`.
 
@@ -44,6 +48,8 @@ class Dual:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if WRITTEN:
+            args, kwargs = pairs_of(args), pairs_of(kwargs or {})
         handler = look_up(func)
         if handler is None:
             raise NotImplementedError(no_rule_message(func))
@@ -114,6 +120,15 @@ def values_of(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: values_of(a) for k, a in x.items()}
     return x
+
+
+def pairs_of(x: Any) -> Any:
+    """Replace each plain tensor that a `Dual` was written into, also in lists, tuples and dictionaries, by its pair."""
+    if isinstance(x, Tensor):
+        return x.as_pair() if type(x) is not Tensor and hasattr(type(x), "as_pair") else x  # type: ignore
+    if type(x) in (list, tuple):
+        return type(x)([pairs_of(a) for a in x])
+    return {k: pairs_of(a) for k, a in x.items()} if type(x) is dict else x
 
 
 def first_dual(x: Any) -> Dual | None:

@@ -75,9 +75,7 @@ def _chain(derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]
 for _name, _derivative in DERIVATIVES.items():
     tangent_rule(*named(_name, *ALIASES.get(_name, ())))(_chain(_derivative))
 
-linear_in_first(
-    *named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "conj")
-)
+linear_in_first(*named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "conj"))
 without_tangent(*named("sign", "floor", "ceil", "round", "trunc", "fix", "signbit"))
 
 

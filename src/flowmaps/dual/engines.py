@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .core import GRAPH, Dual, unpack
+from .core import GRAPH, WRITTEN, Dual, unpack
 from .foreign import introduce
-from .writing import WRITTEN, make_plain, plain_result
+from .writing import make_plain, plain_result
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
 ENGINES: tuple[str, ...] = get_args(Engine)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .core import Dual, add_handler, first_dual, named, paired, values_of
+from .core import GRAPH, Dual, add_handler, composite, first_dual, like_sequence, look_up, named, paired, values_of
 
 SPECIAL = (
     *("lgamma", "gammaln", "digamma", "psi", "polygamma", "mvlgamma", "multigammaln", "i0", "i0e", "i1", "i1e"),
@@ -26,17 +26,17 @@ REDUCTIONS = (
     *("trapezoid", "trapz", "cumulative_trapezoid", "cov", "corrcoef", "renorm", "dist", "pairwise_distance"),
 )
 LOSSES = (
-    *("cross_entropy", "nll_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy"),
+    *("cross_entropy", "nll_loss", "smooth_l1_loss", "huber_loss", "kl_div"),
     *("binary_cross_entropy_with_logits", "soft_margin_loss", "multilabel_soft_margin_loss", "triplet_margin_loss"),
     *("cosine_embedding_loss", "margin_ranking_loss", "hinge_embedding_loss", "poisson_nll_loss", "gaussian_nll_loss"),
 )
 OTHERS = (
     *("combinations", "cartesian_prod", "lp_pool1d", "lp_pool2d", "lp_pool3d", "affine_grid", "inverse", "pinverse"),
     *("max_unpool1d", "max_unpool2d", "max_unpool3d", "angle", "polar", "complex", "matrix_exp", "matrix_power"),
-    *("cholesky_solve", "svd", "qr"),
+    *("cholesky_solve",),
 )
 MATRICES = (
-    *("inv", "qr", "svd", "svdvals", "matrix_exp", "matrix_norm", "multi_dot", "solve_triangular", "pinv", "lu"),
+    *("inv", "svdvals", "matrix_exp", "matrix_norm", "multi_dot", "solve_triangular", "pinv", "lu"),
     *("matrix_power", "lstsq", "cond", "tensorinv", "lu_solve", "eigvals", "vander"),
 )
 
@@ -73,12 +73,32 @@ def _forward_mode(function: Any) -> Callable[..., Any]:
 
 
 def _named_as(like: Any, value: Any, tangent: Any, detached: bool) -> Any:
-    """The pairs, without a graph on the tangents where they are detached, in the (named) type of the function's result."""
+    """The pairs, in the (named) type of the function's result; detached tangents without a graph."""
     if isinstance(value, Tensor):
-        return paired(value, tangent.detach() if detached else tangent, detached)
+        return paired(value, tangent.detach() if detached and not GRAPH.kept else tangent, detached)
     pairs = [_named_as(None, v, t, detached) for v, t in zip(value, tangent, strict=True)]
-    return pairs if isinstance(like, list) else tuple(pairs) if type(like) is tuple else type(like)(pairs)
+    return like_sequence(like, pairs)
 
 
 through_torch(*named(*SPECIAL, *REDUCTIONS, *OTHERS))
 through_torch(*(getattr(F, name) for name in LOSSES), *(getattr(torch.linalg, name) for name in MATRICES))
+
+
+def _thin(function: Any, allowed: Any, advice: str) -> None:
+    """Register a factorisation whose further columns, which are no function of the matrix, are refused."""
+    through_torch(function)
+    plain = look_up(function)
+
+    @composite(function)
+    def factors(a: Any, *args: Any, **kwargs: Any) -> Any:
+        if a.shape[-2] != a.shape[-1] and not allowed(a, *args, **kwargs):
+            raise NotImplementedError(f"{function.__name__} with columns that are no function of the matrix: {advice}.")
+        return plain(a, *args, **kwargs)
+
+
+_thin(torch.linalg.svd, lambda a, full_matrices=True, **_: not full_matrices, "write full_matrices=False")
+_thin(torch.linalg.qr, lambda a, mode="reduced": mode == "reduced", 'write mode="reduced"')
+for _function in named("svd"):
+    _thin(_function, lambda a, some=True, compute_uv=True: some, "write some=True")
+for _function in named("qr"):
+    _thin(_function, lambda a, some=True: some, "write some=True")

@@ -1,7 +1,7 @@
 """What makes other libraries take a `Dual` for a tensor: `torch.is_tensor`, `torch.as_tensor`, `vmap`, einops.
 
-`isinstance(x, torch.Tensor)` stays false: a class that said otherwise would break `autograd.Function`, checkpointing and
-compilation. A network that asks it takes its other branch; ask `torch.is_tensor(x)` there, which is true.
+`isinstance(x, torch.Tensor)` stays false: a class that said otherwise would break `autograd.Function`, checkpointing
+and compilation. A network that asks it takes its other branch; ask `torch.is_tensor(x)` there, which is true.
 """
 
 from __future__ import annotations

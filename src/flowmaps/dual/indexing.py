@@ -117,7 +117,7 @@ def _as_strided(y: Tensor, x: Any, size: Any, stride: Any, storage_offset: int |
     start = 0 if storage_offset is None else storage_offset - value.storage_offset()
     last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if not value.is_contiguous() or start < 0 or last >= value.numel():
-        raise NotImplementedError("x.as_strided() of entries outside x, or of an x that is not contiguous, has no rule.")
+        raise NotImplementedError("x.as_strided() of entries outside x, or of an x that is not contiguous: no rule.")
     return x.tangent.reshape(-1)[torch.arange(value.numel(), device=value.device).as_strided(size, stride, start)]
 
 

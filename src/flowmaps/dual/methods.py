@@ -12,7 +12,7 @@ import torch
 
 from .core import TANGENT_DROPPED, Dual, add_handler, look_up, rebind
 from .energy import requires_grad_
-from .writing import WRITTEN, pairs_of, refuse_shared, write
+from .writing import refuse_shared, write
 
 ATTRIBUTES = (
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "itemsize", "nbytes"),
@@ -53,8 +53,6 @@ def _attribute(name: str) -> property:
 
 def _method(function: Any) -> Callable[..., Any]:
     def method(x: Dual, *args: Any, **kwargs: Any) -> Any:
-        if WRITTEN:
-            args, kwargs = pairs_of(args), pairs_of(kwargs)
         return Dual.__torch_function__(function, (), (x, *args), kwargs)
 
     return method

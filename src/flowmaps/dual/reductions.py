@@ -192,5 +192,15 @@ def _l1_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = No
     return _reduced((input - target).abs(), reduction)
 
 
+@composite(F.binary_cross_entropy)
+def _binary_cross_entropy(
+    input: Any, target: Any, weight: Any = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> Any:
+    """Logarithms are at least -100, as in torch."""
+    log, other = torch.log(input).clamp_min(-100), torch.log1p(-input).clamp_min(-100)
+    loss = -(target * log + (1 - target) * other)
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
 def _reduced(x: Any, reduction: str) -> Any:
     return x.mean() if reduction == "mean" else x.sum() if reduction == "sum" else x

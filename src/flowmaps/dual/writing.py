@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import METHODS, TABLE, Dual, add_handler, look_up, rebind, tangent_or_zero, unpack, values_of
+from .core import (
+    METHODS,
+    TABLE,
+    WRITTEN,
+    Dual,
+    add_handler,
+    look_up,
+    pairs_of,
+    rebind,
+    tangent_or_zero,
+    unpack,
+    values_of,
+)
 
-WRITTEN: list[weakref.ref[Any]] = []
-"""The tensors that are `Written` now."""
 OPERATORS = {
     "__iadd__": torch.add,
     "__isub__": torch.sub,
@@ -33,11 +43,17 @@ class Written(Tensor):
 
     side: Tensor
 
+    def as_pair(self) -> Dual:
+        """The value and the tangent as they are now; views of them see what is written later."""
+        pair = Dual(_plain(self), self.side)
+        pair.aliased = True
+        return pair
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__get__":
-            return _attribute(func.__self__.__name__, args[0])
+            return getattr(args[0].as_pair(), func.__self__.__name__)
         if name in PLAIN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
@@ -49,31 +65,12 @@ class Written(Tensor):
         return Dual.__torch_function__(func, types, args, kwargs)
 
 
-def _attribute(name: str, x: Written) -> Any:
-    return getattr(_pair(x), name)
-
-
 def _plain(x: Any) -> Tensor:
     """The value, which shares the memory of `x` and has its autograd graph."""
     if type(x) is Tensor:
         return x
     with torch._C.DisableTorchFunctionSubclass():
         return x.as_subclass(Tensor)
-
-
-def _pair(x: Written) -> Dual:
-    pair = Dual(_plain(x), x.side)
-    pair.aliased = True
-    return pair
-
-
-def pairs_of(x: Any) -> Any:
-    """Replace each `Written` in `x`, also in lists, tuples and dictionaries, by a `Dual`."""
-    if type(x) is Written:
-        return _pair(x)
-    if type(x) in (list, tuple):
-        return type(x)([pairs_of(a) for a in x])
-    return {k: pairs_of(a) for k, a in x.items()} if type(x) is dict else x
 
 
 def base_of(name: str) -> Any:
@@ -156,8 +153,7 @@ def _zeroed(x: Any) -> Any:
 
 REPLACING = {"fill_": _filled, "copy_": _copied, "zero_": _zeroed}
 """Operations in place that no function is named after."""
-for _base in REPLACING.values():
-    TABLE[_base] = _base
+TABLE.update({base: base for base in REPLACING.values()})
 
 
 def refuse_shared(x: Dual, name: str, instead: str) -> None:
