@@ -280,6 +280,10 @@ class _Graph:
 GRAPH = _Graph()
 
 
+class NeedsGraph(Exception):
+    """Raised where a gradient inside a network meets detached tangents without a graph: `jvp` begins anew."""
+
+
 def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
     if detached and not GRAPH.kept:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.utils import _pytree as pytree
 
-from .core import GRAPH, Dual, add_handler, first_dual, paired, tangent_of, unpack, values_of
+from .core import GRAPH, Dual, NeedsGraph, add_handler, first_dual, paired, tangent_of, unpack, values_of
 
 
 def requires_grad_(x: Dual, requires_grad: bool = True) -> Dual:
@@ -52,17 +52,18 @@ def _grad(
         )
     weights = (None,) * len(outs) if grad_outputs is None else _sequence(grad_outputs)
     options = {"retain_graph": True, "create_graph": create_graph}
+    found = first_dual((outs, weights))
+    if found is not None and found.detached and not GRAPH.kept:
+        raise NeedsGraph("torch.autograd.grad of a Dual whose tangent is detached")
+    tangents = [(tangent_of(y), values_of(w)) for y, w in zip(outs, weights, strict=True)]
+    tangents += [(values_of(y), tangent_of(w)) for y, w in zip(outs, weights, strict=True) if tangent_of(w) is not None]
+    tangents = [(y, w) for y, w in tangents if y is not None and y.requires_grad]
     values = torch.autograd.grad(
         values_of(outs), values_of(ins), values_of(weights), allow_unused=allow_unused,
         materialize_grads=materialize_grads, **options,
     )  # fmt: skip
-    tangents = [(tangent_of(y), values_of(w)) for y, w in zip(outs, weights, strict=True)]
-    tangents += [(values_of(y), tangent_of(w)) for y, w in zip(outs, weights, strict=True) if tangent_of(w) is not None]
-    tangents = [(y, w) for y, w in tangents if y is not None and y.requires_grad]
-    if not tangents:
+    if found is None or not tangents:
         return values
-    found = first_dual((outs, weights))
-    assert found is not None
     terms, factors = zip(*tangents, strict=True)
     turned = torch.autograd.grad(terms, values_of(ins), factors, allow_unused=True, **options)
     turned = [t.detach() if found.detached and t is not None else t for t in turned]
@@ -89,8 +90,6 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
     if torch.compiler.is_compiling():
         return _plain_grad_and_value(func, argnums, has_aux, args, kwargs)
     if not any(map(_is_dual, pytree.tree_leaves((args, kwargs), is_leaf=_is_dual))):
-        state = torch.random.get_rng_state()
-
         def watched(*args: Any, **kwargs: Any) -> Any:
             out = func(*args, **kwargs)
             if isinstance(out[0] if has_aux and isinstance(out, tuple) else out, Dual):
@@ -100,7 +99,7 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
         try:
             return _plain_grad_and_value(watched, argnums, has_aux, args, kwargs)
         except _Carries:
-            torch.random.set_rng_state(state)  # the function is called again
+            pass  # the function is called again
     return _pair_of_gradients(func, argnums, has_aux, args, kwargs)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .core import GRAPH, WRITTEN, Dual, unpack
+from .core import GRAPH, WRITTEN, Dual, NeedsGraph, unpack
 from .foreign import introduce
 from .writing import make_plain, plain_result
 
@@ -63,6 +63,9 @@ def _evaluated(fn: Any, duals: list[Any]) -> tuple[Any, Any]:
     """The value and the tangent; what `fn` left behind in tensors of others is plain again."""
     written, kept = len(WRITTEN), GRAPH.kept
     try:
+        return plain_result(_single(fn(*duals)))
+    except NeedsGraph:
+        GRAPH.kept = True  # from here on, and once more from the beginning
         return plain_result(_single(fn(*duals)))
     finally:
         GRAPH.kept = kept

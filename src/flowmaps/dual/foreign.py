@@ -26,12 +26,16 @@ def is_tensor(obj: Any, /) -> bool:
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
     """`torch.as_tensor`, which takes a `Dual` for a tensor."""
     if isinstance(data, Dual):
-        return data.to(device=device, dtype=dtype)  # type: ignore[attr-defined]
+        return _same(data, dtype, device)
     return _plain_as_tensor(data, dtype=dtype, device=device)
 
 
+def _same(data: Any, dtype: Any = None, device: Any = None) -> Any:
+    return data.to(device=device, dtype=dtype)
+
+
 torch.is_tensor, torch.as_tensor = is_tensor, as_tensor  # type: ignore[assignment]
-TABLE[as_tensor] = as_tensor  # the compiler calls it as one of torch's own
+TABLE[as_tensor] = _same  # the compiler calls it as one of torch's own
 
 
 def _flatten(x: Dual) -> tuple[list[Any], Any]:

@@ -28,7 +28,7 @@ def _windowed(name: str) -> Any:
     """The tangent of `stft` or `istft`: linear in the signal; of a window with a tangent it is refused."""
 
     def derivative(y: Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if first_dual((args, kwargs)) is not None:
+        if not isinstance(x, Dual) or first_dual((args, kwargs)) is not None:
             raise NotImplementedError(f"torch.{name} with a window that has a tangent has no forward-mode rule.")
         return getattr(torch, name)(x.tangent, *values_of(args), **values_of(kwargs))
 
@@ -36,7 +36,7 @@ def _windowed(name: str) -> Any:
 
 
 for _name in ("stft", "istft"):
-    tangent_rule(*named(_name))(_windowed(_name))
+    tangent_rule(*named(_name), getattr(torch._VF, _name))(_windowed(_name))  # type: ignore[attr-defined]
 
 
 def unit(z: Tensor) -> Tensor:
@@ -64,5 +64,5 @@ def _sgn(y: Tensor, x: Any) -> Any:
 
 
 linear_in_first(*named("real", "imag"))
-for _name in ("real", "imag"):
-    setattr(Dual, _name, property(getattr(torch, _name)))
+Dual.real = property(lambda x: torch.real(x))  # type: ignore[attr-defined]
+Dual.imag = property(lambda x: torch.imag(x))  # type: ignore[attr-defined]
