@@ -1,12 +1,13 @@
 """One row a function that people bring: what it is called on, or why it is refused.
 
-`ROWS[name]` is a function of tensors, and its arguments: `N(2, 3)` draws normal numbers of that shape, `P(2, 3)`
-numbers from 0.2 to 0.9; all of them carry tangents. `REFUSED[name]` is a function, its arguments, and the words of its
-refusal.
+`ROWS` has the functions that were asked for, `BESIDE` more of their kinds; `REFUSED` and `REFUSED_BESIDE` those that
+are refused. A row is a function of tensors, and its arguments: `N(2, 3)` draws normal numbers of that shape, `P(2, 3)`
+numbers from 0.2 to 0.9; all of them carry tangents. `WORDS[name]` has words of a refusal.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +122,10 @@ def energy_of_functions(x: Any) -> Any:
 
 def by_type(x: Any) -> Any:
     return x * 2 if torch.is_tensor(x) else x
+
+
+def einops() -> Any:
+    return importlib.import_module("einops")
 
 
 @torch.jit.script
@@ -283,7 +288,15 @@ ROWS: dict[str, Row] = {
     "torch.dist": (torch.dist, (N(3, 4), N(3, 4))),
     "torch.squeeze_copy": (lambda x: torch.squeeze_copy(x, 1) ** 2, (N(3, 1),)),
     "F.alpha_dropout eval": (drawn(lambda x: F.alpha_dropout(x, 0.5, True) ** 2 + F.alpha_dropout(x)), (N(3, 4),)),
-    # beside those asked for
+    "einops.rearrange": (lambda x: einops().rearrange(x, "(a b) c -> b (a c)", a=2) ** 2, (N(4, 3),)),
+    "einops.einsum": (lambda x, y: einops().einsum(x, y, "a b, b c -> a c"), (N(2, 3), N(3, 2))),
+    "einops.repeat/reduce": (
+        lambda x: einops().reduce(einops().repeat(x, "a b -> a c b", c=2) ** 2, "a c b -> a b", "max"),
+        (N(2, 3),),
+    ),
+    "x.requires_grad_()": (lambda x: x.requires_grad_() ** 2, (N(3),)),
+}  # fmt: skip
+BESIDE: dict[str, Row] = {
     "torch.block_diag": (lambda x, y: torch.block_diag(x, y) ** 2, (N(2, 2), N(1, 2))),
     "named results": (
         lambda x: parts(
@@ -318,7 +331,8 @@ REFUSED: dict[str, Row] = {
     "nested tensors": (lambda x: torch.nested.as_nested_tensor([x[0], x[1]]).to_padded_tensor(0.0), (P(3, 4),)),
     "torch.jit.script fn": (scripted, (P(3),)),
     "flex_attention": (flexible, (P(1, 1, 3, 4),)),
-    # beside those asked for
+}
+REFUSED_BESIDE: dict[str, Row] = {
     "scatter_reduce(prod)": (lambda x: x.scatter_reduce(1, ONTO[:, :2], x, "prod"), (P(2, 3),)),
     "variance of complex numbers": (lambda x: z(x).var(), (P(3),)),
     "grid_sample, bicubic (grid)": (lambda g: F.grid_sample(normal(1, 1, 4, 4), g, mode="bicubic"), (P(1, 2, 2, 2),)),
@@ -338,5 +352,14 @@ WORDS = {
     "as_strided outside": "entries outside x", "stft, window": "torch.stft with a window", "sin(out=)": "'out'",
     "autograd.grad, no variable": "requires_grad_",
 }  # fmt: skip
-ASKED = 120
-"""So many functions were asked for; the rest of the rows stand beside them."""
+ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            *("custom autograd.Function (old style)", "custom autograd.Function with jvp"),
+            "checkpoint use_reentrant=True",
+        ),
+        "test_dual_autograd_functions.py",
+    ),
+    "x.data": "a stop-gradient, test_dual_functions.py",
+    "isinstance(x, Tensor) branch": "dual.check notices it, test_dual_common_networks.py",
+}

@@ -66,7 +66,6 @@ def _grad(
         return values
     terms, factors = zip(*tangents, strict=True)
     turned = torch.autograd.grad(terms, values_of(ins), factors, allow_unused=True, **options)
-    turned = [t.detach() if found.detached and t is not None else t for t in turned]
     return tuple([g if g is None else paired(g, t, found.detached) for g, t in zip(values, turned, strict=True)])
 
 
@@ -90,6 +89,7 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
     if torch.compiler.is_compiling():
         return _plain_grad_and_value(func, argnums, has_aux, args, kwargs)
     if not any(map(_is_dual, pytree.tree_leaves((args, kwargs), is_leaf=_is_dual))):
+
         def watched(*args: Any, **kwargs: Any) -> Any:
             out = func(*args, **kwargs)
             if isinstance(out[0] if has_aux and isinstance(out, tuple) else out, Dual):
