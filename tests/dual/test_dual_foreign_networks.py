@@ -97,7 +97,7 @@ def flux() -> Any:
 
 def torchcfm_unet() -> Any:
     unet = pytest.importorskip(
-        "torchcfm.models.unet", reason="torchcfm is not installed: pip install --no-deps torchcfm (see CONTRIBUTING)"
+        "torchcfm.models.unet", reason="torchcfm is not installed: pip install --no-deps torchcfm"
     )
     net = unet.UNetModel(dim=(2, 8, 8), num_channels=32, num_res_blocks=1, channel_mult=(1,), num_heads=2,
                          attention_resolutions="8")  # fmt: skip

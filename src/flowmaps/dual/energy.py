@@ -121,7 +121,8 @@ def _pair_of_gradients(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs
 
     before, GRAPH.kept = GRAPH.kept, True
     try:
-        (value, slope), pull, aux = torch.func.vjp(of_tensors, *[values_of(x) for x in leaves], has_aux=True)
+        found: Any = torch.func.vjp(of_tensors, *[values_of(x) for x in leaves], has_aux=True)
+        (value, slope), pull, aux = found
         one, zero = torch.ones_like(value), torch.zeros_like(value)
         gradients, turned = pull((one, zero)), pull((zero, one))
     finally:

@@ -65,8 +65,9 @@ def _forward_mode(function: Any) -> Callable[..., Any]:
             return out if isinstance(out, Tensor) else tuple(out)
 
         shape: list[Any] = []
-        points, directions = (tuple(getattr(leaves[i], name) for i in moving) for name in ("value", "tangent"))
-        value, tangent = torch.func.jvp(of_tensors, points, directions)
+        points, directions = tuple(leaves[i].value for i in moving), tuple(leaves[i].tangent for i in moving)
+        pair: Any = torch.func.jvp(of_tensors, points, directions)
+        value, tangent = pair
         return _named_as(shape[0], value, tangent, found.detached)
 
     return handler

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._builtins import _register_builtin
 from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
 
 from .core import TABLE, Dual
 
@@ -34,6 +36,8 @@ def _same(data: Any, dtype: Any = None, device: Any = None) -> Any:
     return data.to(device=device, dtype=dtype)
 
 
+_device_constructors()  # a list, made once, of the functions that `with torch.device(...)` is about
+_register_builtin(as_tensor, "aten::as_tensor")
 torch.is_tensor, torch.as_tensor = is_tensor, as_tensor  # type: ignore[assignment]
 TABLE[as_tensor] = _same  # the compiler calls it as one of torch's own
 

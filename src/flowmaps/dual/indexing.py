@@ -42,12 +42,12 @@ def _writing(name: str, places: tuple[str, ...]) -> Any:
     function, written = getattr(torch, name), places[-1]
 
     def derivative(y: Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
-        args, at = list(args), places.index(written) - 1
+        given, at = list(args), places.index(written) - 1
         if written in kwargs:
             kwargs[written] = tangent_or_zero(kwargs[written])
         else:
-            args[at] = tangent_or_zero(args[at])
-        return function(tangent_or_zero(x).to(y.dtype), *args, **kwargs)
+            given[at] = tangent_or_zero(given[at])
+        return function(tangent_or_zero(x).to(y.dtype), *given, **kwargs)
 
     return derivative
 

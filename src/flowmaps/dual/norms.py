@@ -175,7 +175,7 @@ def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False
     return torch.linalg.vector_norm(x, 2 if ord in (None, "fro") else ord, dim, keepdim)
 
 
-@composite(torch._weight_norm)
+@composite(torch._weight_norm)  # type: ignore[attr-defined, reportPrivateImportUsage]
 def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
     """`g v / |v|`, the norm over all axes but `dim` (over all for -1)."""
     axes = tuple(i for i in range(v.dim()) if i != dim)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .core import (
-    METHODS,
     TABLE,
     WRITTEN,
     Dual,
@@ -59,10 +58,10 @@ class Written(Tensor):
                 return func(*args, **(kwargs or {}))
         if isinstance(args[0], Written) and (name == "__setitem__" or base_of(name) is not None):
             return write(args[0], name, *args[1:], **(kwargs or {}))
-        args, kwargs = pairs_of(args), pairs_of(kwargs or {})
+        pairs, named = pairs_of(args), pairs_of(kwargs or {})
         if look_up(func) is None and hasattr(Dual, name):
-            return getattr(Dual, name)(*args, **kwargs)
-        return Dual.__torch_function__(func, types, args, kwargs)
+            return getattr(Dual, name)(*pairs, **named)
+        return Dual.__torch_function__(func, types, pairs, named)
 
 
 def _plain(x: Any) -> Tensor:
@@ -195,7 +194,6 @@ def _replacing(name: str) -> Any:
 
 for _name in REPLACING:
     add_handler(getattr(Tensor, _name), _replacing(_name))
-    METHODS.setdefault(_name, _replacing(_name))
 
 
 def plain_result(x: Any) -> tuple[Any, Any]:
