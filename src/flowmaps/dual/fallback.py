@@ -41,6 +41,10 @@ MATRICES = (
 )
 
 
+EAGER = ("quantile", "nanquantile")
+"""Functions that torch's compiler fails at within `torch.func.jvp`."""
+
+
 def through_torch(*functions: Any) -> None:
     """Register functions whose tangent `torch.func.jvp` of the one call returns."""
     for function in functions:
@@ -50,6 +54,8 @@ def through_torch(*functions: Any) -> None:
 def _forward_mode(function: Any) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
         found = first_dual((args, kwargs))
+        if function.__name__ in EAGER and torch.compiler.is_compiling():
+            raise NotImplementedError(f"torch.{function.__name__} of a Dual is not compiled: leave the compiler out.")
         if found is None:
             return function(*values_of(args), **values_of(kwargs))
         leaves, tree = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Dual))
