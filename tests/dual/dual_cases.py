@@ -2,7 +2,8 @@
 
 A line is a name and the arguments; the test calls every registered function of that name (torch.sin, Tensor.sin, ...).
 `N(2, 3)` draws normal numbers of that shape, `P(2, 3)` numbers from 0.2 to 0.9: these carry tangents, one at a time and
-all at once. `C(...)` draws normal numbers without a tangent (weights). Anything else is passed on as it is.
+all at once. `C(...)` draws normal numbers without a tangent (weights), `Z(...)` complex ones with one, `Definite(3)` a
+positive definite matrix. Anything else is passed on as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-HOMES = (torch, torch.Tensor, F, torch.special, torch.linalg, operator)
+HOMES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, operator)
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,15 @@ class Draw:
     shape: tuple[int, ...]
     positive: bool = False
     constant: bool = False
+    definite: bool = False
+    complex: bool = False
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
+        if self.definite:
+            root = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+            return root @ root.mT + torch.eye(self.shape[-1])
+        if self.complex:
+            return torch.randn(self.shape, generator=generator, dtype=torch.complex128)
         if self.positive:
             return 0.2 + 0.7 * torch.rand(self.shape, generator=generator, dtype=torch.float64)
         return torch.randn(self.shape, generator=generator, dtype=torch.float64)
@@ -42,6 +50,14 @@ def P(*shape: int) -> Draw:
 
 def C(*shape: int) -> Draw:
     return Draw(shape, constant=True)
+
+
+def Z(*shape: int) -> Draw:
+    return Draw(shape, complex=True)
+
+
+def Definite(size: int) -> Draw:
+    return Draw((size, size), definite=True)
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,17 @@ UNARY = (
     *("resolve_conj", "resolve_neg", "double", "sum", "mean", "prod", "norm", "var", "std", "t"),
     *("flatten", "fliplr", "flipud", "trace", "tril", "triu", "atleast_1d", "atleast_2d", "atleast_3d", "adjoint"),
     *("amax", "amin", "max", "min", "median", "var_mean", "std_mean", "vector_norm", "squeeze", "unbind", "cpu"),
+    *("lgamma", "gammaln", "digamma", "psi", "i0", "i0e", "i1", "i1e", "erfinv", "erfcx", "ndtr", "ndtri", "log_ndtr"),
+    *("entr", "nansum", "nanmean", "nanmedian", "aminmax", "cov", "corrcoef", "mode", "sgn", "squeeze_copy", "cdouble"),
+    *("matrix_norm", "conj_physical", "trapezoid", "trapz", "cumulative_trapezoid", "angle", "pdist", "gradient"),
+    *("pinv", "pinverse", "svdvals"),
 )
+TRANSFORMS = (
+    *("fft", "ifft", "fft2", "ifft2", "fftn", "ifftn", "rfft", "irfft", "rfft2", "irfft2", "rfftn", "irfftn"),
+    *("hfft", "ihfft", "hfft2", "ihfft2", "hfftn", "ihfftn", "fftshift", "ifftshift"),
+)
+SQUARE = ("inv", "inverse", "det", "slogdet", "matrix_exp", "cond", "cholesky", "eigvalsh")
+SIGNS = torch.tensor([1.0, -1.0, 1.0])
 CASES = [
     *[case(name, P(3, 4)) for name in UNARY],
     *[case(name, N(3, 4)) for name in ("relu", "gelu", "silu", "sinc", "softplus", "hardswish", "elu", "abs", "mish")],
@@ -141,6 +167,7 @@ CASES = [
     case("conv_transpose2d", N(2, 3, 4, 4), C(3, 2, 3, 3), C(2), stride=2, padding=1, output_padding=1),
     case("conv_transpose3d", N(1, 2, 3, 3, 3), C(2, 2, 2, 2, 2), C(2)),
     case("embedding", index(0, 2, 1), N(3, 4)),
+    case("embedding_bag", torch.tensor([[0, 2], [1, 1]]), N(3, 4)),
     *[case(name, N(3, 4), N(4, 2)) for name in ("matmul", "__matmul__", "mm")],
     case("matmul", N(2, 3, 4), C(4, 2)),
     case("matmul", N(2, 3, 4), N(2, 4, 5)),
@@ -156,6 +183,70 @@ CASES = [
     case("addr", N(3, 4), N(3), N(4)),
     case("addbmm", N(3, 5), N(2, 3, 4), N(2, 4, 5)),
     case("baddbmm", N(2, 3, 5), N(2, 3, 4), N(2, 4, 5), beta=0),
+    # special functions, reductions, losses, distances
+    case("polygamma", 1, P(3, 4)),
+    case("mvlgamma", P(3, 4), 1),
+    case("multigammaln", P(3, 4), 1),
+    *[case(name, N(3, 4), P(3, 4)) for name in ("xlogy", "xlog1py")],
+    *[case(name, N(3, 4), N(3, 4)) for name in ("logaddexp2", "ldexp", "dist", "pairwise_distance", "heaviside")],
+    *[case(name, N(3, 4), C(3, 4)) for name in ("copysign", "complex", "polar")],
+    *[case(name, N(3, 4), N(3, 4)) for name in ("smooth_l1_loss", "huber_loss", "poisson_nll_loss")],
+    *[case(name, N(3, 4), P(3, 4)) for name in ("kl_div", "binary_cross_entropy_with_logits", "cross_entropy")],
+    *[case(name, P(3, 4), P(3, 4)) for name in ("binary_cross_entropy",)],
+    *[case(name, N(3, 4), index(0, 2, 1)) for name in ("nll_loss", "cross_entropy")],
+    *[case(name, N(3), SIGNS) for name in ("soft_margin_loss", "hinge_embedding_loss")],
+    case("margin_ranking_loss", N(3), N(3), SIGNS),
+    case("cosine_embedding_loss", N(3, 4), N(3, 4), SIGNS),
+    case("multilabel_soft_margin_loss", N(3, 4), torch.ones(3, 4).double()),
+    case("triplet_margin_loss", N(3, 4), N(3, 4), N(3, 4)),
+    case("gaussian_nll_loss", N(3, 4), N(3, 4), P(3, 4)),
+    *[case(name, N(3, 5), 0.3, 1) for name in ("quantile", "nanquantile")],
+    case("kthvalue", N(3, 4), 2, 1),
+    *[case(name, N(3, 4), 1) for name in ("cummax", "cummin")],
+    case("renorm", N(4, 5), 2, 0, 1.5),
+    case("cdist", N(3, 4), N(2, 4)),
+    case("combinations", N(4)),
+    case("cartesian_prod", N(3), N(2)),
+    case("vander", N(4)),
+    # linear algebra
+    *[case(name, Definite(3)) for name in SQUARE],
+    case("logdet", Definite(3)),
+    case("eigh", Definite(3)),
+    *[case("qr", N(*shape)) for shape in ((4, 3), (3, 4))],
+    case("qr", N(3, 3)),
+    case("svd", N(3, 3)),
+    case("lu", N(3, 3)),
+    case("matrix_power", N(3, 3), 3),
+    case("multi_dot", [N(2, 3), N(3, 4), N(4, 2)]),
+    case("solve", N(3, 3), N(3, 2)),
+    case("solve", N(3, 3), N(3)),
+    case("solve_triangular", N(3, 3), N(3, 2), upper=True),
+    case("lstsq", N(4, 3), N(4, 2)),
+    case("tensorinv", N(2, 2, 2, 2), 2),
+    case("cholesky_solve", N(3, 2), torch.eye(3).double() + 0.1),
+    case("lu_solve", *torch.linalg.lu_factor(torch.eye(3).double() + 0.1), N(3, 2)),
+    case("eigvals", torch.diag(torch.arange(1.0, 4)).double() + 0.1),
+    # Fourier transforms and complex numbers
+    *[case(name, N(3, 4)) for name in TRANSFORMS],
+    *[case(name, Z(3, 4)) for name in ("abs", "sgn", "angle", "imag", "real", "vector_norm", "exp", "softsign")],
+    case("vector_norm", Z(3, 4), 3),
+    # writing
+    *[case(name, N(3, 2), 0, index(0, 2), N(2, 2)) for name in ("index_add", "index_copy")],
+    case("index_fill", N(3, 2), 0, index(0, 2), 0.5),
+    case("scatter", N(2, 3), 1, torch.tensor([[0, 2], [1, 0]]), N(2, 2)),
+    case("scatter_add", N(2, 3), 1, torch.tensor([[0, 2], [1, 1]]), N(2, 2)),
+    *[
+        case("scatter_reduce", N(2, 3), 1, torch.tensor([[0, 2], [1, 1]]), N(2, 2), reduce, include_self=own)
+        for reduce in ("sum", "mean", "amax", "amin")
+        for own in (True, False)
+    ],
+    case("index_put", N(3, 2), (index(0, 2),), N(2, 2)),
+    case("put", N(3, 2), index(0, 4), N(2)),
+    case("masked_scatter", N(3, 4), MASK, N(8)),
+    case("select_scatter", N(3, 2), N(3), 1, 1),
+    case("slice_scatter", N(3, 2), N(2, 2), 0, 1, 3),
+    case("diagonal_scatter", N(3, 3), N(3)),
+    case("as_strided", N(3, 2), (2, 2), (1, 2)),
     # normalisations
     case("layer_norm", N(3, 5), (5,), C(5), C(5)),
     case("layer_norm", N(2, 3, 4), (3, 4)),
@@ -261,13 +352,13 @@ CONSTANT: dict[str, Callable[..., tuple[Any, ...]]] = {
         (
             *("eq", "ne", "lt", "le", "gt", "ge", "less", "less_equal", "greater", "greater_equal", "not_equal"),
             *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "allclose", "isclose", "floor_divide"),
-            *("__floordiv__", "result_type", "is_same_size", "logical_and", "logical_or", "heaviside", "equal"),
+            *("__floordiv__", "result_type", "is_same_size", "logical_and", "logical_or", "equal"),
         ),
         lambda x: (x, torch.full_like(x, 0.4)),
     ),
     **dict.fromkeys(
         (
-            *("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "signbit", "isnan", "isinf", "isfinite"),
+            *("sign", "floor", "ceil", "round", "trunc", "fix", "signbit", "isnan", "isinf", "isfinite"),
             *("isneginf", "isposinf", "isreal", "logical_not", "argmax", "argmin", "argsort", "any", "all", "long"),
             *("count_nonzero", "nonzero", "zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "size"),
             *("bernoulli", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
@@ -285,6 +376,17 @@ CONSTANT: dict[str, Callable[..., tuple[Any, ...]]] = {
 }
 """Functions whose result has no tangent."""
 ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            *("rnn_tanh", "rnn_relu", "gru", "lstm", "rnn_tanh_cell", "rnn_relu_cell", "gru_cell", "lstm_cell"),
+            *("_pack_padded_sequence", "_pad_packed_sequence", "stft", "istft", "affine_grid", "grid_sampler"),
+            *("max_unpool1d", "max_unpool2d", "max_unpool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "gumbel_softmax"),
+            *("rrelu", "alpha_dropout", "feature_alpha_dropout", "fractional_max_pool2d", "fractional_max_pool3d"),
+            *("_weight_norm", "_sparse_mm", "grad", "as_tensor", "expand_copy", "permute_copy", "unsqueeze_copy"),
+            *("cfloat", "_copied", "_filled", "_zeroed", "__setitem__"),
+        ),
+        "functions.py",
+    ),
     "multi_head_attention_forward": "tests/test_dual_networks.py",
     "custom_function_call": "tests/dual/test_dual_autograd_functions.py",
     **dict.fromkeys(("checkpoint", "tag_activation_checkpoint"), "tests/test_dual_networks.py"),

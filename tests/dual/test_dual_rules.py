@@ -59,7 +59,14 @@ def put(args: Any, places: list[tuple[int, ...]], new: Any) -> tuple[Any, ...]:
 def floats(out: Any) -> torch.Tensor:
     """All floating-point entries of a result as one vector (a `Dual` where one is in it)."""
     parts = out if isinstance(out, (list, tuple)) else [out]
+    parts = [torch.view_as_real(p.resolve_conj()) if p.is_complex() else p for p in parts]
     return torch.cat([p.reshape(-1) for p in parts if p.is_floating_point()])
+
+
+def _direction(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random direction; of a matrix that is symmetric, a symmetric one (the kernels read one half)."""
+    v = torch.randn(x.shape, generator=generator, dtype=x.dtype if x.is_complex() else torch.float32).to(x.dtype)
+    return v + v.mT if x.dim() == 2 and x.shape[0] == x.shape[1] and torch.equal(x, x.mT) else v
 
 
 def check(function: Any, case: Case, subset: tuple[int, ...]) -> None:
@@ -68,7 +75,7 @@ def check(function: Any, case: Case, subset: tuple[int, ...]) -> None:
     places = [moving(case.args)[i] for i in subset]
     points = [args[p[0]] if len(p) == 1 else args[p[0]][p[1]] for p in places]
     points = [x.clone().requires_grad_() for x in points]
-    directions, shifts = ([torch.randn(x.shape, generator=generator).double() for x in points] for _ in range(2))
+    directions, shifts = ([_direction(x, generator) for x in points] for _ in range(2))
 
     def call(*xs: Any) -> torch.Tensor:
         return floats(function(*put(args, places, xs), **case.kwargs))
@@ -82,8 +89,8 @@ def check(function: Any, case: Case, subset: tuple[int, ...]) -> None:
     torch.testing.assert_close(dot, (ahead - behind) / (2 * STEP), rtol=1e-6, atol=1e-7)
 
     weights = torch.randn(dot.shape, generator=generator).double()
-    slope = torch.autograd.grad((weights * dot).sum() + 0 * sum(x.sum() for x in points), points)
-    predicted = sum((g * v).sum() for g, v in zip(slope, shifts, strict=True))
+    slope = torch.autograd.grad((weights * dot).sum() + 0 * sum(x.real.sum() for x in points), points)
+    predicted = sum((g.conj() * v).real.sum() for g, v in zip(slope, shifts, strict=True))
     with torch.no_grad():
         ahead, behind = (tangent(*[x + s * STEP * v for x, v in zip(points, shifts, strict=True)]) for s in (1, -1))
     torch.testing.assert_close(predicted, (weights * (ahead - behind)).sum() / (2 * STEP), rtol=1e-6, atol=1e-6)

@@ -8,13 +8,19 @@ from . import (  # noqa: F401 (the rules)
     arithmetic,
     attention,
     elementwise,
+    fallback,
     functions,
+    indexing,
     linear,
+    matrices,
     methods,
     norms,
+    recurrent,
     reductions,
     resampling,
+    sampling,
     shaping,
+    spectral,
 )
 from .checking import check
 from .core import Dual, rule, tangent_rule

@@ -118,13 +118,17 @@ def _multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:
-    if bias_k is not None or add_zero_attn or static_k is not None or static_v is not None:
-        raise NotImplementedError("nn.MultiheadAttention with bias_k, add_zero_attn or static keys has no rule.")
+    if add_zero_attn or static_k is not None or static_v is not None:
+        raise NotImplementedError("nn.MultiheadAttention with add_zero_attn or static keys has no rule.")
     if query.dim() == 2:
         raise NotImplementedError("nn.MultiheadAttention of an unbatched (L, E) input has no rule: add a batch axis.")
     length, rows = query.shape[:2]
     weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight
-    q, k, v = (_heads(x, rows, num_heads) for x in _projections(query, key, value, weights, in_proj_bias))
+    q, k, v = _projections(query, key, value, weights, in_proj_bias)
+    if bias_k is not None:  # one more key and value, which every query sees
+        k, v = (torch.cat([x, b.expand(1, rows, -1)]) for x, b in ((k, bias_k), (v, bias_v)))
+        attn_mask, key_padding_mask = (None if m is None else F.pad(m, (0, 1)) for m in (attn_mask, key_padding_mask))
+    q, k, v = (_heads(x, rows, num_heads) for x in (q, k, v))
     mask, dropout = _joint_mask(attn_mask, key_padding_mask, q), dropout_p if training else 0.0
     if need_weights:
         out, weights = _with_weights(q, k, v, mask, dropout, average_attn_weights)

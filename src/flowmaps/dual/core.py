@@ -23,6 +23,10 @@ METHODS: dict[str, Callable[..., Any]] = {}
 """The same by name, for tensor methods that torch writes in Python, which the compiler does not find in `TABLE`."""
 
 
+WRITTEN: list[Any] = []
+"""Weak references to the plain tensors that have a tangent now, because a `Dual` was written into them (`writing`)."""
+
+
 class Dual:
     """A tensor and its derivative along one direction, `value + e tangent` with `e^2 = 0`.
 
@@ -30,7 +34,7 @@ class Dual:
     `Tensor`, which would lose its tangent at graph breaks of the compiler: `isinstance(x, torch.Tensor)` is false.
 
     Arguments:
-        value: a floating-point tensor of any shape.
+        value: a floating-point or complex tensor of any shape.
         tangent: its derivative, of the same shape; `None` stands for zero, and costs nothing.
         detached: whether tangents are computed without an autograd graph (`jvp(..., detach_tangent=True)`).
     """
@@ -40,9 +44,12 @@ class Dual:
         self.tangent = tangent
         self.detached = detached
         self.aliased = False  # whether other tensors may share its memory, as views do
+        self.variable = False  # whether torch.autograd.grad may be taken in it
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if WRITTEN:
+            args, kwargs = pairs_of(args), pairs_of(kwargs or {})
         handler = look_up(func)
         if handler is None:
             raise NotImplementedError(no_rule_message(func))
@@ -67,9 +74,6 @@ class Dual:
 
     def __float__(self) -> float:
         raise TypeError(TANGENT_DROPPED.format("float(x)"))
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise NotImplementedError("x[...] = y writes into a Dual: build the result with torch.cat or where.")
 
 
 TANGENT_DROPPED = "{} would drop the tangent of a Dual: write x.detach() first if that is meant."
@@ -96,6 +100,15 @@ def tangent_of(x: Any) -> Any:
     return x.tangent if isinstance(x, Dual) else None
 
 
+def tangent_or_zero(x: Any) -> Any:
+    """Return the tangent of `x`; zeros of its shape, or 0 for a number, where it has none."""
+    found = tangent_of(x)
+    if found is not None:
+        return found
+    x = values_of(x)
+    return torch.zeros_like(x) if isinstance(x, Tensor) else 0.0
+
+
 def values_of(x: Any) -> Any:
     """Replace each `Dual` in `x`, also in lists, tuples and dictionaries, by its value."""
     if isinstance(x, Dual):
@@ -107,6 +120,15 @@ def values_of(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: values_of(a) for k, a in x.items()}
     return x
+
+
+def pairs_of(x: Any) -> Any:
+    """Replace each plain tensor that a `Dual` was written into, also in lists, tuples and dictionaries, by its pair."""
+    if isinstance(x, Tensor):
+        return x.as_pair() if type(x) is not Tensor and hasattr(type(x), "as_pair") else x  # type: ignore
+    if type(x) in (list, tuple):
+        return type(x)([pairs_of(a) for a in x])
+    return {k: pairs_of(a) for k, a in x.items()} if type(x) is dict else x
 
 
 def first_dual(x: Any) -> Dual | None:
@@ -131,11 +153,24 @@ def paired(value: Any, tangent: Any, detached: bool) -> Any:
     if isinstance(value, Tensor):
         if tangent is None or not (value.is_floating_point() or value.is_complex()):
             return value
-        tangent = tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+        tangent = tangent if tangent.dtype == value.dtype else _cast(tangent, value)
         tangent = tangent if tangent.shape == value.shape else tangent.expand(value.shape)
         return Dual(value, tangent, detached)
     pairs = [paired(v, t, detached) for v, t in zip(value, tangent, strict=True)]
-    return pairs if isinstance(value, list) else tuple(pairs)
+    return like_sequence(value, pairs)
+
+
+def _cast(tangent: Tensor, value: Tensor) -> Tensor:
+    if tangent.is_complex() and not value.is_complex():
+        raise NotImplementedError("a real function of a complex number has no forward-mode rule for it here.")
+    return tangent.to(value.dtype)
+
+
+def like_sequence(like: Any, entries: list[Any]) -> Any:
+    """A list, a tuple, or the named result (`torch.return_types.sort`) of the type of `like`."""
+    if isinstance(like, list):
+        return entries
+    return tuple(entries) if type(like) is tuple else type(like)(entries)
 
 
 def add_handler(function: Any, handler: Callable[..., Any]) -> None:
@@ -167,7 +202,7 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             found = first_dual((args, kwargs))
             out = handler(*args, **kwargs)
-            if found is not None and found.detached and isinstance(out, Dual) and not out.detached:
+            if found is not None and found.detached and not GRAPH.kept and isinstance(out, Dual) and not out.detached:
                 return paired(out.value, None if out.tangent is None else out.tangent.detach(), True)
             return out
 
@@ -236,9 +271,22 @@ def rebind(x: Any, out: Any) -> Any:
     return x
 
 
+class _Graph:
+    """Whether detached tangents keep an autograd graph for now, as gradients inside a network need."""
+
+    kept = False
+
+
+GRAPH = _Graph()
+
+
+class NeedsGraph(Exception):
+    """Raised where a gradient inside a network meets detached tangents without a graph: `jvp` begins anew."""
+
+
 def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
-    if detached:
+    if detached and not GRAPH.kept:
         with torch.no_grad():
             return function(*args, **kwargs)
     return function(*args, **kwargs)

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import composite, linear_in_first, named, paired, run_tangent, tangent_rule, unpack, without_tangent
+from .core import (
+    composite,
+    linear_in_first,
+    named,
+    paired,
+    run_tangent,
+    tangent_rule,
+    unpack,
+    values_of,
+    without_tangent,
+)
 
 DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exp": lambda x, y: y,
@@ -40,9 +50,7 @@ DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "erfc": lambda x, y: -2 / math.sqrt(math.pi) * (-x * x).exp(),
     "sigmoid": lambda x, y: y * (1 - y),
     "logit": lambda x, y: (x * (1 - x)).reciprocal(),
-    "abs": lambda x, y: x.sign(),
     "frac": lambda x, y: torch.ones_like(x),
-    "softsign": lambda x, y: (1 + x.abs()).square().reciprocal(),
     "tanhshrink": lambda x, y: x.tanh().square(),
     "logsigmoid": lambda x, y: torch.sigmoid(-x),
 }
@@ -54,7 +62,6 @@ ALIASES = {
     "asinh": ("arcsinh",),
     "acosh": ("arccosh",),
     "atanh": ("arctanh",),
-    "abs": ("absolute", "__abs__"),
 }
 
 
@@ -68,10 +75,20 @@ def _chain(derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]
 for _name, _derivative in DERIVATIVES.items():
     tangent_rule(*named(_name, *ALIASES.get(_name, ())))(_chain(_derivative))
 
-linear_in_first(
-    *named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "real", "imag", "conj")
-)
-without_tangent(*named("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "signbit", "heaviside"))
+linear_in_first(*named("neg", "negative", "positive", "__neg__", "__pos__", "deg2rad", "rad2deg", "conj"))
+without_tangent(*named("sign", "floor", "ceil", "round", "trunc", "fix", "signbit"))
+
+
+@composite(*named("softsign"))
+def _softsign(x: Any) -> Any:
+    return x / (1 + x.abs())
+
+
+@composite(*named("heaviside"))
+def _heaviside(x: Any, values: Any) -> Any:
+    """0, 1, or at x = 0 `values`, of which alone the result has a derivative (torch itself has none)."""
+    x = values_of(x)
+    return torch.where(x == 0, values, (x > 0).to(x.dtype))
 
 
 @tangent_rule(*named("relu"))

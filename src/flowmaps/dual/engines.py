@@ -9,9 +9,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from .core import Dual, unpack
+from .core import GRAPH, WRITTEN, Dual, NeedsGraph, unpack
 from .faults import Refusal
+from .foreign import introduce
 from .randomness import SharedNumbers, uncompiled
+from .writing import make_plain, plain_result
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -49,10 +51,26 @@ def jvp(
         return _torch(fn, primals, tangents, detach_tangent)
     if engine == "finite-difference":
         return _difference(fn, primals, tangents, detach_tangent)
+    introduce()
     duals = [x if v is None else Dual(x, v.detach() if detach_tangent else v, detach_tangent)
              for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
-    value, tangent = unpack(_single(fn(*duals)))
-    return value, torch.zeros_like(value) if tangent is None else tangent
+    value, tangent = unpack(_single(fn(*duals))) if torch.compiler.is_compiling() else _evaluated(fn, duals)
+    if tangent is None:
+        return value, torch.zeros_like(value)
+    return value, tangent.detach() if detach_tangent else tangent
+
+
+def _evaluated(fn: Any, duals: list[Any]) -> tuple[Any, Any]:
+    """The value and the tangent; what `fn` left behind in tensors of others is plain again."""
+    written, kept = len(WRITTEN), GRAPH.kept
+    try:
+        return plain_result(_single(fn(*duals)))
+    except NeedsGraph:
+        GRAPH.kept = True  # from here on, and once more from the beginning
+        return plain_result(_single(fn(*duals)))
+    finally:
+        GRAPH.kept = kept
+        make_plain(written)
 
 
 def _check(primals: tuple[Any, ...], tangents: tuple[Any, ...], engine: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from .core import TANGENT_DROPPED, Dual, add_handler, look_up, rebind
+from .energy import requires_grad_
+from .writing import refuse_shared, write
 
 ATTRIBUTES = (
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "itemsize", "nbytes"),
@@ -39,7 +41,7 @@ OTHERS = {
     "__gt__": torch.gt,
     "__ge__": torch.ge,
 }
-REFUSED = ("item", "tolist", "numpy", "data_ptr", "backward", "register_hook", "requires_grad_", "__array__")
+REFUSED = ("item", "tolist", "numpy", "data_ptr", "backward", "register_hook", "__array__")
 
 
 def _attribute(name: str) -> property:
@@ -79,11 +81,7 @@ def _refused(name: str) -> Callable[..., Any]:
 
 def _writes(name: str, function: Any) -> Callable[..., Any]:
     def method(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if x.aliased:
-            raise NotImplementedError(
-                f"x.{name}() on a Dual that shares its memory with a view, which would keep its old tangent: "
-                f"write y = x.{name[:-1]}(), and use y."
-            )
+        refuse_shared(x, f"x.{name}()", f"write y = x.{name[:-1]}(), and use y")
         return rebind(x, Dual.__torch_function__(function, (), (x, *args), kwargs))
 
     return method
@@ -100,6 +98,9 @@ def give_methods() -> None:
     for name, function in OTHERS.items():
         setattr(Dual, name, _method(function))
     Dual.__hash__ = object.__hash__
+    Dual.requires_grad_ = requires_grad_  # type: ignore[attr-defined]
+    Dual.requires_grad = property(_attribute("requires_grad").fget, requires_grad_)  # type: ignore[attr-defined]
+    Dual.data = property(lambda x: x.value.detach())  # type: ignore[attr-defined]
     for name in dir(torch.Tensor):
         function = getattr(torch.Tensor, name)
         if name.startswith("_") or hasattr(Dual, name) or not callable(function):
@@ -110,10 +111,10 @@ def give_methods() -> None:
             setattr(Dual, name, _writes(name, getattr(torch.Tensor, name[:-1])))
         else:
             setattr(Dual, name, _method(function))
-    _refuse_plain()
+    _in_place_functions()
 
 
-def _refuse_plain() -> None:
+def _in_place_functions() -> None:
     """Register handlers of in-place functions that torch calls itself: `tensor.add_(dual)`, `F.relu_(dual)`."""
     for home in (torch.Tensor, torch.nn.functional, torch):
         for name in dir(home):
@@ -126,9 +127,6 @@ def _writing(name: str, base: Any) -> Callable[..., Any]:
     def handler(x: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(x, Dual):
             return rebind(x, look_up(base)(x, *args, **kwargs))
-        raise NotImplementedError(
-            f"{name} writes a Dual into a plain tensor, which has no place for its tangent: "
-            f"write y = {name[:-1]}(x, ...) (or x = x + y for x += y)."
-        )
+        return write(x, name, *args, **kwargs)
 
     return handler

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Dual, composite, named, tangent_rule
+from .core import Dual, composite, named, tangent_of, tangent_rule
 
 
 def _single_precision(x: Tensor) -> Tensor:
@@ -143,6 +143,8 @@ def _normalize(x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: No
 def _vector_norm(y: Tensor, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     """`sum sign(x) |x|^(p-1) v / y^(p-1)`, zero where the norm is."""
     value, tangent = x.value, x.tangent
+    if value.is_complex() and ord != 2:
+        return tangent_of(torch.linalg.vector_norm(x.abs(), ord, dim, keepdim))
     axes = tuple(range(value.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     norm = y
     if not keepdim:
@@ -152,6 +154,8 @@ def _vector_norm(y: Tensor, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool
         hit = (value.abs() == norm).to(value.dtype)
         return (hit / hit.sum(axes, keepdim=True) * value.sign() * tangent).sum(axes, keepdim=keepdim)
     unit = value / torch.where(norm == 0, 1.0, norm)
+    if ord == 2 and value.is_complex():
+        return (unit.conj() * tangent).real.sum(axes, keepdim=keepdim)
     if ord == 2:
         return (unit * tangent).sum(axes, keepdim=keepdim)
     return (unit.sign() * unit.abs() ** (ord - 1) * tangent).sum(axes, keepdim=keepdim)
@@ -167,5 +171,12 @@ def _norm(x: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, out: N
 def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     matrix = dim is not None and not isinstance(dim, int) and len(dim) == 2
     if ord not in (None, "fro") and (matrix or (dim is None and x.dim() == 2)):
-        raise NotImplementedError(f"torch.linalg.norm(ord={ord!r}) of a matrix has no forward-mode rule.")
+        return torch.linalg.matrix_norm(x, ord, (-2, -1) if dim is None else dim, keepdim)
     return torch.linalg.vector_norm(x, 2 if ord in (None, "fro") else ord, dim, keepdim)
+
+
+@composite(torch._weight_norm)  # type: ignore[attr-defined, reportPrivateImportUsage]
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    """`g v / |v|`, the norm over all axes but `dim` (over all for -1)."""
+    axes = tuple(i for i in range(v.dim()) if i != dim)
+    return v * (g / torch.linalg.vector_norm(v, 2, axes, keepdim=True))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Dual, composite, first_dual, named, paired, run_tangent, tangent_rule, unpack
+from .core import Dual, composite, first_dual, like_sequence, named, paired, run_tangent, tangent_rule, unpack
 
 
 def _soften(p: Tensor, tangent: Tensor, dim: int) -> Tensor:
@@ -49,6 +49,8 @@ def _logcumsumexp(y: Tensor, x: Any, dim: int) -> Any:
 def _moments(x: Any, dim: Any, correction: Any, keepdim: bool) -> tuple[Any, Tensor]:
     """The axes, and the tangent of the variance, `2 / (N - c) sum (x - m) v`."""
     value, tangent = unpack(x)
+    if value.is_complex():
+        raise NotImplementedError("the variance of complex numbers has no forward-mode rule: add those of both parts.")
     axes = tuple(range(value.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     count = 1
     for axis in axes:
@@ -126,7 +128,7 @@ def _extreme_along(name: str, binary: Any, whole: Any) -> Any:
         if dim is None:
             return whole(x)
         out = function(x.value, dim, keepdim)
-        return type(out)([_picked(x, out, dim, keepdim), out.indices])
+        return like_sequence(out, [_picked(x, out, dim, keepdim), out.indices])
 
     return handler
 
@@ -153,19 +155,19 @@ def _median(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if dim is None:
         return _median(x.flatten(), 0)[0]
     out = torch.median(x.value, dim, keepdim)
-    return _picked(x, out, dim, keepdim), out.indices
+    return like_sequence(out, [_picked(x, out, dim, keepdim), out.indices])
 
 
 @composite(*named("sort"))
 def _sort(x: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
     out = torch.sort(x.value, dim=dim, descending=descending, stable=stable)
-    return _picked(x, out, dim, True), out.indices
+    return like_sequence(out, [_picked(x, out, dim, True), out.indices])
 
 
 @composite(*named("topk"))
 def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     out = torch.topk(x.value, k, dim, largest, sorted)
-    return _picked(x, out, dim, True), out.indices
+    return like_sequence(out, [_picked(x, out, dim, True), out.indices])
 
 
 @tangent_rule(*named("cumprod"))
@@ -198,6 +200,16 @@ def _mse_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = N
 @composite(F.l1_loss)
 def _l1_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", **_: Any):
     return _reduced((input - target).abs(), reduction)
+
+
+@composite(F.binary_cross_entropy)
+def _binary_cross_entropy(
+    input: Any, target: Any, weight: Any = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> Any:
+    """Logarithms are at least -100, as in torch."""
+    log, other = torch.log(input).clamp_min(-100), torch.log1p(-input).clamp_min(-100)
+    loss = -(target * log + (1 - target) * other)
+    return _reduced(loss if weight is None else loss * weight, reduction)
 
 
 def _reduced(x: Any, reduction: str) -> Any:

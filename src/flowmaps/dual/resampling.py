@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import METHODS, Dual, composite, paired, rebind, run_tangent, tangent_rule, unpack, values_of
+from .core import METHODS, Dual, composite, paired, rebind, run_tangent, unpack, values_of
 from .linear import apply_linear
 
 
@@ -50,7 +50,7 @@ def _maximal(indexed: Any) -> Any:
 
 
 ONE = (F.max_pool1d_with_indices, F.adaptive_max_pool1d_with_indices)
-TWO = (F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices)
+TWO = (F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices, F.fractional_max_pool2d_with_indices)
 
 for _function, _indexed in (
     (F.max_pool1d, F.max_pool1d_with_indices),
@@ -59,15 +59,10 @@ for _function, _indexed in (
     (F.adaptive_max_pool1d, F.adaptive_max_pool1d_with_indices),
     (F.adaptive_max_pool2d, F.adaptive_max_pool2d_with_indices),
     (F.adaptive_max_pool3d, F.adaptive_max_pool3d_with_indices),
+    (F.fractional_max_pool2d, F.fractional_max_pool2d_with_indices),
+    (F.fractional_max_pool3d, F.fractional_max_pool3d_with_indices),
 ):
     composite(_function, _indexed)(_maximal(_indexed))
-
-
-@tangent_rule(F.grid_sample)
-def _grid_sample(y: Tensor, input: Any, grid: Any, *args: Any, **kwargs: Any) -> Any:
-    if isinstance(grid, Dual):
-        raise NotImplementedError("F.grid_sample with a grid that has a tangent has no forward-mode rule.")
-    return F.grid_sample(unpack(input)[1], grid, *args, **kwargs)
 
 
 def _dropping(function: Any) -> Any:

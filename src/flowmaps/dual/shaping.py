@@ -18,6 +18,8 @@ from .core import (
     paired,
     run_tangent,
     tangent_of,
+    tangent_or_zero,
+    tangent_rule,
     values_of,
     without_tangent,
 )
@@ -28,14 +30,14 @@ VIEWS = (
     *("select", "narrow", "diagonal", "unfold", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"),
     *("unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit", "adjoint", "__getitem__", "view_as_real"),
     *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"),
-    *("atleast_1d", "atleast_2d", "atleast_3d", "view_as_complex", "resolve_conj", "resolve_neg"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "view_as_complex", "resolve_conj", "resolve_neg", "cfloat", "cdouble"),
 )
 """Functions whose result shares memory with their argument (or may)."""
 MOVES = (
     *("clone", "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90"),
     *("gather", "index_select", "take_along_dim", "take", "tril", "triu", "diag", "diag_embed", "masked_select"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fold", "trace"),
-    *("cumsum", "sum", "mean", "diff", "sum_to_size"),
+    *("cumsum", "sum", "mean", "sum_to_size", "squeeze_copy", "unsqueeze_copy", "expand_copy", "permute_copy"),
 )
 """Linear functions of one argument whose result is a new tensor."""
 
@@ -107,9 +109,32 @@ def _joined(function: Any) -> Any:
 
 for _function in named(
     *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack"),
-    *("broadcast_tensors", "block_diag"),
 ):
     composite(_function)(_joined(_function))
+
+
+@composite(torch.block_diag)
+def _block_diag(*tensors: Any) -> Any:
+    return _joined(lambda parts: torch.block_diag(*parts))(tensors)
+
+
+@tangent_rule(*named("diff"))
+def _diff(y: Tensor, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    ends = [None if e is None else tangent_or_zero(e) for e in (prepend, append)]
+    return torch.diff(tangent_or_zero(x), n, dim, *ends)
+
+
+@tangent_rule(torch.gradient)
+def _gradient(y: Any, x: Any, *, spacing: Any = 1, **kwargs: Any) -> Any:
+    if first_dual(spacing) is not None:
+        raise NotImplementedError("torch.gradient of a spacing that has a tangent has no forward-mode rule.")
+    return torch.gradient(x.tangent, spacing=spacing, **kwargs)
+
+
+@composite(torch.vander)
+def _vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
+    powers = torch.arange(len(x) if N is None else N, device=x.device)
+    return x.unsqueeze(-1) ** (powers if increasing else powers.flip(0))
 
 
 @composite(torch.broadcast_tensors)
