@@ -92,8 +92,8 @@ def test_damaged_files_are_named(tmp_path: Path):
         (tmp_path / f"empty{suffix[1:]}" / f"c{suffix}").write_bytes(b"")
         refused(tmp_path / suffix[1:], rf"b{suffix} could not be read as an image")
         refused(tmp_path / f"empty{suffix[1:]}", rf"c{suffix} could not be read as an image")
-    save(tmp_path / "gif" / "a.png", Image.fromarray(colour()), format="GIF")
-    refused(tmp_path / "gif", "it is no PNG, JPEG, BMP or WEBP")
+    save(tmp_path / "ico" / "a.png", Image.fromarray(colour(0, 16, 16)), format="ICO")
+    refused(tmp_path / "ico", "it is no PNG, JPEG, BMP, WEBP, TIFF or GIF")
 
 
 def transparent(alpha: int) -> Image.Image:

@@ -235,7 +235,6 @@ def test_arrays_of_images(tmp_path: Path, kind: str, name: str):
     assert source.classes == (None if name == "npy" else 4)
     assert opened(path, labels=False).classes is None
     assert opened(path, labels=False).labels is None
-    refused(path, "6 rows, fewer than a batch of 7: pass --optimiser.batch 6", batch=7)
     refused(path, "no split 'test'", split="test")
 
 

@@ -100,8 +100,8 @@ def _checked_labels(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> 
     return torch.from_numpy(numbers)
 
 
-def _columns(rows: Rows) -> tuple[str, str | None]:
-    """The names of the columns of images and of labels (or `None`)."""
+def columns_of_images(schema: Any) -> list[str]:
+    """The names of the columns of a schema of Arrow that hold image files."""
     from pyarrow import types
 
     def holds_images(kind: Any) -> bool:
@@ -109,8 +109,14 @@ def _columns(rows: Rows) -> tuple[str, str | None]:
             types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(types, kind.field("bytes").type)
         )
 
-    fields = {field.name: field.type for field in rows.schema}
-    found = [name for name in fields if holds_images(fields[name])]
+    return [field.name for field in schema if holds_images(field.type)]
+
+
+def _columns(rows: Rows) -> tuple[str, str | None]:
+    """The names of the columns of images and of labels (or `None`)."""
+    from pyarrow import types
+
+    fields, found = {field.name: field.type for field in rows.schema}, columns_of_images(rows.schema)
     named = [name for name in IMAGE_COLUMNS if name in found]
     image = next(iter(named or (found if len(found) == 1 else [])), None)
     if image is None:
