@@ -83,7 +83,7 @@ class Column:
             x = np.sinh(np.clip(x, -MAX_EXPONENT, MAX_EXPONENT)) * self.knots[1] + self.knots[0]
         elif self.transform == "quantile":
             x = np.interp(x, scores(len(self.knots)), self.knots)
-        return np.clip(np.round(x), *self.limits) if self.limits else x
+        return np.clip(np.round(x), self.limits[0], self.limits[1]) if self.limits else x
 
     def written(self, values: np.ndarray) -> np.ndarray:
         """Values `(N,)` in the file's type, categories as themselves."""
@@ -169,8 +169,9 @@ class Table:
 
 def _column(fields: Any) -> Column:
     fields = dict(fields)
-    tuples = {name: tuple(fields.pop(name)) for name in ("knots", "values", "limits") if name in fields}
-    return Column(**fields, **tuples)
+    for name in {"knots", "values", "limits"} & {*fields}:
+        fields[name] = tuple(fields[name])
+    return Column(**fields)
 
 
 def scores(knots: int) -> np.ndarray:

@@ -67,7 +67,9 @@ def read_delimited(path: Path, header: str, pandas: Any) -> RawTable:
     first = list(islice(text.records(), LINES_LOOKED_AT))
     if not first:
         raise ValueError("it holds no points")
-    named, said = _has_names(text, [cells for _, cells in first], header)
+    top, *below = [line for line in islice(io.StringIO(text.body), LINES_LOOKED_AT) if line.strip()]
+    quoted = top.count('"') == 2 * len(first[0][1]) and bool(below) and '"' not in below[0]
+    named, said = has_names([cells for _, cells in first], header, decimal=text.decimal, quoted=quoted)
     names = [cell.strip() for cell in first[0][1]] if named else []
     numbers = _numbers(text, pandas, first, named)
     if not len(numbers):
@@ -142,8 +144,16 @@ def _first_records(body: str, separator: str) -> list[list[str]]:
     return list(islice(csv.reader(io.StringIO(body, newline=""), delimiter=separator), LINES_LOOKED_AT))
 
 
-def _has_names(text: Text, records: list[list[str]], header: str) -> tuple[bool, list[str]]:
+def has_names(
+    records: list[list[str]], header: str, *, decimal: str = ".", quoted: bool = False
+) -> tuple[bool, list[str]]:
     """Whether the first line has the names of the columns, and what to say about it.
+
+    Args:
+        records: the cells of the first lines.
+        header: `names`, `none`, or `auto`.
+        decimal: the sign in front of decimals.
+        quoted: whether the cells of the first line alone stand in quotes.
 
     Raises:
         ValueError: it could be names or numbers.
@@ -151,15 +161,15 @@ def _has_names(text: Text, records: list[list[str]], header: str) -> tuple[bool,
     if header != "auto":
         return header == "names", []
     first, rest = [cell.strip() for cell in records[0]], records[1:]
-    numbers = [is_number(_with_point(cell, text.decimal)) for cell in first]
+    numbers = [is_number(_with_point(cell, decimal)) for cell in first]
     if not all(numbers):
-        below = [[_with_point(line[k], text.decimal) for line in rest if len(line) > k] for k in range(len(first))]
+        below = [[_with_point(line[k], decimal) for line in rest if len(line) > k] for k in range(len(first))]
         heads = [
             bool(cell) and not number and all(not b.strip() or is_number(b) for b in column) and bool(rest)
             for cell, number, column in zip(first, numbers, below, strict=True)
         ]
         return any(heads) or not any(numbers), []
-    names = _numbers_are_names(text, first, rest)
+    names = quoted or _numbers_are_names(first, rest)
     if names is None:
         raise ValueError(
             f"its first line {','.join(first)[:60]} could be names of columns or numbers: pass --header names or "
@@ -168,11 +178,8 @@ def _has_names(text: Text, records: list[list[str]], header: str) -> tuple[bool,
     return names, [f"its first line {','.join(first)[:60]} was taken for the names of the columns"] if names else []
 
 
-def _numbers_are_names(text: Text, first: list[str], rest: list[list[str]]) -> bool | None:
+def _numbers_are_names(first: list[str], rest: list[list[str]]) -> bool | None:
     """Whether a first line of numbers has names, as data frames number their columns; `None` if that is open."""
-    top, *lines = [line for line in islice(io.StringIO(text.body), LINES_LOOKED_AT) if line.strip()]
-    if top.count('"') == 2 * len(first) and lines and '"' not in lines[0]:
-        return True
     if not rest or not all(WHOLE.fullmatch(cell) for cell in first) or len(set(first)) < len(first):
         return False
     counted = [int(cell) for cell in first] == list(range(len(first)))
@@ -211,7 +218,8 @@ def _numbers(text: Text, pandas: Any, first: list[tuple[int, list[str]]], named:
     try:
         found = pandas.read_csv(body, **options, low_memory=False)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, csv.Error) as error:
-        _refuse_ragged(text, len(first[-1][1]))
+        widths = [len(cells) for _, cells in first]
+        _refuse_ragged(text, max({*widths}, key=widths.count))
         raise ValueError(" ".join(str(error).split())) from None
     if found.iloc[:, -1].isna().any():  # a short line is filled up
         _refuse_ragged(text, found.shape[1], named)
@@ -242,7 +250,7 @@ def _matched(
         names, columns = names[: len(columns) - 1], columns[:-1]
     if not names:
         return [str(k + 1) for k in range(len(columns))], columns
-    if len(names) == len(columns) - 1:
+    if len(names) == len(columns) - 1 and _are_row_names(columns[0]):
         names = ["", *names]
     if len(names) != len(columns):
         raise ValueError(
@@ -250,6 +258,15 @@ def _matched(
             "pass --header none"
         )
     return names, columns
+
+
+def _are_row_names(column: np.ndarray) -> bool:
+    """Whether a column has the names of the rows, as R writes them without a head: 1, 2, 3, ... or texts."""
+    if len(column) < 5:
+        return False
+    return len({*column.tolist()}) == len(column) and (
+        column.dtype.kind == "O" or bool((column == np.arange(1, len(column) + 1)).all())
+    )
 
 
 def as_column(series: Any) -> np.ndarray:

@@ -99,12 +99,12 @@ def _notes(root: Path, files: list[Path]) -> tuple[str, ...]:
     left = Counter(file.suffix.lower() or "no suffix" for file in _visible_files(root) if file not in read)
     if left:
         kinds = listed([f"{number:,} with {suffix}" for suffix, number in left.most_common()], 6)
-        notes.append(f"{left.total():,} files that are no images ({', '.join(IMAGE_SUFFIXES)}) were left out: {kinds}")
+        notes.append(f"{left.total():,} files that are not read as images were left out: {kinds}")
     deeper = [file for file in files if len(file.relative_to(root).parts) > 2]
     if deeper:
         notes.append(
-            f"{len(deeper):,} images lie in deeper folders, such as {deeper[0].parent.relative_to(root)}, and belong to "
-            "the class of the first folder"
+            f"{len(deeper):,} images lie in deeper folders, such as {deeper[0].parent.relative_to(root)}, and belong "
+            "to the class of the first folder"
         )
     return tuple(notes)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import delimited
-from .raw import INSTALL, RawTable, is_number
+from .raw import INSTALL, RawTable
 
 TEXT_SUFFIXES = (".csv", ".tsv")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".feather", ".xlsx")
@@ -84,7 +84,7 @@ def _of_frame(path: Path, frame: Any) -> RawTable:
 def _sheet(path: Path, header: str, pandas: Any) -> RawTable:
     """The first sheet of a workbook, from its first row that is not empty."""
     book = pandas.ExcelFile(path, engine="openpyxl")
-    cells = book.parse(book.sheet_names[0], header=None)
+    cells = pandas.read_excel(book, sheet_name=0, header=None)
     notes = []
     if len(book.sheet_names) > 1:
         notes.append(f"of {len(book.sheet_names)} sheets the first one, {book.sheet_names[0]!r}, is read")
@@ -93,13 +93,9 @@ def _sheet(path: Path, header: str, pandas: Any) -> RawTable:
         raise ValueError("it holds no points")
     start = int(full.to_numpy().argmax())
     cells = cells.iloc[start:].dropna(axis=1, how="all")
-    first = [str(value) if value == value and value is not None else "" for value in cells.iloc[0]]
-    named = header == "names" or (header == "auto" and not any(is_number(cell) for cell in first))
-    if header == "auto" and not named and all(is_number(cell) and float(cell).is_integer() for cell in first):
-        raise ValueError(
-            f"its first row {','.join(first)[:60]} could be names of columns or numbers: pass --header names or "
-            "--header none"
-        )
+    records = [[_cell_text(value) for value in row] for row in cells.head(delimited.LINES_LOOKED_AT).to_numpy(object)]
+    (named, said), first = delimited.has_names(records, header), records[0]
+    notes += said
     body = (cells.iloc[1:] if named else cells).reset_index(drop=True)
     body.columns = range(body.shape[1])
     raw = _of_frame(path, body.infer_objects())
@@ -107,6 +103,13 @@ def _sheet(path: Path, header: str, pandas: Any) -> RawTable:
     raw.named, raw.notes = named, notes
     raw.where = lambda row: f"row {start + named + row + 1} of the sheet"
     return raw
+
+
+def _cell_text(value: Any) -> str:
+    """A cell of a sheet as a text table has it."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray], named: bool = True) -> bytes:

@@ -95,14 +95,14 @@ def _check_names(raw: RawTable, options: TableOptions) -> None:
 
 def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
     """The table without a column that numbers its rows; one that may be such a column is asked about."""
-    spoken_for = {*options.keep_columns, *options.categories, options.label_column}
+    spoken_for = {*options.keep_columns, *options.categories, options.label_column} - {""}
     for name, column in zip(raw.names, raw.columns, strict=True):
         if name in spoken_for or len(raw.names) == 1 or raw.rows < MIN_ROWS_OF_INDEX:
             continue
         kind = column.dtype.kind
         counts = kind in "iuf" and whole(column) and bool((np.diff(column.astype(np.float64)) == 1).all())
         counts = counts and column[0] in (0, 1)
-        single = kind in "iuO" and len({*column.tolist()}) == len(column)
+        single = (kind in "iuO" or (kind == "f" and whole(column))) and len({*column.tolist()}) == len(column)
         if name == "" and (counts or single):
             return raw.without([name], "its column without a name numbers the rows and is left out")
         if raw.named and counts and name.lower() in INDEX_NAMES:
