@@ -289,4 +289,6 @@ def notes(folder: RunFolder) -> list[str]:
         )
     if limits := plan.limits():
         words.append(f"{limits}.")
+    if "units" in folder.card and folder.units.table is not None:
+        words.append("Distances are between standardised columns; samples are compared with rows held out, if any are.")
     return words
