@@ -71,6 +71,11 @@ class Units:
         """Numbers a sample."""
         return math.prod(self.shape)
 
+    @property
+    def in_plane(self) -> bool:
+        """Whether samples are points of the plane, and stay so in the data's units."""
+        return self.shape == (2,) and (self.table is None or len(self.table.columns) == 2)
+
     def to_data(self, x: Tensor) -> Tensor:
         """From the network's coordinates `(..., *shape)` to the data's units, computed in float64.
 

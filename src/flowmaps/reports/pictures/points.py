@@ -76,7 +76,7 @@ def map_samples(recipe: Recipe, source: Source, samples: Mapping[str, Samples]) 
         return None
     if recipe.data == "digits":
         return digits(samples, each=1)
-    if source.dim != 2:
+    if not source.units.in_plane:
         return None
     number = 200_000 if recipe.evaluation.samples >= figures.MIN_POINTS_OF_HISTOGRAM else 4_000
     data, _ = source.to("cpu").sample(number, generator(recipe.seed, DATA_STREAM))
