@@ -163,6 +163,13 @@ def test_whole_numbers_are_rounded_within_their_range_or_left(tmp_path: Path):
     assert left.min() < 0
 
 
+def test_samples_that_are_no_numbers_stay_visible_in_a_column_of_whole_numbers(tmp_path: Path):
+    units = opened(tmp_path, {"age": RNG.integers(18, 90, 400), "x": RNG.normal(size=400)}).units
+    noise = torch.randn(5, 2)
+    noise[2] = torch.nan
+    assert np.isnan(units.to_columns(noise)["age"]).tolist() == [False, False, True, False, False]
+
+
 def test_categories_are_decoded_to_what_the_file_has(tmp_path: Path):
     table = {"x": RNG.normal(size=90), "town": ["Bonn", "Ulm", "Aha"] * 30}
     table |= {"code": [7, 9, 30] * 30, "ok": [True, False] * 45}

@@ -10,20 +10,21 @@ All in float64: a column far from zero beside its spread keeps its digits.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
 
-from .labels import TYPES
+from .labels import TYPES, as_in_file
 from .options import TRANSFORMS
 
 MAX_KNOTS = 1_000
 """Knots of a quantile transform."""
 MAX_EXPONENT = 700.0
 """Greatest argument of exp and sinh that float64 holds."""
+MAX_NUMBER = 1e300
+"""Bound of the numbers in a card."""
 NORMAL_QUARTILES = 1.3489795003921634  # distance between the quartiles of a standard normal
 
 
@@ -80,20 +81,18 @@ class Column:
         if self.transform == "log":
             x = np.exp(np.clip(x, -MAX_EXPONENT, MAX_EXPONENT))
         elif self.transform == "asinh":
-            x = np.sinh(np.clip(x, -MAX_EXPONENT, MAX_EXPONENT)) * self.knots[1] + self.knots[0]
+            with np.errstate(over="ignore"):
+                x = np.sinh(np.clip(x, -MAX_EXPONENT, MAX_EXPONENT)) * self.knots[1] + self.knots[0]
         elif self.transform == "quantile":
-            x = np.interp(x, scores(len(self.knots)), self.knots)
+            x = np.interp(x, scores(len(self.knots)), np.array(self.knots, np.float64))
         return np.clip(np.round(x), self.limits[0], self.limits[1]) if self.limits else x
 
     def written(self, values: np.ndarray) -> np.ndarray:
         """Values `(N,)` in the file's type, categories as themselves."""
         if self.transform == "categories":
-            places = values.astype(np.int64)
-            kept = np.array(self.values, dtype=object)[places]
-            if self.type == "bool":
-                return kept == "True"
-            return kept if self.type == "str" else kept.astype(self.type)
-        if np.dtype(self.type).kind in "iub" and not self.limits:
+            return as_in_file(values.astype(np.int64), self.values, self.type)
+        whole = np.dtype(self.type).kind in "iub"
+        if whole and not (self.limits and np.isfinite(values).all()):  # a map that diverged makes no numbers
             return values
         return values.astype(self.type)
 
@@ -223,9 +222,14 @@ def _check(column: Column) -> None:
         raise ValueError("knots and limits of a column are finite numbers.")
     if (column.transform == "categories") != bool(column.values) or any(type(v) is not str for v in column.values):
         raise ValueError("categories, and they alone, have values, which are text.")
+    as_in_file(np.zeros(1, np.int64), column.values, column.type)  # which says what is not of its type
+    if column.limits and np.dtype(column.type).kind in "iu":
+        least, greatest = np.iinfo(column.type).min, np.iinfo(column.type).max
+        if not least <= column.limits[0] <= column.limits[1] <= greatest:
+            raise ValueError(f"whole numbers of type {column.type} are not from {column.limits[0]:g} on.")
     if column.transform == "asinh" and column.knots[1] <= 0:
         raise ValueError(f"the width of asinh is positive, got {column.knots[1]}.")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER

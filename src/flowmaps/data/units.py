@@ -61,6 +61,9 @@ class Units:
             raise ValueError(f"images have the shape (1 or 3, height, width), got {self.shape}.")
         if self.type not in TYPES or self.label_type not in ("", *TYPES):
             raise ValueError(f"there is no type of numbers {self.type!r:.40} or of labels {self.label_type!r:.40}.")
+        if any(type(name) is not str for name in self.names):
+            raise ValueError("names of classes are text.")
+        as_in_file(np.zeros(1, np.int64), self.names, self.label_type)  # which says what is not of its type
         if self.absent and not {*self.absent} < {*range(self.classes or 0)}:
             raise ValueError(f"of {self.classes} classes some have rows, got {len(self.absent)} without.")
         if self.table is not None and (self.table.width,) != self.shape:
