@@ -233,7 +233,7 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         ),
         (
             ["points", "--data", image_data / "cifar10", "--optimiser.batch", 9],
-            "points is a recipe of points, .*cifar10 has images: take one of",
+            "points is a recipe of points, .*cifar10 has images: take the recipe images",
         ),
         (["cifar10-lmd", "--data", tmp_path / "wide.npy", *plain], "square images, got 8 x 12 pixels: pass --resol"),
         (["cifar10-lmd", "--data", tmp_path / "odd.npy", *plain], "divisible by 2 .patch 2"),
