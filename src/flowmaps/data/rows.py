@@ -86,6 +86,11 @@ def read(rows: Rows, resolution: int, watch: Watch) -> ImageSet:
     pixels = gather(images(), rows.number, rows.where)
     if label is None:
         return ImageSet(pixels)
+    return _labelled(pixels, labels, label, rows)
+
+
+def _labelled(pixels: torch.Tensor, labels: list[Any], label: str, rows: Rows) -> ImageSet:
+    """Images with their labels: whole numbers as they are, text and truth values as the names of classes."""
     if not _whole(rows, label):
         found = classes_of(np.array(labels, dtype=object), rows.number, rows.where(0))
         return ImageSet(pixels, found.numbers, found.names, label_type="str")
