@@ -2,7 +2,7 @@
 
 import sys
 
-LIBRARIES = ("tyro", "rich", "matplotlib", "huggingface_hub")
+LIBRARIES = ("tyro", "rich", "matplotlib", "huggingface_hub", "pandas")
 """What the extra `cli` installs."""
 
 

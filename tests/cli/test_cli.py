@@ -265,7 +265,9 @@ def other(value: object, hint: object) -> object:
         return next(choice for choice in get_args(hint) if choice != value)
     if get_origin(hint) is tuple:
         entry = get_args(hint)[0]
-        return () if value else (other(None if get_origin(entry) is Literal else 1, entry),)
+        bare = get_args(entry)[0] if get_origin(entry) is Annotated else entry
+        first = "" if bare is str else None if get_origin(entry) is Literal else 1
+        return () if value else (other(first, entry),)
     if isinstance(value, str):
         return "a b's"
     return not value if isinstance(value, bool) else 3 if isinstance(value, int) else 0.1 + 0.2
@@ -431,7 +433,10 @@ def test_commands_that_are_refused(
         ),
         ("--steps 100001", "--steps must be at most 100,000, got 100,001"),
         ("--label 3", "have no classes, got --label 3: leave it out"),
-        ("--out x.txt", "--out must end in .npz, .npy or (for images) .png, got x.txt"),
+        (
+            "--out x.txt",
+            "--out must end in .npy, .npz, .csv, .tsv, .parquet, .feather, .xlsx or (for images) .png, got x.txt",
+        ),
         ("--out there.npz", "there.npz already exists: choose another --out, or remove it"),
     ],
 )
@@ -470,7 +475,7 @@ def test_an_array_that_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path)
     array[7, 1] = np.nan
     np.save(tmp_path / "a.npy", array)
     error = refused(capsys, "train", "points", "--data", tmp_path / "a.npy", "--out", tmp_path / "run", *TINY)
-    assert "a.npy has NaN or infinite values in 1 of 60 rows (first: row 7" in error
+    assert "a.npy, row 7 (counted from 0): column 2 is missing. There are NaN or infinite values in 1 of 60 ro" in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

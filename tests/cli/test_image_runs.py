@@ -233,9 +233,8 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         ),
         (
             ["points", "--data", image_data / "cifar10", "--optimiser.batch", 9],
-            "points is a recipe of points, .*cifar10 has images: take one of",
+            "points is a recipe of points, .*cifar10 has images: take the recipe images",
         ),
-        (["cifar10-lmd", "--data", tmp_path / "wide.npy", *plain], "square images, got 8 x 12 pixels: pass --resol"),
         (["cifar10-lmd", "--data", tmp_path / "odd.npy", *plain], "divisible by 2 .patch 2"),
         (["cifar10-lmd", *TINY, "--resolution", 7], "no multiple of --resolution 7: choose one of"),
         (
@@ -248,6 +247,8 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         assert re.search(said, refused(capsys, "train", *words, *out)), said
         assert not (tmp_path / "run").exists()
     assert "compare takes recipes of points" in refused(capsys, "compare", "cifar10-tiny", "--out", tmp_path / "run")
+    found = run("train", "cifar10-lmd", "--data", tmp_path / "wide.npy", *plain, "--check")
+    assert "40 images of 8 x 12 pixels, in colour, not square: the networks are built for rectangles" in found
 
 
 # a budget of minutes -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowmaps.data import Board, Points, open_data, tables
+from flowmaps.data import Board, Points, TableOptions, frames, open_data, roles, tables
 
 
 def table(rows: int = 7, dim: int = 3, seed: int = 0) -> np.ndarray:
@@ -19,8 +19,13 @@ def table(rows: int = 7, dim: int = 3, seed: int = 0) -> np.ndarray:
 
 def read(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The points in a file, and their labels."""
-    array, labels = tables.read_arrays(path)
-    return tables.table(array, path), None if labels is None else tables.classes(labels, len(array), path)
+    if path.suffix.lower() in tables.ARRAY_SUFFIXES:
+        raw = tables.raw_table(tables.read_arrays(path), path)
+    else:
+        raw = frames.read_table(path)
+    found = roles.assign(raw, TableOptions())
+    points = torch.as_tensor(np.stack([column.astype("f8") for column in found.raw.columns], axis=1))
+    return points, None if found.classes is None else found.classes.numbers
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -75,7 +80,7 @@ def test_csv_of_one_column_or_one_row(tmp_path: Path):
 def test_a_hole_in_the_first_line_is_not_taken_for_names(tmp_path: Path):
     """Dropping the line would lose a point without a word."""
     (tmp_path / "a.csv").write_text("1,,3\n4,5,6\n")
-    with pytest.raises(ValueError, match=r"a.csv could not be read as .csv"):
+    with pytest.raises(ValueError, match=r"a.csv, line 1: column 2 is missing"):
         read(tmp_path / "a.csv")
 
 
@@ -160,11 +165,11 @@ def test_archives_that_leave_a_choice_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.zeros(6, int), np.zeros((7, 1), int), np.zeros(7), np.arange(7) - 1, np.array(list("abcdefg"))]
+    "labels", [np.zeros(6, int), np.zeros((7, 1), int), np.zeros(7) + 0.5, np.full(7, np.nan), np.zeros(7, "c8")]
 )  # fmt: skip
 def test_labels_that_are_refused(tmp_path: Path, labels: np.ndarray):
     np.savez(tmp_path / "a.npz", x=table(), labels=labels)
-    refused(tmp_path / "a.npz", r"labels must be 7 integers from 0, each below 7, got .* of shape")
+    refused(tmp_path / "a.npz", r"labels must be (7 values, one a row|text, truth values or whole numbers), got ")
 
 
 @pytest.mark.parametrize(
@@ -174,9 +179,11 @@ def test_labels_that_are_refused(tmp_path: Path, labels: np.ndarray):
         ("a.npy", b"no array"),
         ("a.npz", b""),
         ("a.npz", b"PK\x03\x04 no archive"),
-        ("a.csv", b"a,b\n1,2\n3,x\n"),
         ("a.csv", b"1,2\n3\n"),
-        ("a.csv", b"1;2\n3;4\n"),
+        ("a.csv", b"1;2\n3\n"),
+        ("a.parquet", b"PAR1 no table"),
+        ("a.feather", b""),
+        ("a.xlsx", b"PK\x03\x04 no workbook"),
         ("a.csv", b"\xff\xfe1,2"),
     ],
 )
@@ -206,7 +213,8 @@ def test_truncated_and_misnamed_files_are_refused(tmp_path: Path):
 def test_names_that_are_no_data(tmp_path: Path):
     for name in ("checkerbord", "a.txt", "a"):
         with pytest.raises(
-            ValueError, match=rf"'checkerboard', 'digits' or a file ending in .npy, .npz, .csv, got '{name}'"
+            ValueError,
+            match=rf"'checkerboard', 'digits' or a file ending in .npy, .npz, .csv, .tsv, .parquet, .*, got '{name}'",
         ):
             open_data(name)
     with pytest.raises(ValueError, match=r"no data given: pass --data with"):
@@ -218,11 +226,16 @@ def test_names_that_are_no_data(tmp_path: Path):
         open_data(str(tmp_path / "folder.npy"))
 
 
-def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path):
-    np.save(tmp_path / "a.npy", table(7))
-    assert isinstance(open_data(str(tmp_path / "a.npy"), 7), Points)
-    with pytest.raises(ValueError, match=r"7 rows, fewer than a batch of 8: pass --optimiser.batch 7"):
-        open_data(str(tmp_path / "a.npy"), 8)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_may_be_larger_than_a_table(tmp_path: Path, rows: int):
+    """Rows are drawn with replacement."""
+    array = table(rows)
+    np.save(tmp_path / "a.npy", array)
+    source = open_data(str(tmp_path / "a.npy"))
+    drawn = source.to_data(source.sample(500, seeded())[0])
+    assert drawn.isfinite().all()
+    found = {tuple(row) for row in drawn.numpy().round(4).tolist()}
+    assert found == {tuple(row) for row in array.round(4).tolist()}
 
 
 # drawing -------------------------------------------------------------------------------------------------------------

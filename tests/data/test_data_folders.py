@@ -11,6 +11,7 @@ import pytest
 from data_cases import colour, opened, refused, save
 from PIL import Image
 
+from flowmaps.data import DataWarning, Images, open_data
 from flowmaps.data.decode import decode
 from flowmaps.data.pixels import area_mean, gather, in_order
 
@@ -92,8 +93,8 @@ def test_damaged_files_are_named(tmp_path: Path):
         (tmp_path / f"empty{suffix[1:]}" / f"c{suffix}").write_bytes(b"")
         refused(tmp_path / suffix[1:], rf"b{suffix} could not be read as an image")
         refused(tmp_path / f"empty{suffix[1:]}", rf"c{suffix} could not be read as an image")
-    save(tmp_path / "gif" / "a.png", Image.fromarray(colour()), format="GIF")
-    refused(tmp_path / "gif", "it is no PNG, JPEG, BMP or WEBP")
+    save(tmp_path / "ico" / "a.png", Image.fromarray(colour(0, 16, 16)), format="ICO")
+    refused(tmp_path / "ico", "it is no PNG, JPEG, BMP, WEBP, TIFF or GIF")
 
 
 def transparent(alpha: int) -> Image.Image:
@@ -202,3 +203,43 @@ def test_results_come_in_order_and_errors_come_through():
     assert list(in_order(task, range(40))) == [k * k for k in range(40)]
     with pytest.raises(ValueError, match="forty"):
         list(in_order(task, range(50)))
+
+
+# what is read and what is left out -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".gif"])
+def test_the_first_frame_of_tiff_and_gif_is_read(tmp_path: Path, suffix: str):
+    frames = [Image.fromarray(np.full((4, 6, 3), value, np.uint8)) for value in (40, 90, 200)]
+    save(tmp_path / "cat" / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:])
+    assert opened(tmp_path).pixels.unique().tolist() == [40]
+
+
+def test_deeper_folders_belong_to_the_class_at_the_top(tmp_path: Path):
+    for k, name in enumerate(["a/0", "a/more/1", "a/more/still/2", "b/2024/3"]):
+        save(tmp_path / f"{name}.png", colour(k))
+    with pytest.warns(DataWarning, match=r"3 images lie in deeper folders, such as a/more, .* of the first folder"):
+        source = open_data(str(tmp_path))
+    assert isinstance(source, Images)
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 0, 1]
+    expected = np.stack([colour(k) for k in range(4)]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(source.pixels.numpy(), expected)
+    (tmp_path / "b" / "here").symlink_to(tmp_path, target_is_directory=True)
+    assert len(opened(tmp_path).pixels) == 4
+
+
+def test_classes_one_folder_too_deep_are_refused_with_the_way(tmp_path: Path):
+    for k, name in enumerate(["animals/cat/0", "animals/dog/1"]):
+        save(tmp_path / f"{name}.png", colour(k))
+    refused(tmp_path, rf"one folder, animals, and all images in folders inside it \(cat, dog\): pass --data {tmp_path}")
+    assert opened(tmp_path / "animals").units.names == ("cat", "dog")
+
+
+def test_files_that_are_left_out_are_counted_by_kind(tmp_path: Path):
+    save(tmp_path / "cat" / "a.png", colour())
+    for name in ("cat/b.heic", "cat/c.heic", "notes.txt", "LICENSE", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(DataWarning, match=r"4 files .* were left out: 2 with .heic, 1 with (.txt|no suffix), 1 with"):
+        source = open_data(str(tmp_path))
+    assert any("cat (1)" in line for line in source.about)

@@ -193,3 +193,11 @@ def test_the_hub_truly_offline(tmp_path: Path):
     found = subprocess.run([sys.executable, "-c", words], env=env, capture_output=True, text=True, check=True).stdout
     assert "there is no file or folder user/name here" in found
     assert "HF_HUB_OFFLINE" in found
+
+
+@pytest.mark.parametrize("labels", [["eel", "cat", "eel", "dog", "cat"], [True, False, True, True, False]])
+def test_labels_may_be_text(tmp_path: Path, labels: list):
+    source = opened(write(tmp_path / "a.parquet", about=None, labels=labels))
+    assert source.units.names == tuple(map(str, sorted(set(labels))))
+    assert source.labels is not None
+    assert [source.units.names[k] for k in source.labels.tolist()] == list(map(str, labels))

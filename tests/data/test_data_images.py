@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_cases import opened, refused
 
-from flowmaps.data import Board, Images, Points, Units, open_data
+from flowmaps.data import Board, DataWarning, Images, Points, Units, open_data
 from flowmaps.data.pixels import area_mean, shrink
 
 
@@ -235,7 +235,6 @@ def test_arrays_of_images(tmp_path: Path, kind: str, name: str):
     assert source.classes == (None if name == "npy" else 4)
     assert opened(path, labels=False).classes is None
     assert opened(path, labels=False).labels is None
-    refused(path, "6 rows, fewer than a batch of 7: pass --optimiser.batch 6", batch=7)
     refused(path, "no split 'test'", split="test")
 
 
@@ -269,3 +268,32 @@ def test_latents_are_scaled_channel_by_channel(tmp_path: Path, dtype: str):
     array[7, 1, 0, 0] = np.nan
     np.save(tmp_path / "b.npy", array)
     refused(tmp_path / "b.npy", r"NaN or infinite values in 1 of 50 rows \(first: row 7")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("span", ["0 to 1", "-1 to 1", "0 to 255"])
+def test_floats_with_the_channels_last_are_images(tmp_path: Path, channels: int, span: str):
+    pixels = noise(6, channels, 8, 8).numpy()
+    scaled = {"0 to 1": pixels / 255, "-1 to 1": pixels / 127.5 - 1, "0 to 255": pixels.astype(float)}[span]
+    np.save(tmp_path / "a.npy", scaled.transpose(0, 2, 3, 1).astype("f4"))
+    with pytest.warns(DataWarning, match=rf"read as images of {channels} channels, from {span}"):
+        source = open_data(str(tmp_path / "a.npy"))
+    assert isinstance(source, Images)
+    np.testing.assert_array_equal(source.pixels.numpy(), pixels)
+
+
+def test_floats_that_could_be_images_or_latents_are_refused_with_the_channels_named(tmp_path: Path):
+    np.save(tmp_path / "a.npy", 3 * np.random.default_rng(0).normal(size=(5, 8, 8, 3)))
+    refused(tmp_path / "a.npy", r"could be images with 3 channels last.*x.transpose\(0, 3, 1, 2\)")
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (5, 3, 4, 4), (5, 4, 4, 3)])
+@pytest.mark.parametrize("greatest", [255, 4000])
+def test_whole_numbers_of_another_type_are_refused_with_advice_that_works(tmp_path: Path, shape: Any, greatest: int):
+    x = np.random.default_rng(0).integers(0, greatest + 1, shape)
+    x.flat[0] = greatest
+    np.save(tmp_path / "a.npy", x)
+    message = refused(tmp_path / "a.npy", r"images are of type uint8, from 0 to 255: save ")
+    advice = message.rpartition("save ")[2].removesuffix(".")
+    np.save(tmp_path / "b.npy", eval(advice, {"x": x}))
+    assert len(opened(tmp_path / "b.npy").pixels) == 5

@@ -54,7 +54,7 @@ def test_a_method_is_trained_in_the_precision_of_the_recipe(tmp_path: Path, monk
 
 
 def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):
-    source = open_data("checkerboard", 16)
+    source = open_data("checkerboard")
     _, first, _ = compare.train_method(tiny("lmd"), source, 0.3, tmp_path)
     _, second, training = compare.train_method(tiny("emd"), source, 0.3, tmp_path)
     assert first is not None

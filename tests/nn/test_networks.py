@@ -129,7 +129,7 @@ def test_normalised_queries_keep_logits_bounded():
 
 
 def test_places_of_tokens_tell_rows_from_columns():
-    positions = sine_positions(4, 16).double()
+    positions = sine_positions(4, 4, 16).double()
     apart = torch.cdist(positions, positions) + 10 * torch.eye(16)
     assert float(apart.min()) > 0.5
     assert positions.square().sum(1).tolist() == pytest.approx([8.0] * 16, abs=1e-5)

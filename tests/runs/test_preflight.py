@@ -122,7 +122,6 @@ def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
     [
         ({"data": "missing.npz"}, "there is no file missing.npz"),
         ({"data": "images.npz"}, "tiny is a recipe of points, images.npz has images"),
-        ({"batch": 41}, "points.npz has 40 rows, fewer than a batch of 41"),
         ({"data": "checkerboard", "guidance": (2.0,)}, "--guidance is for data with classes, checkerboard has none"),
         ({"device": "abacus"}, "--device abacus is not there"),
         ({"method": "lsd", "batch": 12, "accumulate": 6}, "a batch of 12 rows, 9 of them for the first objective, has"),

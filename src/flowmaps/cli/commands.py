@@ -44,7 +44,7 @@ def check(recipe: Recipe, folder: Path | None) -> None:
         lines = preflight(recipe, folder, watch)
     leave()
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def train(
@@ -73,6 +73,8 @@ def train(
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)
+        for note in run.source.notes:
+            console.print(f"{recipe.data}: {note}.", soft_wrap=True, markup=False)
         if run.checkpoint:
             console.print(f"going on from {run.checkpoint} of {folder}", soft_wrap=True)
         spread = f", {'sharded over' if run.placement.shard else 'on'} {ranks()} processes" if ranks() > 1 else ""
@@ -287,4 +289,6 @@ def notes(folder: RunFolder) -> list[str]:
         )
     if limits := plan.limits():
         words.append(f"{limits}.")
+    if "units" in folder.card and folder.units.table is not None:
+        words.append("Distances are between standardised columns; samples are compared with rows held out, if any are.")
     return words

@@ -23,6 +23,8 @@ def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Pat
     Arguments and errors are those of `Comparison`.
     """
     comparison = Comparison(recipe, methods, budget, folder, resume=resume)
+    for note in comparison.source.notes:
+        console.print(f"{recipe.data}: {note}.", soft_wrap=True, markup=False)
     with watching("compare", 100) as watch:
         for method, samples in comparison.train(watch, partial(console.print, soft_wrap=True)):
             write_atomically(folder / "compare.md", tables.comparison_markdown(comparison.rows))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import tyro
 
+from ..data.options import DataWarning
 from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
 from ..system.names import choose
@@ -29,7 +31,7 @@ Learn a flow map, sample it in a few steps, measure it.
 
   train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
-  sample DIR --steps 4 --out FILE    samples of a trained map, as .npz or .npy
+  sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; exits with code 2 after a user's error, 130 after an interruption."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # commands print the notes of a source themselves
+            _dispatch(words)
     except KeyboardInterrupt as error:
         words = str(error) or "interrupted; a training that has a checkpoint goes on with --resume."
         print(f"{PROGRAM}: {words}", file=sys.stderr)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ..data import TableOptions
 from ..runs import average as averages
-from ..runs.recipes import ImageRecipe, Network, Recipe
+from ..runs.recipes import ImageRecipe, Recipe
 from ..training import settings
 
 T = TypeVar("T")
@@ -41,13 +43,14 @@ class Sample:
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path
-    """File to write, .npz (arrays `x`, and `labels` of classes), .npy or, of images, .png; it must not exist."""
+    """File to write; it must not exist. .npz (arrays `x`, and `labels` of classes) or .npy; of points also .csv, .tsv,
+    .parquet, .feather or .xlsx, with the names and types of the columns; of images also .png."""
     steps: int = 4
     """Jumps from noise to data."""
     number: int = 10_000
     """How many samples."""
-    label: int | None = None
-    """Class to sample, where the data have classes; all of them in turn unless given."""
+    label: str | None = None
+    """Class to sample, where the data have classes, by its name or number; all of them in turn unless given."""
     guidance: float | None = None
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     seed: int = 0
@@ -82,21 +85,18 @@ class Average:
     average: Annotated[averages.Average, tyro.conf.arg(name="")]
 
 
-@dataclass(frozen=True)
-class ImageOptions(ImageRecipe):
-    """All that a run on images depends on."""
+def _hiding(kind: type, title: str, names: Container[str]) -> Any:
+    """A kind of recipe without the options of some names."""
+    hidden = [(f.name, Unused[settings.hints_of(kind)[f.name]], f) for f in fields(kind) if f.name in names]
+    return make_dataclass(title, hidden, bases=(kind,), frozen=True)
 
-    network: Unused[Network] = field(default_factory=Network)
 
-
+OF_POINTS = ("network", *(f.name for f in fields(TableOptions)))
+ImageOptions = _hiding(ImageRecipe, "ImageOptions", OF_POINTS)
+"""All that a run on images depends on."""
 UNUSED = ("name", "method", "teacher", "from_run", "fsdp", "show_every", "checkpoint_every", "keep_checkpoints",
           "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps", "track")  # fmt: skip
-Compared = make_dataclass(
-    "Compared",
-    [(f.name, Unused[settings.hints_of(Recipe)[f.name]], f) for f in fields(Recipe) if f.name in UNUSED],
-    bases=(Recipe,),
-    frozen=True,
-)
+Compared = _hiding(Recipe, "Compared", UNUSED)
 """A recipe without the options that a comparison does not use."""
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ..data import Units
+from ..data.frames import TABLE_SUFFIXES, pandas_for, write_table
+from ..data.tables import ARRAY_SUFFIXES
 from ..evaluation.sampling import RunSampler
 from ..reports.figures import save
 from ..reports.image_grid import image_grid
@@ -40,6 +42,8 @@ def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **o
         raise ValueError(
             f"{folder} makes samples of shape {run.units.shape}, which are no images: take --out FILE.npz."
         )
+    if out.suffix in TABLE_SUFFIXES and len(run.units.shape) != 1:
+        raise ValueError(f"{folder} makes samples of shape {run.units.shape}, which are no rows: take --out FILE.npz.")
     with watching("sample", number) as watch:
         x, labels = run.sample(steps, number, **options, watch=watch)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +53,12 @@ def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **o
 
 def _check(out: Path, steps: int, number: int) -> None:
     """Check the options that do not depend on the run."""
-    if out.suffix not in (".npz", ".npy", ".png"):
-        raise ValueError(f"--out must end in .npz, .npy or (for images) .png, got {out}.")
+    if out.suffix not in (*ARRAY_SUFFIXES, *TABLE_SUFFIXES, ".png"):
+        raise ValueError(
+            f"--out must end in {', '.join((*ARRAY_SUFFIXES, *TABLE_SUFFIXES))} or (for images) .png, got {out}."
+        )
+    if out.suffix in TABLE_SUFFIXES:
+        pandas_for(out.suffix)
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
     for name, value in {"number": number, "steps": steps}.items():
@@ -61,17 +69,35 @@ def _check(out: Path, steps: int, number: int) -> None:
 
 
 def _write(out: Path, units: Units, x: Tensor, labels: Tensor | None) -> None:
-    """Samples as a file: numbers in the units of the data, images as pixels `(N, H, W, C)`, or as one picture."""
+    """Samples as a file, in the units, types and names of the data: an array, a table, or images as one picture."""
     if out.suffix == ".png":
         rows = max(rows for rows in range(1, math.isqrt(len(x)) + 1) if len(x) % rows == 0)
         save(image_grid(units.to_pixels(x), rows), out)
-        return
-    arrays = {"x": units.to_pixels(x).movedim(1, 3).numpy() if units.pixels else units.to_data(x).numpy()}
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    buffer = io.BytesIO()
-    np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(out, buffer.getvalue())
+    elif out.suffix in TABLE_SUFFIXES:
+        named = units.table is None or units.table.named
+        write_atomically(out, write_table(out, table_columns(units, x, labels), named))
+    else:
+        arrays, buffer = {"x": units.to_file(x)}, io.BytesIO()
+        if labels is not None:
+            values = units.labels_in_file(labels)
+            arrays["labels"] = values.astype(str) if values.dtype.kind == "O" else values  # objects would be pickled
+        np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomically(out, buffer.getvalue())
+
+
+def table_columns(units: Units, x: Tensor, labels: Tensor | None) -> dict[str, np.ndarray]:
+    """Samples as columns by name, the classes where the file has them, or last.
+
+    Raises:
+        ValueError: the samples are images or latents.
+    """
+    columns, table = units.to_columns(x), units.table
+    if labels is None:
+        return columns
+    at = len(columns) if table is None or table.label_place < 0 else table.label_place
+    named, values = list(columns.items()), units.labels_in_file(labels)
+    name = "label" if table is None else table.label or "label"
+    return dict([*named[:at], (name, values), *named[at:]])
 
 
 def average(folder: Path, out: Path, average: Average) -> None:

@@ -1,14 +1,21 @@
-"""Data sets as sources of batches: the checkerboard, the digits, images, and arrays of the user's own."""
+"""Data sets as sources of batches: the checkerboard, the digits, images, tables and arrays of the user's own."""
 
+from .columns import Column, Table
 from .open import open_data
+from .options import DataWarning, TableOptions
 from .places import fingerprint, resolve
-from .sources import Board, Images, Points, Source, Units
+from .sources import Board, Images, Points, Source
+from .units import Units
 
 __all__ = [
     "Board",
+    "Column",
+    "DataWarning",
     "Images",
     "Points",
     "Source",
+    "Table",
+    "TableOptions",
     "Units",
     "fingerprint",
     "open_data",

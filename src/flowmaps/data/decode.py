@@ -1,7 +1,7 @@
 """One image from its file or its bytes, by Pillow.
 
 What has no meaning as 8 bits of grey or of red, green and blue is refused, not guessed at: transparency (over what?),
-16 bits (which of them?), several frames (which one?).
+16 bits (which of them?), several frames (which one?) but of TIFF and GIF, whose first one is read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 
 from .pixels import area_mean, square
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+FIRST_FRAME = ("MPO", "TIFF", "GIF")
+"""Formats of which the first of several frames or pages is read."""
 MAX_PIXELS = 2**27  # pixels of one image
 GREY_MODES = ("1", "L", "LA", "La")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -50,7 +52,11 @@ def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray
         with library.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
             refusal, image = _converted(image)
     except Exception as error:  # Pillow and its formats raise errors of many kinds
-        reason = "it is no PNG, JPEG, BMP or WEBP" if isinstance(error, library.UnidentifiedImageError) else str(error)
+        reason = (
+            "it is no PNG, JPEG, BMP, WEBP, TIFF or GIF"
+            if isinstance(error, library.UnidentifiedImageError)
+            else str(error)
+        )
         raise ValueError(f"{where} could not be read as an image ({' '.join(reason.split())}).") from None
     if refusal:
         raise ValueError(f"{where} {refusal}")
@@ -67,7 +73,7 @@ def _converted(image: Any) -> tuple[str, Any]:
             "Image.fromarray((numpy.asarray(image) / 257).round().astype('uint8')).",
             None,
         )
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    if image.format not in FIRST_FRAME and getattr(image, "n_frames", 1) > 1:
         return f"has {image.n_frames} frames: save the one that you mean.", None
     image.load()
     if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from . import hub, tables
+from . import about, arrays, fit, frames, hub, roles, tables
+from .labels import LABEL_NAMES
 from .layouts import SPLITS
+from .options import DataWarning, TableOptions
 from .pixels import ImageSet, Watch, quiet, shrink
 from .places import BUILT_IN, WAYS_TO_GIVE_IMAGES, find_data, layout_of
+from .raw import RawTable
 from .sources import Board, Images, Points, Source
+
+ALL_ROWS = TableOptions(held_out=0.0)
 
 
 def open_data(
     name: str,
-    batch: int = 1,
     *,
     resolution: int = 0,
     flips: bool = False,
     labels: bool = True,
     split: str = "train",
+    table: TableOptions = ALL_ROWS,
     watch: Watch | None = None,
 ) -> Source:
-    """The source that a recipe's `data` names.
+    """The source that a recipe's `data` names; what was left out or guessed is a `DataWarning`, and in its `notes`.
 
     Args:
-        name: `checkerboard`, `digits`, `cifar10`, `imagenet32`; the path of an array file (`.npy`, `.npz`, `.csv`), of
-            an archive or of a folder of images (docs/data.md); or `user/name` on the Hugging Face hub.
-        batch: rows of a training batch, no more than the data have.
+        name: `checkerboard`, `digits`, `cifar10`, `imagenet32`; the path of an array file (`.npy`, `.npz`), of a table
+            (`.csv`, `.tsv`, `.parquet`, `.feather`, `.xlsx`), of an archive or of a folder of images (docs/data.md); or
+            `user/name` on the Hugging Face hub.
         resolution: average images down to this many pixels a side; 0 leaves them as they are.
         flips: mirror images at random as they are drawn.
         labels: without them the data have no classes.
         split: `train`, `test`, or `validation` or `val`, which may stand for `test` and the other way round.
+        table: how a table is read and learned; all its rows are used unless given.
         watch: progress callback.
 
     Raises:
@@ -45,31 +52,37 @@ def open_data(
     if resolution < 0:
         raise ValueError(f"--resolution must be 0 (as it is) or a number of pixels, got {resolution}.")
     if name in BUILT_IN or not name or tables.is_array_file(name):
-        source = _arrays(name, resolution, flips, labels, split)
+        source = _arrays(name, resolution, flips, labels, split, table)
     else:
         source = _images(_image_set(name, resolution, split, watch), flips, labels)
-    if (rows := _rows(source)) is not None and rows < batch:
-        raise ValueError(f"{name} has {rows} rows, fewer than a batch of {batch}: pass --optimiser.batch {rows}.")
+    if table != ALL_ROWS and (source.units.table is None) and _asks(table):
+        raise ValueError(f"{name} is no table: {_asks(table)} is for tables alone, leave it out.")
+    for note in source.notes:
+        warnings.warn(f"{name}: {note}.", DataWarning, stacklevel=2)
     return source
 
 
-def _rows(source: Source) -> int | None:
-    """The number of rows of a source; `None` for one that draws afresh."""
-    if isinstance(source, Images):
-        return len(source.pixels)
-    return len(source.data) if isinstance(source, Points) else None
+def _asks(table: TableOptions) -> str:
+    """The first option of a table that is not as usual, apart from the share that is held out."""
+    usual = TableOptions()
+    changed = [f.name for f in dataclasses.fields(table) if getattr(table, f.name) != getattr(usual, f.name)]
+    return next((f"--{name.replace('_', '-')}" for name in changed if name != "held_out"), "")
 
 
 def _images(images: ImageSet, flips: bool, labels: bool) -> Images:
     """The source of a set of images, with or without its labels."""
-    pixels, targets, names, classes = images
-    if not labels:
-        targets, names = None, ()
-    return Images(pixels, targets, names, classes=classes, flips=flips)
+    targets, names = (images.labels, images.names) if labels else (None, ())
+    source = Images(images.pixels, targets, names, classes=images.classes, flips=flips)
+    if targets is not None:
+        source.units = dataclasses.replace(source.units, label_type=images.label_type)
+    source.notes, source.about = images.notes, about.image_lines(source)
+    if images.labels is not None and not labels:
+        source.about = (*source.about[:-1], "labels are there and not learned: pass --labels to learn them")
+    return source
 
 
-def _arrays(name: str, resolution: int, flips: bool, labels: bool, split: str) -> Source:
-    """Built-in data, and arrays in files."""
+def _arrays(name: str, resolution: int, flips: bool, labels: bool, split: str, table: TableOptions) -> Source:
+    """Built-in data, arrays and tables in files."""
     if not name:
         raise ValueError(
             f"no data given: pass --data with 'checkerboard', 'digits' or a file ending in "
@@ -81,8 +94,10 @@ def _arrays(name: str, resolution: int, flips: bool, labels: bool, split: str) -
         source: Source = Board()
     elif name == "digits":
         source = _digits(labels)
+    elif Path(name).suffix.lower() in tables.ARRAY_SUFFIXES:
+        source = _array(Path(name), resolution, flips, labels, table)
     else:
-        source = _array(Path(name), resolution, flips, labels)
+        source = _table(frames.read_table(Path(name), table.header), labels, table)
     if (resolution or flips) and not isinstance(source, Images):
         raise ValueError(f"{name} has no images: --resolution and --flips are for images alone.")
     return source
@@ -98,37 +113,29 @@ def _digits(labels: bool) -> Points:
     return Points(data, torch.as_tensor(targets) if labels else None, torch.full((64,), 8.0), torch.full((64,), 8.0))
 
 
-def _array(path: Path, resolution: int, flips: bool, labels: bool) -> Source:
-    array, targets = tables.read_arrays(path)
-    if array.dtype == np.uint8 and array.ndim in (3, 4) and 0 not in array.shape:
-        pixels = torch.from_numpy(shrink(_channels_first(array, path), resolution, str(path)))
-        return _images(ImageSet(pixels, _labels_of(targets, array, path, True)), flips, labels)
-    if array.ndim == 4:
-        data = tables.latents(array, path)
-        shift, scale = data.double().mean((0, 2, 3)), data.double().std((0, 2, 3))
-    else:
-        data = tables.table(array, path)
-        shift, scale = data.mean(0), data.std(0)
-    varies = scale > 1e-12 * shift.abs().clamp_min(1e-300)  # a constant column has rounding for a deviation
-    return Points(data, _labels_of(targets, array, path, labels), shift, torch.where(varies, scale, 1))
+def _array(path: Path, resolution: int, flips: bool, labels: bool, table: TableOptions) -> Source:
+    found = tables.read_arrays(path)
+    pixels, note = (found.array, "") if arrays.holds_pixels(found.array) else arrays.float_images(found.array, path)
+    if pixels is not None:
+        images = arrays.image_set(found, pixels, path)
+        shrunk = torch.from_numpy(shrink(images.pixels.numpy(), resolution, str(path)))
+        return _images(images._replace(pixels=shrunk, notes=(*images.notes, *([note] if note else []))), flips, labels)
+    if found.array.ndim == 4:
+        source = arrays.points_of_latents(found, path, labels)
+        source.notes, source.about = found.notes, about.latent_lines(source)
+        return source
+    return _table(tables.raw_table(found, path), labels, table)
 
 
-def _labels_of(targets: np.ndarray | None, array: np.ndarray, path: Path, labels: bool) -> torch.Tensor | None:
-    return tables.classes(targets, len(array), path) if labels and targets is not None else None
-
-
-def _channels_first(array: np.ndarray, path: Path) -> np.ndarray:
-    """Images `(N, C, H, W)` of an array whose channels are first, last or, of grey images, not there."""
-    if array.ndim == 3:
-        return array[:, None]
-    first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
-    if first == last:
-        says = "could have its channels first or last" if first else "has no axis of 1 or 3 channels"
-        raise ValueError(
-            f"{path} of shape {array.shape} {says}: save images as uint8 (number, height, width, 3), or "
-            f"(number, height, width) for grey ones."
-        )
-    return array if first else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+def _table(raw: RawTable, labels: bool, table: TableOptions) -> Points:
+    """The points of a table, with the classes that one of its columns or an array beside it has."""
+    assigned = roles.assign(raw, table, labels)
+    source = fit.points_of(assigned, table)
+    source.notes = about.table_notes(assigned, source)
+    source.about = about.table_lines(assigned, source)
+    if source.classes is None:
+        source.about = (*source.about, f"no classes: no column or array of labels ({', '.join(LABEL_NAMES)}) was found")
+    return source
 
 
 def _image_set(name: str, resolution: int, split: str, watch: Watch) -> ImageSet:

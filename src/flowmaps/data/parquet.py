@@ -11,7 +11,7 @@ import numpy as np
 
 from .layouts import SPLITS, Layout, missing_split
 from .pixels import CHUNK, ImageSet, Watch
-from .rows import INSTALL, Rows, labels_hidden, one_line, read
+from .rows import IMAGE_COLUMNS, INSTALL, Rows, columns_of_images, labels_hidden, one_line, read
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val)(?=[-_.])")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
@@ -42,6 +42,20 @@ class Parquet(Layout):
             if not labels_hidden(rows := _rows(splits[name], self.path)):
                 return read(rows, resolution, watch)
         return read(_rows(splits[chosen[-1]], self.path), resolution, watch)
+
+
+def has_images(path: Path) -> bool:
+    """Whether a parquet file has a column of images; a file that cannot be read counts as one."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return True
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+        return bool(columns_of_images(schema) or {*schema.names} & {*IMAGE_COLUMNS})
+    except (pyarrow.ArrowException, OSError):
+        return True
 
 
 def _parquets(path: Path) -> list[Path]:

@@ -31,12 +31,16 @@ class ImageSet(NamedTuple):
         labels: `(N,)`, int64, or `None`.
         names: of the classes; none where the files do not name them.
         classes: their number; 0 where only the labels tell it.
+        label_type: numpy's name of the type of the labels in the file; empty where they are 0..K-1.
+        notes: what was left out or guessed: a sentence each.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
     names: tuple[str, ...] = ()
     classes: int = 0
+    label_type: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def square(array: np.ndarray) -> np.ndarray:

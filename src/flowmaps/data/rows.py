@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .decode import decode, pillow
+from .labels import classes_of
 from .pixels import ImageSet, Watch, gather, in_order
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "labels", "fine_label")
@@ -61,13 +62,13 @@ def read(rows: Rows, resolution: int, watch: Watch) -> ImageSet:
     """
     pillow()
     image, label = _columns(rows)
-    labels: list[np.ndarray] = []
+    labels: list[Any] = []
 
     def chunks() -> Iterator[tuple[int, list[Any]]]:
         first = 0
         for table in rows.tables([image] if label is None else [image, label]):
             if label is not None:
-                labels.append(_labels(table.column(label), first, rows))
+                labels.extend(_labels(table.column(label), first, rows))
             yield first, table.column(image).to_pylist()
             first += table.num_rows
 
@@ -85,8 +86,16 @@ def read(rows: Rows, resolution: int, watch: Watch) -> ImageSet:
     pixels = gather(images(), rows.number, rows.where)
     if label is None:
         return ImageSet(pixels)
+    return _labelled(pixels, labels, label, rows)
+
+
+def _labelled(pixels: torch.Tensor, labels: list[Any], label: str, rows: Rows) -> ImageSet:
+    """Images with their labels: whole numbers as they are, text and truth values as the names of classes."""
+    if not _whole(rows, label):
+        found = classes_of(np.array(labels, dtype=object), rows.number, rows.where(0))
+        return ImageSet(pixels, found.numbers, found.names, label_type="str")
     names = _names(rows, label)
-    return ImageSet(pixels, _checked_labels(np.concatenate(labels), names, rows), names)
+    return ImageSet(pixels, _checked_labels(np.array(labels, np.int64), names, rows), names)
 
 
 def _checked_labels(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> torch.Tensor:
@@ -100,8 +109,8 @@ def _checked_labels(numbers: np.ndarray, names: tuple[str, ...], rows: Rows) -> 
     return torch.from_numpy(numbers)
 
 
-def _columns(rows: Rows) -> tuple[str, str | None]:
-    """The names of the columns of images and of labels (or `None`)."""
+def columns_of_images(schema: Any) -> list[str]:
+    """The names of the columns of a schema of Arrow that hold image files."""
     from pyarrow import types
 
     def holds_images(kind: Any) -> bool:
@@ -109,8 +118,14 @@ def _columns(rows: Rows) -> tuple[str, str | None]:
             types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(types, kind.field("bytes").type)
         )
 
-    fields = {field.name: field.type for field in rows.schema}
-    found = [name for name in fields if holds_images(fields[name])]
+    return [field.name for field in schema if holds_images(field.type)]
+
+
+def _columns(rows: Rows) -> tuple[str, str | None]:
+    """The names of the columns of images and of labels (or `None`)."""
+    from pyarrow import types
+
+    fields, found = {field.name: field.type for field in rows.schema}, columns_of_images(rows.schema)
     named = [name for name in IMAGE_COLUMNS if name in found]
     image = next(iter(named or (found if len(found) == 1 else [])), None)
     if image is None:
@@ -118,7 +133,20 @@ def _columns(rows: Rows) -> tuple[str, str | None]:
             f"{rows.where(0)} has no column of images among {', '.join(fields) or 'none'}: it must be named "
             f"{' or '.join(IMAGE_COLUMNS)} and hold the bytes of an image file, or a struct of bytes and path."
         )
-    return image, next((name for name in LABEL_COLUMNS if name in fields and types.is_integer(fields[name])), None)
+    return image, next((name for name in LABEL_COLUMNS if name in fields and _are_labels(types, fields[name])), None)
+
+
+def _are_labels(types: Any, kind: Any) -> bool:
+    """Whether a column of a type of Arrow may have labels: whole numbers, truth values or text."""
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
+    return types.is_integer(kind) or types.is_boolean(kind) or text
+
+
+def _whole(rows: Rows, label: str) -> bool:
+    """Whether labels are whole numbers."""
+    from pyarrow import types
+
+    return types.is_integer(rows.schema.field(label).type)
 
 
 def _is_bytes(types: Any, kind: Any) -> bool:
@@ -135,12 +163,12 @@ def _content(cell: Any, rows: Rows, row: int) -> bytes | Path:
     raise ValueError(f"{rows.where(row)} has no image: its bytes are missing.")
 
 
-def _labels(column: Any, first: int, rows: Rows) -> np.ndarray:
+def _labels(column: Any, first: int, rows: Rows) -> list[Any]:
     """The labels of a chunk, whose first row has the number `first`."""
     values = column.to_pylist()
     if None in values:
         raise ValueError(f"{rows.where(first + values.index(None))} has no label: fill it, or leave the row out.")
-    return np.array(values, np.int64)
+    return values
 
 
 def _names(rows: Rows, label: str | None) -> tuple[str, ...]:

@@ -7,100 +7,30 @@ back into the data's own units.
 from __future__ import annotations
 
 import copy
-import math
+import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..exact import Checkerboard
+from .units import Units
 
 HALF_RANGE = 127.5  # pixels 0..255 are to the network -1..1
 
 
-@dataclass(frozen=True)
-class Units:
-    """Shape, classes and scale of data, by which a map's samples are read: the network sees (data - shift) / scale.
+class Source(ABC):
+    """A law of data, in the network's coordinates.
 
-    Args:
-        shape: of a sample: `(dim,)` for points, `(C, H, W)` for images and latents.
-        classes: number of classes, or `None`.
-        shift, scale: none for data that the network sees as they are, one number each, or `shape[0]` numbers: one a
-            dimension of points, one a channel of images.
-        pixels: whether samples are images of 0..255.
-        names: of the classes, in the order of their labels; none where they have none.
-
-    Raises:
-        ValueError: numbers that do not go with the shape.
+    Attributes:
+        units: of the data.
+        about: what was found in the data and what is done about it, line by line, for `flowmaps train --check`.
+        notes: what was left out or guessed, and what should be changed: a sentence each.
     """
 
-    shape: tuple[int, ...]
-    classes: int | None = None
-    shift: tuple[float, ...] = ()
-    scale: tuple[float, ...] = ()
-    pixels: bool = False
-    names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.shape or any(type(n) is not int or n < 1 for n in self.shape):
-            raise ValueError(
-                f"a sample's shape must be positive integers such as (2,) or (3, 32, 32), got {self.shape}."
-            )
-        if len(self.shift) != len(self.scale) or len(self.shift) not in (0, 1, self.shape[0]):
-            raise ValueError(
-                f"shift and scale must be 0, 1 or {self.shape[0]} numbers each for samples of shape {self.shape}, "
-                f"got {len(self.shift)} and {len(self.scale)}."
-            )
-        if self.names and len(self.names) != self.classes:
-            raise ValueError(f"{len(self.names)} names were given to {self.classes} classes: give each class its name.")
-        if self.pixels and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
-            raise ValueError(f"images have the shape (1 or 3, height, width), got {self.shape}.")
-
-    @property
-    def dim(self) -> int:
-        """Numbers a sample."""
-        return math.prod(self.shape)
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """From the network's coordinates to the data's units, `(..., *shape)`; of images 0..255, not yet rounded."""
-        return x * self._broadcast(self.scale, x) + self._broadcast(self.shift, x) if self.scale else x
-
-    def to_pixels(self, x: Tensor) -> Tensor:
-        """From the network's coordinates `(B, C, H, W)` to pixels, uint8, rounded and clamped to 0..255.
-
-        Raises:
-            ValueError: the samples are no images.
-        """
-        if not self.pixels:
-            raise ValueError(f"samples of shape {self.shape} are no images: there are no pixels to show, use to_data.")
-        return self.to_data(x.float()).round().clamp(0, 255).to(torch.uint8)
-
-    def _broadcast(self, numbers: tuple[float, ...], x: Tensor) -> Tensor:
-        return x.new_tensor(numbers).reshape(-1, *(1,) * (len(self.shape) - 1))
-
-    @classmethod
-    def from_dict(cls, fields: Any) -> Units:
-        """From the JSON of a card; `dim` is understood for the shape of points, as it was written once.
-
-        Raises:
-            ValueError: it is none.
-        """
-        try:
-            fields = dict(fields)
-            if "dim" in fields:
-                fields["shape"] = (fields.pop("dim"),)
-            fields |= {name: tuple(fields[name]) for name in ("shape", "shift", "scale", "names") if name in fields}
-            return cls(**fields)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"the run's config.json does not say what its data are like ({error!r:.300}).") from None
-
-
-class Source(ABC):
-    """A law of data, in the network's coordinates."""
-
     units: Units
+    about: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,6 +60,15 @@ class Source(ABC):
     def to(self, device: torch.device | str) -> Source:
         """The same source with its tensors on `device`, where it draws from now on."""
 
+    def reference(self, number: int, generator: torch.Generator) -> Tensor:
+        """Points that samples are measured against, `(B, *shape)`: at most `number`; held-out rows where there are any.
+
+        Args:
+            number: of points.
+            generator: of the random numbers, on the device of the source.
+        """
+        return self.sample(number, generator)[0]
+
     def to_data(self, x: Tensor) -> Tensor:
         """From the network's coordinates to the data's units."""
         return self.units.to_data(x)
@@ -154,17 +93,42 @@ class Points(Source):
     Args:
         data: `(N, *shape)`, finite.
         labels: `(N,)` integers, or `None`.
-        shift, scale: the network sees (data - shift) / scale, each `(shape[0],)` or `(1,)`.
+        shift, scale: the network sees (data - shift) / scale, each `(shape[0],)` or `(1,)`; a scale of 0 is a constant.
         names: of the classes.
     """
+
+    held_out: Tensor | None = None
+    """Rows `(M, *shape)` that are not trained on, in the network's coordinates."""
 
     def __init__(
         self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor, names: tuple[str, ...] = ()
     ) -> None:
         classes, shape = _number_of_classes(labels, names), tuple(data.shape[1:])
-        self.units = Units(shape, classes, tuple(shift.tolist()), tuple(scale.tolist()), names=names)
+        absent = _absent(labels, classes)
+        self.units = Units(shape, classes, tuple(shift.tolist()), tuple(scale.tolist()), names=names, absent=absent)
         aligned = (-1, *(1,) * (data.ndim - 2))
-        self.labels, self.data = labels, ((data - shift.reshape(aligned)) / scale.reshape(aligned)).float()
+        divisor = torch.where(scale != 0, scale, 1).reshape(aligned)
+        self.labels, self.data = labels, ((data - shift.reshape(aligned)) / divisor).float()
+
+    @classmethod
+    def of(cls, data: Tensor, labels: Tensor | None, units: Units, held_out: Tensor | None = None) -> Points:
+        """Points that are in the network's coordinates already.
+
+        Args:
+            data: `(N, *shape)`, float32.
+            labels: `(N,)` integers from 0, or `None`.
+            units: of the data.
+            held_out: rows to measure against, `(M, *shape)`; none of them where M is 0.
+        """
+        points = cls.__new__(cls)
+        absent = _absent(labels, units.classes)
+        points.data, points.labels, points.units = data, labels, dataclasses.replace(units, absent=absent)
+        points.held_out = held_out if held_out is not None and len(held_out) else None
+        return points
+
+    def reference(self, number: int, generator: torch.Generator) -> Tensor:
+        """The held-out rows, at most `number`; draws of all rows where none are held out."""
+        return super().reference(number, generator) if self.held_out is None else self.held_out[:number]
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         rows = torch.randint(len(self.data), (number,), generator=generator, device=self.data.device)
@@ -173,6 +137,7 @@ class Points(Source):
     def to(self, device: torch.device | str) -> Points:
         moved = copy.copy(self)
         moved.data, moved.labels = self.data.to(device), None if self.labels is None else self.labels.to(device)
+        moved.held_out = None if self.held_out is None else self.held_out.to(device)
         return moved
 
 
@@ -211,7 +176,8 @@ class Images(Source):
             )
         self.pixels, self.labels, self.flips = pixels, labels, flips
         number, names = _number_of_classes(labels, names, classes), () if labels is None else names
-        self.units = Units(tuple(pixels.shape[1:]), number, (HALF_RANGE,), (HALF_RANGE,), True, names)
+        shape, absent = tuple(pixels.shape[1:]), _absent(labels, number)
+        self.units = Units(shape, number, (HALF_RANGE,), (HALF_RANGE,), True, names, absent=absent, type="uint8")
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         device = self.pixels.device
@@ -236,3 +202,11 @@ def _number_of_classes(labels: Tensor | None, names: tuple[str, ...], classes: i
     if not 0 <= int(labels.min()) <= int(labels.max()) < number:
         raise ValueError(f"labels of {number} classes are 0 to {number - 1}, got others.")
     return number
+
+
+def _absent(labels: Tensor | None, classes: int | None) -> tuple[int, ...]:
+    """The classes that no row has."""
+    if labels is None or classes is None:
+        return ()
+    counts = torch.bincount(labels, minlength=classes)
+    return tuple((counts == 0).nonzero()[:, 0].tolist())

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from ..data import Board, Source, fingerprint, open_data
+from ..data import Board, Source, fingerprint
 from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..runs import initial
-from ..runs.folder import check_new
+from ..runs.folder import check_new, open_source
 from ..runs.plan import Plan, Stage, resolve
 from ..runs.recipes import Recipe
 from ..storage import models
@@ -77,7 +77,7 @@ class Comparison:
         self.rows: list[Row] = read_rows(folder, _description(recipe, budget)) if resume else []
         if not resume:
             check_new(folder)
-        self.source = open_data(recipe.data, recipe.optimiser.batch).to(pick_device(recipe.device))
+        self.source = open_source(recipe).to(pick_device(recipe.device))
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
 

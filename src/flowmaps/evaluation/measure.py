@@ -37,7 +37,7 @@ class EvaluationInputs:
     Attributes:
         x0: noise that every sampler starts from, `(N, *shape)`.
         cond: labels of the samples, `(N,)`, or `None`.
-        data: data that no sampler has seen, of images as pixels.
+        data: held-out rows or draws of the data, of images as pixels.
         flow: X_{0,1} of the first points of `x0`, by data:
             checkerboard: of the exact flow.
             other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either.
@@ -94,7 +94,7 @@ def evaluation_inputs(
     if isinstance(source, Images):
         return _image_inputs(source, x0[: settings.samples], settings, device, watch)
     _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))
-    data, _ = source.sample(settings.points, generator(seed, DATA_STREAM))
+    data = source.reference(settings.points, generator(seed, DATA_STREAM))
     starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
     flow = None
     if teacher is not None or isinstance(source, Board):
@@ -110,7 +110,7 @@ def _image_inputs(
 ) -> EvaluationInputs:
     """`evaluation_inputs` of images: every class equally often as label; features of images spread over the data."""
     assert isinstance(settings, ImageEvaluation)
-    cond = None if source.classes is None else torch.arange(len(x0)) % source.classes
+    cond = source.units.labels_in_turn(len(x0))
     features = open_features(settings.features)
     pixels = source.pixels[spread(len(source.pixels), settings.reference_images or len(source.pixels))]
     device = torch.device(device)
@@ -187,15 +187,16 @@ def _measure_points(
     """The metrics of points: all of them in the KL, the first ones in the distances."""
     row: Row = {}
     number = min(settings.points, max(500, MAX_NUMBERS_OF_POINTS // source.dim))
-    x, data = source.to_data(x), source.to_data(inputs.data[:number])
+    x, data = source.units.to_measure(x), source.units.to_measure(inputs.data[:number])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
     watch("W2", 0.0)
-    row["w2"] = metrics.wasserstein2(x[:number], data[: len(x[:number])])
-    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:number], data[: len(x[:number])], generator=generator(0))
+    pairs = min(number, len(x), len(data))
+    row["w2"] = metrics.wasserstein2(x[:pairs], data[:pairs])
+    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:pairs], data[:pairs], generator=generator(0))
     if not isinstance(source, Board):
         watch("energy distance", 0.5)
         row["energy"] = metrics.energy_distance(x[:number], data)
     if along_flow and inputs.flow is not None:
-        row["map_error"] = metrics.map_error(x[:number], source.to_data(inputs.flow[:number])[: len(x)])
+        row["map_error"] = metrics.map_error(x[:number], source.units.to_measure(inputs.flow[:number])[: len(x)])
     return row

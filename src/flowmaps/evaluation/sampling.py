@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import Units
+from ..data.options import listed
 from ..maps import FlowMap
 from ..runs.folder import RunFolder
 from ..runs.recipes import Recipe
@@ -199,7 +200,7 @@ class RunSampler:
         steps: int,
         number: int,
         *,
-        label: int | None = None,
+        label: str | None = None,
         seed: int = 0,
         guidance: float | None = None,
         watch: Watch = quiet,
@@ -209,7 +210,7 @@ class RunSampler:
         Args:
             steps: jumps from noise to data.
             number: how many samples.
-            label: their class; all classes in turn unless given.
+            label: their class, by name or, where classes have none, by number; all classes in turn unless given.
             seed: of the noise.
             guidance: weight, for a map that takes one; 1 unless given.
             watch: progress callback.
@@ -233,17 +234,22 @@ class RunSampler:
         return sample(sampler, inputs, **options, watch=watch).x, labels
 
 
-def _labels(units: Units, number: int, label: int | None) -> Tensor | None:
+def _labels(units: Units, number: int, label: str | None) -> Tensor | None:
     """The labels of samples: of one class, or of all classes in turn; `None` where the data have no classes."""
     if units.classes is None:
         if label is not None:
             raise ValueError(f"these data have no classes, got --label {label}: leave it out.")
         return None
     if label is None:
-        return torch.arange(number) % units.classes
-    if not 0 <= label < units.classes:
-        raise ValueError(f"--label must be from 0 to {units.classes - 1}, got {label}.")
-    return torch.full((number,), label)
+        return units.labels_in_turn(number)
+    names = units.names or tuple(map(str, range(units.classes)))
+    if label not in names and not (units.pixels and label.isdecimal() and int(label) < units.classes):
+        allowed = listed(names) if units.names else f"from 0 to {units.classes - 1}"
+        raise ValueError(f"--label must be {'one of ' if units.names else ''}{allowed}, got {label}.")
+    chosen = names.index(label) if label in names else int(label)
+    if chosen in units.absent:
+        raise ValueError(f"--label {label} is a class that no row of the data has: the map has not learned it.")
+    return torch.full((number,), chosen)
 
 
 def _guide(recipe: Recipe, labels: Tensor | None, weight: float) -> Guide:

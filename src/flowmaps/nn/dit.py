@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
 from .embeddings import Embedding
-from .limits import MAX_DEPTH, MAX_PIXELS, MAX_SIZE, MAX_TOKENS, check_bool, check_integer, check_number
+from .limits import MAX_DEPTH, MAX_PIXELS, MAX_SIZE, MAX_TOKENS, check_bool, check_integer, check_number, sides
 from .magnitude import unit_pixels
 from .network import Network, without_autocast, zero_initialised
 
@@ -64,9 +64,9 @@ class DiT(Network):
     the network as zero. The paper's S, B, L, XL: width 384, 768, 1024, 1152; depth 12, 12, 24, 28; heads 6, 12, 16, 16.
 
     Args:
-        channels: of the images, `(B, channels, resolution, resolution)`.
-        resolution: of the images, divisible by `patch`.
-        patch: side of a patch: there are (resolution / patch)^2 tokens.
+        channels: of the images, `(B, channels, height, width)`.
+        resolution: of the images, both sides or `(height, width)`, divisible by `patch`.
+        patch: side of a patch: there are (height / patch) (width / patch) tokens.
         width: of a token, divisible by 4 and by `heads`.
         depth: number of blocks.
         heads: of the attention.
@@ -85,7 +85,7 @@ class DiT(Network):
     def __init__(
         self,
         channels: int = 3,
-        resolution: int = 32,
+        resolution: int | tuple[int, int] = 32,
         *,
         patch: int = 2,
         width: int = 384,
@@ -100,12 +100,14 @@ class DiT(Network):
     ) -> None:
         super().__init__()
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        _check_sizes(self.arguments)
-        self.shape, self.patch, self.side = (channels, resolution, resolution), patch, resolution // patch
+        self.shape, self.patch = (channels, *sides("DiT", resolution)), patch
+        self.arguments["resolution"] = self.shape[1] if self.shape[1] == self.shape[2] else self.shape[1:]
+        _check_sizes(self.arguments, *self.shape[1:])
+        self.tokens = self.shape[1] // patch, self.shape[2] // patch
         self.embedding = Embedding(width, frequencies=frequencies, classes=classes, guidance=guidance)
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
         _xavier(self.first)
-        self.register_buffer("positions", sine_positions(self.side, width), persistent=False)
+        self.register_buffer("positions", sine_positions(*self.tokens, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, ratio, dropout=dropout, qk_norm=qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
         self.modulation = zero_initialised(nn.Linear(width, 2 * width))
@@ -126,23 +128,23 @@ class DiT(Network):
         return self._images(self.last(self.norm(h) * (1 + scale) + shift)).to(x.dtype)
 
     def _images(self, tokens: Tensor) -> Tensor:
-        """`(B, side^2, patch^2 C) -> (B, C, H, W)`."""
-        pixels = tokens.reshape(tokens.shape[0], self.side, self.side, self.patch, self.patch, self.shape[0])
+        """`(B, tokens, patch^2 C) -> (B, C, H, W)`."""
+        pixels = tokens.reshape(tokens.shape[0], *self.tokens, self.patch, self.patch, self.shape[0])
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], *self.shape)
 
 
-def sine_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of the rows, then of the columns, of a square of tokens, `(side^2, width)`.
+def sine_positions(down: int, across: int, width: int) -> Tensor:
+    """Sines and cosines of the rows, then of the columns, of a rectangle of tokens, `(down * across, width)`.
 
     A quarter of the width each, of frequencies from 1 down to 1 / 10,000 a token (Vaswani et al., 2017, arXiv
     1706.03762).
     """
     if torch.get_default_device().type == "meta":  # torch would import its compiler to compute these
-        return torch.empty(side * side, 4 * (width // 4))
+        return torch.empty(down * across, 4 * (width // 4))
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    phase = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    phase = torch.arange(max(down, across), dtype=torch.float64)[:, None] * frequencies
     along = torch.cat([phase.sin(), phase.cos()], 1)
-    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    rows, columns = along[:down, None].expand(-1, across, -1), along[None, :across].expand(down, -1, -1)
     return torch.cat([rows, columns], 2).flatten(0, 1).float()
 
 
@@ -153,23 +155,24 @@ def _xavier(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def _check_sizes(sizes: dict) -> None:
+def _check_sizes(sizes: dict, *resolutions: int) -> None:
     check_integer("DiT", 1, MAX_SIZE, **{name: sizes[name] for name in ("channels", "width", "heads")})
-    check_integer("DiT", 1, MAX_PIXELS, **{name: sizes[name] for name in ("resolution", "patch")})
+    check_integer("DiT", 1, MAX_PIXELS, patch=sizes["patch"])
     check_integer("DiT", 1, MAX_DEPTH, depth=sizes["depth"])
     check_number("DiT", 0, 1, dropout=sizes["dropout"])
     check_number("DiT", 0, MAX_SIZE, ratio=sizes["ratio"])
     check_bool("DiT", qk_norm=sizes["qk_norm"])
-    if sizes["resolution"] % sizes["patch"]:
-        raise ValueError(
-            f"DiT needs a resolution divisible by patch, got {sizes['resolution']} and {sizes['patch']}: take another "
-            "patch, or pad the images."
-        )
-    if sizes["resolution"] // sizes["patch"] > MAX_TOKENS:
-        raise ValueError(
-            f"DiT takes images of up to {MAX_TOKENS} x {MAX_TOKENS} patches, got {sizes['resolution']} pixels in "
-            f"patches of {sizes['patch']}: take a larger patch."
-        )
+    for side in resolutions:
+        if side % sizes["patch"]:
+            raise ValueError(
+                f"DiT needs a resolution divisible by patch, got {side} and {sizes['patch']}: take another patch, or "
+                "pad the images."
+            )
+        if side // sizes["patch"] > MAX_TOKENS:
+            raise ValueError(
+                f"DiT takes images of up to {MAX_TOKENS} x {MAX_TOKENS} patches, got {side} pixels in patches of "
+                f"{sizes['patch']}: take a larger patch."
+            )
     if sizes["width"] % sizes["heads"] or sizes["width"] % 4:
         raise ValueError(f"DiT needs width divisible by heads and by 4, got {sizes['width']} and {sizes['heads']}.")
     if sizes["ratio"] * sizes["width"] < 1:

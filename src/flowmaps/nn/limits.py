@@ -33,6 +33,22 @@ def check_integer(network: str, least: int, most: int, **values: Any) -> None:
     check_number(network, least, most, **values)
 
 
+def sides(network: str, resolution: Any) -> tuple[int, int]:
+    """Height and width of images: of a number that is both, or of the two.
+
+    Raises:
+        ValueError: it is neither a whole number nor two of them, each from 1 to `MAX_PIXELS`.
+    """
+    both = resolution if isinstance(resolution, (tuple, list)) else (resolution, resolution)
+    if len(both) != 2:
+        raise ValueError(
+            f"{network} needs resolution as one number, or height and width, got {reprlib.repr(resolution)}."
+        )
+    for side in both:
+        check_integer(network, 1, MAX_PIXELS, resolution=side)
+    return int(both[0]), int(both[1])
+
+
 def check_number(network: str, least: float, most: float, **values: Any) -> None:
     """Check that arguments of `network` are numbers from `least` to `most`.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
 from .embeddings import Embedding
-from .limits import MAX_BLOCKS, MAX_PIXELS, MAX_SIZE, check_integer, check_number
+from .limits import MAX_BLOCKS, MAX_PIXELS, MAX_SIZE, check_integer, check_number, sides
 from .magnitude import SILU, Conv, Linear, concatenated, mixing_factors, unit_pixels
 from .network import Network
 
@@ -78,12 +78,12 @@ class UNet(Network):
     ones beside the image. Weights are in channels-last format.
 
     Args:
-        channels: of the images, `(B, channels, resolution, resolution)`.
-        resolution: of the images, divisible by 2 for each level after the first.
+        channels: of the images, `(B, channels, height, width)`.
+        resolution: of the images, both sides or `(height, width)`, divisible by 2 for each level after the first.
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; each level has half the resolution of the last.
         blocks: residual blocks of a level on the way down (on the way up one more).
-        attention: resolutions at which each block is followed by self-attention.
+        attention: resolutions, of the shorter side, at which each block is followed by self-attention.
         head: channels of a head of attention.
         dropout: share of activations dropped while training.
         patch: side of the squares of pixels that become one pixel of more channels; it divides the resolution, and
@@ -97,7 +97,7 @@ class UNet(Network):
     def __init__(
         self,
         channels: int = 3,
-        resolution: int = 32,
+        resolution: int | tuple[int, int] = 32,
         *,
         width: int = 128,
         multipliers: tuple[int, ...] = (2, 2, 2),
@@ -113,15 +113,16 @@ class UNet(Network):
         super().__init__()
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.arguments |= {"multipliers": tuple(multipliers), "attention": tuple(attention)}
-        _check_sizes(self.arguments)
-        self.shape, self.patch = (channels, resolution, resolution), patch
+        self.shape, self.patch = (channels, *sides("UNet", resolution)), patch
+        self.arguments["resolution"] = self.shape[1] if self.shape[1] == self.shape[2] else self.shape[1:]
+        _check_sizes(self.arguments, *self.shape[1:])
         self.width = width * max(multipliers)  # of the embedding
         self.embedding = Embedding(
             self.width, frequencies=frequencies, classes=classes, guidance=guidance, linear=Linear
         )
         self.first = Conv(channels * patch**2 + 1, width, 3)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self._build([width * multiplier for multiplier in multipliers], resolution // patch)
+        self._build([width * multiplier for multiplier in multipliers], min(self.shape[1:]) // patch)
         self.last, self.strength = Conv(width * multipliers[0], channels * patch**2, 3), nn.Parameter(torch.zeros(1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -176,10 +177,10 @@ class UNet(Network):
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
-def _check_sizes(sizes: dict) -> None:
-    multipliers, resolution = sizes["multipliers"], sizes["resolution"]
+def _check_sizes(sizes: dict, *resolutions: int) -> None:
+    multipliers, resolution = sizes["multipliers"], min(resolutions)
     check_integer("UNet", 1, MAX_SIZE, **{name: sizes[name] for name in ("channels", "width", "head")})
-    check_integer("UNet", 1, MAX_PIXELS, **{name: sizes[name] for name in ("resolution", "patch")})
+    check_integer("UNet", 1, MAX_PIXELS, patch=sizes["patch"])
     check_integer("UNet", 1, MAX_BLOCKS, blocks=sizes["blocks"])
     check_number("UNet", 0, 1, dropout=sizes["dropout"])
     for value in multipliers:
@@ -190,11 +191,12 @@ def _check_sizes(sizes: dict) -> None:
         raise ValueError(f"UNet needs one or more multipliers >= 1, got {multipliers}.")
     check_integer("UNet", 1, MAX_PIXELS.bit_length(), levels=len(multipliers))
     divisor = sizes["patch"] * 2 ** (len(multipliers) - 1)
-    if resolution % divisor:
-        raise ValueError(
-            f"UNet needs a resolution divisible by {divisor} (patch {sizes['patch']}, halved {len(multipliers) - 1} "
-            f"times), got {resolution}: take fewer multipliers, or images of another size."
-        )
+    for side in resolutions:
+        if side % divisor:
+            raise ValueError(
+                f"UNet needs a resolution divisible by {divisor} (patch {sizes['patch']}, halved "
+                f"{len(multipliers) - 1} times), got {side}: take fewer multipliers, or images of another size."
+            )
     sizes_of_levels = [(resolution // sizes["patch"]) >> level for level in range(len(multipliers))]
     for multiplier, size in zip(multipliers, sizes_of_levels, strict=True):
         channels, attends = sizes["width"] * multiplier, size in sizes["attention"]

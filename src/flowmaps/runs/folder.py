@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from ..data import Images, Source, Units, fingerprint, open_data
+from ..data import Images, Source, TableOptions, Units, fingerprint, open_data
 from ..maps import FlowMap
 from ..storage import cards, checkpoints, models
 from ..system.devices import pick_device
@@ -281,11 +281,11 @@ def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None
     Raises:
         ValueError: as in `open_data`.
     """
-    batch = recipe.optimiser.batch if split == "train" else 1
     if not isinstance(recipe, ImageRecipe):
-        return open_data(recipe.data, batch, split=split, watch=watch)
+        table = TableOptions(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(TableOptions)})
+        return open_data(recipe.data, split=split, table=table, watch=watch)
     options: dict[str, Any] = {"resolution": recipe.resolution, "labels": recipe.labels}
-    source = open_data(recipe.data, batch, split=split, watch=watch, **options)
+    source = open_data(recipe.data, split=split, watch=watch, **options)
     if isinstance(source, Images):  # latents have no mirror
         source.flips = recipe.flips
     return source

@@ -100,7 +100,7 @@ def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: 
     if other.units != source.units or other.card.get("data_sha256") not in (None, data_sha256):
         raise ValueError(
             f"{subject} on other data, {_data_of(theirs, other.units)}, than {_data_of(recipe, source.units)}: give "
-            "both the same --data, --resolution and --labels."
+            "both the same --data, --resolution and --labels, or options of a table."
         )
     if models.load_interpolant(other.path) != plan.interpolant:
         raise ValueError(

@@ -36,15 +36,11 @@ def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any])
         raise ValueError(f"{recipe.name} is a recipe of {of}, {recipe.data} has {kind}: {_OTHER[kind]}.")
     if not images:
         return MLP(shape[0], **inputs, **asdict(recipe.network))
-    if shape[1] != shape[2]:
-        raise ValueError(
-            f"the networks take square images, got {shape[1]} x {shape[2]} pixels: pass --resolution SIZE."
-        )
     kind, sizes = (UNet, recipe.unet) if recipe.backbone == "unet" else (DiT, recipe.dit)
-    return kind(shape[0], shape[1], **inputs, **asdict(sizes))
+    return kind(shape[0], (shape[1], shape[2]), **inputs, **asdict(sizes))
 
 
-_OTHER = {"images": "take one of cifar10-tiny, cifar10-lmd, ...", "points": "take the recipe points"}
+_OTHER = {"images": "take the recipe images", "points": "take the recipe points"}
 
 
 def network_of(flow_map: FlowMap) -> MLP | Network:

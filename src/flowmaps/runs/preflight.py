@@ -165,7 +165,10 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
         "device": f"{name}, {recipe.precision}, {compiled}",
     }
     lines |= {"precision": ready.chosen.removeprefix("precision ")} if ready.chosen else {}
-    return [f"{about:<11}{said}" for about, said in lines.items()]
+    found = [*source.about, *(f"note: {note}" for note in source.notes)]
+    shown = [f"{about:<11}{said}" for about, said in lines.items()]
+    place = 1 + list(lines).index("data")
+    return [*shown[:place], *(f"{'':<11}{line}" for line in found), *shown[place:]]
 
 
 def _parts(recipe: Recipe) -> str:

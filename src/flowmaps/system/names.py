@@ -1,4 +1,4 @@
-"""Choosing by name, with a hint where a name is misspelt."""
+"""Names: choosing by one, with a hint where it is misspelt, and what may stand in one."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def choose(what: str, name: str, among: Mapping[str, T]) -> T:
     near = difflib.get_close_matches(name, among, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {what} {name!r}: {hint}choose one of {', '.join(among)}.")
+
+
+def printable(text: str) -> bool:
+    """Whether a text has no control characters."""
+    return text.isprintable()

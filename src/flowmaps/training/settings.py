@@ -162,11 +162,6 @@ def type_in_words(kind: Any) -> str:
     return NAMES.get(kind) or f"the options of a {kind.__name__}"
 
 
-def printable(text: str) -> bool:
-    """Whether a text has no control characters."""
-    return text.isprintable()
-
-
 def read(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, renamed: Mapping[str, str]) -> T:
     """A dataclass of settings from the object of a JSON text: lists as tuples; fields left out have their defaults.
 

@@ -44,8 +44,8 @@ def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> 
     times = torch.linspace(0, 1, 33)
     device = device_of(flow_map)
     x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
-    classes = source.classes
-    cond = None if classes is None else (torch.arange(len(starts)) % classes).repeat(len(times)).to(device)
+    turns = source.units.labels_in_turn(len(starts))
+    cond = None if turns is None else turns.repeat(len(times)).to(device)
     with torch.inference_mode():
         jumps = flow_map(x, torch.zeros_like(t), t, cond)
         exact = true_flow(source, (flow_map if teacher is None else teacher).velocity, x, t, cond)
@@ -76,7 +76,7 @@ def map_samples(recipe: Recipe, source: Source, samples: Mapping[str, Samples]) 
         return None
     if recipe.data == "digits":
         return digits(samples, each=1)
-    if source.dim != 2:
+    if not source.units.in_plane:
         return None
     number = 200_000 if recipe.evaluation.samples >= figures.MIN_POINTS_OF_HISTOGRAM else 4_000
     data, _ = source.to("cpu").sample(number, generator(recipe.seed, DATA_STREAM))

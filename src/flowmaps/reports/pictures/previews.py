@@ -56,7 +56,7 @@ def preview(run: Run, stage: str, step: int, say: Callable[[str], None]) -> Path
         try:
             figure = preview_figure(run.plan, stage, flow_map, run.source)
             path.parent.mkdir(exist_ok=True)
-            return figures.save(figure, path, dpi=96 if run.source.shape == (2,) else 144)
+            return figures.save(figure, path, dpi=96 if run.source.units.in_plane else 144)
         except Exception as error:  # of whatever kind: memory, a disk, a version
             reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
             say(f"{path} cannot be made ({reason}): the training goes on without such pictures.")
@@ -68,7 +68,7 @@ def preview(run: Run, stage: str, step: int, say: Callable[[str], None]) -> Path
 
 def can_preview(recipe: Recipe, source: Source) -> bool:
     """Whether samples of these data make a picture: points of the plane, digits, images."""
-    return source.shape == (2,) or recipe.data == "digits" or source.units.pixels
+    return source.units.in_plane or recipe.data == "digits" or source.units.pixels
 
 
 def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) -> Figure:
@@ -83,7 +83,7 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
     recipe, units, device = plan.recipe, source.units, device_of(flow_map)
     number = IMAGE_ROWS**2 if units.pixels else DIGITS if recipe.data == "digits" else POINTS
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE_STREAM))
-    noise = Inputs(x0, None if units.classes is None else torch.arange(number) % units.classes)
+    noise = Inputs(x0, units.labels_in_turn(number))
     chunk, samples = _chunk(recipe, units.pixels), dict[str, Samples]()
     for title, sampled_map, scheme in samplers_of_stage(plan, stage, flow_map):
         sampler, inputs = map_sampler(sampled_map, scheme, noise, recipe.seed)

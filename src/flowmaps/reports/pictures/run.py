@@ -66,7 +66,7 @@ def draw(
         made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", digits(samples)
     elif source.units.pixels:
         made, numbers = _images(plan, flow_map, teacher, source, samples, watch)
-    elif source.shape == (2,):
+    elif source.units.in_plane:
         made = plane(plan, flow_map, teacher, source, samples)
     made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)

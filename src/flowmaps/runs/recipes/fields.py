@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
+from ...data.options import TableOptions
 from ...interpolants import InterpolantName
+from ...system.names import printable
 from ...training.optimisers import Optimiser
-from ...training.settings import Count, CountOrZero, PositiveShare, Settings, Share, ShareBelowOne, printable
+from ...training.settings import Count, CountOrZero, PositiveShare, Settings, Share, ShareBelowOne
 
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1_000)]
@@ -72,8 +74,9 @@ class Task:
     method: Word = "lmd"
     """Method that learns the map: name of a function of `flowmaps.methods`, such as lmd."""
     data: PathOrEmpty = ""
-    """Points: `checkerboard`, `digits` or a file (.npy, .npz, .csv) with one point a row. Images: `cifar10`,
-    `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face hub (docs/data.md)."""
+    """Points: `checkerboard`, `digits` or a file with one point a row (.npy, .npz, .csv, .tsv, .parquet, .feather,
+    .xlsx). Images: `cifar10`, `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face
+    hub (docs/data.md)."""
     steps: Count = 6_000
     """Optimiser steps of the map."""
     teacher_steps: CountOrZero = 6_000
@@ -112,7 +115,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Recipe(Settings, Task):
+class Recipe(Settings, TableOptions, Task):
     """Options of a run: its task, first in the order of options; then how it is trained and evaluated."""
 
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = field(default=0, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Predicate
 
-from ...training.settings import Count, CountOrZero, ShareBelowOne, printable
+from ...system.names import printable
+from ...training.settings import Count, CountOrZero, ShareBelowOne
 from .fields import Depth, Evaluation, Frequencies, Optimiser, Points, Recipe, Samples, SolverSteps, Width
 
 Pixels = Annotated[int, Ge(1), Le(2**14)]
@@ -143,6 +144,18 @@ def imagenet32(method: str) -> ImageRecipe:
     )
 
 
+def images() -> ImageRecipe:
+    """Your own images, of any size the network can halve, by the folders of their classes: `--data FOLDER`."""
+    return replace(
+        cifar10("lmd", steps=50_000),
+        name="images",
+        data="",
+        teacher_steps=100_000,
+        labels=True,
+        evaluation=ImageEvaluation(samples=10_000),
+    )
+
+
 KINDS = {
     "teacher": ("flow_matching", "the velocity alone"),
     "lmd": ("lmd", "distilled by the Lagrangian equation from a teacher (--teacher DIR, else trained first)"),
@@ -169,7 +182,7 @@ def _named(name: str, build: Callable[[str], ImageRecipe], kind: str) -> Callabl
     return made
 
 
-IMAGES: dict[str, Callable[[], ImageRecipe]] = {"cifar10-tiny": cifar10_tiny} | {
+IMAGES: dict[str, Callable[[], ImageRecipe]] = {"images": images, "cifar10-tiny": cifar10_tiny} | {
     f"{data}-{kind}": _named(name, build, kind)
     for data, name, build in (("cifar10", "CIFAR-10", cifar10), ("imagenet32", "ImageNet 32x32", imagenet32))
     for kind in KINDS

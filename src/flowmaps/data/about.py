@@ -1,0 +1,143 @@
+"""What was found in data, in words: lines for `flowmaps train --check`, and sentences about what should be changed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .columns import Column
+from .options import listed
+from .raw import RawTable, quoted
+from .roles import Roles
+from .sources import Images, Points, Source
+
+MAX_LINES = 24
+"""Most columns that are shown one by one; those that ask for attention come first."""
+HEAVY_KURTOSIS = 15.0
+"""Excess kurtosis from which a column is said to have heavy tails: a normal one has 0, an exponential one 6."""
+FEW_VALUES = 10
+"""Most different whole numbers of a column that may be codes of categories."""
+
+
+def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
+    """What was left out or guessed, and which columns should be learned otherwise."""
+    raw, table = roles.raw, source.units.table
+    assert table is not None
+    notes = list(raw.notes)
+    heavy = [
+        c.name for c, x in _numbers(roles, table.columns) if c.transform == "standard" and kurtosis(x) > HEAVY_KURTOSIS
+    ]
+    if heavy:
+        asked = " ".join(f"{name}=quantile" for name in heavy[:3])
+        notes.append(
+            f"{_called(raw, heavy)} heavy tails: most samples will lie too wide. Transform such columns: pass "
+            f"--transform {asked if len(heavy) <= 3 else 'quantile'}, or asinh, or log where all are positive"
+        )
+    codes = [c.name for c, x in _numbers(roles, table.columns) if c.limits and 2 < len(np.unique(x)) <= FEW_VALUES]
+    if codes:
+        notes.append(
+            f"{_called(raw, codes)} at most {FEW_VALUES} whole numbers, learned as a scale and rounded: if they are "
+            f"codes without an order, pass --categories {quoted(codes)}"
+        )
+    if roles.classes is not None and roles.classes.said:
+        notes.append(f"the classes of {roles.label!r} are {roles.classes.said}")
+    if source.units.absent:
+        names = [source.units.names[k] if source.units.names else str(k) for k in source.units.absent]
+        notes.append(f"no row that is trained on has the class {listed(names)}: it is not sampled")
+    return tuple(notes)
+
+
+def table_lines(roles: Roles, source: Points) -> tuple[str, ...]:
+    """Rows, columns with type, range and what is done with them, classes with their counts, and what is left out."""
+    table = source.units.table
+    assert table is not None
+    held = 0 if source.held_out is None else len(source.held_out)
+    kept = f"{len(source.data):,} are trained on, {held:,} held out for the metrics" if held else "all are trained on"
+    lines = [f"{roles.raw.rows:,} rows, {kept}; no cell is missing"]
+    found = [_column_line(roles, own, source, k) for k, own in enumerate(table.columns)]
+    found.sort(key=lambda entry: not entry[0])
+    cells = [("column", "type", "least", "greatest", "what is done"), *(entry[1] for entry in found[:MAX_LINES])]
+    widths = [max(len(row[k]) for row in cells) for k in range(4)]
+    lines += ["  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in cells]
+    if len(found) > MAX_LINES:
+        lines.append(f"and {len(found) - MAX_LINES} more columns like those at the end of the list")
+    if table.whitening:
+        lines.append("then all columns are whitened together")
+    return (*lines, *class_lines(source, roles.counts, roles.label))
+
+
+def class_lines(source: Source, counts: dict[str, int], label: str = "") -> tuple[str, ...]:
+    """The classes with their counts, in one line; none for data without classes."""
+    if not counts:
+        return ()
+    shown = [f"{name} ({number:,})" for name, number in counts.items()]
+    return (f"classes{f' of {label!r}' if label else ''}: {listed(shown, 12)}",)
+
+
+def image_lines(source: Images) -> tuple[str, ...]:
+    """How many images of what size, and classes with their counts."""
+    number, channels, height, width = source.pixels.shape
+    kind = "in colour" if channels == 3 else "grey"
+    shape = "" if height == width else ", not square: the networks are built for rectangles"
+    lines = [f"{number:,} images of {height} x {width} pixels, {kind}{shape}"]
+    if source.labels is None:
+        return (*lines, "no labels are learned")
+    counts = np.bincount(source.labels.cpu().numpy(), minlength=source.classes or 0).tolist()
+    names = source.units.names or tuple(map(str, range(len(counts))))
+    return (*lines, *class_lines(source, dict(zip(names, counts, strict=True))))
+
+
+def latent_lines(source: Points) -> tuple[str, ...]:
+    """How many latents of what shape."""
+    channels, height, width = source.shape
+    shape = "" if height == width else ", not square: the networks are built for rectangles"
+    return (
+        f"{len(source.data):,} latents of {channels} channels, {height} x {width}{shape}; each channel standardised",
+    )
+
+
+def kurtosis(x: np.ndarray) -> float:
+    """Excess kurtosis of numbers `(N,)`; 0 where they do not vary."""
+    centred = x.astype(np.float64) - x.astype(np.float64).mean()
+    scale = np.abs(centred).max()
+    if not scale > 0:
+        return 0.0
+    centred = centred / scale
+    variance = (centred**2).mean()
+    return float((centred**4).mean() / variance**2 - 3)
+
+
+def _numbers(roles: Roles, columns: tuple[Column, ...]) -> list[tuple[Column, np.ndarray]]:
+    pairs = zip(columns, roles.raw.columns, strict=True)
+    return [(own, values) for own, values in pairs if own.transform != "categories"]
+
+
+def _called(raw: RawTable, names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{raw.called(names[0])} has"
+    return f"the columns {listed(names)} have"
+
+
+def _column_line(roles: Roles, own: Column, source: Points, place: int) -> tuple[bool, tuple[str, ...]]:
+    """Whether a column asks for attention, and its line as cells."""
+    values, table = roles.raw.columns[place], source.units.table
+    assert table is not None
+    if own.transform == "categories":
+        return True, (own.name, own.type, "", "", f"categories: {listed(own.values, 5)}")
+    first = sum(column.width for column in table.columns[:place])
+    constant = source.units.scale[first] == 0
+    done = "constant, written as it is" if constant else DONE[own.transform]
+    if own.limits and not constant:
+        done += ", rounded to whole numbers"
+    tails = own.transform == "standard" and kurtosis(values) > HEAVY_KURTOSIS
+    done += " (heavy tails)" if tails else ""
+    low, high = (f"{float(edge):.6g}" for edge in (values.min(), values.max()))
+    return constant or tails or own.transform != "standard", (own.name[:40], own.type, low, high, done)
+
+
+DONE = {
+    "standard": "standardised",
+    "log": "logarithm, standardised",
+    "asinh": "asinh round its median, standardised",
+    "quantile": "normal scores of its quantiles",
+}
+"""Transform -> what is done with a column, in words."""

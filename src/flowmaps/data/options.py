@@ -1,0 +1,74 @@
+"""How a table is read, learned and written: what cannot be told from the file alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval, Le, Len, Predicate
+
+from ..system.names import printable
+
+Name = Annotated[str, Len(1, 1_000), Predicate(printable)]
+Names = Annotated[tuple[Name, ...], Len(0, 10_000)]
+TRANSFORMS = ("standard", "log", "asinh", "quantile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Options of a table of points; a column without a name is called by its number, from 1."""
+
+    label_column: Annotated[str, Len(0, 1_000), Predicate(printable)] = ""
+    """Column of a table with the classes, on which the map is conditioned; by default one called label, class or
+    target that looks like classes."""
+    label_bins: Annotated[int, Ge(0), Le(1_000)] = 0
+    """Cut the numbers of --label-column into this many classes with equally many rows each; 0 for none."""
+    drop_columns: Names = ()
+    """Columns of a table to leave out."""
+    keep_columns: Names = ()
+    """Columns of a table to learn as numbers, though they look like an index or like classes."""
+    categories: Names = ()
+    """Columns of a table to learn as categories, and to write as such: text, or codes without an order."""
+    integers: Literal["round", "float"] = "round"
+    """Columns of whole numbers: `round` writes whole numbers within the range of the data, `float` any numbers."""
+    transform: Annotated[tuple[Name, ...], Len(1, 10_000)] = ("standard",)
+    """What the network sees of a column of a table: `standard`, less its mean, over its deviation; `log`, for positive
+    numbers, which stay positive; `asinh` or `quantile`, for heavy tails. One for all columns, or COLUMN=KIND each."""
+    whiten: bool = False
+    """Whiten the columns of a table, for clouds that are thin in a direction between the axes."""
+    held_out: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Share of the rows of a table that is not trained on, and that samples are measured against; none if that would
+    be fewer than ten rows."""
+    header: Literal["auto", "names", "none"] = "auto"
+    """Whether the first line of a text table has the names of the columns."""
+
+    def transforms(self, names: list[str]) -> dict[str, str]:
+        """The kind of transform of each column.
+
+        Raises:
+            ValueError: there is no such kind or column.
+        """
+        default, own = "standard", {}
+        for entry in self.transform:
+            name, equals, kind = entry.rpartition("=")
+            if kind not in TRANSFORMS:
+                raise ValueError(
+                    f"--transform must be KIND or COLUMN=KIND with a KIND of {', '.join(TRANSFORMS)}, got {entry!r}."
+                )
+            if equals:
+                own[name] = kind
+            else:
+                default = kind
+        if unknown := sorted({*own} - {*names}):
+            raise ValueError(f"--transform names the column {unknown[0]!r}, there are {listed(names)}.")
+        return {name: own.get(name, default) for name in names}
+
+
+class DataWarning(UserWarning):
+    """What was left out of data, or found in them, that whoever trains on them should know."""
+
+
+def listed(names: list[str] | tuple[str, ...], most: int = 10) -> str:
+    """Names in one line, those after the first ones counted."""
+    shown = ", ".join(str(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"

@@ -1,0 +1,130 @@
+"""A table as a file has it, before it is decided what each column is; and the words in which a cell is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INSTALL = "pip install 'flowmaps[tables]'"
+
+
+@dataclass
+class RawTable:
+    """Columns of a file, or of an array.
+
+    Attributes:
+        path: of the file.
+        names: of the columns, all different; their numbers from 1 where `named` is false.
+        columns: each `(N,)`: numbers, truth values, or text as objects, where `None` is a missing cell.
+        named: whether the names are those of the file.
+        type: numpy's name of the type of all numbers, where the file has one.
+        where: takes the number of a row to its place in the file, such as "line 3".
+        notes: what was left out or guessed while reading.
+        labels: `(N,)` labels beside the columns, and the name of their array; or `None`.
+        label: the name of that array.
+    """
+
+    path: Path
+    names: list[str]
+    columns: list[np.ndarray]
+    named: bool = True
+    type: str = "float64"
+    where: Callable[[int], str] = field(default=lambda row: f"row {row} (counted from 0)")
+    notes: list[str] = field(default_factory=list)
+    labels: np.ndarray | None = None
+    label: str = ""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.columns[0]) if self.columns else 0
+
+    def called(self, name: str) -> str:
+        """A column in a message."""
+        return f"column {name!r}" if self.named else f"column {name}"
+
+    def without(self, names: list[str], why: str = "") -> RawTable:
+        """The table without some columns, and with a note that says why."""
+        kept = [k for k, name in enumerate(self.names) if name not in names]
+        notes = [*self.notes, why] if why else self.notes
+        changes: dict[str, Any] = vars(self) | {
+            "names": [self.names[k] for k in kept], "columns": [self.columns[k] for k in kept], "notes": notes
+        }  # fmt: skip
+        return RawTable(**changes)
+
+
+def missing(column: np.ndarray) -> np.ndarray:
+    """Which cells of a column are missing or not finite in single precision, `(N,)`."""
+    if column.dtype.kind == "O":
+        return np.array([value is None for value in column], bool)
+    if column.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return ~np.isfinite(column.astype(np.float32))  # what float32 cannot hold counts as infinite
+    return np.zeros(len(column), bool)
+
+
+def check_complete(raw: RawTable) -> None:
+    """Refuse a table with cells that are missing, or no finite numbers, in the columns that it still has.
+
+    Raises:
+        ValueError: names the first such cell by file, line and column, and says how many rows have one.
+    """
+    bad = np.stack([missing(column) for column in raw.columns], axis=1)
+    if not bad.any():
+        return
+    rows = bad.any(1)
+    row = int(rows.argmax())
+    place = int(bad[row].argmax())
+    name, within = raw.names[place], [raw.names[k] for k in np.flatnonzero(bad.any(0))]
+    value = raw.columns[place][row]
+    what = "is missing" if value is None or value != value else f"is {value:g}, which single precision does not hold"
+    drop = "" if len(within) == len(raw.names) else f", or pass --drop-columns {quoted(within)}"
+    raise ValueError(
+        f"{raw.path}, {raw.where(row)}: {raw.called(name)} {what}. There are NaN or infinite values in {rows.sum()} of "
+        f"{raw.rows} rows (first: row {row}, counted from 0): drop or fill those rows{drop}."
+    )
+
+
+def check_numbers(raw: RawTable) -> None:
+    """Refuse a table with text in a column.
+
+    Raises:
+        ValueError: names the first cell of text by file, line and column.
+    """
+    for name, column in zip(raw.names, raw.columns, strict=True):
+        if column.dtype.kind not in "OUS":
+            continue
+        texts = [value for value in column if value is not None]
+        row = next(k for k, value in enumerate(column) if value is not None and not is_number(str(value)))
+        numbers = sum(is_number(str(value)) for value in texts)
+        place = f"{raw.path}, {raw.where(row)}: {raw.called(name)} holds the text {str(column[row])[:40]!r}"
+        if 2 * numbers >= len(texts):
+            raise ValueError(
+                f"{place} among numbers: mend or drop such cells (a second line of headings or of units is one), or "
+                f"pass --drop-columns {quoted([name])}."
+            )
+        raise ValueError(
+            f"{place}, one of {len(set(map(str, texts)))} values: pass --label-column {quoted([name])} to learn them "
+            f"as classes, --categories {quoted([name])} to learn them as a column of categories, or --drop-columns "
+            f"{quoted([name])}; dates are to be made numbers first."
+        )
+
+
+def is_number(word: str) -> bool:
+    """Whether a cell of text is a number."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return "_" not in word
+
+
+def quoted(names: list[str]) -> str:
+    """Names as a shell takes them."""
+    import shlex
+
+    return shlex.join(names)

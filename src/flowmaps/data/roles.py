@@ -1,0 +1,138 @@
+"""What each column of a table is for: the classes, an index to leave out, categories, numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .labels import Classes, classes_of, in_bins, look_like_classes, whole
+from .options import TableOptions, listed
+from .raw import RawTable, check_complete, check_numbers, quoted
+
+INDEX_NAMES = ("index", "id", "idx", "row", "rowid", "row_id", "key", "unnamed: 0")
+MIN_ROWS_OF_INDEX = 5
+"""Rows from which a column that counts 0, 1, 2, ... is taken for an index."""
+MAX_CATEGORIES = 1_000
+"""Most values of a column that is learned as categories."""
+
+
+class Roles(NamedTuple):
+    """A table with the roles of its columns.
+
+    Attributes:
+        raw: the columns to learn, complete; categories are still as the file has them.
+        classes: of the rows, or `None`.
+        label: name of the column or array of the classes.
+        label_place: its place among the columns that are written; -1 where it is no column.
+        counts: rows of each class.
+    """
+
+    raw: RawTable
+    classes: Classes | None
+    label: str = ""
+    label_place: int = -1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows each class has, by name."""
+        if self.classes is None:
+            return {}
+        numbers = np.bincount(self.classes.numbers.numpy()).tolist()
+        names = self.classes.names or tuple(map(str, range(len(numbers))))
+        return dict(zip(names, numbers, strict=True))
+
+
+def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
+    """Decide what each column is for, and leave out what is not learned.
+
+    Args:
+        raw: the table.
+        options: what the user says about it.
+        labels: without them a table has no classes, and its column of classes is left out.
+
+    Raises:
+        ValueError: a column is named that is not there; what a column is for is open; or cells are missing or text.
+    """
+    _check_names(raw, options)
+    raw = raw.without([*options.drop_columns]) if options.drop_columns else raw
+    raw = _without_index(raw, options)
+    label = _label_column(raw, options)
+    if label:
+        at = raw.names.index(label)
+        values, raw = raw.columns[at], raw.without([label])
+        if options.label_bins:
+            values = in_bins(values, options.label_bins, f"{raw.path}: {raw.called(label)}")
+    else:
+        at, values, label = -1, raw.labels, raw.label
+    if not raw.columns:
+        raise ValueError(f"{raw.path} has no column left to learn: leave out fewer of them.")
+    check_complete(raw)
+    check_numbers(raw.without([*options.categories]))
+    classes = None
+    if values is not None and labels:
+        where = f"{raw.path}, {'the array' if at < 0 else 'column'} {label!r}"
+        if label and at >= 0:
+            check_complete(RawTable(raw.path, [label], [values], raw.named, where=raw.where))
+        classes = classes_of(values, raw.rows, where)
+    return Roles(raw, classes, label if classes is not None else "", at)
+
+
+def _check_names(raw: RawTable, options: TableOptions) -> None:
+    named = {
+        "--drop-columns": options.drop_columns,
+        "--keep-columns": options.keep_columns,
+        "--categories": options.categories,
+        "--label-column": (options.label_column,) if options.label_column else (),
+    }
+    for option, names in named.items():
+        for name in names:
+            if name not in raw.names:
+                raise ValueError(f"{raw.path} has no column {name!r} for {option}: it has {listed(raw.names)}.")
+    if options.label_bins and not options.label_column:
+        raise ValueError("--label-bins cuts the numbers of a column: pass --label-column NAME too.")
+
+
+def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
+    """The table without a column that numbers its rows; one that may be such a column is asked about."""
+    spoken_for = {*options.keep_columns, *options.categories, options.label_column} - {""}
+    for name, column in zip(raw.names, raw.columns, strict=True):
+        if name in spoken_for or len(raw.names) == 1 or raw.rows < MIN_ROWS_OF_INDEX:
+            continue
+        kind = column.dtype.kind
+        counts = kind in "iuf" and whole(column) and bool((np.diff(column.astype(np.float64)) == 1).all())
+        counts = counts and column[0] in (0, 1)
+        single = (kind in "iuO" or (kind == "f" and whole(column))) and len({*column.tolist()}) == len(column)
+        if name == "" and (counts or single):
+            return raw.without([name], "its column without a name numbers the rows and is left out")
+        if raw.named and counts and name.lower() in INDEX_NAMES:
+            return raw.without([name], f"{raw.called(name)} numbers the rows and is left out")
+        if raw.named and (counts or (single and name.lower() in INDEX_NAMES)):
+            raise ValueError(
+                f"{raw.path}: {raw.called(name)} looks like an index ({column[0]}, {column[1]}, {column[2]}, ...): "
+                f"pass --drop-columns {quoted([name])} to leave it out, or --keep-columns {quoted([name])} to learn it."
+            )
+        if counts:
+            raw.notes.append(f"{raw.called(name)} numbers the rows: pass --drop-columns {name} to leave it out")
+    if "" in raw.names:
+        k = raw.names.index("")
+        raw.names[k] = str(k + 1)
+        raw.notes.append(f"its column without a name is called {k + 1}")
+    return raw
+
+
+def _label_column(raw: RawTable, options: TableOptions) -> str:
+    """The name of the column of the classes; empty if there is none, or labels are an array of their own."""
+    if options.label_column or raw.labels is not None:
+        return options.label_column
+    if not raw.named or len(raw.names) == 1:
+        return ""
+    lower = {name.lower() for name in raw.names}
+    for name, column in zip(raw.names, raw.columns, strict=True):
+        coordinate = name.lower() == "y" and "x" in lower
+        asked = name in options.keep_columns or name in options.categories
+        if not asked and not coordinate and look_like_classes(name, column):
+            kept = f"--keep-columns {quoted([name])} learns it as a number"
+            raw.notes.append(f"{raw.called(name)} is taken for the classes; {kept}")
+            return name
+    return ""
