@@ -228,7 +228,7 @@ class VelocityForShortJumps(FlowMap):
 class Target(FlowMap):
     """A copy of a map without gradients, for a target under a stop-gradient, or for a teacher.
 
-    The copy is fixed, unless `decay` or `rounds` is given: then `Objective.update_targets` updates it after each step.
+    The copy is fixed, unless `decay` or `rounds` is given: then `Objective.step` updates it after each step.
 
     Args:
         flow_map: the map to copy.

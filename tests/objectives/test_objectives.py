@@ -237,8 +237,8 @@ def test_what_learns_from_a_teacher_needs_no_label_for_none(name: str, weight: f
     """The teacher knows b(none): `dropout=0` and no `classes`. A weight that is drawn comes with its row."""
     teacher = Net(9)
     field = lambda x, t, cond=None: teacher(x, t, t, cond)  # noqa: E731
-    objective = TAUGHT[name](a_map(), teacher=field, guidance=Guidance(weight, dropout=0)).double()
-    plain = TAUGHT[name](a_map(), teacher=field, guidance=Guidance(1.0, dropout=0)).double()
+    objective = TAUGHT[name](a_map(), teacher=field, guidance=Guidance(weight, dropout=0)).double().eval()
+    plain = TAUGHT[name](a_map(), teacher=field, guidance=Guidance(1.0, dropout=0)).double().eval()
     x1, labels = batch()
     draw = objective.draw(x1, cond=labels, generator=generator(0))
     assert isinstance(draw.cond, Guide) == isinstance(weight, tuple)
@@ -254,7 +254,7 @@ def test_edms_levels_on_the_variance_exploding_path(method: Callable[..., Object
     """log sigma ~ N(-1.1, 2^2) where sigma = omega / beta = 80 (1 - s)^7, the base being N(0, 80^2)."""
     path, coupling = VarianceExploding(80.0, 7.0), Independent(Normal(80.0))
     objective = method(a_map(), interpolant=path, coupling=coupling)
-    s = objective.draw(torch.zeros(4_001, 2, dtype=torch.float64), generator=generator(0)).s
+    s = objective.draw(torch.zeros(4_001, 2, dtype=torch.float64), generator=generator(0), progress=1.0).s
     median = float(path.omega(s, 80.0).log().median())
     assert abs(median + 1.1) < 0.3
 
@@ -457,9 +457,9 @@ def test_targets_follow_wherever_they_are(name: str):
     assert objective.moving_targets() == [frozen]
     with torch.no_grad():
         flow_map.net.last.add_(1)
-    objective.update_targets(0.0, 0.1)
+    objective.step(0.1)
     torch.testing.assert_close(frozen.flow_map.net.last.detach(), start + 0.5)  # followed once, not twice
-    objective.update_targets(0.1, 0.2)
+    objective.step(0.2)
     torch.testing.assert_close(frozen.flow_map.net.last.detach(), start + 0.75)
 
 
@@ -470,7 +470,7 @@ def test_only_what_follows_is_followed():
     before = [p.clone() for p in objective.parameters() if not p.requires_grad]
     with torch.no_grad():
         flow_map.net.last.add_(1)
-    objective.update_targets(0.0, 1.0)
+    objective.step(1.0)
     after = [p for p in objective.parameters() if not p.requires_grad]
     assert len(before) == 3
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -484,7 +484,7 @@ def test_progressive_distillation_takes_a_new_teacher_after_each_round():
     for k in range(30):
         with torch.no_grad():
             flow_map.net.last.fill_(k + 1)
-        objective.update_targets(k / 30, (k + 1) / 30)
+        objective.step((k + 1) / 30)
         seen.append(float(frozen.flow_map.net.last.detach()[0, 0]))
     assert seen[9] == seen[18] == 10
     assert seen[19] == seen[28] == 20

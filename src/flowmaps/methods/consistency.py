@@ -222,7 +222,8 @@ def sct(
 
     When to use:
         Consistency models from data without a grid of steps, for networks whose derivative in (x, s) is stable. It
-        needs a `Trigonometric` map, and in practice a start from a trained velocity.
+        needs a `Trigonometric` map, and in practice a start from a trained velocity. Its learned weight has parameters
+        of its own: optimise `objective.parameters()`.
 
     Args:
         warmup: k as a schedule of progress.
@@ -252,7 +253,8 @@ def scd(
 
     When to use:
         From a teacher on the trigonometric path, for one or two steps to the data end. On other paths or for jumps
-        between any two times take `ayf_emd`.
+        between any two times take `ayf_emd`. Its learned weight has parameters of its own: optimise
+        `objective.parameters()`.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x` of the flow of the trigonometric interpolant.

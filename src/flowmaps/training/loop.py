@@ -97,7 +97,7 @@ def train(
         state.averages.update(list(state.parameters.values()), state.step)
         now = max(state.step / steps, progress)
         if state.has_moving_targets:
-            state.objective.update_targets(before, now)
+            state.objective.step(now, before=before)
         before, state.consistent = now, True
         state.guard.see(state.step, norm)
         yield Step(state.step, loss, rate, progress, norm, draw)
