@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..maps import Target
+from ..modules import modules_of
 from ..objectives import Objective
 from ..shapes import Condition, on_each
 from .optimisers import Optimiser
@@ -92,6 +93,9 @@ class _Parts:
             yield name, getattr(value, "__qualname__", type(value).__qualname__)
             if inspect.ismethod(value):
                 yield from self.of(f"{name}.self", value.__self__, checked)
+            elif inspect.isfunction(value):
+                for number, module in enumerate(modules_of(value)):
+                    yield from self.of(f"{name}.uses.{number}", module, checked)
         else:
             yield from self._object(name, value, checked)
 
