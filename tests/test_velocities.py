@@ -273,7 +273,9 @@ def test_a_method_takes_an_adapted_teacher_and_gives_its_network_no_gradient():
 
 def test_forms_that_are_refused():
     net = MLP(3, width=8, depth=2)
-    with pytest.raises(ValueError, match=r"must take \(x, t, cond=None\) -> like x, got <lambda>\(x, t\): .*fm\.teacher"):
+    with pytest.raises(
+        ValueError, match=r"must take \(x, t, cond=None\) -> like x, got <lambda>\(x, t\): .*fm\.teacher"
+    ):
         FromTeacher(lambda x, t: x)
     with pytest.raises(ValueError, match=r"got a map: pass its velocity, flow_map\.velocity"):
         FromTeacher(AverageVelocity(net))

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .shapes import Batch, Time, like
+from .shapes import Batch, Time, check_shape, like
 
 
 class Interpolant(ABC):
@@ -80,15 +80,15 @@ class Interpolant(ABC):
         Returns:
             I_t, `(B, *shape)`.
         """
+        _check(x0, x1, t)
         return self._combine(x0, x1, z, self.alpha(t), self.beta(t), self.gamma(t))
 
     def velocity(self, x0: Batch, x1: Batch, t: Time, z: Batch | None = None) -> Batch:
         """The time derivative dI_t along one path; arguments as in `point`."""
+        _check(x0, x1, t)
         return self._combine(x0, x1, z, self.alpha_dot(t), self.beta_dot(t), self.gamma_dot(t))
 
     def _combine(self, x0: Tensor, x1: Tensor, z: Tensor | None, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        if x0.shape != x1.shape:
-            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
         path = like(a, x1) * x0 + like(b, x1) * x1
         if not self.noisy:
             return path
@@ -148,12 +148,21 @@ class Interpolant(ABC):
 
     def score_to_velocity(self, score: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
         """b_t(x) from the score of I_t; singular where beta_t = 0 (at t = 0)."""
+        check_shape(t, x)
         return self.noise_to_velocity(-like(self.omega(t, scale), x) * score, x, t, scale)
 
     def _pair(self, t: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_shape(t, x)
         values = self.omega(t, scale), self.omega_dot(t, scale), self.beta(t), self.beta_dot(t)
         w, wd, b, bd = (like(value, x) for value in values)
         return w, wd, b, bd
+
+
+def _check(x0: Tensor, x1: Tensor, t: Tensor) -> None:
+    """Refuse points of two shapes, and times of another."""
+    if x0.shape != x1.shape:
+        raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
+    check_shape(t, x1)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What torch modules are called with: in evaluation mode for a while, and with weights that take no gradient.
 
-    modules_of(fn)            the modules that a callable uses, wherever it has them from
-    DetachedField(fn)         fn with the weights of these modules detached, in evaluation mode
-    evaluating(*modules)      evaluation mode while a context lasts
+modules_of(fn)            the modules that a callable uses, wherever it has them from
+DetachedField(fn)         fn with the weights of these modules detached, in evaluation mode
+evaluating(*modules)      evaluation mode while a context lasts
 """
 
 from __future__ import annotations

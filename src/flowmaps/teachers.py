@@ -1,9 +1,9 @@
 """Teachers that are called in another way than `fn(x, t, cond=None)`, made into fields that are.
 
-    teacher(fn)                          fn(x, t) or fn(x, t, cond)
-    teacher(fn, order="tx")              fn(t, x) or fn(t, x, cond), as solvers of ODEs have it
-    teacher(fn, order="keywords")        fn(x=x, t=t, cond=cond), under names of its own with names=
-    teacher(fn, time="column")           times of shape (B, 1); "number" for one point and one number at a time
+teacher(fn)                          fn(x, t) or fn(x, t, cond)
+teacher(fn, order="tx")              fn(t, x) or fn(t, x, cond), as solvers of ODEs have it
+teacher(fn, order="keywords")        fn(x=x, t=t, cond=cond), under names of its own with names=
+teacher(fn, time="column")           times of shape (B, 1); "number" for one point and one number at a time
 """
 
 from __future__ import annotations

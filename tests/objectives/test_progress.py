@@ -74,7 +74,9 @@ def test_the_ten_lines_train_as_the_engine_does(name: str):
     found, wanted = tensors(one), tensors(two)
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
-        torch.testing.assert_close(found[key], value, rtol=2e-4, atol=2e-6, msg=lambda words, key=key: f"{key}: {words}")
+        torch.testing.assert_close(
+            found[key], value, rtol=2e-4, atol=2e-6, msg=lambda words, key=key: f"{key}: {words}"
+        )
     moved = {key for key in found if not torch.equal(found[key], start[key])}
     targets = {id(value) for target in one.moving_targets() for value in target.parameters()}
     for key, value in one.named_parameters():
@@ -189,5 +191,3 @@ def test_progress_is_a_share(progress: float):
     for call in (lambda: objective(ROWS[:4], progress=progress), lambda: objective.step(progress)):
         with pytest.raises(ValueError, match=r"progress is the share .* in \[0, 1\], got .*: pass step / steps"):
             call()
-
-

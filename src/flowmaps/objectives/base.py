@@ -20,6 +20,7 @@ from ..maps import FlowMap, Target
 from ..shapes import Batch, Condition, Time, like
 from ..times import Times
 from ..velocities import FromInterpolant, Guidance, RandomInputs, SelfGuided, Velocity
+from .inputs import check_inputs, check_map
 from .progress import Progress
 
 
@@ -73,6 +74,7 @@ class Objective(nn.Module, ABC):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
+        check_map(flow_map)
         self.flow_map, self.interpolant, self.times = flow_map, interpolant, times
         self.coupling = Independent() if coupling is None else coupling
         self.distance = squared if distance is None else distance
@@ -128,10 +130,7 @@ class Objective(nn.Module, ABC):
     ) -> RandomInputs:
         """Draw the random inputs of one loss; arguments as in `forward`."""
         progress = self._progress.of_draw(progress, self)
-        if x1.ndim < 2 or not x1.dtype.is_floating_point or not len(x1):
-            raise ValueError(f"x1 must be a floating-point batch (B, *shape), got {x1.dtype} {tuple(x1.shape)}.")
-        if x0 is not None and x0.shape != x1.shape:
-            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
+        check_inputs(self.flow_map, x1, x0, cond)
         cond = cond if self.guidance is None else self.guidance.condition(cond, x1, generator)
         x0, x1 = self.coupling.pair(x1, x0, generator, cond)
         z = None

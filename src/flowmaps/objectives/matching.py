@@ -9,6 +9,7 @@ w is the weight and d the distance of `flowmaps.losses`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Unpack
@@ -44,7 +45,10 @@ class VelocityMatching(Objective):
     ) -> None:
         super().__init__(flow_map, interpolant, times=Diagonal() if times is None else times, **common)
         self.velocity = self.data_velocity() if velocity is None else velocity
-        half, one = torch.full((1,), 0.5), torch.ones(1)
+        like = next(
+            itertools.chain(self.weight.parameters(), self.weight.buffers(), flow_map.parameters()), torch.ones(1)
+        )
+        half, one = (like.new_full((1,), value, dtype=torch.float32) for value in (0.5, 1.0))
         if not isinstance(self.weight, Learned) and not self.weight(one, half, half, one).any():
             raise ValueError(
                 f"the weight {type(self.weight).__name__} vanishes at s = t, so that no velocity would be learned: "

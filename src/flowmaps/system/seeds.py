@@ -28,7 +28,9 @@ def seeded_globally(device: torch.device, number: int) -> Iterator[None]:
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index])
+        generators.append(
+            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        )
     before = [generator.get_state() for generator in generators]
     of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
