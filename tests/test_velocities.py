@@ -80,7 +80,7 @@ def through_a_global(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor
 
 
 def through_another_function(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-    return [through_a_global(x, t, cond) for _ in range(1)][0]
+    return next(through_a_global(x, t, cond) for _ in range(1))
 
 
 def renamed(net: nn.Module, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

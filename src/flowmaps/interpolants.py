@@ -68,6 +68,11 @@ class Interpolant(ABC):
         """Whether there is latent noise: gamma is not zero, and `point` and `velocity` need `z`."""
         return False
 
+    @property
+    def bounded_speed(self) -> bool:
+        """Whether dI_t stays bounded up to both ends."""
+        return True
+
     def point(self, x0: Batch, x1: Batch, t: Time, z: Batch | None = None) -> Batch:
         """The interpolant I_t.
 
@@ -210,8 +215,13 @@ class VariancePreserving(Interpolant):
     """I_t = sqrt(1 - t^2) x0 + t x1: the variance-preserving diffusion (2011.13456; 2303.08797, section 5.1).
 
     Every variance-preserving schedule is this one after a change of time, t = exp(-int beta / 2). The derivative of
-    alpha grows like (1 - t)^(-1/2) towards t = 1; it is constant for the last 1e-6 of time.
+    alpha grows like (1 - t)^(-1/2) towards t = 1; it is constant for the last 1e-6 of time. The mean square of dI_t has
+    no finite mean over t, so velocity matching weighs it (`losses.PerSpeed`) unless another weight is given.
     """
+
+    @property
+    def bounded_speed(self) -> bool:
+        return False
 
     def alpha(self, t: Time) -> Time:
         return (1 - t * t).clamp_min(0).sqrt()
@@ -293,6 +303,10 @@ class WithNoise(Interpolant):
     @property
     def noisy(self) -> bool:
         return True
+
+    @property
+    def bounded_speed(self) -> bool:
+        return self.path.bounded_speed
 
     def alpha(self, t: Time) -> Time:
         return self.path.alpha(t)

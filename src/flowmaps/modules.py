@@ -84,7 +84,7 @@ def _parts(value: Any) -> Iterator[Any]:
         slots = (getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
         names = [name for entry in slots for name in ((entry,) if isinstance(entry, str) else entry)]
         yield from (getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__"))
-        yield getattr(type(value), "__call__", None)
+        yield vars(type(value)).get("__call__")
 
 
 def _of_function(fn: FunctionType) -> Iterator[Any]:

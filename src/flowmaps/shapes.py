@@ -40,7 +40,7 @@ def label_of(cond: Condition) -> Any:
 
 
 def on_each(cond: Condition, fn: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to each tensor of a condition; a dict, (named) tuple, list or dataclass stays one of its kind."""
+    """Apply a function to each tensor of a condition; a dict, tuple, list or dataclass stays one of its kind."""
     if cond is None:
         return None
     if isinstance(cond, Tensor):

@@ -81,7 +81,7 @@ def improved_consistency_training(
     flow_map: FlowMap,
     *,
     cells: int | Callable[[float], int] = schedules.Doubling(),  # noqa: B008  (frozen)
-    huber: float = 0.00054,
+    huber: float | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """Improved consistency training (iCT): log-normal noise, a pseudo-Huber distance, grids that double.
@@ -104,7 +104,7 @@ def improved_consistency_training(
 
     Args:
         cells: number of cells, or a schedule of progress.
-        huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
+        huber: c; the paper's 0.00054 sqrt(d) for d dimensions unless given.
     """
     (path, rest), scale = with_defaults(options), base_std(options)
     law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)

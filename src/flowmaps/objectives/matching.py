@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
-from ..losses import Learned, Perceptual, measure, squared
+from ..losses import Learned, Perceptual, PerSpeed, measure, squared
 from ..maps import DetachedWeights, FlowMap, as_target
 from ..shapes import Batch, like
 from ..times import Diagonal, LegLaw, Square, Times
@@ -32,6 +32,9 @@ class VelocityMatching(Objective):
 
     Args:
         velocity: the velocity to match; dI, guided if there is guidance, unless given.
+
+    On a path whose speed has no bound (`VariancePreserving`) the weight is `losses.PerSpeed` unless one is given: a few
+    rows near t = 1 would be most of the loss otherwise.
     """
 
     def __init__(
@@ -43,6 +46,9 @@ class VelocityMatching(Objective):
         times: Times | None = None,
         **common: Unpack[Common],
     ) -> None:
+        if common.get("weight") is None and not interpolant.bounded_speed:
+            coupling = common.get("coupling")
+            common["weight"] = PerSpeed(interpolant, 1.0 if coupling is None else coupling.base.std)
         super().__init__(flow_map, interpolant, times=Diagonal() if times is None else times, **common)
         self.velocity = self.data_velocity() if velocity is None else velocity
         like = next(

@@ -1,4 +1,4 @@
-"""How far the training of an objective is: what its caller says of it, and what is refused where the caller says nothing.
+"""How far the training of an objective is: what its caller says, and what is refused where the caller says nothing.
 
 An objective with a schedule stands at the end of it unless it is told where training stands, and a target that should
 follow the map stays where it was unless `Objective.step` is called: both would train something else in silence.
