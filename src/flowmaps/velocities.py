@@ -12,6 +12,7 @@ with its random inputs; the other sources return themselves.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class RandomInputs(NamedTuple):
         split: share of [s, t] that a first leg covers, `(B,)`.
         cond: the condition of each row, after label dropout.
         warmup: factor on an equation's derivative, `(B,)`.
+        counts: how many consecutive rows were drawn for each part of an objective made of others (`SplitRows`), in
+            their order; empty for one part. `rows` keeps them right.
     """
 
     x0: Tensor
@@ -48,19 +51,35 @@ class RandomInputs(NamedTuple):
     split: Tensor
     cond: Condition = None
     warmup: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def rows(self, part: slice) -> RandomInputs:
-        """The inputs of some of the rows."""
-        return self.map(lambda value: value[part])
+        """The inputs of some of the rows, one after the other."""
+        start, stop, step = part.indices(len(self.x1))
+        if step != 1:
+            raise ValueError(f"a draw is cut into rows that follow each other, got a step of {step}.")
+        ends = [*itertools.accumulate(self.counts)]
+        inside = [max(min(stop, end) - max(start, end - count), 0) for count, end in zip(self.counts, ends, strict=True)]
+        return self.map(lambda value: value[part])._replace(counts=tuple(inside))
+
+    def micro_batch(self, rows: Tensor) -> RandomInputs:
+        """The inputs of one micro-batch.
+
+        Args:
+            rows: its row of `Objective.micro_batches`, whose parts have equal shares of the rows of each objective.
+        """
+        number = len(self.x1) // len(rows)
+        counts = tuple(count // number for count in self.counts)
+        return self.map(lambda value: value[rows])._replace(counts=counts)
 
     def to(self, device: torch.device | str) -> RandomInputs:
         """The same inputs on a device."""
         return self.map(lambda value: value.to(device, non_blocking=True))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> RandomInputs:
-        """Apply a function to each tensor."""
-        values: list[Any] = [on_each(value, fn) for value in self]
-        return RandomInputs(*values)
+        """Apply a function to each tensor; `counts` stay, so that a function that takes other rows is told of them."""
+        values: list[Any] = [on_each(value, fn) for value in self[:-1]]
+        return RandomInputs(*values, counts=self.counts)
 
 
 class Velocity(nn.Module, ABC):

@@ -299,6 +299,40 @@ def test_a_split_is_the_mean_over_all_rows_and_a_sum_the_weighted_sum():
     torch.testing.assert_close(one.value, expected)
 
 
+SPLITS: dict[str, Callable[[FlowMap], Objective]] = {
+    "lsd": methods.lsd,
+    "meanflow": methods.meanflow,
+    "split-of-split": lambda m: SplitRows(methods.meanflow(m), methods.psd(m), share=0.5),
+    "sum-of-split": lambda m: Sum([methods.psd(m), methods.lsd(m, share=0.75)]),
+    "one": methods.flow_matching,
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_draw_that_is_cut_by_rows_has_the_gradient_of_the_whole(name: str):
+    """Rows drawn on the diagonal stay there, whatever share of a slice they are."""
+    flow_map = a_map()
+    objective = SPLITS[name](flow_map).eval()
+    x1, labels = batch(24)
+    draw = objective.draw(x1, cond=labels, generator=generator(0))
+    weights = list(flow_map.parameters())
+    wanted = torch.autograd.grad(objective.evaluate(draw).value, weights)
+    for bounds in ((0, 7, 24), (0, 12, 13, 24), (0, 18, 24), (0, 23, 24)):
+        value = sum(
+            (b - a) / 24 * objective.evaluate(draw.rows(slice(a, b))).value
+            for a, b in zip(bounds, bounds[1:], strict=False)
+        )
+        torch.testing.assert_close(torch.autograd.grad(value, weights), wanted)  # type: ignore[arg-type]
+    cut = draw.map(lambda value: value[::2])
+    if objective.number_of_parts == 1:
+        objective.evaluate(cut)
+        return
+    with pytest.raises(ValueError, match=r"a draw of 24 rows was cut to 12 by hand, .* cut it by draw\.rows\(slice"):
+        objective.evaluate(cut)
+    with pytest.raises(ValueError, match="rows that follow each other, got a step of 2"):
+        draw.rows(slice(0, 24, 2))
+
+
 def test_the_split_and_the_warm_up_are_drawn_for_a_progress():
     flow_map = a_map()
     x1, labels = batch()

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..equations import Equation
 from ..interpolants import Interpolant, Linear
-from ..losses import Power
+from ..losses import Power, Weight
 from ..maps import FlowMap, as_target
 from ..modules import modules_of
 from ..objectives import Common, Compare, MapMatching, Objective, SplitRows, VelocityMatching
@@ -23,7 +23,8 @@ class Options(Common, total=False):
     """Options of every method.
 
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
-    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}. `coupling`: the law
+    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}, of a method with a term
+    on the diagonal that of the other rows, beside its own `diagonal_weight`. `coupling`: the law
     of (x0, x1). `guidance`: classifier-free guidance, and label dropout.
     """
 
@@ -112,11 +113,17 @@ def self_distillation(
     *,
     velocity: Velocity | None = None,
     split: LegLaw | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
 ) -> Objective:
-    """`share` of the rows match a velocity, the rest obey the equation with the map's own, on s <= t."""
+    """`share` of the rows match a velocity, the rest obey the equation with that of the map, or its target, on s <= t.
+
+    `weight` is that of the equation, a function of (x, s, t) without noise, on which a weight may be adaptive.
+    """
     path, rest = with_defaults(options, times=Triangle())
-    own = MapMatching(flow_map, path, equation, FromMap(flow_map), split=split, **rest)
-    return with_diagonal_term(diagonal, own, share, velocity, **rest)
+    own = FromMap(flow_map if target is None else as_target(target))
+    equal = MapMatching(flow_map, path, equation, own, split=split, **rest)
+    return with_diagonal_term(diagonal, equal, share, velocity, **{**rest, "weight": diagonal_weight})
 
 
 def with_diagonal_term(

@@ -137,7 +137,16 @@ class Objective(nn.Module, ABC):
         if self.interpolant.noisy:
             z = torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
         s, t, split, warmup = self.draw_times(x1, generator, progress)
-        return RandomInputs(x0, x1, z, s, t, split, cond, warmup)
+        return RandomInputs(x0, x1, z, s, t, split, cond, warmup, self.counts(len(x1)))
+
+    @property
+    def number_of_parts(self) -> int:
+        """How many objectives with rows of their own it is made of."""
+        return 1
+
+    def counts(self, rows: int) -> tuple[int, ...]:
+        """How many of `rows` are drawn for each part of an objective made of others; empty for one part."""
+        return ()
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
         """Draw the times s and t and the share of the first leg, beside the factor of the warm-up, each `(B,)`."""

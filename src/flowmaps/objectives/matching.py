@@ -66,7 +66,7 @@ class VelocityMatching(Objective):
         return s, t, torch.ones_like(split), warmup  # there is no first leg: weights take split = 1
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
-        x0, x1, z, _, t, _, cond, _ = inputs
+        x0, x1, z, t, cond = inputs.x0, inputs.x1, inputs.z, inputs.t, inputs.cond
         x = self.interpolant.point(x0, x1, t, z)
         v, target = self.flow_map.velocity(x, t, cond), self.velocity.bind(inputs)(x, t, cond)
         value = self.weight(self.between_velocities(v, target, x, t), inputs.s, t, inputs.split).mean()
@@ -199,7 +199,7 @@ class RoundTrip(Objective):
         self.velocity = self.data_velocity()
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
-        x0, x1, z, s, t, _, cond, _ = inputs
+        x0, x1, z, s, t, cond = inputs.x0, inputs.x1, inputs.z, inputs.s, inputs.t, inputs.cond
         here = self.interpolant.point(x0, x1, t, z)
         back = self.flow_map(here, t, s, cond)
         residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(inputs), cond=cond)
