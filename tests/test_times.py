@@ -25,8 +25,8 @@ from flowmaps.times import (
     Times,
     ToData,
     TowardsData,
-    Within,
     Triangle,
+    Within,
 )
 
 ROWS = 40_001

@@ -58,9 +58,9 @@ class RandomInputs(NamedTuple):
         start, stop, step = part.indices(len(self.x1))
         if step != 1:
             raise ValueError(f"a draw is cut into rows that follow each other, got a step of {step}.")
-        ends = [*itertools.accumulate(self.counts)]
-        inside = [max(min(stop, end) - max(start, end - count), 0) for count, end in zip(self.counts, ends, strict=True)]
-        return self.map(lambda value: value[part])._replace(counts=tuple(inside))
+        parts = zip(self.counts, itertools.accumulate(self.counts), strict=True)
+        inside = tuple(max(min(stop, end) - max(start, end - count), 0) for count, end in parts)
+        return self.map(lambda value: value[part])._replace(counts=inside)
 
     def micro_batch(self, rows: Tensor) -> RandomInputs:
         """The inputs of one micro-batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -319,8 +320,7 @@ def test_a_draw_that_is_cut_by_rows_has_the_gradient_of_the_whole(name: str):
     wanted = torch.autograd.grad(objective.evaluate(draw).value, weights)
     for bounds in ((0, 7, 24), (0, 12, 13, 24), (0, 18, 24), (0, 23, 24)):
         value = sum(
-            (b - a) / 24 * objective.evaluate(draw.rows(slice(a, b))).value
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            (b - a) / 24 * objective.evaluate(draw.rows(slice(a, b))).value for a, b in itertools.pairwise(bounds)
         )
         torch.testing.assert_close(torch.autograd.grad(value, weights), wanted)  # type: ignore[arg-type]
     cut = draw.map(lambda value: value[::2])

@@ -487,7 +487,9 @@ def same(flow_map: FlowMap, loaded: FlowMap) -> bool:
     return torch.equal(flow_map(x, s, t), loaded(x, s, t))
 
 
-@pytest.mark.parametrize("net", [Sized(3, 5), Sized(3, complex_=True), Sized(3).double()], ids=["real", "complex", "double"])
+@pytest.mark.parametrize(
+    "net", [Sized(3, 5), Sized(3, complex_=True), Sized(3).double()], ids=["real", "complex", "double"]
+)
 def test_a_network_whose_class_is_known_is_built_again(net: Sized, tmp_path: Path):
     fm.save(AverageVelocity(net), tmp_path / "run")
     loaded = fm.load(tmp_path / "run")
@@ -501,7 +503,9 @@ def test_a_network_whose_class_is_known_is_built_again(net: Sized, tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 def test_complex_weights_of_twice_the_size_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"of torch\.complex128, which safetensors has not: save it as torch\.complex64"):
+    with pytest.raises(
+        ValueError, match=r"of torch\.complex128, which safetensors has not: save it as torch\.complex64"
+    ):
         fm.save(AverageVelocity(Sized(3, complex_=True).to(torch.complex128)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -509,11 +513,19 @@ def test_complex_weights_of_twice_the_size_are_refused(tmp_path: Path):
 def test_a_class_is_never_imported_for_a_card(tmp_path: Path):
     fm.save(AverageVelocity(Sized(3)), tmp_path / "run")
     before = set(sys.modules)
-    for path in ("antigravity.Sized", "torch.nn.functional.relu", "os.path", "flowmaps.maps.FlowMap", f"{__name__}.same"):
+    for path in (
+        "antigravity.Sized",
+        "torch.nn.functional.relu",
+        "os.path",
+        "flowmaps.maps.FlowMap",
+        f"{__name__}.same",
+    ):
         card = json.loads((tmp_path / "run" / "config.json").read_text())
         card["map"]["net"]["class"] = path
         edit(tmp_path / "run", map=card["map"])
-        with pytest.raises(ValueError, match=r"of its user's own: pass load\(folder, net=...\), or import|is not a card"):
+        with pytest.raises(
+            ValueError, match=r"of its user's own: pass load\(folder, net=...\), or import|is not a card"
+        ):
             fm.load(tmp_path / "run")
     assert "antigravity" not in set(sys.modules) - before
     card["map"]["net"]["class"] = "somewhere.else.Sized"

@@ -188,7 +188,7 @@ def meanflow(
     Args:
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
-        diagonal_weight: weight of the rows with s = t; as in the paper `weight`, which is that of all rows, unless given.
+        diagonal_weight: weight of the rows with s = t; `weight`, as in the paper, unless given.
         engine: how the derivative is taken.
     """
     equation = Eulerian(Stop.TARGET, engine)
@@ -226,7 +226,7 @@ def improved_meanflow(
     Args:
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
-        diagonal_weight: weight of the rows with s = t; as in the paper `weight`, which is that of all rows, unless given.
+        diagonal_weight: weight of the rows with s = t; `weight`, as in the paper, unless given.
         engine: how the derivative is taken.
     """
     equation = Eulerian(Stop.TARGET, engine, along_own_velocity=True)

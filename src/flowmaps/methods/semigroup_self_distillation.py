@@ -192,9 +192,7 @@ def alphaflow(
     )
     matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
     on_diagonal = diagonal_weight or rest.get("weight", Adaptive())
-    return with_diagonal_term(
-        diagonal or LogitNormal(Diagonal()), matching, share, **{**rest, "weight": on_diagonal}
-    )
+    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **{**rest, "weight": on_diagonal})
 
 
 def _alphaflow(choices: Choices) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def path_of(kind: type) -> str:
 
 
 def find(path: str, known: Sequence[type] = ()) -> type[nn.Module] | None:
-    """A class of networks by its import path: of `known`, or one that this process has imported; nothing is imported."""
+    """A class of networks by its import path: of `known`, or imported by this process already; nothing is imported."""
     for kind in known:
         if path in (path_of(kind), kind.__qualname__) or path.rpartition(".")[2] == kind.__name__:
             return kind

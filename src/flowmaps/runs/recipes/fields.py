@@ -86,8 +86,8 @@ class Task:
     sample; `square` also learns to encode data. Methods of a teacher have the square of themselves, the others the
     triangle."""
     from_noise_share: Share = 0.25
-    """Share of the rows with s = 0, where sampling starts, of a distillation, and of lsd, esd, psd and split_meanflow off
-    the diagonal; the methods themselves have none."""
+    """Share of the rows with s = 0, where sampling starts, of a distillation, and of lsd, esd, psd and split_meanflow
+    off the diagonal; the methods themselves have none."""
     velocity_time_power: Annotated[float, Interval(ge=1, le=10)] = 1.0
     """Exponent p that moves the times of velocity matching to the data, t <- 1 - (1 - t)^p; 1 for uniform times."""
     adaptive_power: Share = 0.5
