@@ -23,9 +23,9 @@ class Options(Common, total=False):
     """Options of every method.
 
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
-    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; of a self-distillation
-    that of the rows off the diagonal, beside its `diagonal_weight`. `coupling`: the law of (x0, x1). `guidance`:
-    classifier-free guidance, and label dropout.
+    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; of a
+    self-distillation that of the rows off the diagonal, beside its `diagonal_weight`. `coupling`: the law of (x0, x1).
+    `guidance`: classifier-free guidance, and label dropout.
     """
 
     interpolant: Interpolant | None
