@@ -158,10 +158,7 @@ def snippet(name: str) -> str:
         "    loss = objective(board.sample(256), progress=step / steps)",
         "    optimiser.zero_grad()", "    loss.value.backward()", "    optimiser.step()",
     ]  # fmt: skip
-    if objective.moving_targets():
-        lines += [
-            "    objective.update_targets(step / steps, (step + 1) / steps)  # the frozen map, renewed after each round"
-        ]
+    lines += ["    objective.step((step + 1) / steps)" + ("  # its target moves" if objective.moving_targets() else "")]
     if at.equation == "velocity":
         lines += ["x0, one = torch.randn(1000, 2), torch.ones(1000)"]
     return "\n".join([*lines, f"samples = {sampler}"])

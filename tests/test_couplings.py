@@ -39,6 +39,27 @@ def test_minibatch_transport_is_the_optimal_assignment(shape: tuple[int, ...]):
     assert sorted_rows(a) == sorted_rows(x0)  # every base point is used once
 
 
+def test_minibatch_transport_pairs_within_classes():
+    """The noise of each class stays N(0, Id), and each class is paired optimally; without labels means go apart."""
+    rows = 600
+    labels = torch.arange(rows) % 2
+    x1 = points(rows, 1, seed=1) / 10 + (2 * labels[:, None] - 1)
+    x0 = points(rows, 1, seed=2)
+    for cond in (labels, Guide(labels, torch.ones(rows)), {"y": labels, "z": torch.zeros(rows, 2, dtype=torch.long)}):
+        a, b = MinibatchOT().pair(x1, x0, cond=cond)
+        assert torch.equal(b, x1)
+        assert sorted_rows(a) == sorted_rows(x0)
+        for k in (0, 1):
+            own = a[labels == k]
+            assert abs(float(own.mean())) < 4 / (rows / 2) ** 0.5
+            assert float(own.std()) == pytest.approx(1, abs=0.16)
+            assert torch.equal(own[:, 0].argsort(), x1[labels == k][:, 0].argsort())  # optimal on a line
+    mixed, _ = MinibatchOT().pair(x1, x0)
+    assert float(mixed[labels == 1].mean()) > 0.7
+    with pytest.raises(ValueError, match=r"these conditions are no classes .*: take coupling=Independent\(\)"):
+        MinibatchOT().pair(x1, x0, cond=x1)
+
+
 def test_minibatch_transport_beats_every_permutation_of_five():
     x1, x0 = points(5, 2, seed=3), points(5, 2, seed=4)
     best = min(cost(x0[list(order)], x1) for order in itertools.permutations(range(5)))

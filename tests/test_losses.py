@@ -26,6 +26,9 @@ from flowmaps.losses import (
     measure,
     squared,
 )
+from flowmaps.maps import AverageVelocity
+from flowmaps.methods import improved_consistency_training
+from flowmaps.nn import MLP
 
 
 def residual(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -245,3 +248,16 @@ def test_parameters_that_are_refused():
     ]:
         with pytest.raises(ValueError, match=words):
             make()
+
+
+def test_the_scale_of_pseudo_huber_grows_with_the_dimension():
+    """0.00054 sqrt(d), d that of the residual (2310.14189, section 3.3): 0.03 for CIFAR-10."""
+    for shape in ((5, 2), (5, 3, 32, 32)):
+        residual = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-3
+        c = 0.00054 * math.sqrt(residual[0].numel())
+        expected = (residual.square().flatten(1).sum(1) + c**2).sqrt() - c
+        torch.testing.assert_close(PseudoHuber()(residual), expected, rtol=1e-12, atol=1e-12)
+    assert c == pytest.approx(0.03, abs=2e-4)
+    objective = improved_consistency_training(AverageVelocity(MLP(2)))
+    assert objective.distance.scale is None
+    assert improved_consistency_training(AverageVelocity(MLP(2)), huber=0.5).distance.scale == 0.5

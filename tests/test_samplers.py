@@ -295,3 +295,35 @@ def test_samplers_that_are_refused():
             MultistepConsistency(grid)
     with pytest.raises(ValueError, match=r"takes the times before 1, got \[0.2, 1.0\]: leave the last out"):
         MultistepConsistency((0.2, 1.0))
+
+
+class Dropped(FlowMap):
+    """A map with dropout, a part of which is in evaluation mode already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.fixed = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval()
+
+    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        if cond is not None:
+            raise RuntimeError("no condition")
+        return self.fixed(self.dropout(torch.ones_like(x)))
+
+
+SAMPLERS = {
+    "jump": lambda flow_map, x0, **k: Jump(steps=3)(flow_map, x0, **k),
+    "path": lambda flow_map, x0, **k: Jump(steps=3).path(flow_map, x0, **k)[-1],
+    "encode": lambda flow_map, x0, **k: 2 * x0 - encode(flow_map, x0, 2, **k),
+    "restart": lambda flow_map, x0, **k: MultistepConsistency([0.0])(flow_map, x0, **k),
+    "gamma": lambda flow_map, x0, **k: GammaSampling(3, gamma=0.0)(flow_map, x0, **k),
+    "gamma-path": lambda flow_map, x0, **k: GammaSampling(3, gamma=0.0).path(flow_map, x0, **k)[-1],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_walk_in_evaluation_mode_and_put_the_mode_back(name: str):
+    flow_map, x0 = Dropped(), noise(7, 3)
+    torch.testing.assert_close(SAMPLERS[name](flow_map, x0), x0 + 1)
+    with pytest.raises(RuntimeError, match="no condition"):
+        SAMPLERS[name](flow_map, x0, cond=torch.zeros(7))
+    assert (flow_map.training, flow_map.dropout.training, flow_map.fixed.training) == (True, True, False)

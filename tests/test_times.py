@@ -26,6 +26,7 @@ from flowmaps.times import (
     ToData,
     TowardsData,
     Triangle,
+    Within,
 )
 
 ROWS = 40_001
@@ -184,6 +185,19 @@ def test_late_times_have_their_distribution_function(power: float):
     assert distance(t, larger(cdf)) < 1.95
 
 
+def test_times_within_bounds_have_the_law_of_another_between_them():
+    s, t = draw(Within(Triangle(), 0.2, 0.7))
+    assert bool((s <= t).all())
+    assert float(s.min()) >= 0.2
+    assert float(t.max()) <= 0.7
+    assert distance((s - 0.2) / 0.5, smaller(lambda x: x)) < 1.95
+    assert distance((t - 0.2) / 0.5, larger(lambda x: x)) < 1.95
+    assert bool((draw(Within(ToData(), 0.0, 0.9))[1] == 0.9).all())  # the end itself
+    for bounds in ((-0.1, 0.5), (0.5, 0.5), (0.7, 0.2), (0.0, 1.1)):
+        with pytest.raises(ValueError, match="Within needs 0 <= low < high <= 1, got"):
+            Within(Square(), *bounds)
+
+
 @pytest.mark.parametrize("mean, std", [(0.4, 1.0), (-2.0, 0.5), (0.0, 2.0)])
 def test_logit_normal_times(mean: float, std: float):
     """logit t ~ N(mean, std^2), on the diagonal and for the sorted pair of MeanFlow."""
@@ -300,6 +314,7 @@ def test_single_precision_times_stay_in_the_unit_interval():
         Mixture(Strip(1.0), Strip(1e-3), 0.7),
         Mixture(Square(), Square(), 1),
         TowardsData(Square(), 3.0),
+        Within(Square(), 0.0, 0.999),
         LogitNormal(Triangle()),
         Interval(),
         LogNormal(Triangle(), Linear()),

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from cases import INTERPOLANTS
@@ -11,10 +17,11 @@ from flowmaps.exact import GaussianMixture
 from flowmaps.guidance import Guidance
 from flowmaps.interpolants import Linear, Trigonometric, WithNoise
 from flowmaps.maps import AverageVelocity
+from flowmaps.methods import lmd
 from flowmaps.nn import MLP
 from flowmaps.shapes import Guide
 from flowmaps.solvers import SolverFlow
-from flowmaps.velocities import BoundVelocity, FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs
+from flowmaps.velocities import BoundVelocity, FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs, teacher
 
 
 class Field(nn.Module):
@@ -50,28 +57,150 @@ def a_draw(rows: int = 7) -> RandomInputs:
 # a teacher -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bound", [False, True])
-def test_a_teacher_is_frozen_whether_a_module_or_its_method(bound: bool):
+GLOBAL = Field()
+
+
+class Holder:
+    """Something of a user's that has a network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.parts = {"nets": [net]}
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.parts["nets"][0](x, t, cond)
+
+
+class Called(Holder):
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.velocity(x, t, cond)
+
+
+def through_a_global(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    return GLOBAL(x, t, cond)
+
+
+def through_another_function(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    return next(through_a_global(x, t, cond) for _ in range(1))
+
+
+def renamed(net: nn.Module, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    return net(x, t, cond)
+
+
+FORMS: dict[str, Callable[[Field], Any]] = {
+    "module": lambda net: net,
+    "method": lambda net: net.method,
+    "lambda": lambda net: lambda x, t, cond=None: net(x, t, cond),
+    "default": lambda net: lambda x, t, cond=None, net=net: net(x, t, cond),
+    "partial": lambda net: functools.partial(renamed, net),
+    "partial-lambda": lambda net: functools.partial(lambda of, x, t, cond=None: of(x, t, cond), net.method),
+    "nested": lambda net: (lambda inner: lambda x, t, cond=None: inner(x, t, cond))(lambda *a: net(*a)),
+    "global": lambda net: through_a_global,
+    "function-of-function": lambda net: through_another_function,
+    "holder": lambda net: Holder(net).velocity,
+    "callable": lambda net: Called(net),
+    "adapted": lambda net: teacher(lambda t, x, cond=None: net(x, t, cond), order="tx").fn,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_teacher_is_left_as_it_is_and_gets_no_gradient(form: str):
+    """Whatever form it has: evaluation mode for the call alone, gradients to the input alone."""
     x, t = batch()
-    net = Field().train()
-    teacher = FromTeacher(net.method if bound else net)
-    assert not net.training
-    assert not any(p.requires_grad for p in net.parameters())
-    nn.ModuleList([teacher]).train()
-    assert not net.training
+    net = GLOBAL if form in ("global", "function-of-function") else Field()
+    net.train()
+    net.dropout.eval()  # each part gets its own mode back
+    net.head = nn.Dropout(0.5)  # in training mode
+    source = FromTeacher(FORMS[form](net))
+    nn.ModuleList([source]).train()
+    assert list(source.parameters()) == []
+    assert source.used == [net]
     x = x.requires_grad_(True)
-    v = teacher(x, t)
-    torch.testing.assert_close(v, net(x, t))
+    v = source(x, t)
+    assert (net.training, net.dropout.training, net.head.training) == (True, False, True)
+    assert net.matrix.requires_grad
     v.sum().backward()
     assert net.matrix.grad is None
     assert x.grad is not None
-    expected = torch.cos(x.detach()) * net.matrix.sum(1)  # d/dx of the sum of A sin(x)
+    expected = torch.cos(x.detach()) * net.matrix.detach().sum(1)  # d/dx of the sum of A sin(x)
     torch.testing.assert_close(x.grad, expected)
+    with torch.no_grad():
+        net.matrix.mul_(2)  # the weights are those of the call
+    torch.testing.assert_close(source(x, t) - t[:, None], 2 * (v - t[:, None]))
 
 
-def test_a_frozen_teachers_weights_are_not_trained_with_the_objective():
-    teacher = FromTeacher(Field())
-    assert [p for p in teacher.parameters() if p.requires_grad] == []
+@pytest.mark.parametrize("form", FORMS)
+def test_dropout_of_a_teacher_is_off(form: str):
+    x, t = batch()
+    net = (GLOBAL if form in ("global", "function-of-function") else Field()).train()
+    source = FromTeacher(FORMS[form](net)).train()
+    torch.testing.assert_close(source(x, t), torch.sin(x) @ net.matrix.detach() + t[:, None])
+    assert all(part.training for part in net.modules())
+
+
+def test_a_teacher_moves_with_its_objective_and_its_owner_does_not():
+    """`objective.to` takes copies of its weights; a deep copy, as FSDP2 takes, is no other teacher."""
+    x, t = batch()
+    net = Field()
+    source = FromTeacher(lambda x, t, cond=None: net(x, t, cond))
+    nn.ModuleList([source]).float()
+    v = copy.deepcopy(source)(x.float().requires_grad_(), t.float())
+    assert v.dtype == torch.float32
+    assert net.matrix.dtype == torch.float64
+    v.sum().backward()
+    assert net.matrix.grad is None
+
+
+def test_networks_that_share_layers_get_no_gradient():
+    """A layer inside another that is used too, two networks with one layer, two layers with one weight."""
+    x, t = batch()
+    layers = [nn.Linear(3, 3, dtype=torch.float64) for _ in range(3)]
+    layers[2].weight = layers[1].weight
+    one, two = nn.Sequential(layers[0], layers[1]), nn.Sequential(layers[1], layers[2])
+    before = {id(value) for layer in layers for value in layer.parameters()}
+
+    def both(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return one(x) + two(x) + layers[0](x)
+
+    x.requires_grad_()
+    v = FromTeacher(both)(x, t)
+    torch.testing.assert_close(v, both(x, t))
+    v.sum().backward()
+    assert all(value.grad is None and value.requires_grad for layer in layers for value in layer.parameters())
+    assert {id(value) for layer in layers for value in layer.parameters()} == before
+
+
+def test_an_error_in_a_teacher_leaves_its_modes():
+    x, t = batch()
+    net = Field().train()
+    with pytest.raises(RuntimeError):
+        FromTeacher(net)(x[:, :2], t)
+    assert all(part.training for part in net.modules())
+    assert net.matrix.requires_grad
+
+
+def test_weights_that_are_not_found_are_refused():
+    x, t = batch()
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"uses a tensor that takes gradients: detach it, weight = weight\.detach\(\)"):
+        FromTeacher(lambda x, t, cond=None: x * weight)
+    net = Field()
+    known = weakref.ref(net)  # where nobody looks
+    hidden = FromTeacher(lambda x, t, cond=None: known()(x, t, cond))  # type: ignore[misc]
+    with pytest.raises(ValueError, match="has weights that take gradients and were not found: pass the network itself"):
+        hidden(x, t)
+    net.requires_grad_(False).eval()
+    torch.testing.assert_close(hidden(x, t), net(x, t))
+
+
+def test_a_scripted_teacher_is_frozen_by_its_owner():
+    """TorchScript has no other weights for one call."""
+    x, t = batch()
+    net = torch.jit.trace(Field().eval(), (x, t))
+    with pytest.raises(ValueError, match=r"freeze it, net\.requires_grad_\(False\)\.eval\(\)"):
+        FromTeacher(net)
+    net.requires_grad_(False).eval()
+    torch.testing.assert_close(FromTeacher(lambda x, t, cond=None: net(x, t))(x, t), net(x, t))
 
 
 def test_a_plain_function_is_a_teacher():
@@ -79,6 +208,87 @@ def test_a_plain_function_is_a_teacher():
     teacher = FromTeacher(lambda x, t, cond=None: 2 * x + t[:, None])
     torch.testing.assert_close(teacher(x, t), 2 * x + t[:, None])
     assert teacher.bind(a_draw()) is teacher
+
+
+# other forms ---------------------------------------------------------------------------------------------------------
+
+
+def expected(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    v = 2 * x + t[:, None]
+    return v if cond is None else v + cond[:, None]
+
+
+class Named(nn.Module):
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return expected(sample, timestep, class_labels)
+
+
+ADAPTED: dict[str, tuple[FromTeacher, bool]] = {
+    "xt": (teacher(lambda x, t: expected(x, t)), False),
+    "xt-cond": (teacher(lambda x, t, cond=None: expected(x, t, cond)), True),
+    "xt-cond-needed": (teacher(lambda x, t, cond: expected(x, t, cond)), True),
+    "tx": (teacher(lambda t, x: expected(x, t), order="tx"), False),
+    "tx-cond": (teacher(lambda t, x, y=None: expected(x, t, y), "tx"), True),
+    "keywords": (teacher(lambda *, x, t, cond=None: expected(x, t, cond), order="keywords"), True),
+    "named": (
+        teacher(Named(), "keywords", names={"x": "sample", "t": "timestep", "cond": "class_labels"}),
+        True,
+    ),
+    "column": (teacher(lambda x, t, cond=None: expected(x, t[:, 0], cond), time="column"), True),
+    "cat": (teacher(lambda x, t: 2 * torch.cat([x, t], 1)[:, :3] + t, time="column"), False),
+    "number": (teacher(lambda t, x: 2 * x + t, "tx", time="number"), False),
+    "number-cond": (
+        teacher(lambda x, t, cond=None: 2 * x + t + (0 if cond is None else cond[:, None]), time="number"),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ADAPTED)
+def test_a_teacher_of_another_form(form: str):
+    x, t = batch()
+    source, conditional = ADAPTED[form]
+    torch.testing.assert_close(source(x, t), expected(x, t))
+    cond = torch.arange(7, dtype=torch.float64)
+    if conditional:
+        torch.testing.assert_close(source(x, t, cond), expected(x, t, cond))
+    else:
+        with pytest.raises(ValueError, match=r"takes no condition, and one was given: write fm\.teacher\(lambda"):
+            source(x, t, cond)
+
+
+def test_a_method_takes_an_adapted_teacher_and_gives_its_network_no_gradient():
+    torch.manual_seed(0)
+    net, flow_map = Field().train(), AverageVelocity(MLP(3, width=8, depth=2)).double()
+    objective = lmd(flow_map, teacher=teacher(lambda t, x: net(x, t), order="tx"))
+    objective(batch()[0]).value.backward()
+    assert net.matrix.grad is None
+    assert net.training
+    assert all(value.grad is not None for value in flow_map.parameters())
+    with pytest.raises(ValueError, match="lmd: the teacher is the map itself, or shares parameters with it"):
+        lmd(flow_map, teacher=teacher(lambda t, x: flow_map.velocity(x, t), order="tx"))
+    with pytest.raises(ValueError, match=r"pass Target\(flow_map\)\.velocity"):
+        lmd(flow_map, teacher=lambda x, t, cond=None: flow_map.net(x, t, t, cond))
+
+
+def test_forms_that_are_refused():
+    net = MLP(3, width=8, depth=2)
+    with pytest.raises(
+        ValueError, match=r"must take \(x, t, cond=None\) -> like x, got <lambda>\(x, t\): .*fm\.teacher"
+    ):
+        FromTeacher(lambda x, t: x)
+    with pytest.raises(ValueError, match=r"got a map: pass its velocity, flow_map\.velocity"):
+        FromTeacher(AverageVelocity(net))
+    with pytest.raises(ValueError, match=r"a network of two times: pass its velocity, fm\.maps\.AverageVelocity"):
+        FromTeacher(net)
+    with pytest.raises(ValueError, match=r"order of a teacher is one of xt, tx, keywords, got 'yx'"):
+        teacher(torch.sin, order="yx")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"time of a teacher is one of row, column, number, got 'B'"):
+        teacher(torch.sin, time="B")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'names of a teacher are for order="keywords"'):
+        teacher(torch.sin, names={"x": "sample"})
+    with pytest.raises(ValueError, match="a teacher takes two arguments, or three with a condition, got <lambda>"):
+        teacher(lambda x: x)
 
 
 def test_a_teacher_gets_the_condition():

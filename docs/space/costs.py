@@ -62,7 +62,7 @@ def cost(objective: Objective, x1: Batch | None = None, cond: Condition = None) 
         part.flow_map.velocity(x1, torch.full_like(x1[(...,) + (0,) * (x1.ndim - 1)], 0.5), cond)
     count, flops = Cost(), FlopCounterMode(display=False)
     with _counting(part, count), flops:
-        part(x1, cond=cond).value.backward()
+        part(x1, cond=cond, progress=1.0).value.backward()
     count.work = flops.get_total_flops() / max(unit.get_total_flops(), 1)
     return count
 

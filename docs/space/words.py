@@ -90,6 +90,8 @@ def pairs(law: times.Times) -> str:
             return pairs(law.law) + ", grid"
         case times.TowardsData():
             return pairs(law.law) + ", late"
+        case times.Within():
+            return pairs(law.law) + f", in [{law.low:g}, {law.high:g}]"
         case times.LogitNormal():
             return pairs(law.law) + ", logit-normal"
         case times.LogNormal():

@@ -7,9 +7,11 @@ interpolants.py    the path from noise to data; velocity, score, denoiser and no
 schedules.py       numbers that change while training goes on
 times.py           laws of (s, t), and of the first leg of a semigroup
 losses.py          distances of a residual, and weights w_{s,t}
+modules.py         torch modules for a while in evaluation mode, or with weights that take no gradient
 maps.py            X_{s,t}: the parametrisations; Target, a frozen or EMA copy (teachers, stop-gradient targets)
 guidance.py        classifier-free guidance of maps and teachers; label dropout
-velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher freezes it), the map itself
+teachers.py        teachers that are called in another way than fn(x, t, cond), as fields
+velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher), the map itself
 couplings.py       the law of (x0, x1)
 equations.py       Lagrangian, Eulerian, semigroup; Stop, the stop-gradient
 solvers.py         ODE solvers of a teacher, as a map
@@ -70,12 +72,14 @@ if TYPE_CHECKING:
     from .storage.models import save as save
     from .storage.models import save_pretrained as save_pretrained
     from .training.fit import fit as fit
+    from .velocities import teacher as teacher
 
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "storage.models": ("from_pretrained", "load", "load_interpolant", "push_to_hub", "save", "save_pretrained"),
     "training.fit": ("fit",),
+    "velocities": ("teacher",),
 }
 """Functions of the top level, by the module that each is in."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .maps import FlowMap
-from .shapes import Batch, Condition, on_each
+from .shapes import Batch, Condition, label_of, on_each
 
 
 class Base(ABC):
@@ -110,18 +110,47 @@ class Independent(Coupling):
 class MinibatchOT(Coupling):
     """The optimal pairing of each batch under |x0 - x1|^2 (Tong et al., 2302.00482; Pooladian et al., 2304.14772).
 
-    scipy solves the assignment exactly, on the CPU, in a time cubic in the batch size. The rows of x0 are permuted, so
-    that the labels of x1 stay in place.
+    With labels each class is paired within itself: the noise of a class is then the whole base, where sampling of that
+    class starts. Over all rows it would be a part of the base (H. K. Cheng, A. Schwing, 2025, arXiv 2503.10636).
+
+    scipy solves the assignment exactly, on the CPU, in a time cubic in the number of rows. The rows of x0 are permuted,
+    so that the labels of x1 stay in place. Each of N processes pairs its own B / N rows.
+
+    Raises:
+        ValueError: the condition is not of integers, so that there are no classes.
     """
 
     base: Base = Normal()
 
     def match(self, x0: Batch, x1: Batch, cond: Condition = None) -> tuple[Batch, Batch]:
-        from scipy.optimize import linear_sum_assignment  # slow to import, and only this coupling needs it
+        order = torch.empty(len(x1), dtype=torch.int64)
+        for rows in _classes(cond, len(x1)):
+            order[rows] = rows[_assigned(x1[rows.to(x1.device)], x0[rows.to(x0.device)])]
+        return x0[order.to(x0.device)], x1
 
-        cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
-        _, order = linear_sum_assignment(cost)  # the row of x0 for each row of x1
-        return x0[torch.as_tensor(order, device=x0.device)], x1
+
+def _assigned(x1: Tensor, x0: Tensor) -> Tensor:
+    """The row of x0 for each row of x1, `(B,)`."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only this coupling needs it
+
+    cost = torch.cdist(x1.flatten(1).double(), x0.flatten(1).double()).square().cpu().numpy()
+    return torch.as_tensor(linear_sum_assignment(cost)[1])
+
+
+def _classes(cond: Condition, rows: int) -> list[Tensor]:
+    """The numbers of the rows of each class; all rows where there is no condition."""
+    labels: list[Tensor] = []
+    on_each(label_of(cond), lambda value: labels.append(value) or value)
+    if not labels:
+        return [torch.arange(rows)]
+    if any(value.is_floating_point() or value.is_complex() for value in labels):
+        raise ValueError(
+            "MinibatchOT pairs the rows of each class, and these conditions are no classes (they are not integers): "
+            "take coupling=Independent()."
+        )
+    table = torch.cat([value.detach().cpu().reshape(rows, -1).long() for value in labels], 1)
+    number = table.unique(dim=0, return_inverse=True)[1]
+    return [torch.nonzero(number == k)[:, 0] for k in range(int(number.max()) + 1)]
 
 
 class Unknown(Base):

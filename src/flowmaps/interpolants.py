@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .shapes import Batch, Time, like
+from .shapes import Batch, Time, check_shape, like
 
 
 class Interpolant(ABC):
@@ -68,6 +68,11 @@ class Interpolant(ABC):
         """Whether there is latent noise: gamma is not zero, and `point` and `velocity` need `z`."""
         return False
 
+    @property
+    def bounded_speed(self) -> bool:
+        """Whether dI_t stays bounded up to both ends."""
+        return True
+
     def point(self, x0: Batch, x1: Batch, t: Time, z: Batch | None = None) -> Batch:
         """The interpolant I_t.
 
@@ -80,15 +85,15 @@ class Interpolant(ABC):
         Returns:
             I_t, `(B, *shape)`.
         """
+        _check(x0, x1, t)
         return self._combine(x0, x1, z, self.alpha(t), self.beta(t), self.gamma(t))
 
     def velocity(self, x0: Batch, x1: Batch, t: Time, z: Batch | None = None) -> Batch:
         """The time derivative dI_t along one path; arguments as in `point`."""
+        _check(x0, x1, t)
         return self._combine(x0, x1, z, self.alpha_dot(t), self.beta_dot(t), self.gamma_dot(t))
 
     def _combine(self, x0: Tensor, x1: Tensor, z: Tensor | None, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        if x0.shape != x1.shape:
-            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
         path = like(a, x1) * x0 + like(b, x1) * x1
         if not self.noisy:
             return path
@@ -148,12 +153,21 @@ class Interpolant(ABC):
 
     def score_to_velocity(self, score: Batch, x: Batch, t: Time, scale: float = 1.0) -> Batch:
         """b_t(x) from the score of I_t; singular where beta_t = 0 (at t = 0)."""
+        check_shape(t, x)
         return self.noise_to_velocity(-like(self.omega(t, scale), x) * score, x, t, scale)
 
     def _pair(self, t: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_shape(t, x)
         values = self.omega(t, scale), self.omega_dot(t, scale), self.beta(t), self.beta_dot(t)
         w, wd, b, bd = (like(value, x) for value in values)
         return w, wd, b, bd
+
+
+def _check(x0: Tensor, x1: Tensor, t: Tensor) -> None:
+    """Refuse points of two shapes, and times of another."""
+    if x0.shape != x1.shape:
+        raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
+    check_shape(t, x1)
 
 
 @dataclass(frozen=True)
@@ -201,8 +215,13 @@ class VariancePreserving(Interpolant):
     """I_t = sqrt(1 - t^2) x0 + t x1: the variance-preserving diffusion (2011.13456; 2303.08797, section 5.1).
 
     Every variance-preserving schedule is this one after a change of time, t = exp(-int beta / 2). The derivative of
-    alpha grows like (1 - t)^(-1/2) towards t = 1; it is constant for the last 1e-6 of time.
+    alpha grows like (1 - t)^(-1/2) towards t = 1; it is constant for the last 1e-6 of time. The mean square of dI_t has
+    no finite mean over t, so velocity matching weighs it (`losses.PerSpeed`) unless another weight is given.
     """
+
+    @property
+    def bounded_speed(self) -> bool:
+        return False
 
     def alpha(self, t: Time) -> Time:
         return (1 - t * t).clamp_min(0).sqrt()
@@ -284,6 +303,10 @@ class WithNoise(Interpolant):
     @property
     def noisy(self) -> bool:
         return True
+
+    @property
+    def bounded_speed(self) -> bool:
+        return self.path.bounded_speed
 
     def alpha(self, t: Time) -> Time:
         return self.path.alpha(t)

@@ -19,6 +19,7 @@ A **weight** multiplies distances by w_{s,t}; `Learned` also adds the term that 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
@@ -51,18 +52,20 @@ class PseudoHuber(nn.Module):
     """sqrt(|r|^2 + c^2) - c of the whole row (2310.14189, equation 8): quadratic near zero, the norm far away.
 
     Args:
-        scale: c, positive, in the units of the residual; the paper takes 0.00054 sqrt(number of dimensions).
+        scale: c, positive, in the units of the residual; unless given the paper's, 0.00054 sqrt(d) for a residual of d
+            dimensions.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float | None = None) -> None:
         super().__init__()
-        if scale <= 0:
+        if scale is not None and scale <= 0:
             raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
         self.scale = scale
 
     def forward(self, residual: Batch) -> Time:
         """`(B, *shape) -> (B,)`."""
-        return (squared(residual) + self.scale**2).sqrt() - self.scale
+        scale = 0.00054 * math.sqrt(residual[0].numel()) if self.scale is None else self.scale
+        return (squared(residual) + scale**2).sqrt() - scale
 
 
 class Cauchy(nn.Module):
@@ -146,6 +149,27 @@ class Constant(Weight):
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return self.value * distance
+
+
+class PerSpeed(Weight):
+    """w = 1 / (alpha_t'^2 sigma0^2 + beta_t'^2 + gamma_t'^2): the mean square of dI_t is then the same at all times.
+
+    On `VariancePreserving` this is 1 - t^2, and the weighted residual that of the v-prediction of diffusion models
+    (2202.00512), t x0 - sqrt(1 - t^2) x1. It is the default of velocity matching on paths whose speed has no bound.
+
+    Args:
+        interpolant: the path.
+        scale: sigma0, standard deviation of the base.
+    """
+
+    def __init__(self, interpolant: Interpolant, scale: float = 1.0) -> None:
+        super().__init__()
+        self.interpolant, self.scale = interpolant, scale
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        path = self.interpolant
+        speed = (path.alpha_dot(t) * self.scale).square() + path.beta_dot(t).square() + path.gamma_dot(t).square()
+        return distance / speed
 
 
 class StripWeight(Weight):

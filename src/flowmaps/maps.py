@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .interpolants import Interpolant
-from .shapes import Batch, Condition, Time, check_time, like
+from .shapes import Batch, Condition, Time, check_shape, check_time, like
 
 
 class FlowMap(nn.Module, ABC):
@@ -72,6 +72,8 @@ def call_network(net: nn.Module, x: Tensor, s: Tensor, t: Tensor, cond: Conditio
     Raises:
         ValueError: the output has another shape.
     """
+    check_shape(s, x, "s")
+    check_shape(t, x, "t")
     out = net(x, s, t, cond)
     if out.shape != x.shape:
         raise ValueError(
@@ -197,6 +199,8 @@ class Composed(FlowMap):
         self.flow_map, self.legs = flow_map, legs
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        check_shape(s, x, "s")
+        check_shape(t, x, "t")
         total: Tensor | float = 0.0
         for k in range(self.legs):
             start, end = torch.lerp(s, t, k / self.legs), torch.lerp(s, t, (k + 1) / self.legs)
@@ -221,6 +225,8 @@ class VelocityForShortJumps(FlowMap):
         self.flow_map, self.step = flow_map, step
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        check_shape(s, x, "s")
+        check_shape(t, x, "t")
         near = (t - s).abs() <= self.step * (1 + 1e-5)
         return self.flow_map.average_velocity(x, s, torch.where(near, s, t), cond)
 
@@ -228,7 +234,7 @@ class VelocityForShortJumps(FlowMap):
 class Target(FlowMap):
     """A copy of a map without gradients, for a target under a stop-gradient, or for a teacher.
 
-    The copy is fixed, unless `decay` or `rounds` is given: then `Objective.update_targets` updates it after each step.
+    The copy is fixed, unless `decay` or `rounds` is given: then `Objective.step` updates it after each step.
 
     Args:
         flow_map: the map to copy.

@@ -4,7 +4,8 @@
     MultistepConsistency    x <- X_{t_k, 1}(x), then noise is added back to time t_{k+1}
     GammaSampling           x <- X_{t_k, w}(x) with w beyond t_{k+1}, then some noise is added back to time t_{k+1}
 
-The caller gives the noise, so that a sampler is deterministic. Samplers keep no gradients: to differentiate through
+The caller gives the noise, so that a sampler is deterministic. It walks in evaluation mode, without dropout, and then
+puts the map back into the mode that it was in. Samplers keep no gradients: to differentiate through
 samples, call the map itself or `maps.Composed`.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .interpolants import Interpolant, Linear
 from .maps import FlowMap
+from .modules import evaluating
 from .shapes import Batch, Condition, like
 from .times import check_grid, grid
 
@@ -48,8 +50,9 @@ class Jump:
     def __call__(self, flow_map: FlowMap, x0: Batch, cond: Condition = None) -> Batch:
         """Carry `x0`, `(B, *shape)`, at the first time of the grid to the last; `(B, *shape)`."""
         x = x0
-        for s, t in zip(self.times, self.times[1:], strict=False):
-            x = flow_map(x, x.new_full((len(x),), s), x.new_full((len(x),), t), cond)
+        with evaluating(flow_map):
+            for s, t in zip(self.times, self.times[1:], strict=False):
+                x = flow_map(x, x.new_full((len(x),), s), x.new_full((len(x),), t), cond)
         return x
 
     @torch.no_grad()
@@ -101,12 +104,13 @@ class MultistepConsistency:
             number = rounds * (2 if self.interpolant.noisy else 1)
             _check_noise("MultistepConsistency", len(self.grid), noise, (number, *x0.shape))
         one = x0.new_ones(len(x0))
-        x = flow_map(x0, one * self.grid[0], one, cond)
-        for k, time in enumerate(self.grid[1:]):
-            assert noise is not None
-            t = one * time
-            latent = noise[rounds + k] if self.interpolant.noisy else None
-            x = flow_map(self.interpolant.point(noise[k], x, t, latent), t, one, cond)
+        with evaluating(flow_map):
+            x = flow_map(x0, one * self.grid[0], one, cond)
+            for k, time in enumerate(self.grid[1:]):
+                assert noise is not None
+                t = one * time
+                latent = noise[rounds + k] if self.interpolant.noisy else None
+                x = flow_map(self.interpolant.point(noise[k], x, t, latent), t, one, cond)
         return x
 
 
@@ -203,7 +207,8 @@ class GammaSampling:
         one = x.new_ones(len(x))
         for k, (target, time) in enumerate(zip(self.targets, self.times[1:], strict=True)):
             s, w, t = one * self.times[k], one * target, one * time
-            x = flow_map(x, s, w, cond)
+            with evaluating(flow_map):
+                x = flow_map(x, s, w, cond)
             if k < rounds and self.gamma > 0:
                 assert noise is not None
                 fresh = like(self.gamma * self.interpolant.alpha(t), x) * noise[k]

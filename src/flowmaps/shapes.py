@@ -6,7 +6,9 @@ along the wrong axis without an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 Batch: TypeAlias = Float[Tensor, "batch *shape"]
 Time: TypeAlias = Float[Tensor, "batch"]
 Condition: TypeAlias = Any
-"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of features `(B, ...)`, or a `Guide`."""
+"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of features `(B, ...)`, a `Guide`, or a tree
+(dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
 Field: TypeAlias = Callable[..., Tensor]
 """A velocity field `(x, t, cond=None) -> like x`."""
 
@@ -36,18 +39,46 @@ def label_of(cond: Condition) -> Any:
     return cond.label if isinstance(cond, Guide) else cond
 
 
-def on_each(cond: Condition, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to each tensor of a condition; a dict, tuple or list stays one of its kind."""
+def on_each(cond: Condition, fn: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to each tensor of a condition; a dict, tuple, list or dataclass stays one of its kind."""
     if cond is None:
         return None
     if isinstance(cond, Tensor):
         return fn(cond)
-    if isinstance(cond, dict):
-        return {name: on_each(value, fn) for name, value in cond.items()}
+    if isinstance(cond, MutableMapping):
+        changed = {name: on_each(value, fn) for name, value in cond.items()}
+        if type(cond) is dict:
+            return changed
+        other = copy.copy(cond)
+        other.update(changed)
+        return other
     if isinstance(cond, (tuple, list)):
         values = [on_each(value, fn) for value in cond]
         return type(cond)(*values) if hasattr(cond, "_fields") else type(cond)(values)
-    raise ValueError(f"a condition is a tensor, or a dict, tuple or list of such, got a {type(cond).__name__}.")
+    if dataclasses.is_dataclass(cond) and not isinstance(cond, type):
+        own = [field.name for field in dataclasses.fields(cond) if field.init]
+        return dataclasses.replace(cond, **{name: on_each(getattr(cond, name), fn) for name in own})
+    raise ValueError(
+        f"a condition is a tensor, or a dict, tuple, list or dataclass of such, got a {type(cond).__name__}: "
+        "cond=torch.as_tensor(labels) makes a tensor of it."
+    )
+
+
+def check_condition(cond: Condition, x: Tensor, name: str = "x1") -> None:
+    """Check that each tensor of a condition has a row for each row of `x`.
+
+    Raises:
+        ValueError: one has another number of rows, or something is no tensor.
+    """
+
+    def check(value: Tensor) -> Tensor:
+        if value.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"a condition needs a row for each of the {len(x)} rows of {name}, got {tuple(value.shape)}."
+            )
+        return value
+
+    on_each(cond, check)
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
@@ -55,13 +86,33 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
     >>> like(torch.ones(3), torch.ones(3, 2, 2)).shape
     torch.Size([3, 1, 1])
+
+    Raises:
+        ValueError: `t` has another shape, and would broadcast.
     """
+    check_shape(t, x)
     return t.reshape(t.shape[:1] + (1,) * (x.ndim - 1))
 
 
 def per_row(x: Tensor) -> Tensor:
     """Sum over all axes but the first: `(B, *shape) -> (B,)`."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def check_shape(t: Any, x: Any, name: str = "t") -> None:
+    """Check that a time is one number for each row of `x`.
+
+    Raises:
+        ValueError: the time is no tensor, or not of shape `(B,)`.
+    """
+    rows = x.shape[0] if x.ndim else 0
+    if not hasattr(t, "shape"):
+        raise ValueError(f"{name} must be a tensor of shape ({rows},), got {t!r}: use torch.full(({rows},), {t!r}).")
+    if tuple(t.shape) != (rows,):
+        raise ValueError(
+            f"{name} must have shape ({rows},), one time for each row of x {tuple(x.shape)}, got {tuple(t.shape)}: "
+            f"use {name}.expand({rows}) for a single time."
+        )
 
 
 def check_time(t: Any, x: Tensor, name: str = "t") -> None:
@@ -72,19 +123,12 @@ def check_time(t: Any, x: Tensor, name: str = "t") -> None:
     Raises:
         ValueError: the time is no tensor, not of shape `(B,)`, not floating point, or leaves [0, 1].
     """
-    rows = x.shape[0] if x.ndim else 0
-    if not hasattr(t, "shape"):
-        raise ValueError(f"{name} must be a tensor of shape ({rows},), got {t!r}: use torch.full(({rows},), {t!r}).")
-    if tuple(t.shape) != (rows,):
-        raise ValueError(
-            f"{name} must have shape ({rows},), one time for each row of x {tuple(x.shape)}, got {tuple(t.shape)}: "
-            f"use {name}.expand({rows}) for a single time."
-        )
+    check_shape(t, x, name)
     if not t.dtype.is_floating_point:
         raise ValueError(f"{name} must be floating point, got {t.dtype}: use {name}.to(x.dtype).")
     if torch.compiler.is_compiling() or not isinstance(t, Tensor) or t.device.type != "cpu":
         return
-    if rows and not bool(((t >= 0) & (t <= 1)).all()):
+    if len(t) and not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(
             f"{name} must lie in [0, 1] (0 is noise, 1 is data), got values from {float(t.min()):.6g} to "
             f"{float(t.max()):.6g}: rescale the times, or clamp them."

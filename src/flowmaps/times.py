@@ -5,7 +5,7 @@ A law of pairs is a map of three uniform numbers for each row to (s, t):
     Diagonal      s = t uniform                       Square, Triangle    (s, t) uniform, on s <= t
     ToData        t = 1, s uniform                    FromBase            s = 0, t uniform
     Strip         |t - s| <= width                    Interval            t - s logit-normal
-    LogitNormal, LogNormal, TowardsData               another law of pairs, both times through one monotone function
+    LogitNormal, LogNormal, TowardsData, Within       another law of pairs, both times through one monotone function
     Snapped, Cell, Dyadic                             times on equal grids
     Mixture                                           one of two laws, row by row
 
@@ -159,6 +159,28 @@ class TowardsData(Times):
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         s, t = self.law.pair(uniforms, progress)
         return 1 - (1 - s) ** self.power, 1 - (1 - t) ** self.power
+
+
+@dataclass(frozen=True)
+class Within(Times):
+    """Another law between two times, t <- low + (high - low) t, for paths or teachers that must not reach an end.
+
+    Args:
+        law: a law of pairs.
+        low, high: the bounds, 0 <= low < high <= 1.
+    """
+
+    law: Times
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"Within needs 0 <= low < high <= 1, got {self.low} and {self.high}.")
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        s, t = (self.low * (1 - r) + self.high * r for r in self.law.pair(uniforms, progress))
+        return s, t
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where the velocity b of an equation comes from: a teacher, the map itself, or the interpolant.
 
-    FromTeacher        b_t(x) of a given field, frozen
+    FromTeacher        b_t(x) of a given field, without a gradient of its weights
     FromMap            u_{t,t}(x) of a flow map
     FromInterpolant    dI_t of the pair (x0, x1), whose conditional mean is b_t
     Guided, SelfGuided the same, guided
@@ -12,8 +12,9 @@ with its random inputs; the other sources return themselves.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
-from .maps import FlowMap
+from .maps import FlowMap, Target
+from .modules import DetachedField, modules_of, named
 from .shapes import Batch, Condition, Field, Guide, Time, label_of, like, on_each
+from .teachers import Adapted, Order, TimeShape, check_teacher
 
 
 class RandomInputs(NamedTuple):
@@ -36,6 +39,8 @@ class RandomInputs(NamedTuple):
         split: share of [s, t] that a first leg covers, `(B,)`.
         cond: the condition of each row, after label dropout.
         warmup: factor on an equation's derivative, `(B,)`.
+        counts: how many consecutive rows were drawn for each part of an objective made of others (`SplitRows`), in
+            their order; empty for one part. `rows` keeps them right.
     """
 
     x0: Tensor
@@ -46,19 +51,35 @@ class RandomInputs(NamedTuple):
     split: Tensor
     cond: Condition = None
     warmup: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def rows(self, part: slice) -> RandomInputs:
-        """The inputs of some of the rows."""
-        return self.map(lambda value: value[part])
+        """The inputs of some of the rows, one after the other."""
+        start, stop, step = part.indices(len(self.x1))
+        if step != 1:
+            raise ValueError(f"a draw is cut into rows that follow each other, got a step of {step}.")
+        parts = zip(self.counts, itertools.accumulate(self.counts), strict=True)
+        inside = tuple(max(min(stop, end) - max(start, end - count), 0) for count, end in parts)
+        return self.map(lambda value: value[part])._replace(counts=inside)
+
+    def micro_batch(self, rows: Tensor) -> RandomInputs:
+        """The inputs of one micro-batch.
+
+        Args:
+            rows: its row of `Objective.micro_batches`, whose parts have equal shares of the rows of each objective.
+        """
+        number = len(self.x1) // len(rows)
+        counts = tuple(count // number for count in self.counts)
+        return self.map(lambda value: value[rows])._replace(counts=counts)
 
     def to(self, device: torch.device | str) -> RandomInputs:
         """The same inputs on a device."""
         return self.map(lambda value: value.to(device, non_blocking=True))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> RandomInputs:
-        """Apply a function to each tensor."""
-        values: list[Any] = [on_each(value, fn) for value in self]
-        return RandomInputs(*values)
+        """Apply a function to each tensor; `counts` stay, so that a function that takes other rows is told of them."""
+        values: list[Any] = [on_each(value, fn) for value in self[:-1]]
+        return RandomInputs(*values, counts=self.counts)
 
 
 class Velocity(nn.Module, ABC):
@@ -93,33 +114,85 @@ class BoundVelocity:
 
 
 class FromTeacher(Velocity):
-    """A frozen teacher's velocity: that of a trained network, or an exact one.
+    """A teacher's velocity: that of a trained network, or an exact one.
 
-    A `torch.nn.Module` (or the bound method of one) is put in evaluation mode and its parameters frozen: gradients pass
-    through it to its input, never into it.
+    The networks that `fn` uses are found, be it one itself, a method, a function or a lambda round it. Nothing of them
+    is changed: they are called with their weights as they are then, detached, in evaluation mode. Gradients pass
+    through them to their input, never into them. They are no part of an objective's parameters; where an objective is
+    moved to another device or type, it goes on with copies of the weights.
 
     Args:
-        fn: field `(x, t, cond=None) -> like x`.
+        fn: field `(x, t, cond=None) -> like x`; other forms through `flowmaps.teacher`.
+
+    Raises:
+        ValueError: `fn` does not take (x, t, cond), or uses a tensor of its own that takes gradients.
     """
 
     def __init__(self, fn: Field) -> None:
         super().__init__()
-        if not callable(fn):
-            raise ValueError(f"a teacher must be a callable (x, t, cond=None) -> like x, got {type(fn).__name__}.")
-        self.fn = fn
-        self.owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-        if isinstance(self.owner, nn.Module):
-            self.owner.requires_grad_(False).eval()
+        check_teacher(fn)
+        owner = getattr(fn, "__self__", None)
+        # a Target has no gradients, stays in evaluation mode, and is ours to move
+        self.owner = owner if isinstance(owner, Target) else None
+        self._field: Callable[..., Tensor] = DetachedField(fn) if self.owner is None else fn
+
+    @property
+    def fn(self) -> Field:
+        """The field that was given."""
+        return self._field.fn if isinstance(self._field, DetachedField) else self._field
+
+    @property
+    def used(self) -> list[nn.Module]:
+        """The modules that the field uses."""
+        return self._field.used if isinstance(self._field, DetachedField) else modules_of(self._field)
 
     def train(self, mode: bool = True) -> FromTeacher:
         """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FromTeacher:
+        if isinstance(self._field, DetachedField):
+            self._field.move(fn)
+        return super()._apply(fn, recurse)
+
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        v = self.fn(x, t, cond)
-        if v.shape != x.shape:
-            raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {tuple(v.shape)}.")
+        v = self._field(x, t, cond)
+        if not isinstance(v, Tensor) or v.shape != x.shape:
+            got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
+        if v.requires_grad and not x.requires_grad and not t.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"the teacher {named(self.fn)} has weights that take gradients and were not found: pass the network "
+                "itself as the teacher, or through fm.teacher(net), or freeze it, net.requires_grad_(False).eval()."
+            )
         return v
+
+
+def teacher(
+    fn: Callable[..., Tensor],
+    order: Order = "xt",
+    *,
+    names: Mapping[str, str] | None = None,
+    time: TimeShape = "row",
+) -> FromTeacher:
+    """A teacher of any callable, however it is called.
+
+        fm.methods.lmd(flow_map, teacher=fm.teacher(net, order="tx"))                   # net(t, x) or net(t, x, cond)
+        fm.teacher(net, order="keywords", names={"x": "sample", "t": "timestep", "cond": "class_labels"})
+
+    Args:
+        fn: a function, module or method that returns the velocity of x at time t, like x.
+        order: `xt`, `tx`, or `keywords` for arguments by name. A third argument is the condition; one without a
+            condition may take two.
+        names: of `x`, `t` and `cond` in `fn`, for keywords; their own unless given. No condition is passed where there
+            is none.
+        time: `row` for times of shape (B,), `column` for (B, 1), `number` for a time without a shape: `fn` is then
+            called for one row at a time, by `torch.vmap`.
+
+    Raises:
+        ValueError: `fn` takes other arguments, or an option has no such value.
+    """
+    return FromTeacher(Adapted(fn, order, {} if names is None else names, time))
 
 
 class FromMap(Velocity):

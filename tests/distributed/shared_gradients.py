@@ -31,7 +31,7 @@ def _row(net: str, name: str, kinds: dict[str, Placement]) -> Row:
     begun, made = time.process_time(), objective(net, name)
     whole = draw(made, net)
     rows = made.micro_batches(ROWS, processes.ranks())[processes.rank()]
-    mine = whole.map(lambda value: value[rows])
+    mine = whole.micro_batch(rows)
     expected, local = alone(made, whole), alone(made, mine)
     row = {"apart": gap(local, expected), "missing": float(sum(value is None for value in expected.values()))}
     for kind, placement in kinds.items():

@@ -32,7 +32,7 @@ def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     for part, rows in loss.parts.items():  # in the order of the draw
         torch.testing.assert_close(rows, expected.parts[part], rtol=1e-6, atol=1e-9)
     alone = begin(copy.deepcopy(made), SETTINGS)
-    alone.accumulate_gradient(given.map(lambda value: value[shares[0]]))
+    alone.accumulate_gradient(given.micro_batch(shares[0]))
     assert gap(gradients(alone.objective), whole) > 1e-2  # one part would not do
 
 

@@ -208,7 +208,9 @@ def test_a_stream_is_a_function_of_seed_and_step():
 
 def test_the_generator_of_dropout_is_seeded():
     def dropped() -> Tensor:
-        seeds.seed_global(DEVICE, 7)
-        return torch.nn.functional.dropout(torch.ones(200, device=DEVICE))
+        with seeds.seeded_globally(DEVICE, 7):
+            return torch.nn.functional.dropout(torch.ones(200, device=DEVICE))
 
+    before = torch.cuda.get_rng_state(DEVICE)
     assert torch.equal(dropped(), dropped())
+    assert torch.equal(before, torch.cuda.get_rng_state(DEVICE))

@@ -37,7 +37,7 @@ def drawn(name: str) -> tuple[Objective, RandomInputs]:
     interpolant = WithNoise(Linear(), 0.5) if name == "fmm" else Linear()
     objective = cases.METHODS[name](flow_map, velocity=teacher, frozen=frozen, interpolant=interpolant)
     cond = torch.randn(ROWS, 2, generator=rng)
-    return objective, objective.draw(torch.randn(ROWS, DIM, generator=rng), cond=cond, generator=rng)
+    return objective, objective.draw(torch.randn(ROWS, DIM, generator=rng), cond=cond, generator=rng, progress=1.0)
 
 
 def loss_of(objective: Objective, draw: RandomInputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -70,7 +70,7 @@ def test_a_draw_on_the_device_has_a_loss(name: str):
     objective = drawn(name)[0].to(DEVICE)
     rng = cuda_cases.generator(4)
     x1, cond = (torch.randn(ROWS, size, device=DEVICE, generator=rng) for size in (DIM, 2))
-    draw = objective.draw(x1, cond=cond, generator=rng)
+    draw = objective.draw(x1, cond=cond, generator=rng, progress=1.0)
     draw.map(lambda value: _check_device(value))
     loss, parts, gradient = loss_of(objective, draw)
     for value in (*loss, *parts, *gradient):

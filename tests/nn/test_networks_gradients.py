@@ -94,7 +94,7 @@ def objective(method: str, network: str, **options: Any) -> tuple[Objective, Any
     rng = generator(3)
     x1 = torch.randn(ROWS, CHANNELS, SIDE, SIDE, dtype=torch.float64, generator=rng)
     labels = torch.randint(0, CLASSES + 1, (ROWS,), generator=rng)
-    return loss, loss.draw(x1, cond=labels, generator=rng)
+    return loss, loss.draw(x1, cond=labels, generator=rng, progress=1.0)
 
 
 def error(loss: Objective, draw: Any, step: float = 1e-3) -> float:

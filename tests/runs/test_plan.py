@@ -120,11 +120,11 @@ def test_guidance_reaches_each_method(method: str):
     x1, labels = torch.randn(64, 2), torch.arange(64) % 5
     for stage in stages:
         objective = stage.build(flow_map, Target(flow_map).velocity)
-        cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0)).cond
+        cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0), progress=1.0).cond
         taught = stage.name == "teacher" and not METHODS[method].copies_teacher
         assert isinstance(cond, Guide) is not taught
         assert bool((label_of(cond) == 5).any())
-        objective.evaluate(objective.draw(x1, cond=labels)).value.backward()
+        objective.evaluate(objective.draw(x1, cond=labels, progress=1.0)).value.backward()
 
 
 def test_guidance_needs_classes():

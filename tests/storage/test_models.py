@@ -455,3 +455,102 @@ def test_cards_that_cannot_be_used_are_refused(saved: Path, text: str):
     (saved / "config.json").write_text(f'{{"format": 1, "note": {text}{"]" * text.count("[")}}}')
     with pytest.raises(ValueError, match=r"config.json is damaged"):
         fm.load(saved)
+
+
+# networks of a user's own --------------------------------------------------------------------------------------------
+
+
+class Sized(nn.Module):
+    """A network whose constructor's arguments are its attributes."""
+
+    def __init__(self, dim: int, width: int = 4, *, complex_: bool = False) -> None:
+        super().__init__()
+        self.dim, self.width, self.complex_ = dim, width, complex_
+        kind = torch.complex64 if complex_ else torch.float32
+        self.first, self.last = nn.Linear(dim, width, dtype=kind), nn.Linear(width, dim, dtype=kind)
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        h = self.last(torch.tanh(self.first(x.to(self.first.weight.dtype))))
+        return (h.real if self.complex_ else h) + (s + t)[:, None]
+
+
+class Doubled(Sized):
+    """One whose attribute is not what its constructor was given."""
+
+    def __init__(self, dim: int, width: int = 4) -> None:
+        super().__init__(dim, 2 * width)
+
+
+def same(flow_map: FlowMap, loaded: FlowMap) -> bool:
+    double = next(flow_map.parameters()).dtype == torch.float64
+    x, s, t = (value.double() if double else value for value in batch())
+    return torch.equal(flow_map(x, s, t), loaded(x, s, t))
+
+
+@pytest.mark.parametrize(
+    "net", [Sized(3, 5), Sized(3, complex_=True), Sized(3).double()], ids=["real", "complex", "double"]
+)
+def test_a_network_whose_class_is_known_is_built_again(net: Sized, tmp_path: Path):
+    fm.save(AverageVelocity(net), tmp_path / "run")
+    loaded = fm.load(tmp_path / "run")
+    assert isinstance(loaded.net, Sized)
+    assert loaded.net.width == net.width
+    assert {name: value.dtype for name, value in loaded.state_dict().items()} == {
+        name: value.dtype for name, value in AverageVelocity(net).state_dict().items()
+    }
+    assert same(AverageVelocity(net), loaded)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_complex_weights_of_twice_the_size_are_refused(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"of torch\.complex128, which safetensors has not: save it as torch\.complex64"
+    ):
+        fm.save(AverageVelocity(Sized(3, complex_=True).to(torch.complex128)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_is_never_imported_for_a_card(tmp_path: Path):
+    fm.save(AverageVelocity(Sized(3)), tmp_path / "run")
+    before = set(sys.modules)
+    for path in (
+        "antigravity.Sized",
+        "torch.nn.functional.relu",
+        "os.path",
+        "flowmaps.maps.FlowMap",
+        f"{__name__}.same",
+    ):
+        card = json.loads((tmp_path / "run" / "config.json").read_text())
+        card["map"]["net"]["class"] = path
+        edit(tmp_path / "run", map=card["map"])
+        with pytest.raises(
+            ValueError, match=r"of its user's own: pass load\(folder, net=...\), or import|is not a card"
+        ):
+            fm.load(tmp_path / "run")
+    assert "antigravity" not in set(sys.modules) - before
+    card["map"]["net"]["class"] = "somewhere.else.Sized"
+    edit(tmp_path / "run", map=card["map"])
+    assert isinstance(fm.load(tmp_path / "run", classes=[Sized]).net, Sized)
+
+
+def test_arguments_that_cannot_be_told_are_not_guessed(tmp_path: Path):
+    net = Doubled(3, 4)
+    fm.save(AverageVelocity(net), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"Doubled' of its user's own: pass load\(folder, net=...\)\.$"):
+        fm.load(tmp_path / "run")
+    assert same(AverageVelocity(net), fm.load(tmp_path / "run", net=Doubled(3, 4)))
+
+
+@pytest.mark.parametrize("inner", [mlp(), Sized(3, 5)], ids=["ours", "own"])
+@pytest.mark.parametrize("path", [Linear(), WithNoise(VariancePreserving(), 0.3)], ids=["linear", "noise"])
+def test_a_preconditioned_network_comes_back(inner: nn.Module, path: Interpolant, tmp_path: Path):
+    flow_map = Endpoint(fm.maps.Preconditioned(inner, path, data_std=0.7, scale=1.5, floor=0.01), floor=0.05)
+    fm.save(flow_map, tmp_path / "run", interpolant=path)
+    loaded = fm.load(tmp_path / "run")
+    assert same(flow_map, loaded)
+    assert loaded.net.interpolant == path
+    wrong = json.loads((tmp_path / "run" / "config.json").read_text())["map"]
+    wrong["net"]["arguments"]["interpolant"] = {"class": "Nowhere"}
+    edit(tmp_path / "run", map=wrong)
+    with pytest.raises(ValueError, match="is not a card of a flow map"):
+        fm.load(tmp_path / "run")

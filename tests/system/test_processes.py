@@ -61,10 +61,16 @@ def test_an_error_in_one_line():
 
 
 def test_seeding_is_that_of_torch():
-    seeds.seed_global(torch.device("cpu"), 7)
-    drawn = torch.rand(5)
+    before = torch.get_rng_state()
+    with seeds.seeded_globally(torch.device("cpu"), 7):
+        drawn = torch.rand(5)
+    assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(7)
     assert torch.equal(drawn, torch.rand(5))
+    after = torch.get_rng_state()
+    with pytest.raises(TypeError), seeds.seeded_globally(torch.device("cpu"), 8):
+        torch.rand(5, "none")  # type: ignore[call-overload]
+    assert torch.equal(after, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("way", ["DEEPSPEED", "MEGATRON_LM"])

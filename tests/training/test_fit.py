@@ -486,3 +486,20 @@ def test_the_weights_in_training_are_saved_not_the_averages(tmp_path: Path):
     for _ in trainer:
         with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
             trainer.save()
+
+
+def test_the_random_numbers_of_a_loop_are_its_own():
+    """What the body draws goes on from step to step, as if nothing were trained, and changes nothing that is."""
+
+    def trained(draws: bool) -> tuple[list[Tensor], list[Tensor]]:
+        own = objective()
+        own.flow_map.net.inner.insert(1, nn.Dropout(0.5))
+        torch.manual_seed(3)
+        drawn = [torch.rand(2) for _ in Trainer(own, ROWS, steps=4, optimiser=Optimiser(batch=8)) if draws]
+        return drawn, list(own.parameters())
+
+    torch.manual_seed(3)
+    expected = [torch.rand(2) for _ in range(4)]
+    (drawn, one), (_, two) = trained(True), trained(False)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -92,7 +92,7 @@ CHANGED: dict[str, tuple[Any, Any]] = {
         lambda: fm.methods.lsd(flow_map(), distance=fm.losses.PseudoHuber(0.1)),
         lambda: fm.methods.lsd(flow_map(), distance=fm.losses.PseudoHuber(0.2)),
     ),
-    "objective.first.weight.power": (
+    "objective.second.weight.power": (
         lambda: fm.methods.lsd(flow_map(), weight=fm.losses.Adaptive(0.5)),
         lambda: fm.methods.lsd(flow_map(), weight=fm.losses.Adaptive(1.0)),
     ),

@@ -15,7 +15,7 @@ from ..metrics.images import Statistics
 from ..metrics.reference import Reference, reference
 from ..metrics.row import image_metrics
 from ..runs.recipes import Evaluation, ImageEvaluation
-from ..shapes import Field
+from ..shapes import Field, on_each
 from ..solvers import SolverFlow
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
@@ -95,7 +95,7 @@ def evaluation_inputs(
         return _image_inputs(source, x0[: settings.samples], settings, device, watch)
     _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))
     data = source.reference(settings.points, generator(seed, DATA_STREAM))
-    starts, labels = x0[: settings.points], None if cond is None else cond[: settings.points]
+    starts, labels = x0[: settings.points], on_each(cond, lambda value: value[: settings.points])
     flow = None
     if teacher is not None or isinstance(source, Board):
         with torch.inference_mode():

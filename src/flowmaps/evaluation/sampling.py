@@ -67,7 +67,7 @@ class Samples:
 
     def first(self, number: int) -> Samples:
         """The first samples, at most `number`; the memory of the others is freed."""
-        return replace(self, x=self.x[:number].clone(), cond=None if self.cond is None else self.cond[:number])
+        return replace(self, x=self.x[:number].clone(), cond=on_each(self.cond, lambda value: value[:number]))
 
 
 Sampler = Callable[[Inputs], tuple[Tensor, int]]

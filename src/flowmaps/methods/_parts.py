@@ -9,8 +9,9 @@ from torch import nn
 
 from ..equations import Equation
 from ..interpolants import Interpolant, Linear
-from ..losses import Power
+from ..losses import Power, Weight
 from ..maps import FlowMap, as_target
+from ..modules import modules_of
 from ..objectives import Common, Compare, MapMatching, Objective, SplitRows, VelocityMatching
 from ..shapes import Field
 from ..solvers import SolverFlow
@@ -22,8 +23,9 @@ class Options(Common, total=False):
     """Options of every method.
 
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
-    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}. `coupling`: the law
-    of (x0, x1). `guidance`: classifier-free guidance, and label dropout.
+    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; of a
+    self-distillation that of the rows off the diagonal, beside its `diagonal_weight`. `coupling`: the law of (x0, x1).
+    `guidance`: classifier-free guidance, and label dropout.
     """
 
     interpolant: Interpolant | None
@@ -53,21 +55,19 @@ def teacher_velocity(teacher: Velocity | Field | None, flow_map: FlowMap, method
     """The teacher as a source of velocity, guided where guidance is asked for.
 
     Raises:
-        ValueError: there is none, or it is the map itself or shares its parameters, which it would freeze.
+        ValueError: there is none, or it is the map itself or shares its parameters.
     """
     if teacher is None:
         raise ValueError(
             f"{method} needs a teacher, got none: pass teacher=fn with fn(x, t, cond=None) -> like x, for instance "
             f"another map's .velocity, or take a method that learns from data (fmm, lsd, esd, psd)."
         )
-    source = teacher.fn if isinstance(teacher, FromTeacher) else teacher
-    owner = getattr(source, "__self__", source)
-    if isinstance(owner, nn.Module) and not isinstance(owner, Velocity):
-        mine = set(flow_map.parameters())
-        if owner is flow_map or not mine.isdisjoint(owner.parameters()):
+    mine = set(flow_map.parameters())
+    for used in _modules_of_teacher(teacher):
+        if used is flow_map or not mine.isdisjoint(used.parameters()):
             raise ValueError(
-                f"{method}: the teacher is the map itself, or shares parameters with it, and a teacher is frozen: pass "
-                f"Target(flow_map).velocity, a copy of it."
+                f"{method}: the teacher is the map itself, or shares parameters with it, and a teacher does not move "
+                f"with the map: pass Target(flow_map).velocity, a copy of it."
             )
     velocity = teacher if isinstance(teacher, Velocity) else FromTeacher(teacher)
     if isinstance(velocity, FromMap):
@@ -76,6 +76,13 @@ def teacher_velocity(teacher: Velocity | Field | None, flow_map: FlowMap, method
     if guidance is not None and isinstance(velocity, Guided):
         raise ValueError(f"{method}: the teacher is guided already, and guidance was given: leave one of them out.")
     return velocity if guidance is None else Guided(velocity, guidance)
+
+
+def _modules_of_teacher(teacher: Velocity | Field) -> list[nn.Module]:
+    """The modules whose weights a teacher uses; those of a `FromMap` are copied and left out."""
+    if not isinstance(teacher, Velocity):
+        return modules_of(teacher)
+    return [used for part in teacher.modules() if isinstance(part, FromTeacher) for used in part.used]
 
 
 def distillation(
@@ -106,11 +113,17 @@ def self_distillation(
     *,
     velocity: Velocity | None = None,
     split: LegLaw | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
 ) -> Objective:
-    """`share` of the rows match a velocity, the rest obey the equation with the map's own, on s <= t."""
+    """`share` of the rows match a velocity, the rest obey the equation with that of the map, or its target, on s <= t.
+
+    `weight` is that of the equation, a function of (x, s, t) without noise, on which a weight may be adaptive.
+    """
     path, rest = with_defaults(options, times=Triangle())
-    own = MapMatching(flow_map, path, equation, FromMap(flow_map), split=split, **rest)
-    return with_diagonal_term(diagonal, own, share, velocity, **rest)
+    own = FromMap(flow_map if target is None else as_target(target))
+    equal = MapMatching(flow_map, path, equation, own, split=split, **rest)
+    return with_diagonal_term(diagonal, equal, share, velocity, **{**rest, "weight": diagonal_weight})
 
 
 def with_diagonal_term(

@@ -81,7 +81,7 @@ def improved_consistency_training(
     flow_map: FlowMap,
     *,
     cells: int | Callable[[float], int] = schedules.Doubling(),  # noqa: B008  (frozen)
-    huber: float = 0.00054,
+    huber: float | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """Improved consistency training (iCT): log-normal noise, a pseudo-Huber distance, grids that double.
@@ -104,7 +104,7 @@ def improved_consistency_training(
 
     Args:
         cells: number of cells, or a schedule of progress.
-        huber: c; the paper's is 0.00054 sqrt(d) for d dimensions.
+        huber: c; the paper's 0.00054 sqrt(d) for d dimensions unless given.
     """
     (path, rest), scale = with_defaults(options), base_std(options)
     law = times.Snapped(LogNormal(ToData(), path, -1.1, 2.0, scale), cells)
@@ -222,7 +222,8 @@ def sct(
 
     When to use:
         Consistency models from data without a grid of steps, for networks whose derivative in (x, s) is stable. It
-        needs a `Trigonometric` map, and in practice a start from a trained velocity.
+        needs a `Trigonometric` map, and in practice a start from a trained velocity. Its learned weight has parameters
+        of its own: optimise `objective.parameters()`.
 
     Args:
         warmup: k as a schedule of progress.
@@ -252,7 +253,8 @@ def scd(
 
     When to use:
         From a teacher on the trigonometric path, for one or two steps to the data end. On other paths or for jumps
-        between any two times take `ayf_emd`.
+        between any two times take `ayf_emd`. Its learned weight has parameters of its own: optimise
+        `objective.parameters()`.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x` of the flow of the trigonometric interpolant.

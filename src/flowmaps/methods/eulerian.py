@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from ..dual import Engine
 from ..equations import Eulerian, Stop
-from ..losses import Adaptive
+from ..losses import Adaptive, Weight
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective
 from ..schedules import Anneal
@@ -84,6 +84,8 @@ def esd(
     share: float = 0.75,
     stop: Stop = Stop.TANGENT,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -105,9 +107,13 @@ def esd(
         share: part of the rows on the diagonal.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map whose velocity is taken at the start, such as an average, `Target(flow_map, decay=0.999)`; the
+            map itself unless given.
         engine: how the derivative is taken.
     """
-    return self_distillation(flow_map, Eulerian(stop, engine), share, diagonal, options)
+    equation, own = Eulerian(stop, engine), {"diagonal_weight": diagonal_weight, "target": target}
+    return self_distillation(flow_map, equation, share, diagonal, options, **own)
 
 
 def slim_esd(
@@ -115,6 +121,8 @@ def slim_esd(
     *,
     share: float = 0.75,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -140,9 +148,13 @@ def slim_esd(
     Args:
         share: part of the rows on the diagonal.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map whose velocity is taken at the start, such as an average, `Target(flow_map, decay=0.999)`; the
+            map itself unless given.
         engine: how the derivative is taken.
     """
-    return esd(flow_map, share=share, stop=Stop.TARGET, diagonal=diagonal, engine=engine, **options)
+    own: dict[str, Any] = {"diagonal": diagonal, "diagonal_weight": diagonal_weight, "target": target}
+    return esd(flow_map, share=share, stop=Stop.TARGET, engine=engine, **own, **options)
 
 
 def meanflow(
@@ -150,6 +162,7 @@ def meanflow(
     *,
     share: float = 0.75,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -175,9 +188,11 @@ def meanflow(
     Args:
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
+        diagonal_weight: weight of the rows with s = t; `weight`, as in the paper, unless given.
         engine: how the derivative is taken.
     """
-    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine), share, diagonal, options)
+    equation = Eulerian(Stop.TARGET, engine)
+    return _meanflow(flow_map, equation, share, (diagonal, diagonal_weight), options)
 
 
 def improved_meanflow(
@@ -185,6 +200,7 @@ def improved_meanflow(
     *,
     share: float = 0.5,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -210,17 +226,24 @@ def improved_meanflow(
     Args:
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
+        diagonal_weight: weight of the rows with s = t; `weight`, as in the paper, unless given.
         engine: how the derivative is taken.
     """
-    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine, along_own_velocity=True), share, diagonal, options)
+    equation = Eulerian(Stop.TARGET, engine, along_own_velocity=True)
+    return _meanflow(flow_map, equation, share, (diagonal, diagonal_weight), options)
 
 
 def _meanflow(
-    flow_map: FlowMap, equation: Eulerian, share: float, diagonal: Times | None, options: Options
+    flow_map: FlowMap,
+    equation: Eulerian,
+    share: float,
+    on_diagonal: tuple[Times | None, Weight | None],
+    options: Options,
 ) -> Objective:
     path, rest = with_defaults(options, times=LogitNormal(Triangle()), weight=Adaptive())
     matching = MapMatching(flow_map, path, equation, **rest)
-    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **rest)
+    law, weight = on_diagonal[0] or LogitNormal(Diagonal()), on_diagonal[1] or rest["weight"]
+    return with_diagonal_term(law, matching, share, **{**rest, "weight": weight})
 
 
 def ayf_emd(

@@ -14,7 +14,7 @@ import torch
 from ..couplings import NoData
 from ..dual import Engine
 from ..equations import Lagrangian, Stop
-from ..losses import Adaptive
+from ..losses import Adaptive, Weight
 from ..maps import FlowMap
 from ..objectives import MapMatching, Objective, RoundTrip
 from ..schedules import Anneal
@@ -91,6 +91,8 @@ def lsd(
     share: float = 0.75,
     stop: Stop = Stop.VELOCITY,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -114,9 +116,13 @@ def lsd(
         share: part of the rows on the diagonal.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map whose velocity is taken at the far end, such as an average, `Target(flow_map, decay=0.999)`; the
+            map itself unless given.
         engine: how the derivative is taken.
     """
-    return self_distillation(flow_map, Lagrangian(stop, engine), share, diagonal, options)
+    equation, own = Lagrangian(stop, engine), {"diagonal_weight": diagonal_weight, "target": target}
+    return self_distillation(flow_map, equation, share, diagonal, options, **own)
 
 
 def slim_lsd(
@@ -124,6 +130,8 @@ def slim_lsd(
     *,
     share: float = 0.75,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     engine: Engine = "dual",
     **options: Unpack[Options],
 ) -> Objective:
@@ -148,9 +156,13 @@ def slim_lsd(
     Args:
         share: part of the rows on the diagonal.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map whose velocity is taken at the far end, such as an average, `Target(flow_map, decay=0.999)`; the
+            map itself unless given.
         engine: how the derivative is taken.
     """
-    return lsd(flow_map, share=share, stop=Stop.TARGET, diagonal=diagonal, engine=engine, **options)
+    own: dict[str, Any] = {"diagonal": diagonal, "diagonal_weight": diagonal_weight, "target": target}
+    return lsd(flow_map, share=share, stop=Stop.TARGET, engine=engine, **own, **options)
 
 
 def ayf_lmd(

@@ -78,8 +78,14 @@ def own_weight(choices: Choices) -> dict[str, Any]:
 
 
 def with_diagonal(choices: Choices) -> dict[str, Any]:
-    """Settings of a method with a term on the diagonal."""
-    return {"weight": choices.weight, "diagonal": choices.velocity_times}
+    """Settings of a self-distillation: its equation is weighed and drawn as a distillation's, its diagonal apart."""
+    return {"times": choices.pairs, **with_own_times(choices)}
+
+
+def with_own_times(choices: Choices) -> dict[str, Any]:
+    """Settings of a self-distillation that has its own law of (s, t)."""
+    on_diagonal = {"diagonal": choices.velocity_times, "diagonal_weight": choices.weight}
+    return {"weight": choices.residual_weight, **on_diagonal}
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any, Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
-from ..losses import Adaptive, Chain, SplitPower
+from ..losses import Adaptive, Chain, SplitPower, Weight
 from ..maps import FlowMap, VelocityForShortJumps, as_target
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
 from ..times import Diagonal, LogitNormal, Times, Triangle
 from ..velocities import FromMap, Velocity
 from ._parts import Options, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
-from .method import Choices, Method, with_diagonal
+from .method import Choices, Method, with_diagonal, with_own_times
 
 __all__ = ["alphaflow", "psd", "shortcut", "split_meanflow"]
 
@@ -29,6 +29,8 @@ def psd(
     midpoint: bool = False,
     stop: Stop = Stop.VELOCITY,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """Progressive self-distillation: split uniform (PSD-U), or at the `midpoint` (PSD-M).
@@ -50,9 +52,12 @@ def psd(
         midpoint: l = 1/2 instead of uniform.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map that takes the legs, such as an average, `Target(flow_map, decay=0.999)`; the map itself
+            unless given.
     """
-    split = None if midpoint else times.UniformLeg()
-    return self_distillation(flow_map, Semigroup(stop), share, diagonal, options, split=split)
+    own = {"diagonal_weight": diagonal_weight, "target": target, "split": None if midpoint else times.UniformLeg()}
+    return self_distillation(flow_map, Semigroup(stop), share, diagonal, options, **own)
 
 
 def shortcut(
@@ -62,6 +67,7 @@ def shortcut(
     share: float = 0.75,
     target: FlowMap | None = None,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """Shortcut models: on dyadic lengths d = 1, 1/2, ..., one jump learns two of half its length.
@@ -89,11 +95,12 @@ def shortcut(
         share: part of the rows on the diagonal.
         target: sg, the map of the legs: the map itself unless given; the paper's is `Target(flow_map, decay=0.999)`.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
     """
     path, rest = with_defaults(options, times=times.Dyadic(levels))
     legs = FromMap(VelocityForShortJumps(flow_map if target is None else as_target(target), 2.0**-levels))
     own = MapMatching(flow_map, path, Semigroup(Stop.TARGET), legs, **rest)
-    return with_diagonal_term(diagonal, own, share, **rest)
+    return with_diagonal_term(diagonal, own, share, **{**rest, "weight": diagonal_weight})
 
 
 def split_meanflow(
@@ -103,6 +110,8 @@ def split_meanflow(
     share: float = 0.5,
     split: times.LegLaw = times.UniformLeg(),  # noqa: B008  (frozen)
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    target: FlowMap | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """SplitMeanFlow: the interval is split at random, and the diagonal is the teacher's, or learned from dI.
@@ -126,10 +135,13 @@ def split_meanflow(
         share: part of the rows on the diagonal.
         split: law of l.
         diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        target: the map that takes the legs, such as an average, `Target(flow_map, decay=0.999)`; the map itself
+            unless given.
     """
     velocity = None if teacher is None else teacher_velocity(teacher, flow_map, "split_meanflow", options)
-    equation = Semigroup(Stop.TARGET)
-    return self_distillation(flow_map, equation, share, diagonal, options, velocity=velocity, split=split)
+    own = {"diagonal_weight": diagonal_weight, "target": target, "split": split, "velocity": velocity}
+    return self_distillation(flow_map, Semigroup(Stop.TARGET), share, diagonal, options, **own)
 
 
 def alphaflow(
@@ -139,6 +151,7 @@ def alphaflow(
     velocity_first: bool = True,
     share: float = 0.25,
     diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
     **options: Unpack[Options],
 ) -> Objective:
     """AlphaFlow: from trajectory flow matching at alpha = 1 to MeanFlow as alpha tends to 0.
@@ -169,6 +182,7 @@ def alphaflow(
             of shortcut models.
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
+        diagonal_weight: weight of the rows with s = t; unless given `weight`, or the adaptive one of MeanFlow.
     """
     path, rest = with_defaults(options, times=LogitNormal(Triangle()))
     weight = {} if "weight" in rest else {"weight": Chain(Adaptive(), SplitPower(1.0))}
@@ -177,7 +191,8 @@ def alphaflow(
         None if velocity_first else FromMap(flow_map),
     )
     matching = MapMatching(flow_map, path, equation, velocity, split=times.FixedLeg(alpha), **weight, **rest)
-    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **{"weight": Adaptive(), **rest})
+    on_diagonal = diagonal_weight or rest.get("weight", Adaptive())
+    return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **{**rest, "weight": on_diagonal})
 
 
 def _alphaflow(choices: Choices) -> dict[str, Any]:
@@ -189,5 +204,5 @@ METHODS = (
     Method(psd, settings=with_diagonal),
     Method(alphaflow, settings=_alphaflow, lower_rate=True),
     Method(split_meanflow, settings=with_diagonal),
-    Method(shortcut, settings=with_diagonal),
+    Method(shortcut, settings=with_own_times),
 )

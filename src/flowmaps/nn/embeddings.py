@@ -132,7 +132,12 @@ def label_rows(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:
     """
     if labels is None:
         return torch.full((x.shape[0],), classes, device=x.device)
-    if labels.shape != x.shape[:1] or labels.dtype.is_floating_point:
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"cond must hold integer labels of shape ({x.shape[0]},), got a {type(labels).__name__}: pass a tensor, "
+            f"torch.full(({x.shape[0]},), label) for one label."
+        )
+    if labels.shape != x.shape[:1] or labels.dtype.is_floating_point or labels.dtype is torch.bool:
         raise ValueError(
             f"cond must hold integer labels of shape ({x.shape[0]},), got {labels.dtype} {tuple(labels.shape)}."
         )

@@ -20,6 +20,8 @@ from ..maps import FlowMap, Target
 from ..shapes import Batch, Condition, Time, like
 from ..times import Times
 from ..velocities import FromInterpolant, Guidance, RandomInputs, SelfGuided, Velocity
+from .inputs import check_inputs, check_map
+from .progress import Progress
 
 
 class Loss(NamedTuple):
@@ -72,6 +74,7 @@ class Objective(nn.Module, ABC):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
+        check_map(flow_map)
         self.flow_map, self.interpolant, self.times = flow_map, interpolant, times
         self.coupling = Independent() if coupling is None else coupling
         self.distance = squared if distance is None else distance
@@ -79,6 +82,7 @@ class Objective(nn.Module, ABC):
             self.distance.requires_grad_(False).eval()
         self.weight = Constant() if weight is None else weight
         self.guidance = guidance
+        self._progress = Progress()
 
     def train(self, mode: bool = True) -> Objective:
         """Set the mode of the modules that are trained; a distance stays in evaluation mode."""
@@ -94,7 +98,7 @@ class Objective(nn.Module, ABC):
         cond: Condition = None,
         *,
         generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        progress: float | None = None,
     ) -> Loss:
         """Draw the random inputs and return their loss.
 
@@ -103,13 +107,15 @@ class Objective(nn.Module, ABC):
             x0: base samples paired with it; drawn from the coupling unless given.
             cond: condition, one a row.
             generator: source of randomness, on the device of `x1`.
-            progress: share of the training steps that have been taken, in [0, 1], for schedules.
+            progress: share of the training steps that have been taken, in [0, 1]. In evaluation mode, and where nothing
+                depends on it, 1 unless given; an objective with a schedule or a moving target needs it in training.
 
         Returns:
             The loss, and the squared residuals of its terms.
 
         Raises:
-            ValueError: x1 is not a floating-point batch, or x0 has another shape.
+            ValueError: x1 is not a floating-point batch, x0 has another shape, or the objective changes during training
+                and was not told of it (`progress`, `step`).
         """
         return self.evaluate(self.draw(x1, x0, cond, generator=generator, progress=progress))
 
@@ -120,20 +126,27 @@ class Objective(nn.Module, ABC):
         cond: Condition = None,
         *,
         generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        progress: float | None = None,
     ) -> RandomInputs:
         """Draw the random inputs of one loss; arguments as in `forward`."""
-        if x1.ndim < 2 or not x1.dtype.is_floating_point or not len(x1):
-            raise ValueError(f"x1 must be a floating-point batch (B, *shape), got {x1.dtype} {tuple(x1.shape)}.")
-        if x0 is not None and x0.shape != x1.shape:
-            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}.")
+        progress = self._progress.of_draw(progress, self)
+        check_inputs(self.flow_map, x1, x0, cond)
         cond = cond if self.guidance is None else self.guidance.condition(cond, x1, generator)
         x0, x1 = self.coupling.pair(x1, x0, generator, cond)
         z = None
         if self.interpolant.noisy:
             z = torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
         s, t, split, warmup = self.draw_times(x1, generator, progress)
-        return RandomInputs(x0, x1, z, s, t, split, cond, warmup)
+        return RandomInputs(x0, x1, z, s, t, split, cond, warmup, self.counts(len(x1)))
+
+    @property
+    def number_of_parts(self) -> int:
+        """How many objectives with rows of their own it is made of."""
+        return 1
+
+    def counts(self, rows: int) -> tuple[int, ...]:
+        """How many of `rows` are drawn for each part of an objective made of others; empty for one part."""
+        return ()
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
         """Draw the times s and t and the share of the first leg, beside the factor of the warm-up, each `(B,)`."""
@@ -152,22 +165,38 @@ class Objective(nn.Module, ABC):
             raise ValueError(f"a batch of {rows} rows has no {number} equal parts: take a multiple of {number}.")
         return torch.arange(rows).reshape(-1, number).T
 
-    def update_targets(self, before: float, now: float) -> None:
-        """Update the moving targets after a training step, in which progress went from `before` to `now`."""
+    def step(self, progress: float, *, before: float | None = None) -> None:
+        """Do what is due after a step of the optimiser: update the moving targets.
+
+            for step in range(steps):
+                loss = objective(x1, progress=step / steps)
+                optimiser.zero_grad(); loss.value.backward(); optimiser.step()
+                objective.step((step + 1) / steps)
+
+        Args:
+            progress: share of the training steps that have been taken, this one included, in [0, 1].
+            before: that share before this step; what the last call said unless given, at the first one what the draw
+                said.
+
+        Raises:
+            ValueError: a share outside [0, 1].
+        """
+        before = self._progress.of_step(progress, before)
         for target in self.moving_targets():
-            target.update(self.flow_map, before, now)
+            target.update(self.flow_map, before, progress)
 
     def moving_targets(self) -> list[Target]:
         """The targets that change with the map during training: EMAs, and copies that are made anew each round."""
         return [module for module in self.modules() if isinstance(module, Target) and module.moves]
 
     def changes_with_progress(self) -> bool:
-        """Whether the law of the times, or a target, depends on the progress of training."""
+        """Whether the law of the times, or a target that is renewed, depends on the progress of training."""
+        if any(target.rounds is not None for target in self.moving_targets()):
+            return True
         x1 = torch.zeros(64, 8)
-        drawn = [self.draw_times(x1, torch.Generator().manual_seed(0), progress) for progress in (0.0, 0.4, 1.0)]
+        drawn = [self.draw_times(x1, torch.Generator().manual_seed(0), k / 10) for k in range(11)]
         first, *others = [torch.stack(times) for times in drawn]
-        renewed = any(target.rounds is not None for target in self.moving_targets())
-        return renewed or not all(torch.equal(first, other) for other in others)
+        return not all(torch.equal(first, other) for other in others)
 
     def data_velocity(self) -> Velocity:
         """The source of dI_t, guided if the objective has guidance.

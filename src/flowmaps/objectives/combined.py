@@ -69,13 +69,43 @@ class SplitRows(Objective):
         s, t, split, warmup = (torch.cat(pair) for pair in zip(first, second, strict=True))
         return s, t, split, warmup
 
-    def evaluate(self, inputs: RandomInputs) -> Loss:
-        rows = len(inputs.x1)
+    @property
+    def number_of_parts(self) -> int:
+        return self.first.number_of_parts + self.second.number_of_parts
+
+    def counts(self, rows: int) -> tuple[int, ...]:
         n = self.rows_of_first(rows)
-        one, two = self.first.evaluate(inputs.rows(slice(n))), self.second.evaluate(inputs.rows(slice(n, None)))
-        first = {name: nn.functional.pad(part, (0, rows - n)) for name, part in one.parts.items()}
-        second = {name: nn.functional.pad(part, (n, 0)) for name, part in two.parts.items()}
-        return Loss((n * one.value + (rows - n) * two.value) / rows, _merged([first, second]))
+        return (*(self.first.counts(n) or (n,)), *(self.second.counts(rows - n) or (rows - n,)))
+
+    def _rows_of_first(self, inputs: RandomInputs) -> int:
+        """How many of the rows of a draw were drawn for the first objective.
+
+        Raises:
+            ValueError: rows were taken out of the draw in another way than by `rows`.
+        """
+        rows, counts = len(inputs.x1), inputs.counts
+        if not counts:  # made by hand, or by an objective of one part
+            return self.rows_of_first(rows)
+        if sum(counts) != rows:
+            raise ValueError(
+                f"a draw of {sum(counts)} rows was cut to {rows} by hand, and which of them are on the diagonal is not "
+                "known: cut it by draw.rows(slice(start, stop)), or draw for each part of the batch."
+            )
+        return sum(counts[: self.first.number_of_parts])
+
+    def evaluate(self, inputs: RandomInputs) -> Loss:
+        rows, n = len(inputs.x1), self._rows_of_first(inputs)
+        mine, first, second = self.first.number_of_parts, inputs.rows(slice(n)), inputs.rows(slice(n, None))
+        first = first._replace(counts=first.counts[:mine])
+        second = second._replace(counts=second.counts[mine:])
+        if n == rows:
+            return self.first.evaluate(first)
+        if n == 0:
+            return self.second.evaluate(second)
+        one, two = self.first.evaluate(first), self.second.evaluate(second)
+        parts = [{name: nn.functional.pad(part, (0, rows - n)) for name, part in one.parts.items()}]
+        parts += [{name: nn.functional.pad(part, (n, 0)) for name, part in two.parts.items()}]
+        return Loss((n * one.value + (rows - n) * two.value) / rows, _merged(parts))
 
 
 class Sum(Objective):
@@ -108,8 +138,20 @@ class Sum(Objective):
         first: Objective = self.terms[0]  # type: ignore[assignment]
         return first.draw_times(x1, generator, progress)
 
+    @property
+    def number_of_parts(self) -> int:
+        return self.terms[0].number_of_parts  # type: ignore[return-value]
+
+    def counts(self, rows: int) -> tuple[int, ...]:
+        first: Objective = self.terms[0]  # type: ignore[assignment]
+        return first.counts(rows)
+
     def evaluate(self, inputs: RandomInputs) -> Loss:
-        losses = [term.evaluate(inputs) for term in self.terms]  # type: ignore[operator]
+        known = len(inputs.counts) or 1
+        losses = [
+            term.evaluate(inputs if term.number_of_parts == known else inputs._replace(counts=()))  # type: ignore[operator]
+            for term in self.terms
+        ]
         value = sum(scale * loss.value for scale, loss in zip(self.scales, losses, strict=True))
         return Loss(value, _merged([loss.parts for loss in losses]))  # type: ignore[arg-type]
 

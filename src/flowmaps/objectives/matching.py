@@ -9,6 +9,7 @@ w is the weight and d the distance of `flowmaps.losses`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Unpack
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..equations import Equation, Lagrangian, Residual, Semigroup
 from ..interpolants import Interpolant
-from ..losses import Learned, Perceptual, measure, squared
+from ..losses import Learned, Perceptual, PerSpeed, measure, squared
 from ..maps import DetachedWeights, FlowMap, as_target
 from ..shapes import Batch, like
 from ..times import Diagonal, LegLaw, Square, Times
@@ -31,6 +32,9 @@ class VelocityMatching(Objective):
 
     Args:
         velocity: the velocity to match; dI, guided if there is guidance, unless given.
+
+    On a path whose speed has no bound (`VariancePreserving`) the weight is `losses.PerSpeed` unless one is given: a few
+    rows near t = 1 would be most of the loss otherwise.
     """
 
     def __init__(
@@ -42,9 +46,15 @@ class VelocityMatching(Objective):
         times: Times | None = None,
         **common: Unpack[Common],
     ) -> None:
+        if common.get("weight") is None and not interpolant.bounded_speed:
+            coupling = common.get("coupling")
+            common["weight"] = PerSpeed(interpolant, 1.0 if coupling is None else coupling.base.std)
         super().__init__(flow_map, interpolant, times=Diagonal() if times is None else times, **common)
         self.velocity = self.data_velocity() if velocity is None else velocity
-        half, one = torch.full((1,), 0.5), torch.ones(1)
+        like = next(
+            itertools.chain(self.weight.parameters(), self.weight.buffers(), flow_map.parameters()), torch.ones(1)
+        )
+        half, one = (like.new_full((1,), value, dtype=torch.float32) for value in (0.5, 1.0))
         if not isinstance(self.weight, Learned) and not self.weight(one, half, half, one).any():
             raise ValueError(
                 f"the weight {type(self.weight).__name__} vanishes at s = t, so that no velocity would be learned: "
@@ -56,7 +66,7 @@ class VelocityMatching(Objective):
         return s, t, torch.ones_like(split), warmup  # there is no first leg: weights take split = 1
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
-        x0, x1, z, _, t, _, cond, _ = inputs
+        x0, x1, z, t, cond = inputs.x0, inputs.x1, inputs.z, inputs.t, inputs.cond
         x = self.interpolant.point(x0, x1, t, z)
         v, target = self.flow_map.velocity(x, t, cond), self.velocity.bind(inputs)(x, t, cond)
         value = self.weight(self.between_velocities(v, target, x, t), inputs.s, t, inputs.split).mean()
@@ -189,7 +199,7 @@ class RoundTrip(Objective):
         self.velocity = self.data_velocity()
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
-        x0, x1, z, s, t, _, cond, _ = inputs
+        x0, x1, z, s, t, cond = inputs.x0, inputs.x1, inputs.z, inputs.s, inputs.t, inputs.cond
         here = self.interpolant.point(x0, x1, t, z)
         back = self.flow_map(here, t, s, cond)
         residual = self.equation(self.flow_map, back, s, t, self.velocity.bind(inputs), cond=cond)

@@ -16,7 +16,7 @@ from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..system.processes import ranks
 from ..system.progress import Watch
-from ..system.seeds import generator, global_state_kept
+from ..system.seeds import generator, seeded_globally
 from ..velocities import RandomInputs
 from .plan import Plan
 
@@ -46,7 +46,7 @@ def choose(plan: Plan, flow_map: FlowMap, source: Source, watch: Watch) -> tuple
     """
     device = next(flow_map.parameters()).device
     seconds: dict[str, list[float]] = {name: [] for name in CHOICES}
-    with global_state_kept(device):
+    with seeded_globally(device, plan.recipe.seed):
         objective = plan.stages[-1].build(copy.deepcopy(flow_map), Target(flow_map).velocity).to(device).train()
         inputs, end = _inputs(plan, objective, source), time.monotonic() + ENOUGH_SECONDS
         for number in range(TIMED + 1):  # in turns, so that other work on the machine slows both

@@ -1,14 +1,15 @@
 """The card of a saved map, `config.json`: which map, of which network, on which path, and what else its writer kept.
 
-A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, built by
-their constructors alone: first on the meta device, without memory, to compare their shapes with those of the weights.
+A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, and networks
+that this process has imported already, built by their constructors alone: those of flowmaps' own first on the meta
+device, without memory, to compare their shapes with those of the weights. Nothing is imported because a card names it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from .. import interpolants, maps
 from ..data import Units
 from ..nn import MLP, DiT, UNet
+from . import classes
 
 FORMAT = 1
 CARD = "config.json"
@@ -119,17 +121,31 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     kind = type(flow_map).__name__
     if MAPS.get(kind) is not type(flow_map):
         raise NotSaved(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
-    net: nn.Module = getattr(flow_map.net, "_orig_mod", flow_map.net)  # type: ignore[assignment]  # of a compiled one
     arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
+    return {"class": kind, "arguments": arguments, "net": _describe_network(flow_map.net)}
+
+
+def _describe_network(net: Any) -> dict[str, Any]:
+    """A network by its class and the arguments of its constructor, `None` where these cannot be told."""
+    net = getattr(net, "_orig_mod", net)  # of a compiled one
     name = type(net).__name__
+    if type(net) is maps.Preconditioned:
+        numbers = {key: getattr(net, key) for key in ("data_std", "scale", "floor")}
+        arguments = {"interpolant": encode(net.interpolant), **numbers}
+        return {"class": name, "arguments": arguments, "net": _describe_network(net.net)}
     if NETWORKS.get(name) is type(net):
-        described = {"class": name, "arguments": net.arguments}
-    else:  # its user's own: with its module, so that one called MLP is not taken for ours
-        described = {"class": f"{type(net).__module__}.{name}", "arguments": {}}
-    return {"class": kind, "arguments": arguments, "net": described}
+        return {"class": name, "arguments": net.arguments}
+    # its user's own: with its module, so that one called MLP is not taken for ours
+    return {"class": classes.path_of(type(net)), "arguments": classes.arguments_of(net)}
 
 
-def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], net: nn.Module | None) -> maps.FlowMap:
+def build(
+    folder: Path,
+    card: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    net: nn.Module | None,
+    known: Sequence[type] = (),
+) -> maps.FlowMap:
     """The map that a card describes, with its weights.
 
     Args:
@@ -137,29 +153,31 @@ def build(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], 
         card: from `read`.
         weights: of the map.
         net: the network, where it is not one of flowmaps' own.
+        known: classes of the caller's that the card may name.
 
     Raises:
         ValueError: the card is not one of a map, or describes another than that of the weights.
     """
-    if net is None:
-        with torch.device("meta"), _SkipInit():  # without memory
-            _fill(folder, _new(folder, card, None), weights, assign=True)
-    flow_map = _new(folder, card, net)
+    if net is None and _is_ours(card):
+        with torch.device("meta"), SkipInit():  # without memory
+            _fill(folder, _new(folder, card, None, known), weights, assign=True)
+    flow_map = _new(folder, card, net, known)
     _check_run(folder, card, flow_map)
     run = "recipe" in card  # whose maps compute in float32; its file may have them in half the size
     allowed = (torch.float32, torch.bfloat16) if run else TYPES
     for value in weights.values():
         if value.is_floating_point() and value.dtype not in allowed:
             raise ValueError(f"the weights in {folder} are of {value.dtype}: save them as torch.float32.")
-    for value in weights.values():
-        if value.is_floating_point() and not run:
-            flow_map.to(value.dtype)  # the type that was saved
-            break
+    if not run:  # the types that were saved
+        real = next((value.dtype for value in weights.values() if value.is_floating_point()), None)
+        complex_ = next((value.dtype for value in weights.values() if value.is_complex()), None)
+        flow_map._apply(lambda value: value.to((complex_ if value.is_complex() else real) or value.dtype)
+                        if value.is_complex() or value.is_floating_point() else value)  # fmt: skip
     _fill(folder, flow_map, weights)
     return flow_map
 
 
-class _SkipInit(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Skip initialisation on the meta device; it would import torch's compiler, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -173,14 +191,38 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None) -> maps.FlowMap:
+def _is_ours(card: Mapping[str, Any]) -> bool:
+    """Whether a card names networks of flowmaps' own alone, which are first built without memory."""
+    try:
+        network = card["map"]["net"]
+        while network["class"] == "Preconditioned":
+            network = network["net"]
+        return network["class"] in NETWORKS
+    except BUILD_ERRORS:
+        return True  # refused where it is built
+
+
+def _new_network(described: Mapping[str, Any], known: Sequence[type]) -> nn.Module | None:
+    """The network that a card describes, with fresh weights; `None` for one that this process does not know."""
+    name, arguments = described["class"], described["arguments"]
+    if name == "Preconditioned":
+        inner = _new_network(described["net"], known)
+        path = _decode(arguments["interpolant"])
+        return inner and maps.Preconditioned(inner, **{**arguments, "interpolant": path})
+    if name in NETWORKS:
+        return NETWORKS[name](**arguments)
+    kind = classes.find(name, known)
+    return None if kind is None or arguments is None else kind(**arguments)
+
+
+def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None, known: Sequence[type]) -> maps.FlowMap:
     """The map of a card, with fresh weights unless a network is given."""
     path = folder / CARD
     try:
         described = card["map"]
         kind, arguments, network = described["class"], described["arguments"], described["net"]
-        if kind in MAPS and (net is not None or network["class"] in NETWORKS):
-            net = NETWORKS[network["class"]](**network["arguments"]) if net is None else net
+        net = _new_network(network, known) if net is None and kind in MAPS else net
+        if kind in MAPS and net is not None:
             return MAPS[kind](net, **arguments)
     except (ValueError, *BUILD_ERRORS) as error:
         raise ValueError(
@@ -188,7 +230,13 @@ def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None) -> maps.F
         ) from None
     if kind not in MAPS:
         raise ValueError(f"{path} names the map {kind!r:.100}, this version knows {', '.join(MAPS)}.")
-    raise ValueError(f"{folder} has a network {network['class']!r:.100} of its user's own: pass load(folder, net=...).")
+    inner = network
+    while inner["class"] == "Preconditioned":
+        inner = inner["net"]
+    hint = "" if inner["arguments"] is None else ", or import its class first, or pass classes=[...]"
+    raise ValueError(
+        f"{folder} has a network {inner['class']!r:.100} of its user's own: pass load(folder, net=...){hint}."
+    )
 
 
 def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def save_weights(flow_map: maps.FlowMap, folder: Path, extra: Mapping[str, Any])
 def _write(flow_map: maps.FlowMap, folder: Path, card: Mapping[str, Any]) -> Path:
     """Write the weights, tied ones once per name, and the card with their SHA-256."""
     weights = cards.plain_weights(flow_map)
+    if double := [name for name, value in weights.items() if value.dtype == torch.complex128]:
+        raise ValueError(f"{double[0]} is of torch.complex128, which safetensors has not: save it as torch.complex64.")
     content = safetensors.save({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     card = {**card, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
     try:
@@ -86,12 +88,17 @@ def _write(flow_map: maps.FlowMap, folder: Path, card: Mapping[str, Any]) -> Pat
     return folder
 
 
-def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
+def load(folder: str | Path, net: nn.Module | None = None, *, classes: Sequence[type] = ()) -> maps.FlowMap:
     """Read a flow map, in evaluation mode.
+
+    A network of a user's own is built again if its class has been imported already, or is one of `classes`, and the
+    arguments of its constructor are its attributes of the same names (or a mapping `net.arguments`). Nothing is
+    imported because a card names it.
 
     Args:
         folder: where `save` wrote it.
         net: the network, where it is not one of flowmaps' own; its weights are replaced.
+        classes: classes of networks that the card may name, such as those of a script that has another name now.
 
     Raises:
         ValueError: the folder or a file is missing, damaged, of another version, or does not fit the network.
@@ -101,7 +108,7 @@ def load(folder: str | Path, net: nn.Module | None = None) -> maps.FlowMap:
     if "map" not in card and not (folder / WEIGHTS).exists():  # what `flowmaps train` writes before it trains
         raise ValueError(f"{folder} has no {WEIGHTS}: the run did not finish (resume it), or the file was moved.")
     weights = read_weights(folder / WEIGHTS, card.get("sha256"))
-    return cards.build(folder, card, weights, net).eval()
+    return cards.build(folder, card, weights, net, classes).eval()
 
 
 def load_interpolant(folder: str | Path) -> interpolants.Interpolant:

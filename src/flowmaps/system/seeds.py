@@ -19,25 +19,28 @@ def generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> t
     return torch.Generator(device=device).manual_seed(value % 2**63)
 
 
-def seed_global(device: torch.device, number: int) -> None:
-    """Seed the generators that have no name, those of dropout: of the CPU and of a device.
+@contextmanager
+def seeded_globally(device: torch.device, number: int) -> Iterator[None]:
+    """Context with a seed of its own for the generators that have no name, those of dropout: of the CPU and a device.
 
+    They are in the state that they were in before when it ends, so that draws of the caller's go on.
     torch.manual_seed would keep a traceback at each call, for devices that are not in use yet.
     """
-    torch.default_generator.manual_seed(number)
+    generators = [torch.default_generator]
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(number)
-    elif device.type == "mps":
-        torch.mps.manual_seed(number)
-
-
-@contextmanager
-def global_state_kept(device: torch.device) -> Iterator[None]:
-    """Context after which the generators that `seed_global` seeds are in the state that they were in before."""
-    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-    of_device = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng([index] if device.type == "cuda" else []):
+        generators.append(
+            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        )
+    before = [generator.get_state() for generator in generators]
+    of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        for generator in generators:
+            generator.manual_seed(number)
+        if of_mps is not None:
+            torch.mps.manual_seed(number)
         yield
-    if of_device is not None:
-        torch.mps.set_rng_state(of_device)
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+        if of_mps is not None:
+            torch.mps.set_rng_state(of_mps)

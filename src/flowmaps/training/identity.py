@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..maps import Target
+from ..modules import modules_of
 from ..objectives import Objective
 from ..shapes import Condition, on_each
+from ..velocities import FromTeacher
 from .optimisers import Optimiser
 from .state import frozen
 
@@ -92,6 +94,9 @@ class _Parts:
             yield name, getattr(value, "__qualname__", type(value).__qualname__)
             if inspect.ismethod(value):
                 yield from self.of(f"{name}.self", value.__self__, checked)
+            elif inspect.isfunction(value):
+                for number, module in enumerate(modules_of(value)):
+                    yield from self.of(f"{name}.uses.{number}", module, checked)
         else:
             yield from self._object(name, value, checked)
 
@@ -100,7 +105,7 @@ class _Parts:
         if id(value) in self._met:
             return
         self._met.add(id(value))
-        if isinstance(value, nn.Module) and not checked and self._is_fixed(value) and (state := value.state_dict()):
+        if isinstance(value, nn.Module) and not checked and self._is_fixed(value) and (state := _state(value)):
             checked = True
             yield f"{name}.checksum", checksum(state)
         arguments = getattr(value, "arguments", None)
@@ -114,6 +119,13 @@ class _Parts:
         """Whether no weight of a module is in checkpoints."""
         moves = any(isinstance(part, Target) and part.moves for part in module.modules())
         return not moves and all(id(value) not in self._saved for value in module.parameters())
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module; of a teacher those that it uses, which are no part of it."""
+    if not isinstance(module, FromTeacher):
+        return module.state_dict()
+    return {f"{k}.{name}": value for k, used in enumerate(module.used) for name, value in used.state_dict().items()}
 
 
 def _arguments(kind: type) -> list[str]:

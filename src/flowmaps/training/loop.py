@@ -16,7 +16,7 @@ from torch import Tensor
 from ..objectives import Loss
 from ..shapes import Condition
 from ..system.processes import rank, ranks
-from ..system.seeds import generator, seed_global
+from ..system.seeds import generator, seeded_globally
 from ..velocities import RandomInputs
 from .optimisers import Optimiser, schedule
 from .state import State
@@ -84,20 +84,21 @@ def train(
             if progress >= 1:
                 return
         source_of_noise = generator(own, state.step, device=device)
-        seed_global(device, generator(own, state.step, DROPOUT).initial_seed())  # dropout has no generator of its own
-        x1, cond = source.sample(rows, source_of_noise)
-        state.zero_grad()
-        with torch.enable_grad():
-            draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
-            loss = state.accumulate_gradient(draw)
-        rate = schedule(settings, state.step, progress)
-        state.consistent = False
-        norm = state.update(rate, settings.clip)
+        # dropout has no generator of its own; the loop's body has its own stream back when it runs
+        with seeded_globally(device, generator(own, state.step, DROPOUT).initial_seed()):
+            x1, cond = source.sample(rows, source_of_noise)
+            state.zero_grad()
+            with torch.enable_grad():
+                draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
+                loss = state.accumulate_gradient(draw)
+            rate = schedule(settings, state.step, progress)
+            state.consistent = False
+            norm = state.update(rate, settings.clip)
         state.step += 1
         state.averages.update(list(state.parameters.values()), state.step)
         now = max(state.step / steps, progress)
         if state.has_moving_targets:
-            state.objective.update_targets(before, now)
+            state.objective.step(now, before=before)
         before, state.consistent = now, True
         state.guard.see(state.step, norm)
         yield Step(state.step, loss, rate, progress, norm, draw)

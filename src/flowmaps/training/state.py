@@ -163,7 +163,7 @@ class State:
                 f"gradient accumulation takes batches of {self.micro_batch_rows.numel()} rows, got {len(draw.s)}: give "
                 "batch=, or leave out accumulate."
             )
-        return [draw.map(lambda value, rows=rows: value[rows]) for rows in self.micro_batch_rows]
+        return [draw.micro_batch(rows) for rows in self.micro_batch_rows]
 
     def accumulate_gradient(self, draw: RandomInputs) -> Loss:
         """Compute the loss of a draw and its gradient, accumulated over micro-batches if there are several."""

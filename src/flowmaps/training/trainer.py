@@ -29,7 +29,6 @@ from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
 from ..system.processes import all_of, on_first, rank, ranks, together
-from ..system.seeds import global_state_kept
 from . import averages, log
 from .batches import FromRows, as_source
 from .distributed import Placement, not_finite, start
@@ -210,7 +209,6 @@ class Trainer:
                 self._lock()
                 stack.callback(self._release_unless_kept)
             stack.enter_context(reporting_lost_process(self.folder))
-            stack.enter_context(global_state_kept(self.placement.device))
             yield from self._steps(asked)
 
     def _lock(self) -> None:

@@ -85,13 +85,17 @@ class Task:
     interpolant: InterpolantName = "linear"
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
-    """Times (s, t) of a distillation: `triangle` (s <= t) is enough to sample; `square` also learns to encode data."""
+    """Times (s, t) of a distillation, or of a self-distillation off the diagonal: `triangle` (s <= t) is enough to
+    sample; `square` also learns to encode data. Methods of a teacher have the square of themselves, the others the
+    triangle."""
     from_noise_share: Share = 0.25
-    """Share of a distillation's batch with s = 0, where sampling starts."""
+    """Share of the rows with s = 0, where sampling starts, of a distillation, and of lsd, esd, psd and split_meanflow
+    off the diagonal; the methods themselves have none."""
     velocity_time_power: Annotated[float, Interval(ge=1, le=10)] = 1.0
     """Exponent p that moves the times of velocity matching to the data, t <- 1 - (1 - t)^p; 1 for uniform times."""
     adaptive_power: Share = 0.5
-    """Power of the adaptive weight of lmd, emd and neural_operator, 0 for none; 0.5 makes jumps between modes sharp."""
+    """Power of the adaptive weight of lmd, emd and neural_operator, and off the diagonal of lsd, esd, psd, shortcut and
+    split_meanflow; 0 for none, as the methods themselves have it. 0.5 makes jumps between modes sharp."""
     guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
     """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
     `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
@@ -111,7 +115,7 @@ class Task:
     a strip uses these weights and leaves that stage out."""
     stop_gradient: Literal["velocity", "target"] = "velocity"
     """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
-    cost of a step."""
+    cost of a step; the methods themselves have none."""
 
 
 @dataclass(frozen=True)
