@@ -29,6 +29,8 @@ class Progress:
         self.now: float | None = None
         self.drawn: float | None = None
         self._schedule: bool | None = None
+        self._warms_up_alone = False
+        self._untold: int | None = None
         self._moves: bool | None = None
 
     def of_draw(self, progress: float | None, objective: Objective) -> float:
@@ -43,7 +45,8 @@ class Progress:
         if not objective.training:
             return END if progress is None else progress
         if progress is None:
-            if words := self._what_changes(objective):
+            words = self._what_changes(objective)
+            if words and not self._is_first_loss(objective):
                 raise ValueError(
                     f"this objective has {words}, and was not told where training stands: call objective(x1, "
                     "progress=step / steps), and objective.step((step + 1) / steps) after optimiser.step(). For its "
@@ -81,9 +84,21 @@ class Progress:
             self._moves = bool(objective.moving_targets())
         if self._schedule is None:
             self._schedule = objective.changes_with_progress()
+            self._warms_up_alone = self._schedule and not objective.changes_with_progress(warmup=False)
         if self._schedule:
             return "a schedule that runs to the last step"
         return "a target that follows the map" if self._moves else None
+
+    def _is_first_loss(self, objective: Objective) -> bool:
+        """Whether no weight has changed since the first loss without a word, of an objective that only warms up.
+
+        That is its loss after the warm-up, to look at: a loop that trains is refused from its second step on.
+        """
+        if self._moves or not self._warms_up_alone:
+            return False
+        now = sum(value._version for value in objective.parameters())
+        self._untold = now if self._untold is None else self._untold
+        return self._untold == now
 
 
 def check_progress(progress: float) -> None:
