@@ -474,6 +474,18 @@ def test_skipped_steps_are_told_of():
     assert any("3 of 6 steps were skipped" in text for text in said)
 
 
+def test_a_part_in_evaluation_mode_stays_there():
+    """A frozen part with dropout, which its user has put into evaluation mode."""
+    made = objective()
+    made.flow_map.net.add_module("frozen", torch.nn.Dropout(0.5).eval())  # type: ignore[operator]
+    trainer = Trainer(made, ROWS, steps=2, say=quiet)
+    for _ in trainer:
+        assert made.flow_map.training
+        assert not made.flow_map.net.frozen.training  # type: ignore[union-attr]
+        with trainer.averaged() as flow_map:
+            assert not flow_map.training
+
+
 def test_a_map_that_was_loaded_trains_with_dropout(tmp_path: Path):
     made = objective()
     made.flow_map.eval()

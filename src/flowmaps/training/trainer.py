@@ -25,6 +25,7 @@ import torch
 from filelock import BaseFileLock
 
 from ..maps import FlowMap
+from ..modules import evaluating
 from ..objectives import Objective
 from ..storage import checkpoints
 from ..system.devices import compiled
@@ -120,7 +121,9 @@ class Trainer:
         self.identity = identity(objective, self.optimiser, self.settings.seed, self.settings.precision, rows)
 
     def _begin(self, objective: Objective) -> State:
-        objective = objective.to(self.placement.device).train()  # a map that was loaded is in evaluation mode
+        objective = objective.to(self.placement.device)
+        if not objective.flow_map.training:  # as one that was loaded; else parts in evaluation mode are meant to be
+            objective.train()
         if self.placement.shard:  # FSDP2 shards its weights; `finish` puts the full ones into the caller's map
             objective = copy.deepcopy(objective)
         evaluate = compiled(objective.evaluate, self.say) if self.settings.compile else None
@@ -360,12 +363,11 @@ class Trainer:
     def averaged(self) -> Iterator[FlowMap]:
         """The map with the EMA for weights, in evaluation mode, between two steps; each process calls this."""
         flow_map, begun = self._state.objective.flow_map, time.monotonic()
-        mode, self._averaging = flow_map.training, True
+        self._averaging = True
         try:
-            with self._state.averaged():
-                yield flow_map.eval()
+            with self._state.averaged(), evaluating(flow_map):
+                yield flow_map
         finally:
-            flow_map.train(mode)
             self._averaging = False
             self._averaged_seconds += time.monotonic() - begun
 
