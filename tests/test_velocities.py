@@ -189,6 +189,8 @@ def test_weights_that_are_not_found_are_refused():
     hidden = FromTeacher(lambda x, t, cond=None: known()(x, t, cond))  # type: ignore[misc]
     with pytest.raises(ValueError, match="has weights that take gradients and were not found: pass the network itself"):
         hidden(x, t)
+    with pytest.raises(ValueError, match="has weights that take gradients and were not found"):
+        FromTeacher(hidden.fn)(x.requires_grad_(), t)  # as where the map is differentiated through the teacher
     net.requires_grad_(False).eval()
     torch.testing.assert_close(hidden(x, t), net(x, t))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .maps import FlowMap
+from .modules import evaluating, modules_of
 from .shapes import Batch, Condition, label_of, on_each
 
 
@@ -197,4 +198,5 @@ class FlowPairs(Coupling):
         device = next((p.device for p in self.flow.parameters()), x0.device)
         zero = torch.zeros(len(x0), dtype=x0.dtype, device=device)
         moved = on_each(cond, lambda value: value.to(device))
-        return x0, self.flow(x0.to(device), zero, 1 + zero, moved).to(x0.device)
+        with evaluating(*modules_of(self.flow)):
+            return x0, self.flow(x0.to(device), zero, 1 + zero, moved).to(x0.device)

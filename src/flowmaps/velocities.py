@@ -134,6 +134,7 @@ class FromTeacher(Velocity):
         owner = getattr(fn, "__self__", None)
         # a Target has no gradients, stays in evaluation mode, and is ours to move
         self.owner = owner if isinstance(owner, Target) else None
+        self._asked = False
         self._field: Callable[..., Tensor] = DetachedField(fn) if self.owner is None else fn
 
     @property
@@ -160,12 +161,23 @@ class FromTeacher(Velocity):
         if not isinstance(v, Tensor) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
-        if v.requires_grad and not x.requires_grad and not t.requires_grad and torch.is_grad_enabled():
+        if self._hides_weights(v, x, t, cond):
             raise ValueError(
                 f"the teacher {named(self.fn)} has weights that take gradients and were not found: pass the network "
                 "itself as the teacher, or through fm.teacher(net), or freeze it, net.requires_grad_(False).eval()."
             )
         return v
+
+    def _hides_weights(self, v: Tensor, x: Batch, t: Time, cond: Condition) -> bool:
+        """Whether a gradient of v reaches weights; where x itself takes one, asked by another call, once."""
+        if not (v.requires_grad and torch.is_grad_enabled()):
+            return False
+        if not x.requires_grad and not t.requires_grad:
+            return True
+        if self._asked or torch.compiler.is_compiling() or not isinstance(x, Tensor):
+            return False
+        self._asked = True
+        return self._field(x.detach(), t.detach(), cond).requires_grad
 
 
 def teacher(

@@ -349,7 +349,7 @@ REFUSED_BESIDE: dict[str, Row] = {
 WORDS = {
     "nested tensors": "as_nested_tensor", "torch.jit.script fn": "scripted", "flex_attention": "forward-mode rule",
     "linalg.svd, full": "full_matrices=False", "variance of complex numbers": "add those of both parts",
-    "as_strided outside": "entries outside x", "stft, window": "torch.stft with a window", "sin(out=)": "'out'",
+    "as_strided outside": "entries outside x", "stft, window": "torch.stft with a window", "sin(out=)": "out=y",
     "autograd.grad, no variable": "requires_grad_",
 }  # fmt: skip
 ELSEWHERE = {

@@ -72,3 +72,24 @@ def test_refusal(name: str) -> None:
     words = WORDS.get(name, "no forward-mode rule|use sum, mean or amax|use mode=")
     with pytest.raises(Exception, match=words):
         dual.jvp(function, points, tuple(torch.ones_like(x) for x in points))
+
+
+@pytest.mark.parametrize("name", ["cumsum", "exp", "matmul"])
+def test_a_result_into_a_tensor_that_is_given_is_refused_by_name(name: str):
+    """`out=` would take the tangent's numbers, or none."""
+    x = torch.randn(3, 3, dtype=torch.float64)
+    given = {"cumsum": (1,), "matmul": (torch.eye(3, dtype=torch.float64),)}.get(name, ())
+    with pytest.raises(NotImplementedError, match=rf"{name}\(\.\.\., out=y\) has no place for a tangent"):
+        dual.jvp(lambda y: getattr(torch, name)(y, *given, out=torch.empty_like(x)), (x,), (x,))
+
+
+def test_a_written_tensor_keeps_its_shape():
+    def squeezed(x: torch.Tensor) -> torch.Tensor:
+        w = torch.zeros(1, 3, dtype=x.dtype)
+        w[0] = x
+        w.squeeze_()
+        return w
+
+    x = torch.randn(3, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match=r"squeeze_ gives a tensor .* another shape"):
+        dual.jvp(squeezed, (x,), (x,))

@@ -155,3 +155,24 @@ def test_a_network_inside_cannot_be_called_by_itself():
     _, two, call, x, s, _, cond = case("mlp")
     with pytest.raises(RuntimeError, match="call the TwoTimes, not the network inside it"):
         call(two.net, x, s, cond)
+
+
+def test_a_frozen_network_gives_one_that_trains():
+    net, *_ = plain_mlp()
+    two = TwoTimes(net.requires_grad_(False), "0")
+    assert all(value.requires_grad for value in two.parameters())
+    assert not any(value.requires_grad for value in net.parameters())
+
+
+def test_a_layer_that_is_not_called_is_refused():
+    class Unused(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time_embed = nn.Linear(1, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x)))
+
+    two = TwoTimes(Unused(), call=lambda net, x, t, cond: net(torch.cat([x, t[:, None]], 1)))
+    with pytest.raises(ValueError, match="does not call its layer time_embed: name another with embedding="):
+        two(torch.zeros(2, 2), torch.zeros(2), torch.ones(2))

@@ -501,6 +501,21 @@ def test_a_network_whose_class_is_known_is_built_again(net: Sized, tmp_path: Pat
     assert same(AverageVelocity(net), loaded)
 
 
+@pytest.mark.parametrize("change", ["number", "part", "tensor"])
+def test_a_network_that_was_changed_after_its_construction_is_asked_for(change: str, tmp_path: Path):
+    """Its class and its arguments would build another function with the same weights."""
+    net = Sized(3)
+    if change == "number":
+        net.gain = 3.0  # type: ignore[assignment]
+    elif change == "part":
+        net.act = nn.GELU()
+    else:
+        net.frequencies = torch.randn(4)  # type: ignore[assignment]
+    fm.save(AverageVelocity(net), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"pass load\(folder, net=\.\.\.\)"):
+        fm.load(tmp_path / "run", classes=[Sized])
+
+
 @pytest.mark.filterwarnings("ignore:Complex modules")
 def test_complex_weights_of_twice_the_size_are_refused(tmp_path: Path):
     with pytest.raises(

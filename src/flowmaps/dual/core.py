@@ -50,6 +50,9 @@ class Dual:
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if WRITTEN:
             args, kwargs = pairs_of(args), pairs_of(kwargs or {})
+        if kwargs and kwargs.get("out") is not None:
+            name = getattr(func, "__name__", "the function")
+            raise NotImplementedError(f"{name}(..., out=y) has no place for a tangent: write y = {name}(...).")
         handler = look_up(func)
         if handler is None:
             raise NotImplementedError(no_rule_message(func))

@@ -66,6 +66,11 @@ def _evaluated(fn: Any, duals: list[Any]) -> tuple[Any, Any]:
     try:
         return plain_result(_single(fn(*duals)))
     except NeedsGraph:
+        if len(WRITTEN) > written:
+            raise NotImplementedError(
+                "a gradient inside the network comes after a write into a plain tensor, which cannot be repeated: "
+                "build that tensor with torch.cat or torch.where, or pass detach_tangent=False."
+            ) from None
         GRAPH.kept = True  # from here on, and once more from the beginning
         return plain_result(_single(fn(*duals)))
     finally:

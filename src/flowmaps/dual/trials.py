@@ -48,7 +48,11 @@ def way_of(function: Any, values: list[Any], tangents: list[Any], second: bool) 
 def _kind(x: Any, tangent: Any) -> Any:
     if isinstance(x, Tensor):
         return x.dim(), x.dtype, x.device.type, x.requires_grad, tangent is not None
-    return x if isinstance(x, (bool, int, float, str, type(None), torch.dtype)) else type(x)
+    if isinstance(x, float):  # one that is another in each call, such as a scale, is tried once
+        return x if x in (0.0, 1.0) else float
+    if isinstance(x, (tuple, list)):
+        return type(x), *(_kind(one, None) for one in x)
+    return x if isinstance(x, (bool, int, str, type(None), torch.dtype)) else type(x)
 
 
 def double_backward(function: Any, values: list[Any], tangents: list[Any]) -> tuple[Any, list[Any]]:

@@ -56,7 +56,7 @@ class Written(Tensor):
         if name in PLAIN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if isinstance(args[0], Written) and (name == "__setitem__" or base_of(name) is not None):
+        if args and isinstance(args[0], Written) and (name == "__setitem__" or base_of(name) is not None):
             return write(args[0], name, *args[1:], **(kwargs or {}))
         pairs, named = pairs_of(args), pairs_of(kwargs or {})
         if look_up(func) is None and hasattr(Dual, name):
@@ -95,6 +95,10 @@ def write(x: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         return None
     base = base_of(name)
     new = Dual.__torch_function__(base, (), (Dual(value.clone(), x.side.clone()), *args), kwargs)
+    if new.shape != x.shape:
+        raise NotImplementedError(
+            f"{name} gives a tensor that a Dual was written into another shape: {_no_place(name)}"
+        )
     with torch._C.DisableTorchFunctionSubclass():
         x.copy_(values_of(new))
     x.side.copy_(tangent_or_zero(new))

@@ -16,6 +16,8 @@ from .model import Model, model
 
 Order = Literal["xt", "tx", "concatenated"]
 Embedding = str | tuple[str, ...] | None
+MOST_DATA_LEFT = 0.1
+"""Greatest share of the data's variance at the end of a noise schedule."""
 PATH_KNOTS = 1_001
 """Times at which the schedule of a path is tabulated."""
 
@@ -46,6 +48,8 @@ def velocity(
     calls: dict[str, Call] = {"xt": plain_call, "tx": _time_first, "concatenated": _concatenated}
     if order not in calls:
         raise ValueError(f"order must be one of {', '.join(map(repr, calls))}, got {order!r}: or pass call=...")
+    if not 0 < time_factor < math.inf:
+        raise ValueError(f"time_factor must be above 0, got {time_factor}.")
     clock = SameClock(time_factor, reverse=reverse)
     prediction: Prediction = "reverse velocity" if reverse else "velocity"
     return model(net, Conversion(prediction, clock, call or calls[order]), embedding=embedding)
@@ -128,6 +132,11 @@ def ddpm(
     bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
     if bar.ndim != 1 or len(bar) < 2 or not bool((bar.diff() < 0).all()) or bar[0] > 1 or bar[-1] < 0:
         raise ValueError(f"alphas_cumprod must be (K,) and fall within [1, 0], got {tuple(bar.shape)}.")
+    if bar[-1] > MOST_DATA_LEFT:
+        raise ValueError(
+            f"alphas_cumprod must end near 0, where noise alone is left, got {float(bar[-1]):.3g} at its end: pass the "
+            "products over the steps, scheduler.alphas_cumprod, not scheduler.alphas."
+        )
     angles = torch.atan2((1 - bar).sqrt(), bar.sqrt())
     clock = TableClock(angles, time_factor * torch.arange(len(bar), dtype=torch.float64))
     made = DiffusersCall(learned_variance) if call is None else call
@@ -185,6 +194,8 @@ def edm(
     high = sigma_max if sigma_max is not None else _finite(getattr(net, "sigma_max", None), 80.0)
     if not 0 < low < high < math.inf:
         raise ValueError(f"edm needs 0 < sigma_min < sigma_max, got {low} and {high}.")
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"edm needs data_std > 0, got {data_std}.")
     gain = math.sqrt(1 + data_std**2)
     return model(net, Conversion("sample", SigmaClock(low, high), call, gain=gain), embedding=embedding)
 

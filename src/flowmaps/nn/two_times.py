@@ -41,6 +41,7 @@ class SecondTime(nn.Module):
     """
 
     gap: Tensor | None = None  # t - s, `(B,)`; only while the network is called
+    reached = False
 
     def __init__(self, layer: nn.Module, width: int, frequencies: int) -> None:
         super().__init__()
@@ -55,6 +56,7 @@ class SecondTime(nn.Module):
         out = self.layer(*inputs, **options)
         if self.gap is None:
             raise RuntimeError("the second time is missing: call the TwoTimes, not the network inside it.")
+        self.reached = True
         kind = self.first.weight.dtype
         features = self.time.relative_to_zero(self.gap.to(torch.promote_types(self.gap.dtype, kind))).to(kind)
         term = self.last(self.act(self.first(features * self.time.width**-0.5))).to(out.dtype)
@@ -96,6 +98,8 @@ class TwoTimes(nn.Module):
     ) -> None:
         super().__init__()
         self.net = copy.deepcopy(net)
+        for value in self.net.parameters():
+            value.requires_grad_(value.is_floating_point() or value.is_complex())  # a teacher is often frozen
         self.call = plain_call if call is None else call
         given = (embedding,) if isinstance(embedding, str) else embedding
         self.embeddings = tuple(given) if given else find_embeddings(self.net)
@@ -108,15 +112,19 @@ class TwoTimes(nn.Module):
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, *shape), (B,), (B,), cond -> (B, *shape)`."""
         with self._second_time(t - s):
-            return self.call(self.net, x, s, cond)
+            out = self.call(self.net, x, s, cond)
+        return out
 
     @contextmanager
     def _second_time(self, gap: Tensor) -> Iterator[None]:
         slots = [self.net.get_submodule(path) for path in self.embeddings]
         for slot in slots:
-            slot.gap = gap  # type: ignore[assignment]
+            slot.gap, slot.reached = gap, False  # type: ignore[assignment]
         try:
             yield
+            if not all(slot.reached for slot in slots):
+                path = next(path for path, slot in zip(self.embeddings, slots, strict=True) if not slot.reached)
+                raise ValueError(f"the network does not call its layer {path}: name another with embedding=...")
         finally:
             for slot in slots:
                 slot.gap = None  # type: ignore[assignment]

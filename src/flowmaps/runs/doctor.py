@@ -285,7 +285,8 @@ def _trial(method: Method, patient: Patient, wrong: bool) -> str:
         given["teacher"] = lambda x, t, cond=None: -x
     try:
         objective = method.objective(method.flow_map(patient.network), **given).to(patient.device)
-        draw = objective.draw(patient.x, cond=patient.cond, generator=torch.Generator(patient.device).manual_seed(0))
+        rng = torch.Generator(patient.device).manual_seed(0)
+        draw = objective.draw(patient.x, cond=patient.cond, generator=rng, progress=0.5)
         with mock.patch.object(dual, "jvp", wraps=dual.jvp) as derivative:
             loss = objective.evaluate(draw).value
         slopes = patient.gradient(loss)

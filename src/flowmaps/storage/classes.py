@@ -50,8 +50,32 @@ def arguments_of(net: nn.Module) -> dict[str, Any] | None:
         same = json.dumps(_attributes(again)) == json.dumps(own)
     except Exception:  # of whatever kind: the constructor is its user's
         return None
+    return own if same and _alike(net, again) else None
+
+
+def _alike(net: nn.Module, again: nn.Module) -> bool:
+    """Whether two networks have the same parts with the same settings, and the same tensors outside their weights."""
+    ones, others = dict(net.named_modules()), dict(again.named_modules())
     shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (net, again)]
-    return own if same and shapes[0] == shapes[1] else None
+    if ones.keys() != others.keys() or shapes[0] != shapes[1]:
+        return False
+    for name, one in ones.items():
+        mine, theirs = _settings(one), _settings(others[name])
+        if type(one) is not type(others[name]) or mine.keys() != theirs.keys():
+            return False
+        for key, value in mine.items():
+            same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
+            if type(value) is not type(theirs[key]) or not same:
+                return False
+    return True
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers, texts and tensors of a module that are not in its `state_dict`."""
+    kept = {name: value for name, value in vars(module).items() if name != "training"}
+    kept |= {name: value for name, value in module._buffers.items() if name in module._non_persistent_buffers_set}
+    plain = (bool, int, float, str, bytes, type(None), torch.Tensor)
+    return {name: value for name, value in kept.items() if isinstance(value, plain) and not name.startswith("_")}
 
 
 def _attributes(net: nn.Module) -> dict[str, Any] | None:

@@ -172,19 +172,26 @@ def push_to_hub(flow_map: maps.FlowMap, repository: str, *, private: bool = Fals
         return api.upload_folder(repo_id=repository, folder_path=folder).commit_url
 
 
-def from_pretrained(name: str | Path, net: nn.Module | None = None, **options: Any) -> maps.FlowMap:
+def from_pretrained(
+    name: str | Path, net: nn.Module | None = None, *, classes: Sequence[type] = (), **options: Any
+) -> maps.FlowMap:
     """Load a flow map from a folder or from the Hugging Face Hub (`user/name`).
 
     Args:
         name: a folder, or a repository.
-        net: as in `load`.
+        net, classes: as in `load`.
         options: for `huggingface_hub.snapshot_download`, such as `revision`.
+
+    Raises:
+        ValueError: as in `load`, or options of a download for a folder.
     """
     if Path(name).is_dir():
-        return load(name, net)
+        if options:
+            raise ValueError(f"{name} is a folder, and {next(iter(options))}=... is for a download: leave it out.")
+        return load(name, net, classes=classes)
     from huggingface_hub import snapshot_download
 
-    return load(snapshot_download(str(name), allow_patterns=[WEIGHTS, CARD], **options), net)
+    return load(snapshot_download(str(name), allow_patterns=[WEIGHTS, CARD], **options), net, classes=classes)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
