@@ -243,3 +243,14 @@ def test_files_that_are_left_out_are_counted_by_kind(tmp_path: Path):
     with pytest.warns(DataWarning, match=r"4 files .* were left out: 2 with .heic, 1 with (.txt|no suffix), 1 with"):
         source = open_data(str(tmp_path))
     assert any("cat (1)" in line for line in source.about)
+
+
+def test_a_class_that_is_called_like_a_split_is_refused(tmp_path: Path):
+    """`bus` and `car` would be left out in silence."""
+    for name in ("bus", "car", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    with pytest.raises(ValueError, match=r"has images in bus, car beside train, which name a split: rename train"):
+        open_data(str(tmp_path))
+    (tmp_path / "train").rename(tmp_path / "trains")
+    assert open_data(str(tmp_path)).units.names == ("bus", "car", "trains")

@@ -63,6 +63,13 @@ class Folder(Layout):
 
     def _split(self, split: str) -> Path:
         splits = [name for name in SPLIT_FOLDERS if (self.path / name).is_dir()]
+        others = [folder.name for folder in _subfolders(self.path) if folder.name not in SPLIT_FOLDERS]
+        others = [name for name in others if splits and _images_within(self.path / name)]
+        if others:
+            raise ValueError(
+                f"{self.path} has images in {listed(others, 4)} beside {listed(splits, 4)}, which name a split: rename "
+                f"{splits[0]} if it is a class, or move {others[0]} away."
+            )
         for name in SPLITS[split]:
             if name in splits:
                 return self.path / name
