@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,7 +134,7 @@ class FromTeacher(Velocity):
         owner = getattr(fn, "__self__", None)
         # a Target has no gradients, stays in evaluation mode, and is ours to move
         self.owner = owner if isinstance(owner, Target) else None
-        self._asked = False
+        self._looked_through = False
         self._field: Callable[..., Tensor] = DetachedField(fn) if self.owner is None else fn
 
     @property
@@ -161,23 +161,36 @@ class FromTeacher(Velocity):
         if not isinstance(v, Tensor) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
-        if self._hides_weights(v, x, t, cond):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(v, x, t):
             raise ValueError(
                 f"the teacher {named(self.fn)} has weights that take gradients and were not found: pass the network "
                 "itself as the teacher, or through fm.teacher(net), or freeze it, net.requires_grad_(False).eval()."
             )
         return v
 
-    def _hides_weights(self, v: Tensor, x: Batch, t: Time, cond: Condition) -> bool:
-        """Whether a gradient of v reaches weights; where x itself takes one, asked by another call, once."""
-        if not (v.requires_grad and torch.is_grad_enabled()):
+    def _hides_weights(self, v: Any, x: Any, t: Any) -> bool:
+        """Whether a gradient of v reaches weights; where x takes one too, its graph is looked through, once."""
+        if not v.requires_grad or not all(isinstance(one, Tensor) for one in (v, x, t)):
             return False
         if not x.requires_grad and not t.requires_grad:
             return True
-        if self._asked or torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        if self._looked_through:
             return False
-        self._asked = True
-        return self._field(x.detach(), t.detach(), cond).requires_grad
+        self._looked_through = True
+        return any(leaf is not x and leaf is not t for leaf in _leaves(v, (x.grad_fn, t.grad_fn)))
+
+
+def _leaves(v: Tensor, before: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors that gradients of v reach, without going through the nodes `before` of its graph."""
+    nodes, seen = [v.grad_fn], {None, *before}
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable  # type: ignore[union-attr]
+        nodes += [following for following, _ in node.next_functions]  # type: ignore[union-attr]
 
 
 def teacher(

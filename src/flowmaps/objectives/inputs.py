@@ -52,7 +52,7 @@ def _advice(x1: Any) -> str:
         kinds = ", ".join(type(part).__name__ for part in x1[:3])
         return f"a {type(x1).__name__} of {kinds}: call objective(x1, cond=labels) for a pair"
     kind = type(x1)
-    if kind.__module__.partition(".")[0] == "numpy":
+    if kind.__module__.startswith("numpy"):
         return f"a {kind.__module__}.{kind.__name__}: pass torch.from_numpy(x1).float()"
     return f"a {kind.__name__}: pass torch.as_tensor(x1)"
 
@@ -66,5 +66,5 @@ def _check_network(net: Any, x1: Tensor, cond: Condition) -> None:
             "forward so."
         )
     label = label_of(cond)
-    if isinstance(net, (MLP, Network)) and net.arguments["classes"] is not None and label is not None:
+    if isinstance(net, (MLP, Network)) and net.arguments.get("classes") is not None and label is not None:
         label_rows(label, net.arguments["classes"], x1)
