@@ -195,7 +195,8 @@ def test_noise_that_is_added_on_the_way_is_the_same_along_a_row():
         (RECIPE, Exact(), "teacher", "the flow of its teacher, solved backwards", 80),
         (RECIPE, None, "diagonal", "the flow of the map's own velocity, solved backwards", 80),
         (replace(RECIPE, times="square"), Exact(), "map", "the map itself in 4 steps backwards", 115),
-        (replace(RECIPE, times="square", method="lsd"), Exact(), "teacher", "the flow of its teacher", 80),
+        (replace(RECIPE, times="square", method="lsd"), Exact(), "map", "the map itself in 4 steps backwards", 115),
+        (replace(RECIPE, times="square", method="meanflow"), Exact(), "teacher", "the flow of its teacher", 80),
     ],
 )
 def test_an_exact_map_inverts(recipe: Recipe, teacher: FlowMap | None, encoder: str, words: str, least: float):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from .labels import TYPES, as_in_file
 from .options import TRANSFORMS
@@ -175,6 +174,8 @@ def _column(fields: Any) -> Column:
 
 def scores(knots: int) -> np.ndarray:
     """The normal scores of the knots of a quantile transform: quantiles of N(0, 1) at the middles of even shares."""
+    from scipy.special import ndtri  # slow to import, and only this transform needs it
+
     return ndtri((np.arange(knots) + 0.5) / knots)
 
 
