@@ -108,7 +108,7 @@ def main() -> None:
     resolution = run.units.shape[-1]
     real: dict[str, Images] = {}
     for split in ("train", "test"):
-        opened = open_data(run.recipe.data, 1, split=split, resolution=resolution)
+        opened = open_data(run.recipe.data, split=split, resolution=resolution)
         assert isinstance(opened, Images)
         real[split] = opened
     real["train"].flips = True
