@@ -40,7 +40,7 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(doctor, "ROUNDS", 1)
-    monkeypatch.setattr(doctor, "_compiled", lambda patient: "in one graph")
+    monkeypatch.setattr(doctor, "_compiled", lambda examined: "in one graph")
 
 
 def test_one_screen_says_what_is_right() -> None:

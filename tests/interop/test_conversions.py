@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -219,6 +220,16 @@ class Trained(nn.Sequential):
 
     def forward(self, z: Tensor, k: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(torch.cat([z, k[:, None] / 1000], 1))
+
+
+def test_a_student_is_read_back_into_one_of_the_same_call(tmp_path: Path):
+    saved, other = (interop.velocity(Played(linear)) for _ in range(2))
+    (slot,) = (m for m in saved.student.modules() if type(m).__name__ == "SecondTime")
+    nn.init.normal_(slot.last.weight)
+    saved.save(tmp_path / "mine")
+    loaded = fm.load(tmp_path / "mine", net=other.student.net)  # type: ignore[arg-type]
+    x, s = points(saved)
+    torch.testing.assert_close(loaded(x, s, s.flip(0)), saved.student(x, s, s.flip(0)), rtol=0, atol=0)
 
 
 # refusals -------------------------------------------------------------------------------------------------------------

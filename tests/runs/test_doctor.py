@@ -15,7 +15,7 @@ from flowmaps.dual.survey import survey
 from flowmaps.methods import METHODS
 from flowmaps.nn import MLP
 from flowmaps.runs import doctor
-from flowmaps.runs.doctor import Patient, examine, load_network
+from flowmaps.runs.doctor import ExaminedNetwork, examine, load_network
 
 WITH_DERIVATIVE = {"lmd", "lsd", "emd", "esd", "fmm", "meanflow", "sct", "eulerian_estimation"}
 WITHOUT = {"flow_matching", "psd", "shortcut", "consistency_training", "pfmm"}
@@ -34,8 +34,8 @@ class Net(nn.Module):
         return self.out(self.between(h))
 
 
-def patient(network: nn.Module, batch: int = 6) -> Patient:
-    return Patient(network, (3,), None, batch, torch.device("cpu"))
+def examined(network: nn.Module, batch: int = 6) -> ExaminedNetwork:
+    return ExaminedNetwork(network, (3,), None, batch, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_right_network_is_found_right_and_left_alone() -> None:
     net = Net()
     before = copy.deepcopy(net.state_dict())
-    found = examine(patient(net))
+    found = examine(examined(net))
     assert (found.name, found.parameters) == ("Net", 5 * 16 + 16 + 16 * 3 + 3)
     assert found.error is not None
     assert found.error < 1e-8
@@ -62,12 +62,12 @@ def test_a_right_network_is_found_right_and_left_alone() -> None:
 
 
 def compiled_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_compiled", lambda patient: "tested above")
+    monkeypatch.setattr(doctor, "_compiled", lambda examined: "tested above")
 
 
 def test_what_is_refused_is_named_with_the_methods_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_elsewhere(monkeypatch)
-    found = examine(patient(Net(lambda h: torch.special.bessel_j0(h))))
+    found = examine(examined(Net(lambda h: torch.special.bessel_j0(h))))
     assert "special.bessel_j0" in found.survey.refused
     assert found.error is None
     assert "special.bessel_j0" in found.fault
@@ -82,7 +82,7 @@ def test_what_is_refused_is_named_with_the_methods_that_need_it(monkeypatch: pyt
 def test_a_gradient_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is refused, and the methods with a derivative would train on a wrong gradient."""
     compiled_elsewhere(monkeypatch)
-    found = examine(patient(Net(lambda h: h * torch.sigmoid(h.detach()))))
+    found = examine(examined(Net(lambda h: h * torch.sigmoid(h.detach()))))
     assert not found.survey.refused
     assert "gradient of the tangent is off" in found.fault
     assert all("which is wrong" in found.methods[name] for name in WITH_DERIVATIVE)
@@ -106,7 +106,7 @@ def test_compilation_is_told_in_words() -> None:
     def branches(h: Any) -> Any:
         return h.sin() if h.detach().sum() > 0 else h.cos()
 
-    assert "not in one graph" in doctor._compiled(patient(Net(branches)))
+    assert "not in one graph" in doctor._compiled(examined(Net(branches)))
 
 
 def test_networks_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +137,6 @@ class OneTime(nn.Module):
 
 def test_a_network_that_cannot_be_called_is_refused() -> None:
     with pytest.raises(ValueError, match=r"OneTime cannot be called as net\(x, s, t, cond\).*a second one"):
-        examine(patient(OneTime()))
+        examine(examined(OneTime()))
     with pytest.raises(ValueError, match=r"x of shape \(4, 2\).*give --shape"):
-        examine(Patient(Net(), (2,), None, 4, torch.device("cpu")))
+        examine(ExaminedNetwork(Net(), (2,), None, 4, torch.device("cpu")))

@@ -27,11 +27,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..interpolants import Linear
 from ..nn.two_times import Call, plain_call
 from ..shapes import Batch, Condition, Time, like
 
 Prediction = Literal["epsilon", "sample", "v", "velocity", "reverse velocity"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+PATH = Linear()
+MIN_TIME = 1e-9
+"""Least distance from an end of the path by which is divided for the gain of a prediction."""
 
 
 class Clock(nn.Module, ABC):
@@ -143,8 +147,8 @@ class Conversion(nn.Module):
                 f"there the {what} is the input itself. Leave that step out of the schedule."
             )
         factors = {"v": math.sqrt(2), "velocity": 1.0, "reverse velocity": 1.0}
-        of_table = 1 / self.low if prediction == "epsilon" else 1 / (1 - self.high) if prediction == "sample" else None
-        self.gain = gain if gain is not None else factors[prediction] if of_table is None else of_table
+        factors |= {"epsilon": 1 / max(self.low, MIN_TIME), "sample": 1 / max(1 - self.high, MIN_TIME)}
+        self.gain = factors[prediction] if gain is None else gain
 
     def forward(self, net: nn.Module, x: Batch, t: Time, cond: Condition = None) -> Batch:
         """`(B, *shape), (B,), cond -> (B, *shape)`."""
@@ -161,9 +165,9 @@ class Conversion(nn.Module):
         if self.prediction in ("velocity", "reverse velocity"):
             return out if self.prediction == "velocity" else -out
         if self.prediction == "epsilon":
-            return (x - out) / like(t, x)
+            return PATH.noise_to_velocity(out, x, t)
         if self.prediction == "sample":
-            return (out - x) / like(1 - t, x)
+            return PATH.denoiser_to_velocity(out, x, t)
         square = (1 - t).square() + t.square()
         return like((2 * t - 1) / square, x) * x - like(square.rsqrt(), x) * out
 

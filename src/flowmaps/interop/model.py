@@ -95,7 +95,7 @@ class Model:
         return self.student
 
     def save(self, folder: str | Path) -> Path:
-        """Write the student; see `fm.save`."""
+        """Write the student, which `fm.load(folder, net=model.student.net)` reads into the student of such a model."""
         return models.save(self.student, folder, interpolant=self.interpolant)
 
 

@@ -112,8 +112,7 @@ class TwoTimes(nn.Module):
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, *shape), (B,), (B,), cond -> (B, *shape)`."""
         with self._second_time(t - s):
-            out = self.call(self.net, x, s, cond)
-        return out
+            return self.call(self.net, x, s, cond)
 
     @contextmanager
     def _second_time(self, gap: Tensor) -> Iterator[None]:
@@ -122,9 +121,9 @@ class TwoTimes(nn.Module):
             slot.gap, slot.reached = gap, False  # type: ignore[assignment]
         try:
             yield
-            if not all(slot.reached for slot in slots):
-                path = next(path for path, slot in zip(self.embeddings, slots, strict=True) if not slot.reached)
-                raise ValueError(f"the network does not call its layer {path}: name another with embedding=...")
+            for path, slot in zip(self.embeddings, slots, strict=True):
+                if not slot.reached:
+                    raise ValueError(f"the network does not call its layer {path}: name another with embedding=...")
         finally:
             for slot in slots:
                 slot.gap = None  # type: ignore[assignment]

@@ -69,32 +69,31 @@ class Progress:
         return before
 
     def _check_stepped(self, progress: float, objective: Objective) -> None:
-        if self.drawn in (None, progress):
-            return
-        if self._moves is None:
-            self._moves = bool(objective.moving_targets())
-        if self._moves:
+        if self.drawn not in (None, progress) and self._has_moving_target(objective):
             raise ValueError(
                 f"this objective has a target that follows the map, and training went on from progress {self.drawn:g} "
                 f"to {progress:g} without it: call objective.step((step + 1) / steps) after optimiser.step()."
             )
 
     def _what_changes(self, objective: Objective) -> str | None:
-        if self._moves is None:
-            self._moves = bool(objective.moving_targets())
         if self._schedule is None:
             self._schedule = objective.changes_with_progress()
             self._warms_up_alone = self._schedule and not objective.changes_with_progress(warmup=False)
         if self._schedule:
             return "a schedule that runs to the last step"
-        return "a target that follows the map" if self._moves else None
+        return "a target that follows the map" if self._has_moving_target(objective) else None
+
+    def _has_moving_target(self, objective: Objective) -> bool:
+        if self._moves is None:
+            self._moves = bool(objective.moving_targets())
+        return self._moves
 
     def _is_first_loss(self, objective: Objective) -> bool:
         """Whether no weight has changed since the first loss without a word, of an objective that only warms up.
 
         That is its loss after the warm-up, to look at: a loop that trains is refused from its second step on.
         """
-        if self._moves or not self._warms_up_alone:
+        if not self._warms_up_alone or self._has_moving_target(objective):
             return False
         now = sum(value._version for value in objective.parameters())
         self._untold = now if self._untold is None else self._untold

@@ -113,7 +113,7 @@ def load_network(place: str) -> nn.Module:
     return network
 
 
-class Patient:
+class ExaminedNetwork:
     """A network with a batch of inputs drawn from a fixed seed.
 
     Args:
@@ -165,31 +165,31 @@ class Patient:
         learned = [p for p in self.network.parameters() if p.requires_grad]
         return list(torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True))
 
-    def rows(self, count: int) -> Patient:
+    def rows(self, count: int) -> ExaminedNetwork:
         """The same with fewer rows."""
-        return Patient(self.network, self.shape, self.classes, min(count, self.batch), self.device)
+        return ExaminedNetwork(self.network, self.shape, self.classes, min(count, self.batch), self.device)
 
 
-def examine(patient: Patient, watch: Watch = quiet) -> Diagnosis:
+def examine(examined: ExaminedNetwork, watch: Watch = quiet) -> Diagnosis:
     """Examine a network; it is left as it is.
 
     Args:
-        patient: the network and a batch.
+        examined: the network and a batch.
         watch: progress callback.
 
     Raises:
         ValueError: the network cannot be called.
     """
-    patient = copy.copy(patient)
-    patient.network = copy.deepcopy(patient.network)
-    patient.check_call()
-    few, net = patient.rows(CHECKED_ROWS), patient.network
+    examined = copy.copy(examined)
+    examined.network = copy.deepcopy(examined.network)
+    examined.check_call()
+    few, net = examined.rows(CHECKED_ROWS), examined.network
     watch("functions", 0.0)
     surveyed = survey(lambda t: net(few.x, few.s, t, few.cond), (few.t,), (torch.ones_like(few.t),))
     watch("gradient", 0.1)
     error, fault, notes = _checked(few)
     watch("cost", 0.3)
-    plain, costs = _costs(patient)
+    plain, costs = _costs(examined)
     watch("compilation", 0.6)
     compiled = _compiled(few) if not costs["dual"].refusal else "not tried: dual refuses it"
     can_train = {}
@@ -202,18 +202,18 @@ def examine(patient: Patient, watch: Watch = quiet) -> Diagnosis:
     )  # fmt: skip
 
 
-def _checked(patient: Patient) -> tuple[float | None, str, tuple[str, ...]]:
+def _checked(examined: ExaminedNetwork) -> tuple[float | None, str, tuple[str, ...]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", ".* at or near a kink")
         try:
-            error = dual.check(patient.network, patient.x, patient.s, patient.t, patient.cond)
+            error = dual.check(examined.network, examined.x, examined.s, examined.t, examined.cond)
         except FAILURES as wrong:
             return None, " ".join(str(wrong).split()), ()
     return error, "", tuple(str(w.message) for w in caught)
 
 
-ENGINES: dict[str, Callable[[Patient], Tensor]] = {
+ENGINES: dict[str, Callable[[ExaminedNetwork], Tensor]] = {
     "dual": lambda p: p.along("dual"),
     "dual, no gradient through it": lambda p: p.along("dual", stopped=True),
     "torch": lambda p: p.along("torch"),
@@ -222,21 +222,21 @@ ENGINES: dict[str, Callable[[Patient], Tensor]] = {
 """A step by each engine; the second is that of methods that stop the gradient of their target."""
 
 
-def _costs(patient: Patient) -> tuple[tuple[float, int | None], dict[str, Cost]]:
+def _costs(examined: ExaminedNetwork) -> tuple[tuple[float, int | None], dict[str, Cost]]:
     """Seconds and bytes of a plain pass, and the cost of each engine relative to it; the engines take turns."""
-    losses = {"plain": Patient.plain, **ENGINES}
+    losses = {"plain": ExaminedNetwork.plain, **ENGINES}
     refusals, memory, times = dict[str, str](), dict[str, int | None](), {name: list[float]() for name in losses}
     for name, loss in losses.items():
         try:
-            patient.gradient(loss(patient))
-            memory[name] = peak(lambda loss=loss: patient.gradient(loss(patient)), patient.device)
+            examined.gradient(loss(examined))
+            memory[name] = peak(lambda loss=loss: examined.gradient(loss(examined)), examined.device)
         except FAILURES as error:
             if name == "plain":
                 raise ValueError(f"a plain forward and backward pass fails: {first_line(error)}") from error
             refusals[name] = _one_line(error)
     for _ in range(ROUNDS):
         for name in losses.keys() - refusals.keys():
-            times[name].append(_seconds(lambda loss=losses[name]: patient.gradient(loss(patient)), patient.device))
+            times[name].append(_seconds(lambda loss=losses[name]: examined.gradient(loss(examined)), examined.device))
     usual, used = statistics.median(times["plain"]), memory["plain"]
     costs = {name: Cost(refusal=words) for name, words in refusals.items()}
     for name in ENGINES.keys() - refusals.keys():
@@ -254,17 +254,17 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _compiled(patient: Patient) -> str:
+def _compiled(examined: ExaminedNetwork) -> str:
     """Whether a step by `dual` is traced in one graph, and is the same; without the minutes that its kernels take."""
     torch.compiler.reset()
     start, seed = time.perf_counter(), torch.random.get_rng_state()
     try:
-        loss = torch.compile(patient.along, backend="aot_eager", fullgraph=True)("dual")
-        found = patient.gradient(loss)
+        loss = torch.compile(examined.along, backend="aot_eager", fullgraph=True)("dual")
+        found = examined.gradient(loss)
     except Exception as error:  # the compiler raises errors of many classes
         return f"not in one graph ({_one_line(error)})"
     torch.random.set_rng_state(seed)
-    expected = patient.gradient(patient.along("dual"))
+    expected = examined.gradient(examined.along("dual"))
     size = max([float(g.norm()) for g in expected] + [1e-12])
     apart = max([float((a - b).norm()) for a, b in zip(found, expected, strict=True)] + [0.0]) / size
     if not apart < 1e-3:
@@ -272,24 +272,24 @@ def _compiled(patient: Patient) -> str:
     return f"in one graph, traced in {time.perf_counter() - start:.0f} s, the same gradient"
 
 
-def _trial(method: Method, patient: Patient, wrong: bool) -> str:
+def _trial(method: Method, examined: ExaminedNetwork, wrong: bool) -> str:
     """Why a method cannot train the network, empty if it can: one loss and gradient of a few rows.
 
     Args:
         method: the method.
-        patient: the network.
+        examined: the network.
         wrong: whether derivatives along the network are, so that no method with a derivative can.
     """
     given: dict[str, Any] = {}
     if method.distils and not method.copies_teacher:
         given["teacher"] = lambda x, t, cond=None: -x
     try:
-        objective = method.objective(method.flow_map(patient.network), **given).to(patient.device)
-        rng = torch.Generator(patient.device).manual_seed(0)
-        draw = objective.draw(patient.x, cond=patient.cond, generator=rng, progress=0.5)
+        objective = method.objective(method.flow_map(examined.network), **given).to(examined.device)
+        rng = torch.Generator(examined.device).manual_seed(0)
+        draw = objective.draw(examined.x, cond=examined.cond, generator=rng, progress=0.5)
         with mock.patch.object(dual, "jvp", wraps=dual.jvp) as derivative:
             loss = objective.evaluate(draw).value
-        slopes = patient.gradient(loss)
+        slopes = examined.gradient(loss)
     except FAILURES as error:
         return _one_line(error)
     if wrong and derivative.called:

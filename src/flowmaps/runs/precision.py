@@ -10,6 +10,7 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 
 from ..data import Source
 from ..maps import FlowMap, Target
@@ -75,14 +76,21 @@ def _inputs(plan: Plan, objective: Objective, source: Source) -> RandomInputs:
 
 def _step(objective: Objective, inputs: RandomInputs, precision: torch.dtype) -> float:
     """Seconds of a loss and its gradient."""
-    device = inputs.s.device
     begun = time.perf_counter()
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    _, grads = loss_and_gradients(objective, inputs, precision)
+    grads[0].flatten()[0].item()  # waits for the device
+    return time.perf_counter() - begun
+
+
+def loss_and_gradients(
+    objective: Objective, inputs: RandomInputs, precision: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss in a precision, and its gradients in the parameters that have one; `.grad` is left alone."""
+    with torch.autocast(inputs.s.device.type, precision, enabled=precision != torch.float32):
         loss = objective.evaluate(inputs).value
     trained = [value for value in objective.parameters() if value.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
-    next(grad for grad in grads if grad is not None).flatten()[0].item()  # waits for the device
-    return time.perf_counter() - begun
+    return loss, [grad for grad in grads if grad is not None]
 
 
 def _milliseconds(seconds: float) -> str:

@@ -25,6 +25,7 @@ from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
 from .folder import nearest_existing
 from .plan import Stage
+from .precision import loss_and_gradients
 from .prepare import BYTES_PER_NUMBER, Prepared, averages, count, in_bytes, prepare
 from .recipes import ImageRecipe, Recipe
 
@@ -102,7 +103,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
     draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed), progress=0.0)
     try:
-        found = _loss_and_norm(objective, draw, getattr(torch, recipe.precision), trained)
+        found = _loss_and_norm(objective, draw, getattr(torch, recipe.precision))
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
@@ -122,16 +123,9 @@ def _rows(recipe: Recipe) -> int:
     return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
 
 
-def _loss_and_norm(
-    objective: Objective, draw: RandomInputs, precision: torch.dtype, trained: list[torch.nn.Parameter]
-) -> dict[str, float]:
-    """The loss and gradient norm; .grad is left alone.
-
-    The norm is 0 in float16, where the unscaled gradient is not checked.
-    """
-    with torch.autocast(draw.s.device.type, precision, enabled=precision != torch.float32):
-        loss = objective.evaluate(draw).value
-    grads = [grad for grad in torch.autograd.grad(loss, trained, allow_unused=True) if grad is not None]
+def _loss_and_norm(objective: Objective, draw: RandomInputs, precision: torch.dtype) -> dict[str, float]:
+    """The loss and gradient norm, which is 0 in float16, where the unscaled gradient is not checked."""
+    loss, grads = loss_and_gradients(objective, draw, precision)
     norm = 0.0 if precision == torch.float16 else torch.stack([grad.float().norm() for grad in grads]).norm().item()
     return {"loss": loss.item(), "gradient": norm}
 

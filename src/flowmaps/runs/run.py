@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -236,7 +236,7 @@ def _with_chosen_precision(plan: Plan, folder: RunFolder) -> Plan:
     chosen = folder.recipe.precision
     if chosen == "auto":
         raise ValueError(f"config.json in {folder.path} does not tell the precision of the run, got auto: restore it.")
-    return dataclasses.replace(plan, recipe=replace(plan.recipe, precision=chosen))
+    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, precision=chosen))
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Source
-from ..shapes import Condition, on_each
+from ..shapes import Condition, check_condition, on_each
 
 
 class FromSource:
@@ -41,14 +41,7 @@ def check_rows(x1: Tensor, cond: Condition, dtype: torch.dtype) -> None:
     if x1.dtype != dtype:
         raise ValueError(f"the data are {x1.dtype}, the weights of the network {dtype}: convert one, data.to({dtype}).")
 
-    def check(value: Tensor) -> Tensor:
-        if value.shape[:1] != x1.shape[:1]:
-            raise ValueError(
-                f"a condition needs a row for each of the {len(x1)} rows of data, got {tuple(value.shape)}."
-            )
-        return value
-
-    on_each(cond, check)
+    check_condition(cond, x1, "data")
 
 
 class FromRows(FromSource):
