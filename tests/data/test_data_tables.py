@@ -218,7 +218,7 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path):
         refused(tmp_path / "a.csv", rf"no column 'c' for --{option.replace('_', '-')}: it has a, b", **{option: ("c",)})
     refused(tmp_path / "a.csv", "no column 'c' for --label-column", label_column="c")
     refused(tmp_path / "a.csv", "no column left to learn", drop_columns=("a", "b"))
-    with pytest.raises(ValueError, match=r"--transform names the column 'c', there are a, b"):
+    with pytest.raises(ValueError, match=r"--transform names the column 'c', which is not learned, of a, b"):
         opened(tmp_path / "a.csv", transform=("c=log",))
     with pytest.raises(ValueError, match=r"--transform must be KIND or COLUMN=KIND .*, got 'sqrt'"):
         opened(tmp_path / "a.csv", transform=("sqrt",))

@@ -38,6 +38,8 @@ def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
             f"{_called(raw, codes)} at most {FEW_VALUES} whole numbers, learned as a scale and rounded: if they are "
             f"codes without an order, pass --categories {quoted(codes)}"
         )
+    if not len(source.data[source.data.ne(source.data[0]).any(1)]):
+        notes.append("all rows are the same: samples will be copies of it")
     if roles.classes is not None and roles.classes.said:
         notes.append(f"the classes of {roles.label!r} are {roles.classes.said}")
     if source.units.absent:

@@ -8,48 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .raw import RawTable, is_number
+from .dialect import LINES_LOOKED_AT, SEPARATORS, Text, read_text
+from .numerals import is_code, is_number, texts_of, without_thousands
+from .raw import RawTable
 
-SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
-LINES_LOOKED_AT = 200
-"""Lines from which the dialect is told."""
-DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 WHOLE = re.compile(r"\s*\d+\s*")
 CALENDAR_YEARS = range(1000, 3000)
-
-
-class Text(NamedTuple):
-    """The text of a table and its dialect.
-
-    Attributes:
-        body: from the first line that counts.
-        before: how many lines of the file are before it.
-        separator: one of `SEPARATORS`, or the one that the file names.
-        decimal: the sign in front of decimals.
-        notes: what was guessed.
-    """
-
-    body: str
-    before: int
-    separator: str
-    decimal: str
-    notes: list[str]
-
-    def records(self) -> Iterator[tuple[int, list[str]]]:
-        """The lines that are not blank, as their numbers in the file and their cells."""
-        lines = csv.reader(io.StringIO(self.body, newline=""), delimiter=self.separator, skipinitialspace=True)
-        first = 1
-        for cells in lines:
-            if cells and (len(cells) > 1 or cells[0].strip()):
-                yield self.before + first, cells
-            first = lines.line_num + 1
 
 
 def read_delimited(path: Path, header: str, pandas: Any) -> RawTable:
@@ -63,7 +34,7 @@ def read_delimited(path: Path, header: str, pandas: Any) -> RawTable:
     Raises:
         ValueError: it has no rows, or they cannot be told apart.
     """
-    text = _text(path)
+    text = read_text(path)
     first = list(islice(text.records(), LINES_LOOKED_AT))
     if not first:
         raise ValueError("it holds no points")
@@ -84,64 +55,31 @@ def read_delimited(path: Path, header: str, pandas: Any) -> RawTable:
 
     notes = [*text.notes, *said]
     names, columns = _matched(names, columns, notes, first)
-    return RawTable(path, names, columns, named=named, where=where, notes=notes)
+    columns = _with_codes(columns, text, pandas, first, named)
+    raw = RawTable(path, names, columns, named=named, where=where, notes=notes)
+    read_thousands(raw, text.decimal)
+    return raw
 
 
-def _text(path: Path) -> Text:
-    content, notes = path.read_bytes(), []
-    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in content[:4]:
-        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        if encoding != "utf-8":
-            raise ValueError(f"it is no text in {encoding} ({error.reason}): save it as UTF-8") from None
-        text = content.decode("cp1252", "replace")
-        notes.append("it is no UTF-8: read as Windows-1252, check names and text with accents")
-    if "\0" in text:
-        raise ValueError("it holds zero bytes, which no text table has: save it as UTF-8")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    before, separator, start = 0, "", 0
-    while start < len(text):
-        end = text.find("\n", start)
-        line = text[start:] if end < 0 else text[start:end]
-        if match := re.fullmatch(r'"?sep=(.)"?', line.strip(), re.IGNORECASE):
-            separator = match[1]
-        elif line.strip() and not line.lstrip().startswith("#"):
-            break
-        before, start = before + 1, len(text) if end < 0 else end + 1
-    body = text[start:]
-    separator = separator or ("\t" if path.suffix.lower() == ".tsv" else _separator(body))
-    decimal = "," if separator != "," and _has_decimal_commas(body, separator) else "."
-    if separator not in (",", "\t") or decimal == ",":
-        also = " and decimal commas" if decimal == "," else ""
-        notes.append(f"read with {SEPARATORS.get(separator, repr(separator))} between the columns{also}")
-    return Text(body, before, separator, decimal, notes)
+def read_thousands(raw: RawTable, decimal: str) -> None:
+    """Make columns of text numbers where all their cells have signs for thousands."""
+    for k, (name, column) in enumerate(zip(raw.names, raw.columns, strict=True)):
+        if column.dtype.kind == "O" and (found := without_thousands(column, decimal)) is not None:
+            raw.columns[k] = found[0]
+            raw.asides[name] = f"{raw.called(name)} has signs for thousands: {found[1]}"
 
 
-def _separator(body: str) -> str:
-    """The separator that all of the first lines have equally often, outside quotes; else most of them, or commas."""
-    lines = [line for line in islice(io.StringIO(body), LINES_LOOKED_AT) if line.strip()]
-    best, most = ",", 0.0
-    for sign in SEPARATORS:
-        cells = [len(cells) for cells in csv.reader(lines, delimiter=sign)]
-        usual = max({*cells} - {1}, key=cells.count, default=1)
-        share = cells.count(usual) / len(cells) if usual > 1 else 0.0
-        if share > most:
-            best, most = sign, share
-    return best if most >= 0.5 else ","
-
-
-def _has_decimal_commas(body: str, separator: str) -> bool:
-    cells = [cell for line in _first_records(body, separator) for cell in line]
-    commas = sum(DECIMAL_COMMA.fullmatch(cell) is not None for cell in cells)
-    return commas > 0 and not any("." in cell and is_number(cell) for cell in cells)
-
-
-def _first_records(body: str, separator: str) -> list[list[str]]:
-    return list(islice(csv.reader(io.StringIO(body, newline=""), delimiter=separator), LINES_LOOKED_AT))
+def _with_codes(
+    columns: list[np.ndarray], text: Text, pandas: Any, first: list[tuple[int, list[str]]], named: bool
+) -> list[np.ndarray]:
+    """The columns, as text where numbers would lose the leading zeros of codes."""
+    ends = rf'[{re.escape(text.separator)}"\n]'
+    if not re.search(rf"(?:^|{ends}|\s)0\d+\s*(?:$|{ends})", text.body):
+        return columns
+    cells = _numbers(text, pandas, first, named, dtype=str)
+    found = [as_column(cells[k]) for k in range(len(columns))]
+    pairs = zip(columns, found, strict=True)
+    return [own if own.dtype.kind == "O" or not is_code(texts_of(read)) else read for own, read in pairs]
 
 
 def has_names(
@@ -200,7 +138,7 @@ def _with_point(cell: str, decimal: str) -> str:
     return cell.replace(",", ".") if decimal == "," else cell
 
 
-def _numbers(text: Text, pandas: Any, first: list[tuple[int, list[str]]], named: bool) -> Any:
+def _numbers(text: Text, pandas: Any, first: list[tuple[int, list[str]]], named: bool, **options: Any) -> Any:
     """The rows below the names as a data frame.
 
     Raises:
@@ -212,7 +150,7 @@ def _numbers(text: Text, pandas: Any, first: list[tuple[int, list[str]]], named:
             body.readline()
     elif named:
         return ()
-    options: dict[str, Any] = {"sep": text.separator, "decimal": text.decimal, "header": None, "skipinitialspace": True}
+    options |= {"sep": text.separator, "decimal": text.decimal, "header": None, "skipinitialspace": True}
     if int(pandas.__version__.split(".")[0]) < 3:  # later versions read floats exactly
         options["float_precision"] = "round_trip"
     try:
@@ -252,6 +190,9 @@ def _matched(
         return [str(k + 1) for k in range(len(columns))], columns
     if len(names) == len(columns) - 1 and _are_row_names(columns[0]):
         names = ["", *names]
+    if len(names) == len(columns) and names.count("") > 1:
+        empty = [str(k + 1) for k, name in enumerate(names) if not name]
+        raise ValueError(f"columns {' and '.join(empty)} have no names: name them, or pass --header none")
     if len(names) != len(columns):
         raise ValueError(
             f"line {first[0][0]} names {len(names)} columns, the lines below have {len(columns)}: mend the names, or "
@@ -277,6 +218,8 @@ def as_column(series: Any) -> np.ndarray:
     if kind in "biuf":  # a type of pandas for numbers with missing cells
         return series.to_numpy(dtype=np.float64, na_value=np.nan) if gaps.any() else np.array(series.tolist())
     values = series.astype(object).to_numpy()
+    if not gaps.all() and all(isinstance(value, Decimal) for value in values[~gaps]):
+        return np.array([np.nan if gap else float(value) for gap, value in zip(gaps, values, strict=True)])
     if not gaps.any() and all(isinstance(value, (bool, np.bool_)) for value in values):
         return values.astype(bool)
     return np.array([None if gap else str(value) for gap, value in zip(gaps, values, strict=True)], dtype=object)

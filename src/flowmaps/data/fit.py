@@ -8,7 +8,7 @@ import torch
 from .columns import Column, Table, covariance_root, fitted
 from .labels import Classes, classes_of, whole
 from .options import TableOptions
-from .raw import RawTable
+from .raw import RawTable, check_whole
 from .roles import MAX_CATEGORIES, Roles
 from .sources import Points
 from .units import Units
@@ -60,11 +60,8 @@ def _column(
     if name in options.categories:
         return _categories(raw, name, values)
     numbers, dtype = values.astype(np.float64), values.dtype
-    if dtype.kind in "iu" and np.abs(numbers).max() >= 2**53:
-        raise ValueError(
-            f"{raw.path}: {raw.called(name)} has whole numbers of 2^53 and more, which floating point does not hold: "
-            f"pass --drop-columns {name}, or subtract a constant first."
-        )
+    if dtype.kind in "iu":
+        check_whole(raw, name, numbers)
     rounded = dtype.kind in "iub" and options.integers == "round"
     limits = (float(numbers.min()), float(numbers.max())) if rounded else ()
     return fitted(name, numbers[train], kind, type=dtype.name, limits=limits), numbers

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import delimited
+from .dialect import LINES_LOOKED_AT
 from .raw import INSTALL, RawTable
 
 TEXT_SUFFIXES = (".csv", ".tsv")
@@ -74,11 +76,26 @@ def _arrow(path: Path, suffix: str) -> RawTable:
     return _of_frame(path, frame)
 
 
-def _of_frame(path: Path, frame: Any) -> RawTable:
+def _of_frame(path: Path, frame: Any, named: bool = True, notes: Sequence[str] = ()) -> RawTable:
     names = [str(name) for name in frame.columns]
     columns = [delimited.as_column(frame.iloc[:, k]) for k in range(frame.shape[1])]
     names = ["" if name.startswith("__index_level_") else name for name in names]
-    return RawTable(path, names, columns)
+    raw = RawTable(path, names, columns, named=named, notes=[*notes])
+    raw.asides = {
+        name: said for k, name in enumerate(names) if (said := _type_said(raw.called(name), frame.iloc[:, k]))
+    }
+    delimited.read_thousands(raw, ".")
+    return raw
+
+
+def _type_said(called: str, series: Any) -> str:
+    """How values are read that are no numbers, truth values or text; empty if they are."""
+    value = next(iter(series.dropna()), "")
+    if isinstance(value, Decimal):
+        return f"{called} holds decimals, which are read and written as float64"
+    if isinstance(value, (str, bool, int, float, np.number, np.bool_)):
+        return ""
+    return f"{called} holds values of type {type(value).__name__}, which are read and written as text"
 
 
 def _sheet(path: Path, header: str, pandas: Any) -> RawTable:
@@ -91,16 +108,14 @@ def _sheet(path: Path, header: str, pandas: Any) -> RawTable:
     full = cells.notna().any(axis=1)
     if not full.any():
         raise ValueError("it holds no points")
-    start = int(full.to_numpy().argmax())
-    cells = cells.iloc[start:].dropna(axis=1, how="all")
-    records = [[_cell_text(value) for value in row] for row in cells.head(delimited.LINES_LOOKED_AT).to_numpy(object)]
+    start, end = int(full.to_numpy().argmax()), len(full) - int(full.to_numpy()[::-1].argmax())
+    cells = cells.iloc[start:end].dropna(axis=1, how="all")
+    records = [[_cell_text(value) for value in row] for row in cells.head(LINES_LOOKED_AT).to_numpy(object)]
     (named, said), first = delimited.has_names(records, header), records[0]
     notes += said
     body = (cells.iloc[1:] if named else cells).reset_index(drop=True)
-    body.columns = range(body.shape[1])
-    raw = _of_frame(path, body.infer_objects())
-    raw.names = first if named else [str(k + 1) for k in range(body.shape[1])]
-    raw.named, raw.notes = named, notes
+    body.columns = first if named else [str(k + 1) for k in range(body.shape[1])]
+    raw = _of_frame(path, body.infer_objects(), named, notes)
     raw.where = lambda row: f"row {start + named + row + 1} of the sheet"
     return raw
 

@@ -47,6 +47,7 @@ def open_data(
         ValueError: no such data, or data that cannot be trained on.
     """
     watch = watch or quiet
+    table.check()
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     if resolution < 0:

@@ -26,7 +26,7 @@ class TableOptions:
     drop_columns: Names = ()
     """Columns of a table to leave out."""
     keep_columns: Names = ()
-    """Columns of a table to learn as numbers, though they look like an index or like classes."""
+    """Columns of a table to learn as numbers, though they look like an index, like classes or like codes."""
     categories: Names = ()
     """Columns of a table to learn as categories, and to write as such: text, or codes without an order."""
     integers: Literal["round", "float"] = "round"
@@ -48,20 +48,49 @@ class TableOptions:
         Raises:
             ValueError: there is no such kind or column.
         """
-        default, own = "standard", {}
+        given: dict[str, str] = {}
         for entry in self.transform:
             name, equals, kind = entry.rpartition("=")
             if kind not in TRANSFORMS:
                 raise ValueError(
                     f"--transform must be KIND or COLUMN=KIND with a KIND of {', '.join(TRANSFORMS)}, got {entry!r}."
                 )
-            if equals:
-                own[name] = kind
-            else:
-                default = kind
-        if unknown := sorted({*own} - {*names}):
-            raise ValueError(f"--transform names the column {unknown[0]!r}, there are {listed(names)}.")
-        return {name: own.get(name, default) for name in names}
+            if given.setdefault(name if equals else "", entry) != entry:
+                of = f"the column {name}" if equals else "all columns"
+                raise ValueError(
+                    f"--transform is given twice for {of}: {given[name if equals else '']} and {entry}; leave one out."
+                )
+        for name in {*given} - {""}:
+            if name in self.categories:
+                raise ValueError(f"--transform {given[name]} is for numbers, and --categories has {name}: take one.")
+            if name not in names:
+                why = "has the classes" if name == self.label_column else f"is not learned, of {listed(names)}"
+                raise ValueError(f"--transform names the column {name!r}, which {why}: leave it out.")
+        kinds = {name: entry.rpartition("=")[2] for name, entry in given.items()}
+        return {name: kinds.get(name, kinds.get("", "standard")) for name in names}
+
+    def check(self) -> None:
+        """Check each option by itself, as the program has done when a recipe gives them.
+
+        Raises:
+            ValueError: one is of another type or out of range.
+        """
+        held, bins = self.held_out, self.label_bins
+        if isinstance(held, bool) or not isinstance(held, (int, float)) or not 0 <= held < 1:
+            raise ValueError(f"--held-out must be a share from 0 to below 1, got {held!r:.40}.")
+        if type(bins) is not int or not 0 <= bins <= 1_000:
+            raise ValueError(f"--label-bins must be a whole number from 0 to 1,000, got {bins!r:.40}.")
+        if self.integers not in ("round", "float"):
+            raise ValueError(f"--integers must be round or float, got {self.integers!r:.40}.")
+        if self.header not in ("auto", "names", "none"):
+            raise ValueError(f"--header must be auto, names or none, got {self.header!r:.40}.")
+        for option in ("drop_columns", "keep_columns", "categories", "transform"):
+            names = getattr(self, option)
+            if isinstance(names, str) or any(not isinstance(name, str) for name in names):
+                shown = option.replace("_", "-")
+                raise ValueError(f"--{shown} must be names of columns, such as ('a', 'b'), got {names!r:.40}.")
+        if not isinstance(self.label_column, str):
+            raise ValueError(f"--label-column must be the name of a column, got {self.label_column!r:.40}.")
 
 
 class DataWarning(UserWarning):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .numerals import DATE_OR_TIME, NUMBER_WITH_SIGNS, is_code, is_number, texts_of
 
 INSTALL = "pip install 'flowmaps[tables]'"
 
@@ -24,6 +27,7 @@ class RawTable:
         type: numpy's name of the type of all numbers, where the file has one.
         where: takes the number of a row to its place in the file, such as "line 3".
         notes: what was left out or guessed while reading.
+        asides: name of a column -> how it was read, said if the column is used.
         labels: `(N,)` labels beside the columns, and the name of their array; or `None`.
         label: the name of that array.
     """
@@ -35,6 +39,7 @@ class RawTable:
     type: str = "float64"
     where: Callable[[int], str] = field(default=lambda row: f"row {row} (counted from 0)")
     notes: list[str] = field(default_factory=list)
+    asides: dict[str, str] = field(default_factory=dict)
     labels: np.ndarray | None = None
     label: str = ""
 
@@ -67,8 +72,12 @@ def missing(column: np.ndarray) -> np.ndarray:
     return np.zeros(len(column), bool)
 
 
-def check_complete(raw: RawTable) -> None:
+def check_complete(raw: RawTable, droppable: bool = False) -> None:
     """Refuse a table with cells that are missing, or no finite numbers, in the columns that it still has.
+
+    Args:
+        raw: the table.
+        droppable: whether there are other columns, so that all of these may be dropped.
 
     Raises:
         ValueError: names the first such cell by file, line and column, and says how many rows have one.
@@ -82,7 +91,7 @@ def check_complete(raw: RawTable) -> None:
     name, within = raw.names[place], [raw.names[k] for k in np.flatnonzero(bad.any(0))]
     value = raw.columns[place][row]
     what = "is missing" if value is None or value != value else f"is {value:g}, which single precision does not hold"
-    drop = "" if len(within) == len(raw.names) else f", or pass --drop-columns {quoted(within)}"
+    drop = "" if len(within) == len(raw.names) and not droppable else f", or pass --drop-columns {quoted(within)}"
     raise ValueError(
         f"{raw.path}, {raw.where(row)}: {raw.called(name)} {what}. There are NaN or infinite values in {rows.sum()} of "
         f"{raw.rows} rows (first: row {row}, counted from 0): drop or fill those rows{drop}."
@@ -98,29 +107,53 @@ def check_numbers(raw: RawTable) -> None:
     for name, column in zip(raw.names, raw.columns, strict=True):
         if column.dtype.kind not in "OUS":
             continue
-        texts = [value for value in column if value is not None]
-        row = next(k for k, value in enumerate(column) if value is not None and not is_number(str(value)))
-        numbers = sum(is_number(str(value)) for value in texts)
-        place = f"{raw.path}, {raw.where(row)}: {raw.called(name)} holds the text {str(column[row])[:40]!r}"
-        if 2 * numbers >= len(texts):
+        texts, shell = texts_of(column), quoted([name])
+        row = next((k for k, v in enumerate(column) if v is not None and not is_number(str(v))), -1)
+        place = f"{raw.path}, {raw.where(max(row, 0))}: {raw.called(name)} holds"
+        as_text = (
+            f"--label-column {shell} to learn them as classes, --categories {shell} to learn them as a column of "
+            "categories"
+        )
+        if row < 0:
+            kind = "codes such as" if is_code(texts) else "numbers as text such as"
+            zeros = " without leading zeros" if is_code(texts) else ""
+            raise ValueError(
+                f"{place} {kind} {texts[0][:40]!r}: pass {as_text}, --keep-columns {shell} to learn them as "
+                f"numbers{zeros}, or --drop-columns {shell}."
+            )
+        place, text = f"{place} the text {str(column[row])[:40]!r}", str(column[row])
+        if 2 * sum(map(is_number, texts)) >= len(texts):
             raise ValueError(
                 f"{place} among numbers: mend or drop such cells (a second line of headings or of units is one), or "
-                f"pass --drop-columns {quoted([name])}."
+                f"pass --drop-columns {shell}."
             )
+        if DATE_OR_TIME.fullmatch(text.strip()):
+            raise ValueError(
+                f"{place}: dates are to be made numbers first, such as seconds: {_in_seconds(name, text)}; or pass "
+                f"--drop-columns {shell}."
+            )
+        hint = "; write numbers as 1234.5, with no other sign" if NUMBER_WITH_SIGNS.fullmatch(text.strip()) else ""
+        raise ValueError(f"{place}, one of {len({*texts})} values: pass {as_text}, or --drop-columns {shell}{hint}.")
+
+
+def _in_seconds(name: str, text: str) -> str:
+    """The line of pandas that makes a column of a data frame of dates, times or spans one of seconds."""
+    if re.fullmatch(r"(\d+ days?,? )?\d{1,2}:.*", text.strip()):
+        return f"frame[{name!r}] = pandas.to_timedelta(frame[{name!r}].astype(str)).dt.total_seconds()"
+    return f"when = pandas.to_datetime(frame[{name!r}]); frame[{name!r}] = (when - when.min()).dt.total_seconds()"
+
+
+def check_whole(raw: RawTable, name: str, numbers: np.ndarray) -> None:
+    """Refuse whole numbers that float64 does not hold.
+
+    Raises:
+        ValueError: the column has some.
+    """
+    if np.abs(numbers).max(initial=0) >= 2**53:
         raise ValueError(
-            f"{place}, one of {len(set(map(str, texts)))} values: pass --label-column {quoted([name])} to learn them "
-            f"as classes, --categories {quoted([name])} to learn them as a column of categories, or --drop-columns "
-            f"{quoted([name])}; dates are to be made numbers first."
+            f"{raw.path}: {raw.called(name)} has whole numbers of 2^53 and more, which floating point does not hold: "
+            f"pass --drop-columns {quoted([name])}, or subtract a constant first."
         )
-
-
-def is_number(word: str) -> bool:
-    """Whether a cell of text is a number."""
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return "_" not in word
 
 
 def quoted(names: list[str]) -> str:

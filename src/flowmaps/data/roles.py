@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .labels import Classes, classes_of, in_bins, look_like_classes, whole
+from .numerals import DIGITS, as_numbers, is_number, texts_of
 from .options import TableOptions, listed
-from .raw import RawTable, check_complete, check_numbers, quoted
+from .raw import RawTable, check_complete, check_numbers, check_whole, quoted
 
 INDEX_NAMES = ("index", "id", "idx", "row", "rowid", "row_id", "key", "unnamed: 0")
 MIN_ROWS_OF_INDEX = 5
@@ -56,6 +57,7 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
     """
     _check_names(raw, options)
     raw = raw.without([*options.drop_columns]) if options.drop_columns else raw
+    raw = _with_kept_numbers(raw, options)
     raw = _without_index(raw, options)
     label = _label_column(raw, options)
     if label:
@@ -65,6 +67,7 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
             values = in_bins(values, options.label_bins, f"{raw.path}: {raw.called(label)}")
     else:
         at, values, label = -1, raw.labels, raw.label
+    raw.notes.extend(said for name, said in raw.asides.items() if name in (*raw.names, label))
     if not raw.columns:
         raise ValueError(f"{raw.path} has no column left to learn: leave out fewer of them.")
     check_complete(raw)
@@ -73,7 +76,7 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
     if values is not None and labels:
         where = f"{raw.path}, {'the array' if at < 0 else 'column'} {label!r}"
         if label and at >= 0:
-            check_complete(RawTable(raw.path, [label], [values], raw.named, where=raw.where))
+            check_complete(RawTable(raw.path, [label], [values], raw.named, where=raw.where), droppable=True)
         classes = classes_of(values, raw.rows, where)
     return Roles(raw, classes, label if classes is not None else "", at)
 
@@ -85,12 +88,31 @@ def _check_names(raw: RawTable, options: TableOptions) -> None:
         "--categories": options.categories,
         "--label-column": (options.label_column,) if options.label_column else (),
     }
+    given: dict[str, str] = {}
     for option, names in named.items():
         for name in names:
             if name not in raw.names:
                 raise ValueError(f"{raw.path} has no column {name!r} for {option}: it has {listed(raw.names)}.")
+            if given.setdefault(name, option) != option:
+                raise ValueError(f"column {name!r} is given to {given[name]} and {option}: give it to one of them.")
     if options.label_bins and not options.label_column:
         raise ValueError("--label-bins cuts the numbers of a column: pass --label-column NAME too.")
+
+
+def _with_kept_numbers(raw: RawTable, options: TableOptions) -> RawTable:
+    """The table with the numbers of columns of text that are to be learned as numbers.
+
+    Raises:
+        ValueError: they are whole and too large.
+    """
+    for k, name in enumerate(raw.names):
+        column = raw.columns[k]
+        if name not in options.keep_columns or column.dtype.kind != "O" or not all(map(is_number, texts_of(column))):
+            continue
+        raw.columns[k] = as_numbers(None if value is None else str(value) for value in column)
+        if all(DIGITS.fullmatch(text.strip().lstrip("+-")) for text in texts_of(column)):
+            check_whole(raw, name, raw.columns[k])
+    return raw
 
 
 def _without_index(raw: RawTable, options: TableOptions) -> RawTable:

@@ -119,7 +119,8 @@ def raw_table(arrays: Arrays, path: Path) -> RawTable:
             f"with at least one point{_how_to_save_images(array)}."
         )
     names = [str(k + 1) for k in range(array.shape[1])]
-    native = array.astype(array.dtype.newbyteorder("="))
+    long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    native = array.astype(np.float64 if long else array.dtype.newbyteorder("="))
     raw = RawTable(path, names, [*native.T], named=False, type=native.dtype.name, notes=[*arrays.notes])
     raw.labels, raw.label = arrays.labels, arrays.label
     return raw
