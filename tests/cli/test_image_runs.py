@@ -248,7 +248,7 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         assert not (tmp_path / "run").exists()
     assert "compare takes recipes of points" in refused(capsys, "compare", "cifar10-tiny", "--out", tmp_path / "run")
     found = run("train", "cifar10-lmd", "--data", tmp_path / "wide.npy", *plain, "--check")
-    assert "40 images of 8 x 12 pixels, in colour, not square: the networks are built for rectangles" in found
+    assert "40 images of 8 x 12 pixels (height x width; the network is built for rectangles), in colour" in found
 
 
 # a budget of minutes -------------------------------------------------------------------------------------------------

@@ -276,3 +276,37 @@ def test_a_wide_table_comes_back(tmp_path: Path):
 def test_options_that_cannot_be_followed_are_refused_in_a_line(tmp_path: Path, options: dict, words: str):
     (tmp_path / "a.csv").write_text("a,b\n1.5,2\n3,4\n")
     refused(tmp_path / "a.csv", words, **options)
+
+
+# what a stranger reads ------------------------------------------------------------------------------------------------
+
+
+def test_all_columns_of_text_are_named_at_once(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("a,b,c,d\n1.5,p,q,2020-01-02\n3,r,s,2020-01-03\n")
+    refused(tmp_path / "a.csv", "column 'b' holds the text 'p'.* There is text in c, d too")
+
+
+def test_a_column_that_is_called_an_id_is_asked_about(tmp_path: Path):
+    frame = pandas.DataFrame({"order_id": 100 + np.arange(12) * 7 % 13, "x": X})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    refused(tmp_path / "a.csv", "column 'order_id' looks like an index .*--drop-columns order_id")
+
+
+def test_columns_are_shown_in_the_order_of_the_file(tmp_path: Path):
+    frame = pandas.DataFrame({"x": X, "constant": 1.5, "z": -X})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    shown = [line.split()[0] for line in opened(tmp_path / "a.csv").about]
+    assert shown[1:5] == ["column", "x", "constant", "z"]
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170])
+def test_numbers_whose_squares_underflow_are_no_constant(tmp_path: Path, scale: float):
+    np.save(tmp_path / "a.npy", np.stack([X * scale, X], 1))
+    source = opened(tmp_path / "a.npy")
+    np.testing.assert_allclose(written(source)["1"], X * scale, rtol=1e-5)
+    assert source.data.std(0).tolist() == pytest.approx([1, 1], rel=1e-5)
+
+
+def test_a_first_line_of_names_without_rows_is_no_row(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("0,True\n")
+    refused(tmp_path / "a.csv", "it holds no points")

@@ -48,6 +48,22 @@ def test_folders_of_splits(tmp_path: Path):
     refused(tmp_path, "has the classes fox, which .*train does not have", split="test")
 
 
+def test_a_folder_that_has_only_a_test_split_says_how_to_train_on_it(tmp_path: Path):
+    for k, name in enumerate(["test/cat/a", "test/dog/a"]):
+        save(tmp_path / f"{name}.png", colour(k))
+    refused(tmp_path, f"no split 'train' .*: call it train, or pass --data {tmp_path / 'test'} to train on it")
+    assert opened(tmp_path / "test").units.names == ("cat", "dog")  # the advice works
+
+
+def test_what_a_resolution_does_to_images_is_said(tmp_path: Path):
+    for k in range(2):
+        save(tmp_path / f"{k}.png", np.concatenate([colour(k)] * 2, axis=1))
+    assert not any("cropped" in line for line in opened(tmp_path).about)
+    side = min(opened(tmp_path).pixels.shape[2:])
+    about = open_data(str(tmp_path), resolution=side // 2).about
+    assert "each was cropped to the square in its middle and averaged down to this size" in about
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path):
     for k in range(3):
         save(tmp_path / f"{k}.png", colour(k))

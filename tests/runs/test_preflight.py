@@ -98,7 +98,7 @@ def test_images_are_checked_as_they_are_trained(backbone: str):
     plan = said(recipe)
     shape = initial.new_map(recipe, (3, 8, 8), 4)
     assert plan["weights"] == f"{sum(p.numel() for p in shape.parameters()):,}"
-    assert plan["data"] == "images.npz, 3 x 8 x 8 numbers a row, 4 classes"
+    assert plan["data"] == "images.npz, 3 x 8 x 8 numbers an image, 4 classes"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -11,7 +11,7 @@ from .roles import Roles
 from .sources import Images, Points, Source
 
 MAX_LINES = 24
-"""Most columns that are shown one by one; those that ask for attention come first."""
+"""Most columns that are shown one by one; of more, those that ask for attention come first."""
 HEAVY_KURTOSIS = 15.0
 """Excess kurtosis from which a column is said to have heavy tails: a normal one has 0, an exponential one 6."""
 FEW_VALUES = 10
@@ -35,8 +35,8 @@ def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
     codes = [c.name for c, x in _numbers(roles, table.columns) if c.limits and 2 < len(np.unique(x)) <= FEW_VALUES]
     if codes:
         notes.append(
-            f"{_called(raw, codes)} at most {FEW_VALUES} whole numbers, learned as a scale and rounded: if they are "
-            f"codes without an order, pass --categories {quoted(codes)}"
+            f"{_called(raw, codes)} at most {FEW_VALUES} different whole numbers, learned as a scale and rounded: if "
+            f"they are codes without an order, pass --categories {quoted(codes)}"
         )
     if not len(source.data[source.data.ne(source.data[0]).any(1)]):
         notes.append("all rows are the same: samples will be copies of it")
@@ -56,7 +56,8 @@ def table_lines(roles: Roles, source: Points) -> tuple[str, ...]:
     kept = f"{len(source.data):,} are trained on, {held:,} held out for the metrics" if held else "all are trained on"
     lines = [f"{roles.raw.rows:,} rows, {kept}; no cell is missing"]
     found = [_column_line(roles, own, source, k) for k, own in enumerate(table.columns)]
-    found.sort(key=lambda entry: not entry[0])
+    if len(found) > MAX_LINES:
+        found.sort(key=lambda entry: not entry[0])
     cells = [("column", "type", "least", "greatest", "what is done"), *(entry[1] for entry in found[:MAX_LINES])]
     widths = [max(len(row[k]) for row in cells) for k in range(4)]
     lines += ["  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in cells]
@@ -75,12 +76,20 @@ def class_lines(source: Source, counts: dict[str, int], label: str = "") -> tupl
     return (f"classes{f' of {label!r}' if label else ''}: {listed(shown, 12)}",)
 
 
-def image_lines(source: Images) -> tuple[str, ...]:
-    """How many images of what size, and classes with their counts."""
+def image_lines(source: Images, cropped: bool = False) -> tuple[str, ...]:
+    """How many images of what size, and classes with their counts.
+
+    Args:
+        source: the images.
+        cropped: whether a resolution was asked for.
+    """
     number, channels, height, width = source.pixels.shape
     kind = "in colour" if channels == 3 else "grey"
-    shape = "" if height == width else ", not square: the networks are built for rectangles"
-    lines = [f"{number:,} images of {height} x {width} pixels, {kind}{shape}"]
+    shape = "" if height == width else " (height x width; the network is built for rectangles)"
+    lines = [f"{number:,} images of {height} x {width} pixels{shape}, {kind}"]
+    if cropped:
+        lines.append("each was cropped to the square in its middle and averaged down to this size")
+    lines.append("samples are measured against the images that are trained on, as is usual for Fréchet distances")
     if source.labels is None:
         return (*lines, "no labels are learned")
     counts = np.bincount(source.labels.cpu().numpy(), minlength=source.classes or 0).tolist()

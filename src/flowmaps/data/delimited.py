@@ -106,7 +106,7 @@ def has_names(
             bool(cell) and not number and all(not b.strip() or is_number(b) for b in column) and bool(rest)
             for cell, number, column in zip(first, numbers, below, strict=True)
         ]
-        return any(heads) or not any(numbers), []
+        return any(heads) or not any(numbers) or not rest, []
     names = quoted or _numbers_are_names(first, rest)
     if names is None:
         raise ValueError(

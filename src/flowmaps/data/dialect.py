@@ -40,9 +40,9 @@ class Text(NamedTuple):
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """The lines that are not blank, as their numbers in the file and their cells."""
         lines = csv.reader(io.StringIO(self.body, newline=""), delimiter=self.separator, skipinitialspace=True)
-        first = 1
+        first, body = 1, self.body.split("\n")
         for cells in lines:
-            if cells and (len(cells) > 1 or cells[0].strip()):
+            if cells and (len(cells) > 1 or cells[0].strip() or '"' in body[first - 1]):  # an empty cell in quotes
                 yield self.before + first, cells
             first = lines.line_num + 1
 

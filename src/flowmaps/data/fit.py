@@ -15,6 +15,8 @@ from .units import Units
 
 LEAST_HELD_OUT = 10
 """Rows below which none are held out."""
+LEAST_SQUARED = 1e-100
+"""Numbers below it have squares that float64 may not hold."""
 HELD_OUT_SEED = 0
 """Seed of the choice of rows that are held out, the same for every run on a table."""
 
@@ -85,6 +87,9 @@ def _shift_and_scale(table: Table, features: np.ndarray) -> tuple[np.ndarray, np
     """Mean and deviation of each number that the network sees; of categories 0 and 1, of a constant itself and 0."""
     x = torch.from_numpy(np.ascontiguousarray(features))
     shift, scale = x.mean(0).numpy(), (x.std(0) if len(x) > 1 else torch.zeros_like(x[0])).numpy()
+    tiny = np.abs(features - shift).max(0)
+    unit = np.where((tiny > 0) & (tiny < LEAST_SQUARED), tiny, 1.0)  # in whose units squares do not underflow
+    scale = np.where(unit < 1, unit * ((features - shift) / unit).std(0, ddof=len(x) > 1), scale)
     wide = np.repeat([c.transform == "categories" for c in table.columns], [c.width for c in table.columns])
     span = features.max(0) - features.min(0)
     constant = span <= 4 * np.spacing(np.abs(features).max(0)) * (span > 0)

@@ -106,7 +106,10 @@ def _notes(root: Path, files: list[Path]) -> tuple[str, ...]:
     left = Counter(file.suffix.lower() or "no suffix" for file in _visible_files(root) if file not in read)
     if left:
         kinds = listed([f"{number:,} with {suffix}" for suffix, number in left.most_common()], 6)
-        notes.append(f"{left.total():,} files that are not read as images were left out: {kinds}")
+        one, number = "1 file that is not read as an image was left out", left.total()
+        notes.append(
+            f"{one if number == 1 else f'{number:,} files that are not read as images were left out'}: {kinds}"
+        )
     deeper = [file for file in files if len(file.relative_to(root).parts) > 2]
     if deeper:
         notes.append(

@@ -36,7 +36,8 @@ def open_data(
         name: `checkerboard`, `digits`, `cifar10`, `imagenet32`; the path of an array file (`.npy`, `.npz`), of a table
             (`.csv`, `.tsv`, `.parquet`, `.feather`, `.xlsx`), of an archive or of a folder of images (docs/data.md); or
             `user/name` on the Hugging Face hub.
-        resolution: average images down to this many pixels a side; 0 leaves them as they are.
+        resolution: crop images to the square in their middle and average it down to this many pixels a side; 0 leaves
+            them as they are, rectangles too.
         flips: mirror images at random as they are drawn.
         labels: without them the data have no classes.
         split: `train`, `test`, or `validation` or `val`, which may stand for `test` and the other way round.
@@ -55,7 +56,7 @@ def open_data(
     if name in BUILT_IN or not name or tables.is_array_file(name):
         source = _arrays(name, resolution, flips, labels, split, table)
     else:
-        source = _images(_image_set(name, resolution, split, watch), flips, labels)
+        source = _images(_image_set(name, resolution, split, watch), resolution, flips, labels)
     if table != ALL_ROWS and (source.units.table is None) and _asks(table):
         raise ValueError(f"{name} is no table: {_asks(table)} is for tables alone, leave it out.")
     for note in source.notes:
@@ -70,13 +71,13 @@ def _asks(table: TableOptions) -> str:
     return next((f"--{name.replace('_', '-')}" for name in changed if name != "held_out"), "")
 
 
-def _images(images: ImageSet, flips: bool, labels: bool) -> Images:
+def _images(images: ImageSet, resolution: int, flips: bool, labels: bool) -> Images:
     """The source of a set of images, with or without its labels."""
     targets, names = (images.labels, images.names) if labels else (None, ())
     source = Images(images.pixels, targets, names, classes=images.classes, flips=flips)
     if targets is not None:
         source.units = dataclasses.replace(source.units, label_type=images.label_type)
-    source.notes, source.about = images.notes, about.image_lines(source)
+    source.notes, source.about = images.notes, about.image_lines(source, resolution > 0)
     if images.labels is not None and not labels:
         source.about = (*source.about[:-1], "labels are there and not learned: pass --labels to learn them")
     return source
@@ -120,7 +121,8 @@ def _array(path: Path, resolution: int, flips: bool, labels: bool, table: TableO
     if pixels is not None:
         images = arrays.image_set(found, pixels, path)
         shrunk = torch.from_numpy(shrink(images.pixels.numpy(), resolution, str(path)))
-        return _images(images._replace(pixels=shrunk, notes=(*images.notes, *([note] if note else []))), flips, labels)
+        images = images._replace(pixels=shrunk, notes=(*images.notes, *([note] if note else [])))
+        return _images(images, resolution, flips, labels)
     if found.array.ndim == 4:
         source = arrays.points_of_latents(found, path, labels)
         source.notes, source.about = found.notes, about.latent_lines(source)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .numerals import DATE_OR_TIME, NUMBER_WITH_SIGNS, is_code, is_number, texts_of
+from .options import listed
 
 INSTALL = "pip install 'flowmaps[tables]'"
 
@@ -102,38 +103,39 @@ def check_numbers(raw: RawTable) -> None:
     """Refuse a table with text in a column.
 
     Raises:
-        ValueError: names the first cell of text by file, line and column.
+        ValueError: names the first cell of text by file, line and column, and the other columns that have some.
     """
-    for name, column in zip(raw.names, raw.columns, strict=True):
-        if column.dtype.kind not in "OUS":
-            continue
-        texts, shell = texts_of(column), quoted([name])
-        row = next((k for k, v in enumerate(column) if v is not None and not is_number(str(v))), -1)
-        place = f"{raw.path}, {raw.where(max(row, 0))}: {raw.called(name)} holds"
-        as_text = (
-            f"--label-column {shell} to learn them as classes, --categories {shell} to learn them as a column of "
-            "categories"
+    text = [name for name, column in zip(raw.names, raw.columns, strict=True) if column.dtype.kind in "OUS"]
+    if text:
+        others = f" There is text in {listed(text[1:])} too." if len(text) > 1 else ""
+        raise ValueError(f"{_why_text(raw, text[0], raw.columns[raw.names.index(text[0])])}.{others}")
+
+
+def _why_text(raw: RawTable, name: str, column: np.ndarray) -> str:
+    """What the first cell of text in a column is, and what can be done about it."""
+    texts, shell = texts_of(column), quoted([name])
+    row = next((k for k, value in enumerate(column) if value is not None and not is_number(str(value))), -1)
+    place, drop = f"{raw.path}, {raw.where(max(row, 0))}: {raw.called(name)} holds", f"--drop-columns {shell}"
+    ways = (
+        f"pass --label-column {shell} to learn them as classes, --categories {shell} to learn them as a column of "
+        "categories,"
+    )
+    if row < 0:
+        kind, zeros = ("codes", " without leading zeros") if is_code(texts) else ("numbers as text", "")
+        keep = f"--keep-columns {shell} to learn them as numbers{zeros}"
+        return f"{place} {kind} such as {texts[0][:40]!r}: {ways} {keep}, or {drop}"
+    cell = str(column[row]).strip()
+    place = f"{place} the text {str(column[row])[:40]!r}"
+    if 2 * sum(map(is_number, texts)) >= len(texts):
+        return (
+            f"{place} among numbers: mend or drop such cells (a second line of headings or of units is one), or pass "
+            f"{drop}"
         )
-        if row < 0:
-            kind = "codes such as" if is_code(texts) else "numbers as text such as"
-            zeros = " without leading zeros" if is_code(texts) else ""
-            raise ValueError(
-                f"{place} {kind} {texts[0][:40]!r}: pass {as_text}, --keep-columns {shell} to learn them as "
-                f"numbers{zeros}, or --drop-columns {shell}."
-            )
-        place, text = f"{place} the text {str(column[row])[:40]!r}", str(column[row])
-        if 2 * sum(map(is_number, texts)) >= len(texts):
-            raise ValueError(
-                f"{place} among numbers: mend or drop such cells (a second line of headings or of units is one), or "
-                f"pass --drop-columns {shell}."
-            )
-        if DATE_OR_TIME.fullmatch(text.strip()):
-            raise ValueError(
-                f"{place}: dates are to be made numbers first, such as seconds: {_in_seconds(name, text)}; or pass "
-                f"--drop-columns {shell}."
-            )
-        hint = "; write numbers as 1234.5, with no other sign" if NUMBER_WITH_SIGNS.fullmatch(text.strip()) else ""
-        raise ValueError(f"{place}, one of {len({*texts})} values: pass {as_text}, or --drop-columns {shell}{hint}.")
+    if DATE_OR_TIME.fullmatch(cell):
+        seconds = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}"
+        return f"{place}: {seconds}; or pass {drop}"
+    hint = "; write numbers as 1234.5, with no other sign" if NUMBER_WITH_SIGNS.fullmatch(cell) else ""
+    return f"{place}, one of {len({*texts})} values: {ways} or {drop}{hint}"
 
 
 def _in_seconds(name: str, text: str) -> str:

@@ -129,7 +129,8 @@ def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
             return raw.without([name], "its column without a name numbers the rows and is left out")
         if raw.named and counts and name.lower() in INDEX_NAMES:
             return raw.without([name], f"{raw.called(name)} numbers the rows and is left out")
-        if raw.named and (counts or (single and name.lower() in INDEX_NAMES)):
+        key = name.lower() in INDEX_NAMES or name.lower().endswith(("_id", " id"))
+        if raw.named and (counts or (single and key)):
             raise ValueError(
                 f"{raw.path}: {raw.called(name)} looks like an index ({column[0]}, {column[1]}, {column[2]}, ...): "
                 f"pass --drop-columns {quoted([name])} to leave it out, or --keep-columns {quoted([name])} to learn it."

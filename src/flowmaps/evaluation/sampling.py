@@ -226,7 +226,7 @@ class RunSampler:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
-        labels = _labels(self.units, number, label)
+        labels = labels_of_samples(self.units, number, label)
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
         sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
@@ -234,7 +234,7 @@ class RunSampler:
         return sample(sampler, inputs, **options, watch=watch).x, labels
 
 
-def _labels(units: Units, number: int, label: str | None) -> Tensor | None:
+def labels_of_samples(units: Units, number: int, label: str | None) -> Tensor | None:
     """The labels of samples: of one class, or of all classes in turn; `None` where the data have no classes."""
     if units.classes is None:
         if label is not None:
@@ -243,13 +243,23 @@ def _labels(units: Units, number: int, label: str | None) -> Tensor | None:
     if label is None:
         return units.labels_in_turn(number)
     names = units.names or tuple(map(str, range(units.classes)))
+    given, label = label, _as_named(label, names, units.label_type)
     if label not in names and not (units.pixels and label.isdecimal() and int(label) < units.classes):
         allowed = listed(names) if units.names else f"from 0 to {units.classes - 1}"
-        raise ValueError(f"--label must be {'one of ' if units.names else ''}{allowed}, got {label}.")
+        raise ValueError(f"--label must be {'one of ' if units.names else ''}{allowed}, got {given}.")
     chosen = names.index(label) if label in names else int(label)
     if chosen in units.absent:
         raise ValueError(f"--label {label} is a class that no row of the data has: the map has not learned it.")
     return torch.full((number,), chosen)
+
+
+def _as_named(label: str, names: tuple[str, ...], kind: str) -> str:
+    """A label as its class is called: labels that are numbers in the file may be written as such, 1.0 or 01 for 1."""
+    try:
+        number = float(label)
+    except ValueError:
+        return label
+    return label if kind in ("str", "bool") or label in names or number % 1 else str(int(number))
 
 
 def _guide(recipe: Recipe, labels: Tensor | None, weight: float) -> Guide:

@@ -85,7 +85,8 @@ class ImageRecipe(Recipe):
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
     resolution: Annotated[int, Ge(0), Le(2**14)] = 0
-    """Downsample images to this size by averaging; 0 leaves them as they are."""
+    """Crop images to the square in their middle and average it down to this many pixels a side; 0 leaves them as they
+    are, rectangles too."""
     flips: bool = True
     """Mirror images at random while training; latents are never mirrored."""
     labels: bool = False
