@@ -106,10 +106,8 @@ def _notes(root: Path, files: list[Path]) -> tuple[str, ...]:
     left = Counter(file.suffix.lower() or "no suffix" for file in _visible_files(root) if file not in read)
     if left:
         kinds = listed([f"{number:,} with {suffix}" for suffix, number in left.most_common()], 6)
-        one, number = "1 file that is not read as an image was left out", left.total()
-        notes.append(
-            f"{one if number == 1 else f'{number:,} files that are not read as images were left out'}: {kinds}"
-        )
+        files_were = "1 file was" if left.total() == 1 else f"{left.total():,} files were"
+        notes.append(f"{files_were} left out, not read as images: {kinds}")
     deeper = [file for file in files if len(file.relative_to(root).parts) > 2]
     if deeper:
         notes.append(
