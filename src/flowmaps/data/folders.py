@@ -106,8 +106,9 @@ def _notes(root: Path, files: list[Path]) -> tuple[str, ...]:
     left = Counter(file.suffix.lower() or "no suffix" for file in _visible_files(root) if file not in read)
     if left:
         kinds = listed([f"{number:,} with {suffix}" for suffix, number in left.most_common()], 6)
-        files_were = "1 file was" if left.total() == 1 else f"{left.total():,} files were"
-        notes.append(f"{files_were} left out, not read as images: {kinds}")
+        one = left.total() == 1
+        files_were = f"{left.total():,} {'file that is' if one else 'files that are'} not read as images"
+        notes.append(f"{files_were} {'was' if one else 'were'} left out: {kinds}")
     deeper = [file for file in files if len(file.relative_to(root).parts) > 2]
     if deeper:
         notes.append(
