@@ -12,12 +12,14 @@ from flowmaps.losses import (
     Chain,
     Constant,
     Distance,
+    Huber,
     Learned,
     Perceptual,
     PerNoise,
     Power,
     PseudoHuber,
     SplitPower,
+    TowardsNoise,
     TruncatedSNR,
     Weight,
     absolute,
@@ -82,6 +84,10 @@ def pairs(law: times.Times) -> str:
             return "s = 0"
         case times.Interval():
             return "s <= t, length first"
+        case times.Gap():
+            return "s <= t, long"
+        case times.StartAndEnd():
+            return "s <= t, each logit-normal"
         case times.Dyadic():
             return "dyadic"
         case times.Cell():
@@ -109,7 +115,7 @@ def loss(distance: Distance, part: Weight) -> str:
     match distance:
         case PseudoHuber():
             words = "pseudo-Huber"
-        case Cauchy() | Perceptual():
+        case Huber() | Cauchy() | Perceptual():
             words = name(distance)
         case _:
             words = "L1" if distance is absolute else getattr(distance, "__name__", name(distance))
@@ -136,6 +142,8 @@ def weight(part: Weight) -> str:
         case Chain():
             *first, last = [weight(inner) for inner in part.weights]  # type: ignore[arg-type]
             return " ".join([last, *(word.removeprefix("1").strip() for word in reversed(first))]).strip()
+        case TowardsNoise():
+            return "near the noise"
         case TruncatedSNR():
             return "max(SNR, 1)"
     return name(part)
