@@ -281,5 +281,5 @@ def test_the_weight_towards_noise_falls_from_one_to_zero():
 
 @pytest.mark.parametrize("made", [lambda: Huber(0.0), lambda: TowardsNoise(0.0)])
 def test_a_scale_or_power_of_zero_is_refused(made):
-    with pytest.raises(ValueError, match="needs (scale|power) > 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"needs (scale|power) > 0, got 0\.0"):
         made()

@@ -115,7 +115,9 @@ def loss(distance: Distance, part: Weight) -> str:
     match distance:
         case PseudoHuber():
             words = "pseudo-Huber"
-        case Huber() | Cauchy() | Perceptual():
+        case Huber():
+            return "Huber" if factor == "1" else "Huber, weighed"
+        case Cauchy() | Perceptual():
             words = name(distance)
         case _:
             words = "L1" if distance is absolute else getattr(distance, "__name__", name(distance))
@@ -139,6 +141,8 @@ def weight(part: Weight) -> str:
             return "1 / noise"
         case SplitPower(exponent=exponent):
             return "l" if exponent == 1 else f"l^{exponent:g}"
+        case Chain() if quotient_of_first_leg(part):
+            return "l / (|r|^2 + c l^2)"
         case Chain():
             *first, last = [weight(inner) for inner in part.weights]  # type: ignore[arg-type]
             return " ".join([last, *(word.removeprefix("1").strip() for word in reversed(first))]).strip()
@@ -147,6 +151,14 @@ def weight(part: Weight) -> str:
         case TruncatedSNR():
             return "max(SNR, 1)"
     return name(part)
+
+
+def quotient_of_first_leg(chain: Chain) -> bool:
+    """Whether a chain is the adaptive weight of r / l, times l."""
+    match list(chain.weights):
+        case [SplitPower(exponent=-2), Adaptive(power=1), SplitPower(exponent=1), Constant()]:
+            return True
+    return False
 
 
 def coupling(part: Coupling) -> str:

@@ -3,7 +3,7 @@
     loss  =  mean over the batch of w_{s,t} d(r),        r = prediction - target,  `(B, *shape)`
 
 A **distance** is any callable `(B, *shape) -> (B,)` of the residual: `squared` (the default), `absolute`,
-`PseudoHuber`, `Huber`, `Cauchy`, or a function or module of your own. Every objective and method takes it as `distance=`:
+`PseudoHuber`, `Huber`, `Cauchy`, or a function or module of your own. All objectives and methods take it, `distance=`:
 
     mask = torch.ones(3, 32, 32)                                    # a weight for each pixel
     methods.meanflow(flow_map, distance=lambda residual: (mask * residual.square()).flatten(1).sum(1))

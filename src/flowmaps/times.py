@@ -246,7 +246,8 @@ class Gap(Times):
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
         below = torch.special.ndtr((torch.logit(length) - self.end_mean) / self.end_std)
-        t = torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(torch.lerp(below, 1 + 0 * below, uniforms[1])))
+        share = below + (1 - below) * uniforms[1]
+        t = torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(share))
         return (t - length).clamp_min(0), t
 
 

@@ -91,8 +91,8 @@ REST: dict[str, dict[str, str]] = {
     "split_meanflow": {"split": "uniform"},
     "alphaflow": {"legs": "velocity, then a jump", "split": "1 to 0.005", "weight": "l / (|r|^2 + c)"},
     "anyflow": {"weight": "1 / (|r|^2 + c)", "legs": "derivative in (x, s)"},
-    "soflow": {"legs": "velocity, then a jump", "split": "0.1 to 0.002"},
-    "facm": {"legs": "derivative in (x, s)"},
+    "soflow": {"legs": "velocity, then a jump", "split": "0.1 to 0.002", "weight": "l / (|r|^2 + c l^2)"},
+    "facm": {"legs": "derivative in (x, s)", "weight": "Huber, weighed"},
     "meanflow": {"weight": "1 / (|r|^2 + c)", "legs": "derivative in (x, s)"},
     "consistency_training": {"split": "one cell", "compared": "X", "weight": "1"},
     "improved_consistency_training": {"split": "one cell", "weight": "pseudo-Huber / noise"},
@@ -211,6 +211,11 @@ COUNTS: dict[str, tuple[tuple[int, int, int, int, int], float]] = {
     "esd": ((1, 0, 2, 0, 0), 6 + 2 + 1),  # d_s with a gradient, grad u . b without
     "slim_lsd": ((1, 0, 1, 0, 0), 3 + 1 + 1),  # of the derivative no gradient
     "slim_esd": ((1, 0, 1, 0, 0), 3 + 1 + 1),
+    "tvm": ((1, 0, 1, 0, 0), 6 + 1),
+    "anyflow": ((2, 1, 0, 0, 0), 3 + 2),  # two evaluations on either side
+    "soflow": ((1, 1, 0, 0, 0), 3 + 1),
+    "pixel_meanflow": ((1, 0, 1, 0, 0), 3 + 1 + 1),
+    "facm": ((0, 0, 1, 1, 0), 3 + 1 + 1),
     "psd": ((2, 1, 0, 0, 0), 3 + 2),
     "pfmm": ((4, 1, 0, 0, 0), 3 + 4),
     "meanflow": ((0, 0, 1, 0, 0), 3 + 1),

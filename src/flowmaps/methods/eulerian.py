@@ -256,14 +256,14 @@ def pixel_meanflow(
 
         E w |u_{s,t}(I_s) - (t - s) sg(D u_{s,t}(I_s)) - dI_s|^2,    D along u_{s,s}(I_s),    w = sg 1 / (|.|^2 + c)
 
-    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows: the loss is one of velocities, the output lies near the data.
+    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows: the loss is one of velocities, the output one of data.
 
     Reference: "Pixel mean flows", 2026, arXiv 2601.22158.
 
     The paper:
         Time runs from data to noise; its x = z_t - t u is the output of the network of `maps.Endpoint`: with
-        another map this is `improved_meanflow`. What lies near a manifold of few dimensions is easier to return than noise is, so that patches
-        of 16 pixels without a latent space will do. A perceptual loss beside it, near the data alone, is not part of
+        another map this is `improved_meanflow`. Data near a manifold are easier to return than noise, so that patches of
+        16 pixels without a latent space will do. A perceptual loss beside it, near the data alone, is not part of
         this: pass `distance=Perceptual(...)`. Its text is known to us second-hand; all else is `improved_meanflow`.
 
     When to use:

@@ -177,7 +177,9 @@ def tvm(
 ) -> Objective:
     """Terminal velocity matching: LSD on long jumps, the velocity at their end that of an average of the map.
 
-        E |d_t X_{s,t}(I_s) - sg v_t(X_{s,t}(I_s))|^2, s <= t, v_t = u_{t,t} of the average;    E |u_{t,t}(I_t) - dI_t|^2
+        E |d_t X_{s,t}(I_s) - sg v_t(X_{s,t}(I_s))|^2, s <= t;    E |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows
+
+    with v_t = u_{t,t} of the average.
 
     Reference: L. Zhou et al., "Terminal velocity matching", 2025, arXiv 2511.19797.
 

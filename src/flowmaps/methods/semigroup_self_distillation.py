@@ -206,9 +206,9 @@ def soflow(
 ) -> Objective:
     """SoFlow: from I_s and from a point soon after it on the path, one jump leads to the same place; no derivative.
 
-        E w l |q|^2 / 2,    q = (X_{s,t}(I_s) - sg X_{r,t}(I_r)) / (r - s),    r = s + l (t - s),    w = sg 1 / (|q|^2 + c)
+        E w l |q|^2 / 2,    q = (X_{s,t}(I_s) - sg X_{r,t}(I_r)) / (r - s),    r = s + l (t - s)
 
-    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. It is `alphaflow` with a first
+    with w = sg 1 / (|q|^2 + c), and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. It is `alphaflow` with a first
     leg that begins short.
 
     Reference: T. Luo, H. Yuan, Z. Liu, "SoFlow: solution flow models", 2025, arXiv 2512.15657.
