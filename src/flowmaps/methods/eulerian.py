@@ -262,8 +262,8 @@ def pixel_meanflow(
 
     The paper:
         Time runs from data to noise; its x = z_t - t u is the output of the network of `maps.Endpoint`: with
-        another map this is `improved_meanflow`. Data near a manifold are easier to return than noise, so that patches of
-        16 pixels without a latent space will do. A perceptual loss beside it, near the data alone, is not part of
+        another map this is `improved_meanflow`. Data near a manifold are easier to return than noise: patches of
+        16 pixels, without a latent space, will do. A perceptual loss beside it, near the data alone, is not part of
         this: pass `distance=Perceptual(...)`. Its text is known to us second-hand; all else is `improved_meanflow`.
 
     When to use:
