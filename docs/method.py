@@ -73,10 +73,7 @@ def example(name: str) -> fm.objectives.Objective:
     torch.manual_seed(0)
     net, teacher = fm.nn.MLP(dim=2), fm.maps.AverageVelocity(fm.nn.MLP(dim=2))
     given = {"teacher": teacher.velocity} if needs_teacher(name) else {}
-    objective = function(name)(fm.maps.AverageVelocity(net), **given)
-    if isinstance(objective.interpolant, fm.interpolants.Trigonometric):  # the paper's map goes with its path
-        objective = function(name)(fm.maps.Trigonometric(net), **given)
-    return objective
+    return function(name)(fm.methods.METHODS[name].flow_map(net), **given)
 
 
 def needs_teacher(name: str) -> bool:
@@ -112,7 +109,9 @@ def differing(one: str, two: str) -> dict[str, str]:
     other = {axis for axis, word in second.items() if word != first[axis]}
     other -= {"equation"} if "legs" in other else set()
     other -= {"split"} if "legs" in other and second["split"] == space.NONE else set()
-    return {AXES[axis]: second[axis].replace(space.NONE, "none") for axis in AXES if axis in other}
+    found = {AXES[axis]: second[axis].replace(space.NONE, "none") for axis in AXES if axis in other}
+    maps = [fm.methods.METHODS[name].flow_map.__name__ for name in (one, two)]  # type: ignore[attr-defined]
+    return found if maps[0] == maps[1] else {"map": f"`maps.{maps[1]}`", **found}
 
 
 def neighbours(name: str) -> list[str]:
@@ -127,6 +126,7 @@ VELOCITY = ["# first train it by fm.methods.flow_matching(flow_map), then let it
 FIRST = {
     "progressive_distillation": VELOCITY,
     "easy_consistency_tuning": VELOCITY,
+    "anyflow": VELOCITY,
     "pfmm": ["# first train it by fm.methods.fmm(flow_map, times=fm.times.Strip(0.25))"],
 }
 """What comes before a method that starts from a trained map."""
@@ -134,7 +134,7 @@ FIRST = {
 
 def snippet(name: str) -> str:
     """A whole use of a method, from data to samples."""
-    at, objective = point(name), example(name)
+    at, objective, jumps = point(name), example(name), fm.methods.METHODS[name].jumps
     rotating = isinstance(objective.flow_map, fm.maps.Trigonometric)
     path = "interpolant=fm.interpolants.Trigonometric()" if rotating else ""
     given = ", teacher=board.velocity" if needs_teacher(name) else ""
@@ -142,9 +142,9 @@ def snippet(name: str) -> str:
     sampler = "fm.samplers.Jump(steps=4)(flow_map, torch.randn(1000, 2))"
     if at.equation == "velocity":
         sampler = 'fm.solvers.SolverFlow(flow_map.velocity, method="heun2", steps=8)(x0, 0 * one, one)'
-    elif at.pairs.startswith("s = 0"):
+    elif jumps is fm.methods.Jumps.FROM_BASE:
         sampler = sampler.replace("4", "1", 1)
-    elif at.pairs.startswith("t = 1"):
+    elif jumps is fm.methods.Jumps.TO_DATA:
         grid = f"grid=[0.0, 0.5]{', ' + path if path else ''}"
         sampler = f"fm.samplers.MultistepConsistency({grid})(flow_map, torch.randn(1000, 2), torch.randn(1, 1000, 2))"
     lines = [

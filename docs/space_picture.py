@@ -36,11 +36,13 @@ BLUE, ORANGE, GREEN, PINK, VIOLET, TEAL, GREY = (
 HUES: dict[str, dict[str, tuple[str, float]]] = {  # the first word that begins a cell's gives its colour and depth
     "velocity from": {
         "teacher, solved": (ORANGE, 0.42), "teacher": (ORANGE, 0.24), "itself": (BLUE, 0.22), "dI,": (GREEN, 0.40),
-        "dI": (GREEN, 0.22), "frozen, renewed": (VIOLET, 0.36), "frozen": (VIOLET, 0.2),
+        "dI": (GREEN, 0.22), "average": (BLUE, 0.36), "frozen, renewed": (VIOLET, 0.36), "frozen": (VIOLET, 0.2),
     },
     "pairs (s, t)": {
-        "s = t": (GREY, 0.18), "square": (TEAL, 0.42), "s <= t, logit": (BLUE, 0.36), "s <= t": (BLUE, 0.18),
+        "s = t": (GREY, 0.18), "square": (TEAL, 0.42), "s <= t, logit": (BLUE, 0.36),
+        "s <= t, each": (BLUE, 0.28), "s <= t": (BLUE, 0.18), "t = 1 or": (ORANGE, 0.12),
         "t = 1, log-normal, grid": (ORANGE, 0.50), "t = 1, log": (ORANGE, 0.34), "t = 1": (ORANGE, 0.20),
+        
         "s = 0": (PINK, 0.25), "dyadic": (VIOLET, 0.32), "cells": (VIOLET, 0.18),
     },
     "taught by": {
@@ -57,7 +59,7 @@ HUES: dict[str, dict[str, tuple[str, float]]] = {  # the first word that begins 
     },
     "weight": {
         "1 /": (PINK, 0.24), "1": (GREY, 0.12), "l /": (PINK, 0.40), "learned": (GREEN, 0.25),
-        "pseudo": (ORANGE, 0.3), "max": (VIOLET, 0.24),
+        "pseudo": (ORANGE, 0.3), "Huber": (ORANGE, 0.18), "max": (VIOLET, 0.24),
     },
     "diagonal": {
         "all": (BLUE, 0.46), "75": (BLUE, 0.34), "50": (BLUE, 0.23), "25": (BLUE, 0.12), "beside": (TEAL, 0.4),

@@ -14,6 +14,7 @@ from flowmaps.losses import (
     Cauchy,
     Chain,
     Constant,
+    Huber,
     Learned,
     Perceptual,
     PerNoise,
@@ -21,6 +22,7 @@ from flowmaps.losses import (
     PseudoHuber,
     SplitPower,
     StripWeight,
+    TowardsNoise,
     TruncatedSNR,
     absolute,
     measure,
@@ -261,3 +263,23 @@ def test_the_scale_of_pseudo_huber_grows_with_the_dimension():
     objective = improved_consistency_training(AverageVelocity(MLP(2)))
     assert objective.distance.scale is None
     assert improved_consistency_training(AverageVelocity(MLP(2)), huber=0.5).distance.scale == 0.5
+
+
+def test_the_gradient_of_huber_is_the_clipped_residual():
+    residual = torch.tensor([[0.3, -2.0], [5.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    value = Huber(1.5)(residual)
+    torch.testing.assert_close(value, torch.tensor([0.09 + 6 - 2.25, 15 - 2.25], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(value.sum(), residual)
+    torch.testing.assert_close(gradient, 2 * residual.detach().clamp(-1.5, 1.5))
+
+
+def test_the_weight_towards_noise_falls_from_one_to_zero():
+    s = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    found = TowardsNoise()(torch.full_like(s, 3.0), s, torch.ones_like(s))
+    torch.testing.assert_close(found, torch.tensor([3.0, 1.5 * math.cos(math.pi / 8), 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("made", [lambda: Huber(0.0), lambda: TowardsNoise(0.0)])
+def test_a_scale_or_power_of_zero_is_refused(made):
+    with pytest.raises(ValueError, match=r"needs (scale|power) > 0, got 0\.0"):
+        made()

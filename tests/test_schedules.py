@@ -99,3 +99,15 @@ def test_cells_that_cannot_be_halved_are_refused():
     for start in (0, 3, -4, 48):
         with pytest.raises(ValueError, match=f"Halving needs a power of two to start from, got {start}"):
             schedules.Halving(start)
+
+
+def test_a_geometric_schedule_has_equal_ratios():
+    law = schedules.Geometric(0.1, 0.002)
+    assert (law(0.0), law(1.0)) == (0.1, pytest.approx(0.002))
+    assert law(0.5) ** 2 == pytest.approx(law(0.25) * law(0.75))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, -1.0)])
+def test_a_geometric_schedule_needs_positive_ends(ends: tuple[float, float]):
+    with pytest.raises(ValueError, match="Geometric needs start and end > 0, got"):
+        schedules.Geometric(*ends)

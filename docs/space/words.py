@@ -12,12 +12,14 @@ from flowmaps.losses import (
     Chain,
     Constant,
     Distance,
+    Huber,
     Learned,
     Perceptual,
     PerNoise,
     Power,
     PseudoHuber,
     SplitPower,
+    TowardsNoise,
     TruncatedSNR,
     Weight,
     absolute,
@@ -82,6 +84,10 @@ def pairs(law: times.Times) -> str:
             return "s = 0"
         case times.Interval():
             return "s <= t, length first"
+        case times.Gap():
+            return "s <= t, long"
+        case times.StartAndEnd():
+            return "s <= t, each logit-normal"
         case times.Dyadic():
             return "dyadic"
         case times.Cell():
@@ -109,6 +115,8 @@ def loss(distance: Distance, part: Weight) -> str:
     match distance:
         case PseudoHuber():
             words = "pseudo-Huber"
+        case Huber():
+            return "Huber" if factor == "1" else "Huber, weighed"
         case Cauchy() | Perceptual():
             words = name(distance)
         case _:
@@ -133,12 +141,24 @@ def weight(part: Weight) -> str:
             return "1 / noise"
         case SplitPower(exponent=exponent):
             return "l" if exponent == 1 else f"l^{exponent:g}"
+        case Chain() if quotient_of_first_leg(part):
+            return "l / (|r|^2 + c l^2)"
         case Chain():
             *first, last = [weight(inner) for inner in part.weights]  # type: ignore[arg-type]
             return " ".join([last, *(word.removeprefix("1").strip() for word in reversed(first))]).strip()
+        case TowardsNoise():
+            return "near the noise"
         case TruncatedSNR():
             return "max(SNR, 1)"
     return name(part)
+
+
+def quotient_of_first_leg(chain: Chain) -> bool:
+    """Whether a chain is the adaptive weight of r / l, times l."""
+    match list(chain.weights):
+        case [SplitPower(exponent=-2), Adaptive(power=1), SplitPower(exponent=1), Constant()]:
+            return True
+    return False
 
 
 def coupling(part: Coupling) -> str:

@@ -3,7 +3,7 @@
     loss  =  mean over the batch of w_{s,t} d(r),        r = prediction - target,  `(B, *shape)`
 
 A **distance** is any callable `(B, *shape) -> (B,)` of the residual: `squared` (the default), `absolute`,
-`PseudoHuber`, `Cauchy`, or a function or module of your own. Every objective and method takes it as `distance=`:
+`PseudoHuber`, `Huber`, `Cauchy`, or a function or module of your own. All objectives and methods take it, `distance=`:
 
     mask = torch.ones(3, 32, 32)                                    # a weight for each pixel
     methods.meanflow(flow_map, distance=lambda residual: (mask * residual.square()).flatten(1).sum(1))
@@ -66,6 +66,26 @@ class PseudoHuber(nn.Module):
         """`(B, *shape) -> (B,)`."""
         scale = 0.00054 * math.sqrt(residual[0].numel()) if self.scale is None else self.scale
         return (squared(residual) + scale**2).sqrt() - scale
+
+
+class Huber(nn.Module):
+    """Sum over dimensions of r_i^2 up to |r_i| = c and 2 c |r_i| - c^2 beyond: half its gradient is r_i clipped to c.
+
+    Args:
+        scale: c, positive, in the units of the residual.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"Huber needs scale > 0, got {scale}.")
+        self.scale = scale
+
+    def forward(self, residual: Batch) -> Time:
+        """`(B, *shape) -> (B,)`."""
+        size = residual.abs()
+        near = size.clamp_max(self.scale)
+        return per_row(near * (2 * size - near))
 
 
 class Cauchy(nn.Module):
@@ -197,6 +217,23 @@ class Power(Weight):
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
         return (t - s).abs() ** self.exponent * distance
+
+
+class TowardsNoise(Weight):
+    """w = (1 - s^power) cos(pi s / 2): 1 at the noise, 0 at the data (FACM, 2507.03738).
+
+    Args:
+        power: of the first factor, positive.
+    """
+
+    def __init__(self, power: float = 0.5) -> None:
+        super().__init__()
+        if power <= 0:
+            raise ValueError(f"TowardsNoise needs power > 0, got {power}.")
+        self.power = power
+
+    def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
+        return (1 - s**self.power) * torch.cos(0.5 * math.pi * s) * distance
 
 
 class Adaptive(Weight):

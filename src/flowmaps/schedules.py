@@ -1,6 +1,7 @@
 """Schedules: numbers that change during training, as functions of its progress p.
 
     Anneal        start + (end - start) min(p / until, 1)
+    Geometric     start (end / start)^p
     Sigmoid       1 - sigmoid(steepness (p - middle) / span), from 1 down to a floor
     SquareRoot, Doubling, Halving    numbers of cells of a grid, for consistency models and progressive distillation
 
@@ -27,6 +28,21 @@ class Anneal:
 
     def __call__(self, progress: float) -> float:
         return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """start (end / start)^p, from `start` to `end`, both positive: SoFlow's first leg (2512.15657)."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.end <= 0:
+            raise ValueError(f"Geometric needs start and end > 0, got {self.start} and {self.end}.")
+
+    def __call__(self, progress: float) -> float:
+        return self.start * (self.end / self.start) ** progress
 
 
 @dataclass(frozen=True)

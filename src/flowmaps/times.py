@@ -225,6 +225,58 @@ class Interval(Times):
 
 
 @dataclass(frozen=True)
+class Gap(Times):
+    """t - s logit-normal, then t logit-normal among the times that leave room for it: long jumps (2511.19797).
+
+    Args:
+        mean, std: of logit (t - s).
+        end_mean, end_std: of logit t, before it is cut off below t - s. The paper's -0.4, in a time that runs from data
+            to noise, is 0.4 here.
+    """
+
+    mean: float = -0.8
+    std: float = 1.0
+    end_mean: float = 0.4
+    end_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive_std("Gap", self.std)
+        _positive_std("Gap", self.end_std)
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
+        below = torch.special.ndtr((torch.logit(length) - self.end_mean) / self.end_std)
+        share = below + (1 - below) * uniforms[1]
+        t = torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(share))
+        return (t - length).clamp_min(0), t
+
+
+@dataclass(frozen=True)
+class StartAndEnd(Times):
+    """s and t logit-normal, each by its own numbers and independent; t is raised to s where it is smaller (SoFlow).
+
+    Args:
+        mean, std: of logit s. The paper's 0.2, in a time that runs from data to noise, is -0.2 here.
+        end_mean, end_std: of logit t.
+
+    Reference: T. Luo et al., 2025, arXiv 2512.15657.
+    """
+
+    mean: float = -0.2
+    std: float = 0.8
+    end_mean: float = 1.0
+    end_std: float = 0.8
+
+    def __post_init__(self) -> None:
+        _positive_std("StartAndEnd", self.std)
+        _positive_std("StartAndEnd", self.end_std)
+
+    def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
+        s = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
+        return s, torch.maximum(s, torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(uniforms[1])))
+
+
+@dataclass(frozen=True)
 class LogNormal(Times):
     """Another law of uniform times, made log-normal in sigma = omega / beta (2206.00364): the times 0 and 1 stay.
 

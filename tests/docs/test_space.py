@@ -59,6 +59,7 @@ TABLE: dict[str, tuple[str, str, str, str, str]] = {
     "esd": (EULERIAN, "itself", "s <= t", "velocity, d/dx", "75%"),
     "slim_lsd": (LAGRANGIAN, "itself", "s <= t", ALL, "75%"),
     "slim_esd": (EULERIAN, "itself", "s <= t", ALL, "75%"),
+    "tvm": (LAGRANGIAN, "average 0.99", "s <= t, long", "velocity", "50%"),
     "psd": (SEMIGROUP, "itself", "s <= t", ALL, "75%"),
     "consistency_training": (SEMIGROUP, "dI", "t = 1, grid", ALL, NONE),  # an Eulerian equation of a finite step
     "improved_consistency_training": (SEMIGROUP, "dI", "t = 1, log-normal, grid", ALL, NONE),
@@ -70,6 +71,10 @@ TABLE: dict[str, tuple[str, str, str, str, str]] = {
     "shortcut": (SEMIGROUP, "itself", "dyadic", ALL, "75%"),
     "meanflow": (EULERIAN, "dI", "s <= t, logit-normal", ALL, "75%"),
     "improved_meanflow": (EULERIAN, "dI, along itself", "s <= t, logit-normal", ALL, "50%"),
+    "pixel_meanflow": (EULERIAN, "dI, along itself", "s <= t, logit-normal", ALL, "50%"),
+    "anyflow": (EULERIAN, "dI", "t = 1 or s <= t", ALL, "50%"),
+    "soflow": (SEMIGROUP, "dI", "s <= t, each logit-normal", ALL, "75%"),
+    "facm": (EULERIAN, "teacher", "t = 1, log-normal", ALL, "50%, teacher"),
     "alphaflow": (SEMIGROUP, "dI", "s <= t, logit-normal", ALL, "25%"),
     "split_meanflow": (SEMIGROUP, "itself", "s <= t", ALL, "50%"),
     "ayf_emd": (EULERIAN, "teacher", "s <= t, length first", ALL, NONE),
@@ -85,6 +90,9 @@ REST: dict[str, dict[str, str]] = {
     "shortcut": {"legs": "two jumps", "split": "1/2"},
     "split_meanflow": {"split": "uniform"},
     "alphaflow": {"legs": "velocity, then a jump", "split": "1 to 0.005", "weight": "l / (|r|^2 + c)"},
+    "anyflow": {"weight": "1 / (|r|^2 + c)", "legs": "derivative in (x, s)"},
+    "soflow": {"legs": "velocity, then a jump", "split": "0.1 to 0.002", "weight": "l / (|r|^2 + c l^2)"},
+    "facm": {"legs": "derivative in (x, s)", "weight": "Huber, weighed"},
     "meanflow": {"weight": "1 / (|r|^2 + c)", "legs": "derivative in (x, s)"},
     "consistency_training": {"split": "one cell", "compared": "X", "weight": "1"},
     "improved_consistency_training": {"split": "one cell", "weight": "pseudo-Huber / noise"},
@@ -203,6 +211,11 @@ COUNTS: dict[str, tuple[tuple[int, int, int, int, int], float]] = {
     "esd": ((1, 0, 2, 0, 0), 6 + 2 + 1),  # d_s with a gradient, grad u . b without
     "slim_lsd": ((1, 0, 1, 0, 0), 3 + 1 + 1),  # of the derivative no gradient
     "slim_esd": ((1, 0, 1, 0, 0), 3 + 1 + 1),
+    "tvm": ((1, 0, 1, 0, 0), 6 + 1),
+    "anyflow": ((2, 1, 0, 0, 0), 3 + 2),  # two evaluations on either side
+    "soflow": ((1, 1, 0, 0, 0), 3 + 1),
+    "pixel_meanflow": ((1, 0, 1, 0, 0), 3 + 1 + 1),
+    "facm": ((0, 0, 1, 1, 0), 3 + 1 + 1),
     "psd": ((2, 1, 0, 0, 0), 3 + 2),
     "pfmm": ((4, 1, 0, 0, 0), 3 + 4),
     "meanflow": ((0, 0, 1, 0, 0), 3 + 1),

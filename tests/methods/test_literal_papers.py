@@ -296,6 +296,58 @@ def alphaflow(own: bool, definition: bool = False, alpha: float = 0.3) -> Formul
     return formula
 
 
+def soflow(p: Paper) -> Tensor:
+    """w <f, (f(x_t, t, s) - f(x_l, l, s)) / (t - l)> per unit of b(t, s) (2512.15657, algorithm 1, its gradient).
+
+    f(x, t, s) = X, x_l = x_t + v (l - t), which is on the path of the pair where that is linear; l = t + 0.3 (s - t) in
+    the time from data to noise; w = 1 / (|.|^2 + 0.01).
+    As a value: w |q|^2 l / 2 with q the quotient over the length of the jump.
+    """
+    share, h, x = 0.3, (p.draw.t - p.draw.s)[:, None], p.I(p.draw.s)
+    w, same = p.draw.s + share * h[:, 0], h == 0
+    jump, after = p.X(x, p.draw.s, p.draw.t), p.X(p.I(w), w, p.draw.t).detach()
+    quotient = (jump - after) / torch.where(same, 1.0, h) / share
+    v = p.v(x, p.draw.s)
+    limit = (v - v.detach()) / share + v.detach() - p.dI(p.draw.s)  # of a quotient whose second jump is detached
+    q = squares(torch.where(same, limit, quotient))
+    return 0.5 * share * q / (q.detach() + 0.01)
+
+
+def soflow_diagonal(p: Paper) -> Tensor:
+    """|v_t(I_t) - dI_t|^2 / (. + 0.01)."""
+    return adaptive(matching(p), 0.01)
+
+
+def lagrangian_average(p: Paper) -> Tensor:
+    """|df(x_t, t, s) / ds - sg F_avg(f(x_t, t, s), s, s)|^2 (2511.19797, equation 12), the average is the other net."""
+    x = p.I(p.draw.s)
+    end = p.X(x, p.draw.s, p.draw.t).detach()
+    q = Paper(p.frozen, p.case, p.interpolant, p.draw)  # type: ignore[arg-type]
+    return squares(p.d_t(x) - q.v(end, p.draw.t).detach())
+
+
+def anyflow(p: Paper) -> Tensor:
+    """MeanFlow's residual, its weight 1 / (loss + 1e-5) (2605.13724)."""
+    z, u, v, t, r = reversed_time(p)
+    change = jvp(u, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))[1]
+    return adaptive(squares(u(z, r, t) - (v - (t - r)[:, None] * change).detach()), 1e-5)
+
+
+def facm(taught: bool) -> Formula:
+    """(1 - t^0.5) cos(pi t / 2) d / (d + c)^0.5, d the Huber distance of F - v - (1 - t) dF/dt (2507.03738)."""
+
+    def formula(p: Paper) -> Tensor:
+        s, x = p.draw.s, p.I(p.draw.s)
+        assert bool((p.draw.t == 1).all())
+        v = p.b(x, s) if taught else p.dI(s)
+        u = p.u(x, s, p.draw.t)
+        g = u - (u + p.d_s(x) + p.grad(x, v)).detach()  # dX = (1 - t) dF/dt - F + v along v
+        d = torch.nn.functional.huber_loss(g, torch.zeros_like(g), reduction="none").sum(1) * 2
+        return (1 - s.sqrt()) * torch.cos(math.pi * s / 2) * d * (d.detach() + 1e-3) ** -0.5
+
+    return formula
+
+
 def normalised(g: Tensor, c: float | None) -> Tensor:
     """g / (|g| + c)."""
     return g if c is None else g / (g.norm(dim=1, keepdim=True) + c)
@@ -383,6 +435,12 @@ PAPERS: dict[str, Formula] = {
     "split_meanflow-taught": beside(0.5, matching_teacher, split_meanflow),
     "meanflow": beside(0.75, meanflow_diagonal, meanflow),
     "improved_meanflow": beside(0.5, meanflow_diagonal, improved_meanflow),
+    "pixel_meanflow": beside(0.5, meanflow_diagonal, improved_meanflow),
+    "tvm-target": beside(0.5, matching, lagrangian_average),
+    "anyflow": beside(0.5, matching, anyflow),
+    "soflow": beside(0.75, soflow_diagonal, soflow),
+    "facm": beside(0.5, matching, facm(False)),
+    "facm-taught": beside(0.5, matching_teacher, facm(True)),
     "alphaflow": beside(0.25, meanflow_diagonal, alphaflow(False)),
     "alphaflow-own": beside(0.25, meanflow_diagonal, alphaflow(True)),
     "ayf_emd": tangent(0.1, WARM, True),
@@ -595,7 +653,7 @@ def test_parts_are_the_unweighted_residuals(name: str):
     """
     plain: dict[str, Any] = {"weight": losses.Constant(1.0)}
     jumps = name in ("improved_consistency_training", "easy_consistency_tuning")
-    plain |= {"distance": losses.squared} if jumps else {}
+    plain |= {"distance": losses.squared} if jumps or name.startswith("facm") else {}
     objective, paper = build(name, AVERAGE, Linear(), PROGRESS, **plain)
     loss = objective.evaluate(paper.draw)
     assert all(part.shape == (ROWS,) and not part.requires_grad for part in loss.parts.values())
@@ -653,6 +711,51 @@ def test_meanflow_draws_two_logit_normal_times(name: str, share: float):
     assert_law(later[:n], one)
     assert_law(later[n:], lambda y: one(y) ** 2)
     assert_law(sooner[n:], lambda y: 1 - (1 - one(y)) ** 2)
+
+
+def test_tvm_draws_a_long_gap_then_its_end():
+    """gap logit-normal(-0.8, 1), end logit-normal(-0.4, 1) below 1 - gap in the time from data to noise; 0 <= s."""
+    s, t = drawn(methods.tvm)
+    n = MANY // 2
+    assert torch.equal(s[:n], t[:n])
+    assert_law(torch.logit(1 - t[:n]), normal(-0.4, 1.0))
+    gap, end, law = t[n:] - s[n:], 1 - t[n:], normal(-0.4, 1.0)
+    assert_law(torch.logit(gap), normal(-0.8, 1.0))
+    below = law(torch.logit(end)) / law(torch.logit(1 - gap))  # uniform, given the gap
+    assert_law(below.clamp(0, 1), lambda x: x)
+    assert float((s[n:] + gap + end - 1).abs().max()) < 1e-12
+    assert float(s.min()) >= 0
+
+
+def test_soflow_draws_start_and_end_by_their_own_numbers():
+    """t logit-normal(0.2, 0.8), s the smaller of t and logit-normal(-1, 0.8), in the time from data to noise."""
+    s, t = drawn(methods.soflow)
+    n = 3 * MANY // 4
+    assert_law(torch.logit(1 - s[:n]), normal(-0.2, 1.0))
+    start, end = normal(0.2, 0.8), normal(-1.0, 0.8)
+    assert bool((s <= t).all())
+    assert_law(torch.logit(1 - s[n:]), start)
+    assert_law(torch.logit(1 - t[n:]), lambda y: 1 - (1 - start(y)) * (1 - end(y)))
+
+
+def test_facm_draws_a_log_normal_angle():
+    """1 - t = 2 / pi arctan(sigma), ln sigma ~ N(-0.8, 1.6^2), for the anchor too."""
+    s, t = drawn(methods.facm)
+    n = MANY // 2
+    assert torch.equal(s[:n], t[:n])
+    assert bool((t[n:] == 1).all())
+    for part in (s[:n], s[n:]):
+        assert_law(torch.log(torch.tan(math.pi / 2 * (1 - part))), normal(-0.8, 1.6))
+
+
+def test_anyflow_draws_half_of_its_jumps_to_the_data():
+    s, t = drawn(methods.anyflow)
+    n = MANY // 2
+    assert torch.equal(s[:n], t[:n])
+    to_data = t[n:] == 1
+    assert abs(float(to_data.double().mean()) - 0.5) < 4 * 0.5 / n**0.5
+    assert_law(s[n:][to_data], lambda x: x)
+    assert_law(t[n:][~to_data], lambda x: x * x)
 
 
 def test_easy_consistency_tuning_draws_a_log_normal_ratio():

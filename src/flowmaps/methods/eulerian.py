@@ -10,17 +10,27 @@ from typing import Any, Unpack
 
 from ..dual import Engine
 from ..equations import Eulerian, Stop
-from ..losses import Adaptive, Weight
-from ..maps import FlowMap
+from ..losses import Adaptive, Constant, Weight
+from ..maps import Endpoint, FlowMap
 from ..objectives import MapMatching, Objective
 from ..schedules import Anneal
 from ..shapes import Field
-from ..times import Diagonal, Interval, LogitNormal, Square, Times, Triangle
+from ..times import Diagonal, Interval, LogitNormal, Mixture, Square, Times, ToData, Triangle
 from ..velocities import Velocity
 from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, LearnsFrom, Method, with_diagonal
 
-__all__ = ["ayf_emd", "emd", "esd", "eulerian_estimation", "improved_meanflow", "meanflow", "slim_esd"]
+__all__ = [
+    "anyflow",
+    "ayf_emd",
+    "emd",
+    "esd",
+    "eulerian_estimation",
+    "improved_meanflow",
+    "meanflow",
+    "pixel_meanflow",
+    "slim_esd",
+]
 
 
 def emd(
@@ -233,6 +243,83 @@ def improved_meanflow(
     return _meanflow(flow_map, equation, share, (diagonal, diagonal_weight), options)
 
 
+def pixel_meanflow(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.5,
+    diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    engine: Engine = "dual",
+    **options: Unpack[Options],
+) -> Objective:
+    """Pixel MeanFlow: improved MeanFlow for an `Endpoint` map, u_{s,t}(x) = (net(x, s, t) - x) / (1 - s).
+
+        E w |u_{s,t}(I_s) - (t - s) sg(D u_{s,t}(I_s)) - dI_s|^2,    D along u_{s,s}(I_s),    w = sg 1 / (|.|^2 + c)
+
+    and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows: the loss is one of velocities, the output one of data.
+
+    Reference: "Pixel mean flows", 2026, arXiv 2601.22158.
+
+    The paper:
+        Time runs from data to noise; its x = z_t - t u is the output of the network of `maps.Endpoint`: with
+        another map this is `improved_meanflow`. Data near a manifold are easier to return than noise: patches of
+        16 pixels, without a latent space, will do. A perceptual loss beside it, near the data alone, is not part of
+        this: pass `distance=Perceptual(...)`. Its text is known to us second-hand; all else is `improved_meanflow`.
+
+    When to use:
+        On pixels rather than latents, with large patches. In few dimensions put `weight=Constant()`.
+
+    Args:
+        share: part of the rows with s = t.
+        diagonal: law of t there; logit-normal unless given.
+        diagonal_weight: weight of the rows with s = t; `weight`, as in the paper, unless given.
+        engine: how the derivative is taken.
+    """
+    own: dict[str, Any] = {"diagonal": diagonal, "diagonal_weight": diagonal_weight}
+    return improved_meanflow(flow_map, share=share, engine=engine, **own, **options)
+
+
+def anyflow(
+    flow_map: FlowMap,
+    *,
+    share: float = 0.5,
+    diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    engine: Engine = "finite-difference",
+    **options: Unpack[Options],
+) -> Objective:
+    """AnyFlow's first stage: MeanFlow by central differences, from a trained velocity, half of the jumps to the data.
+
+        E w |u_{s,t}(I_s) - sg(dI_s + (t - s) D u_{s,t}(I_s))|^2,    D along dI,    w = sg 1 / (|.|^2 + c)
+
+    and E |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. Off the diagonal one half has t = 1, the other any s <= t.
+
+    Reference: "AnyFlow", 2026, arXiv 2605.13724, first stage.
+
+    The paper:
+        Time runs from data to noise. The derivative is a central difference of two forward passes, which any network
+        allows; it starts from a trained velocity. Half of the rows are on the diagonal, a quarter go to the data end, a
+        quarter anywhere. Off the diagonal NVlabs/AnyFlow divides each row's loss by its own value and multiplies by the
+        batch's mean loss on the diagonal: that factor is 1 here, so that a loss stays a mean over rows. Times are
+        shifted towards the noise for video; guidance is fused into the prediction; here it is that of `guidance`. The
+        second stage, on its own samples, is not part of this.
+
+    When to use:
+        As `meanflow`, from a trained velocity, with a network whose derivative cannot be taken. In few dimensions put
+        `weight=Constant()`.
+
+    Args:
+        share: part of the rows with s = t.
+        diagonal: law of t there; uniform unless given.
+        diagonal_weight: weight of the rows with s = t; 1 unless given.
+        engine: how the derivative is taken; the paper's is "finite-difference".
+    """
+    rest: dict[str, Any] = {**options, "times": options.get("times") or Mixture(ToData(), Triangle(), 0.5)}
+    rest["weight"] = options.get("weight") or Adaptive(1.0, 1e-5)
+    on_diagonal = diagonal or Diagonal(), diagonal_weight or Constant()
+    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine), share, on_diagonal, rest)  # type: ignore[arg-type]
+
+
 def _meanflow(
     flow_map: FlowMap,
     equation: Eulerian,
@@ -290,6 +377,11 @@ def _on_triangle(choices: Choices) -> dict[str, Any]:
     return {"weight": choices.mean_weight, "diagonal": choices.velocity_times, "times": Triangle()}
 
 
+def _from_velocity(choices: Choices) -> dict[str, Any]:
+    on_diagonal = {"diagonal": choices.velocity_times, "diagonal_weight": choices.weight}
+    return {"weight": choices.mean_weight, **on_diagonal}
+
+
 METHODS = (
     Method(
         emd,
@@ -302,4 +394,6 @@ METHODS = (
     Method(slim_esd, settings=with_diagonal, lower_rate=True),
     Method(meanflow, settings=_on_triangle, lower_rate=True),
     Method(improved_meanflow, settings=_on_triangle, lower_rate=True),
+    Method(pixel_meanflow, settings=_on_triangle, flow_map=Endpoint, lower_rate=True),
+    Method(anyflow, LearnsFrom.VELOCITY, settings=_from_velocity, starts_along_velocity=True, lower_rate=True),
 )

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
-from ..losses import Adaptive, Chain, SplitPower, Weight
+from ..losses import Adaptive, Chain, Constant, SplitPower, Weight
 from ..maps import FlowMap, VelocityForShortJumps, as_target
 from ..objectives import MapMatching, Objective
 from ..shapes import Field
@@ -19,7 +19,7 @@ from ..velocities import FromMap, Velocity
 from ._parts import Options, self_distillation, teacher_velocity, with_defaults, with_diagonal_term
 from .method import Choices, Method, with_diagonal, with_own_times
 
-__all__ = ["alphaflow", "psd", "shortcut", "split_meanflow"]
+__all__ = ["alphaflow", "psd", "shortcut", "soflow", "split_meanflow"]
 
 
 def psd(
@@ -195,14 +195,66 @@ def alphaflow(
     return with_diagonal_term(diagonal or LogitNormal(Diagonal()), matching, share, **{**rest, "weight": on_diagonal})
 
 
+def soflow(
+    flow_map: FlowMap,
+    *,
+    first_leg: float | Callable[[float], float] = schedules.Geometric(0.1, 0.002),  # noqa: B008  (frozen)
+    share: float = 0.75,
+    diagonal: Times | None = None,
+    diagonal_weight: Weight | None = None,
+    **options: Unpack[Options],
+) -> Objective:
+    """SoFlow: from I_s and from a point soon after it on the path, one jump leads to the same place; no derivative.
+
+        E w l |q|^2 / 2,    q = (X_{s,t}(I_s) - sg X_{r,t}(I_r)) / (r - s),    r = s + l (t - s)
+
+    with w = sg 1 / (|q|^2 + c), and E w |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. It is `alphaflow` with a first
+    leg that begins short.
+
+    Reference: T. Luo, H. Yuan, Z. Liu, "SoFlow: solution flow models", 2025, arXiv 2512.15657.
+
+    The paper:
+        Time runs from data to noise. l falls geometrically from 0.1 to 0.002 on ImageNet, from 1 to 1 / 3200 on
+        CIFAR-10; the target is the same network, with the same dropout. Start and end are logit-normal by their own
+        numbers (`times.StartAndEnd`), velocity matching is logit-normal(-0.2, 1) on three quarters of the rows. The
+        weights are of the mean over dimensions with c = 0.01, here of the sum. Guidance mixes the guided velocity with
+        the predicted one; here it is that of `guidance`. For l > 0 with dI the exact map is a zero of the gradient only
+        up to terms of order l.
+
+    When to use:
+        In the place of `meanflow` without a derivative, or of `alphaflow` with a fixed choice of l. In few dimensions
+        put `weight=SplitPower(-1)`: under the adaptive weight the noise of dI turns means into modes.
+
+    Args:
+        first_leg: l, a number in (0, 1], or a schedule of progress.
+        share: part of the rows with s = t.
+        diagonal: law of t there; logit-normal unless given.
+        diagonal_weight: weight of the rows with s = t; adaptive, as in the paper, unless given.
+    """
+    path, rest = with_defaults(options, times=times.StartAndEnd())
+    quotient = Chain(SplitPower(-2.0), Adaptive(1.0, 0.01), SplitPower(1.0), Constant(0.5))
+    on_diagonal = diagonal_weight or rest.get("weight", Adaptive(1.0, 0.01))
+    rest = {"weight": quotient, **rest}
+    equation = Semigroup(Stop.TARGET, velocity_first=True)
+    matching = MapMatching(flow_map, path, equation, split=times.FixedLeg(first_leg), **rest)
+    law = diagonal or LogitNormal(Diagonal(), 0.2)
+    return with_diagonal_term(law, matching, share, **{**rest, "weight": on_diagonal})
+
+
 def _alphaflow(choices: Choices) -> dict[str, Any]:
     weight = choices.mean_weight and Chain(choices.mean_weight, SplitPower(-1.0))
     return {"weight": weight, "diagonal": choices.velocity_times, "times": Triangle()}
 
 
+def _soflow(choices: Choices) -> dict[str, Any]:
+    weight = choices.mean_weight and Chain(choices.mean_weight, SplitPower(-1.0))
+    return {"weight": weight, "diagonal": choices.velocity_times}
+
+
 METHODS = (
     Method(psd, settings=with_diagonal),
     Method(alphaflow, settings=_alphaflow, lower_rate=True),
+    Method(soflow, settings=_soflow, lower_rate=True),
     Method(split_meanflow, settings=with_diagonal),
     Method(shortcut, settings=with_own_times),
 )
