@@ -40,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
+	$(if $(SLOW),FLOWMAPS_ALL_CASES=1) $(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -208,7 +208,7 @@ def test_data_are_found_again_from_another_folder(tmp_path: Path, unmeasured: No
 # resume --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [2, 6], ids=["teacher", "map"])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 6], ids=["teacher", "map"])
 def test_an_interrupted_run_is_resumed_to_the_same_weights(
     trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture, at: int
 ):
@@ -273,7 +273,7 @@ def other(value: object, hint: object) -> object:
     return not value if isinstance(value, bool) else 3 if isinstance(value, int) else 0.1 + 0.2
 
 
-@pytest.mark.parametrize("name", ["checkerboard", "cifar10-tiny"])
+@pytest.mark.parametrize("name", ["checkerboard", pytest.param("cifar10-tiny", marks=pytest.mark.slow)])
 def test_the_options_that_differ_from_a_recipe_make_it_again(name: str):
     usual = cli.RECIPES[name]()
     assert changed_options(usual, usual) == []
@@ -365,6 +365,7 @@ def test_classes_in_turn_or_one_of_them(classes: Path, tmp_path: Path):
 # evaluate ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluating_again_with_other_steps(board: Path):
     before = json.loads((board / "metrics.json").read_text())
     kept = {name: (board / name).read_bytes() for name in ("weights.safetensors", "config.json", "log.jsonl")}

@@ -86,6 +86,7 @@ def test_classes_of_images_are_learned_and_shown(tmp_path: Path):
     assert names[:3] == ("airplane", "automobile", "bird")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet32-lmd", "imagenet32-fmm"])
 def test_imagenet(tmp_path: Path, name: str):
     few = [] if name.endswith("fmm") else ["--evaluation.steps", 1, 4]
@@ -98,6 +99,7 @@ def test_imagenet(tmp_path: Path, name: str):
     assert [entry["steps"] for entry in found["inversion"]["decoded"]] == [n for n in steps if n <= 4]
 
 
+@pytest.mark.slow
 def test_grey_images(tmp_path: Path):
     array = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", x=array, labels=np.arange(20) % 2)

@@ -40,6 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return folder, said
 
 
+@pytest.mark.slow
 def test_the_page_is_followed_to_its_end(done: tuple[Path, dict[str, str]]):
     folder, said = done
     assert len(said) == 9

@@ -18,6 +18,7 @@ def figures(kind: str) -> list[dict]:
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_the_map_draws_images_of_the_classes(tmp_path: Path):
     command = re.search(r"flowmaps sample results/gpu/lmd (.*)", (ROOT / "docs/gpu.md").read_text())
     assert command is not None

@@ -37,6 +37,7 @@ def test_the_lines_are_few():
     assert len(lines) <= 12
 
 
+@pytest.mark.slow
 def test_the_lines_are_killed_and_go_on_to_the_same_bytes(tmp_path: Path):
     assert SHORTER.count("300") == 1
     assert run(tmp_path / "a", SHORTER).wait(120) == 0

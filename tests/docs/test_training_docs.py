@@ -17,6 +17,7 @@ SMALL = """--no-compile --device cpu --teacher-steps 1 --network.width 8 --netwo
            --evaluation.solver-tolerance 0.1"""
 
 
+@pytest.mark.slow
 def test_the_commands_for_a_longer_run_and_one_from_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "training.md").read_text()

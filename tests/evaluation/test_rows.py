@@ -105,6 +105,7 @@ def test_samples_by_fresh_noise_are_no_jumps_of_the_flow(board: Source):
     assert all("kl" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_map_of_jumps_to_the_data_has_no_ode_of_its_own_but_its_teacher_has(board: Source):
     rows, _ = table(Scaling(), board)
     assert [row.get("solver") for row in rows] == ["dopri5", "euler", None, None]

@@ -90,6 +90,7 @@ for at in map(int, sys.argv[3:]):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path, expected: list[torch.Tensor]):
     """One of half a megabyte, mounted for a process alone; a checkpoint is the next to be written, or a line of the
     log."""

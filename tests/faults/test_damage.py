@@ -30,7 +30,12 @@ def tensors(request: pytest.FixtureRequest) -> Iterator[States]:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.parametrize(
-    "name, keep, before", [(NEW, 1, {OLD: 1}), (OLD, 1, {OLD: 1}), (OLD, 2, {"map-00000001": 5, OLD: 1})]
+    "name, keep, before",
+    [
+        (NEW, 1, {OLD: 1}),
+        pytest.param(OLD, 1, {OLD: 1}, marks=pytest.mark.slow),
+        pytest.param(OLD, 2, {"map-00000001": 5, OLD: 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_anywhere_leaves_the_old_checkpoint_or_the_new(
     tmp_path: Path, name: str, keep: int, before: dict[str, int]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from amount import cases
 from checkpoint_cases import files, state
 from strikes import NEW, OLD, States, states, to_the_bit, whole
 
@@ -27,7 +28,7 @@ def test_a_byte_changed_or_missing_anywhere_is_refused(tmp_path: Path, tensors: 
     for file, good in files(tmp_path / NEW).items():
         path = tmp_path / NEW / file
         words = rf"{NEW} is damaged: it is not what was written: resume from {OLD}\.$"
-        for _ in range(100):
+        for _ in range(cases(100)):
             at = drawn.randrange(len(good))
             changed = good[:at] + bytes([good[at] ^ 1 << drawn.randrange(8)]) + good[at + 1 :]
             for content in (changed, good[:at], good + good[at : at + 1]):

@@ -1,4 +1,4 @@
-"""A thousand damaged folders: each is used or refused in one line; nothing is executed, nothing written elsewhere."""
+"""A thousand damaged folders (`amount.cases`): each is used or refused in one line; nothing is executed, nothing written elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from amount import cases
 from mutations import MUTATORS
 from run_cases import kill
 from watching import GUARD
@@ -260,7 +261,8 @@ def test_the_guard_sees_what_is_forbidden(tmp_path: Path):
 def test_damaged_folders_are_used_or_refused_in_one_line(
     bases: dict[str, Base], name: str, kind: str, tmp_path: Path, little_memory: None
 ):
-    base, (mutate, number), wrong = bases[name], MUTATORS[kind], []
+    base, (mutate, of_all), wrong = bases[name], MUTATORS[kind], []
+    number = cases(of_all)
     for seed in range(number):
         place = tmp_path / str(seed)
         shutil.copytree(base.folder, place / "run")

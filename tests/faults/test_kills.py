@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from amount import cases
 from checkpoint_cases import bits
 from run_cases import SETTINGS, TINY
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from flowmaps.runs.run import Run
 from flowmaps.storage import checkpoints, models
 from flowmaps.training.failures import CHECKPOINTS
 
-KILLS = 30
+KILLS = cases(30)
 LONGEST = 0.25  # seconds that a run is left alone
 RECIPE = replace(TINY, method="lmd", steps=260, teacher_steps=60, checkpoint_every=2, keep_checkpoints_every=50,
                  store_averages_every=40, log_every=3, network=Network(width=16, depth=2),

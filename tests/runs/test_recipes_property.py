@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from amount import cases
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -171,12 +172,12 @@ def runs_to_its_end(recipe: Recipe) -> None:
 
 
 def test_recipes_of_points_that_are_accepted_train(data: Path) -> None:
-    accepted_train(of_points(data), 70)
+    accepted_train(of_points(data), cases(70))
 
 
 def test_recipes_of_images_that_are_accepted_train(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowmaps.runs.preflight.open_features", lambda _: None)
-    accepted_train(of_images(data), 30)
+    accepted_train(of_images(data), cases(30))
 
 
 # what is wrong -------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ def test_no_option_takes_a_wrong_value(data: Path, base: Recipe, name: str, hint
         with pytest.raises(ValueError, match=rf"config.json has no recipe that this version reads: --{name} must be "):
             recipes.from_dict(card)
 
-    settings(max_examples=12, **SETTINGS)(given(wrong(hint))(law))()
+    settings(max_examples=cases(12, 0.5), **SETTINGS)(given(wrong(hint))(law))()
 
 
 def test_every_option_of_a_recipe_is_broken_above() -> None:
