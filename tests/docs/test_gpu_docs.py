@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import program
+import pytest
 from places import ROOT
 
 GPU = ROOT / "results/gpu"

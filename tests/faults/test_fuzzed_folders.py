@@ -1,4 +1,4 @@
-"""A thousand damaged folders (`amount.cases`): each is used or refused in one line; nothing is executed, nothing written elsewhere."""
+"""A thousand damaged folders, or a share of them: each is used or refused in one line; nothing is executed."""
 
 from __future__ import annotations
 
