@@ -26,7 +26,7 @@ data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
 training/          fit and Trainer; state.py: the tensors of a checkpoint; identity.py: what a resume compares;
                    distributed.py: DDP and FSDP2
-interop/           models of other libraries as teachers and students
+interop/           models of other libraries as teachers and students; export.py: a map with its sampler as a file
 runs/              recipes; plan.py: a recipe resolved; folder.py: RESUMABLE, the options that a resume may change;
                    prepare.py: first checks
 evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         training,
         velocities,
     )
+    from .interop.export import export as export
     from .storage.models import from_pretrained as from_pretrained
     from .storage.models import load as load
     from .storage.models import load_interpolant as load_interpolant
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
+    "interop.export": ("export",),
     "storage.models": ("from_pretrained", "load", "load_interpolant", "push_to_hub", "save", "save_pretrained"),
     "training.fit": ("fit",),
     "velocities": ("teacher",),

@@ -52,7 +52,7 @@ class Jump:
         x = x0
         with evaluating(flow_map):
             for s, t in zip(self.times, self.times[1:], strict=False):
-                x = flow_map(x, x.new_full((len(x),), s), x.new_full((len(x),), t), cond)
+                x = flow_map(x, x.new_full(x.shape[:1], s), x.new_full(x.shape[:1], t), cond)
         return x
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class MultistepConsistency:
         if rounds:
             number = rounds * (2 if self.interpolant.noisy else 1)
             _check_noise("MultistepConsistency", len(self.grid), noise, (number, *x0.shape))
-        one = x0.new_ones(len(x0))
+        one = x0.new_ones(x0.shape[:1])
         with evaluating(flow_map):
             x = flow_map(x0, one * self.grid[0], one, cond)
             for k, time in enumerate(self.grid[1:]):
@@ -204,7 +204,7 @@ class GammaSampling:
         rounds = len(self.times) - 2
         if noise is not None or (rounds and self.gamma > 0):
             _check_noise("GammaSampling", len(self.times), noise, (rounds, *x.shape))
-        one = x.new_ones(len(x))
+        one = x.new_ones(x.shape[:1])
         for k, (target, time) in enumerate(zip(self.targets, self.times[1:], strict=True)):
             s, w, t = one * self.times[k], one * target, one * time
             with evaluating(flow_map):

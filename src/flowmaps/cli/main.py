@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | sample | evaluate | average | compare | doctor`.
+"""The command line: `flowmaps train | sample | export | evaluate | average | compare | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -20,7 +20,7 @@ from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
-from .options import Average, Compare, Compared, Doctor, Evaluate, ImageOptions, Sample, Train, changed_options
+from .options import Average, Compare, Compared, Doctor, Evaluate, Export, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ Learn a flow map, sample it in a few steps, measure it.
   train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
+  export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
@@ -69,6 +70,7 @@ def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "sample": lambda words: _make(Sample, words),
+        "export": _export,
         "evaluate": _evaluate,
         "average": lambda words: _make(Average, words),
         "compare": _compare,
@@ -136,6 +138,13 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
 
     make = sampling.sample if kind is Sample else sampling.average
     make(**vars(_parse(kind, words, kind.__name__.lower())))
+
+
+def _export(words: list[str]) -> None:
+    given = _parse(Export, words, "export")
+    from . import export
+
+    export.export_run(**vars(given))
 
 
 def _evaluate(words: list[str]) -> None:

@@ -58,6 +58,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the map of a run and its sampler to one file, ONNX or torch's .pt2, of any batch size."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run, or of a map that was saved by flowmaps.save."""
+    out: Path
+    """File to write, .onnx or .pt2; it must not exist."""
+    steps: int = 4
+    """Jumps from noise to data."""
+    precision: str = "float32"
+    """float32, float16 or int8, the last two by onnxruntime's tools; the error against float32 is printed."""
+    raw: bool = False
+    """Leave samples in the network's coordinates, not pixels or the units of the data."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure a trained map again: print the table, write metrics.json, pictures and report.html into its folder."""
 

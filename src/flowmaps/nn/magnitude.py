@@ -52,6 +52,37 @@ class Conv(nn.Module):
         return F.conv2d(x, _cast(unit_filters(self.weight, gain), x), padding=self.weight.shape[-1] // 2)
 
 
+class Fixed(nn.Module):
+    """A `Linear` or a `Conv` whose filters were normalised once: the same function, for a network that is deployed.
+
+    Factors multiply the output, so that the weights are one constant, which may be quantised.
+
+    Args:
+        layer: the layer.
+    """
+
+    weight: Tensor
+
+    def __init__(self, layer: Linear | Conv) -> None:
+        super().__init__()
+        self.padding = layer.weight.shape[-1] // 2 if isinstance(layer, Conv) else None
+        self.register_buffer("weight", unit_filters(layer.weight.detach()))
+
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        if self.padding is None:
+            return F.linear(x, self.weight) * gain
+        return F.conv2d(x, self.weight, padding=self.padding) * gain
+
+
+def fix_weights(module: nn.Module) -> None:
+    """Replace each `Linear` and `Conv` inside a module by its `Fixed`."""
+    for name, child in module.named_children():
+        if isinstance(child, (Linear, Conv)):
+            setattr(module, name, Fixed(child))
+        else:
+            fix_weights(child)
+
+
 def unit_pixels(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     """x over the root of its mean square along an axis (RMS normalisation)."""
     square = (x.float() if x.dtype == torch.float16 else x).square()  # bfloat16 has the range for it, float16 has not

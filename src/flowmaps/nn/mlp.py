@@ -115,7 +115,7 @@ class MLP(nn.Module):
             if isinstance(cond, Guide):
                 raise ValueError("this MLP takes no guidance weight, got one: build it with guidance=True.")
             return []
-        return [weight_features(cond, x.new_ones(len(x)))]
+        return [weight_features(cond, x.new_ones(x.shape[:1]))]
 
     @torch.no_grad()
     def zero_second_time(self) -> None:
