@@ -327,3 +327,27 @@ def test_samplers_walk_in_evaluation_mode_and_put_the_mode_back(name: str):
     with pytest.raises(RuntimeError, match="no condition"):
         SAMPLERS[name](flow_map, x0, cond=torch.zeros(7))
     assert (flow_map.training, flow_map.dropout.training, flow_map.fixed.training) == (True, True, False)
+
+
+# compilation ----------------------------------------------------------------------------------------------------------
+
+SCHEMES = [Jump(2), MultistepConsistency([0.0, 0.5]), GammaSampling(2, gamma=0.3)]
+
+
+@pytest.mark.parametrize(
+    "scheme, backend",
+    [
+        (SCHEMES[0], "eager"),
+        *[pytest.param(scheme, "aot_eager", marks=pytest.mark.slow) for scheme in SCHEMES],
+        pytest.param(SCHEMES[0], "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sampler_compiles_as_one_graph(scheme: Jump | MultistepConsistency | GammaSampling, backend: str):
+    torch._dynamo.reset()
+    flow_map = untrained().train()
+    compiled = torch.compile(scheme, fullgraph=True, backend=backend)
+    for number in (5, 7):
+        more = {} if isinstance(scheme, Jump) else {"noise": noise(1, number, 3, seed=1)}
+        x0 = noise(number, 3)
+        torch.testing.assert_close(compiled(flow_map, x0, **more), scheme(flow_map, x0, **more))
+    assert all(module.training for module in flow_map.modules())
