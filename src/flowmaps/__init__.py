@@ -66,12 +66,12 @@ if TYPE_CHECKING:
         velocities,
     )
     from .interop.export import export as export
-    from .storage.models import from_pretrained as from_pretrained
+    from .storage.hub import from_pretrained as from_pretrained
+    from .storage.hub import push_to_hub as push_to_hub
+    from .storage.hub import save_pretrained as save_pretrained
     from .storage.models import load as load
     from .storage.models import load_interpolant as load_interpolant
-    from .storage.models import push_to_hub as push_to_hub
     from .storage.models import save as save
-    from .storage.models import save_pretrained as save_pretrained
     from .training.fit import fit as fit
     from .velocities import teacher as teacher
 
@@ -79,7 +79,8 @@ __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "interop.export": ("export",),
-    "storage.models": ("from_pretrained", "load", "load_interpolant", "push_to_hub", "save", "save_pretrained"),
+    "storage.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "storage.models": ("load", "load_interpolant", "save"),
     "training.fit": ("fit",),
     "velocities": ("teacher",),
 }

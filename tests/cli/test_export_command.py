@@ -33,7 +33,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
     (folder / "wine.csv").write_text("\n".join(["acid,year,label", *lines]) + "\n")
     words = ["--data", folder / "wine.csv", "--method", "lsd", "--guidance", 1, 3, *TINY.split()]
     run("train", "points", "--out", folder / "run", *words)
-    return folder / "run", folder / "map.onnx", run("export", folder / "run", "--steps", 2, "--out", folder / "map.onnx")
+    return (
+        folder / "run",
+        folder / "map.onnx",
+        run("export", folder / "run", "--steps", 2, "--out", folder / "map.onnx"),
+    )
 
 
 def test_a_run_is_exported_in_the_units_of_its_table(exported: tuple[Path, Path, str]):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import instead_of_the_hub
 from places import ROOT
 from program import run
 
@@ -23,13 +24,16 @@ def test_the_page_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     run("train", "checkerboard", "--out", "runs/board", *SHORT.split())
     names: dict = {}
-    for kind, text in BLOCKS:
-        if kind == "python":
-            exec(compile(text, "export.md", "exec"), names)
-            continue
-        for line in text.strip().splitlines():
-            assert "error against the map in float32" in run(*shlex.split(line)[1:])
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "board.onnx", "half.onnx", "board.pt2", "map.onnx"}
+    with instead_of_the_hub(tmp_path / "cache", monkeypatch) as hub:
+        for kind, text in BLOCKS:
+            if kind == "python":
+                exec(compile(text, "export.md", "exec"), names)
+                continue
+            for line in text.strip().splitlines():
+                assert "error against the map in float32" in run(*shlex.split(line)[1:])
+    made = {"runs", "board.onnx", "half.onnx", "board.pt2", "map.onnx", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    assert {"README.md", "samples.png", "metrics.json"} < {*hub.files["me/board"]}
     assert names["samples"].shape == (1000, 2)
     assert np.isfinite(names["samples"]).all()
     said = set(names["session"].get_modelmeta().custom_metadata_map)

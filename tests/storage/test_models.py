@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -313,33 +312,6 @@ def test_pretrained_names_work_on_local_folders(tmp_path: Path):
     assert torch.equal(fm.from_pretrained(tmp_path / "model")(*batch()), two(*batch()))
     assert torch.equal(fm.from_pretrained(str(tmp_path / "model"))(*batch()), two(*batch()))
     assert fm.load_interpolant(tmp_path / "model") == Trigonometric()
-
-
-def test_pushing_and_pulling_through_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    calls = []
-
-    class Api:
-        def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
-            calls.append((repository, private, exist_ok))
-
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> SimpleNamespace:
-            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
-            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    def download(name: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
-        calls.append((allow_patterns, revision))
-        return str(tmp_path / "hub" / name)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    flow_map = Endpoint(mlp(classes=3), floor=0.02)
-    address = fm.push_to_hub(flow_map, "someone/map", private=True, interpolant=WithNoise(Linear(), 0.1))
-    assert address == "https://hub/someone/map/commit/1"
-    again = fm.from_pretrained("someone/map", revision="v1")
-    assert calls == [("someone/map", True, True), (["weights.safetensors", "config.json"], "v1")]
-    assert torch.equal(again(*batch()), flow_map(*batch()))
-    assert fm.load_interpolant(tmp_path / "hub" / "someone" / "map") == WithNoise(Linear(), 0.1)
 
 
 # training states -----------------------------------------------------------------------------------------------------

@@ -281,7 +281,9 @@ def _traced(sampled: SamplesOfNoise, inputs: tuple[Tensor, ...]) -> torch.export
     except Exception as error:  # of whatever kind: the network is its user's
         fixed = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
         advice = "len(x) and int(...) in a network make its batch size a constant, x.shape[0] does not"
-        what = f"the batch size is fixed in this network: {advice}" if fixed else f"torch.export cannot trace it: {advice}"
+        what = (
+            f"the batch size is fixed in this network: {advice}" if fixed else f"torch.export cannot trace it: {advice}"
+        )
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"the map cannot be exported, {what}; torch says: {words}") from error
 
@@ -313,7 +315,9 @@ def _metadata(
 def _errors(sampled: SamplesOfNoise, run: Any, tried: list[tuple[Tensor, ...]]) -> tuple[float, float, float]:
     """The largest and the mean error of a file's samples, and the deviation of the map's."""
     wanted = [sampled(*inputs).double().flatten() for inputs in tried]
-    errors = torch.cat([(run(inputs).double().flatten() - want).abs() for inputs, want in zip(tried, wanted, strict=True)])
+    errors = torch.cat(
+        [(run(inputs).double().flatten() - want).abs() for inputs, want in zip(tried, wanted, strict=True)]
+    )
     return float(errors.max()), float(errors.mean()), float(torch.cat(wanted).std())
 
 

@@ -1,8 +1,8 @@
 """A traced sampler as an ONNX file: converted by torch, its precision by onnxruntime, run by onnxruntime.
 
-    float32    as torch converts it
-    float16    onnxruntime.transformers.float16: weights and computation; inputs and outputs stay as they are
-    int8       onnxruntime.quantization.quantize_dynamic: weights of matrix products and convolutions
+float32    as torch converts it
+float16    onnxruntime.transformers.float16: weights and computation; inputs and outputs stay as they are
+int8       onnxruntime.quantization.quantize_dynamic: weights of matrix products and convolutions
 """
 
 from __future__ import annotations

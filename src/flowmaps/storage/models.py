@@ -144,56 +144,6 @@ def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
         ) from None
 
 
-def save_pretrained(flow_map: maps.FlowMap, folder: str | Path, **options: Any) -> Path:
-    """`save` under the name that Hugging Face users know, replacing what is there."""
-    return save(flow_map, folder, overwrite=True, **options)
-
-
-def push_to_hub(flow_map: maps.FlowMap, repository: str, *, private: bool = False, **options: Any) -> str:
-    """Upload a flow map to the Hugging Face Hub.
-
-    Args:
-        flow_map: the map.
-        repository: `user/name`, made if it is missing.
-        private: make it a private one.
-        options: as in `save`.
-
-    Returns:
-        The address of the commit.
-    """
-    import tempfile
-
-    from huggingface_hub import HfApi
-
-    with tempfile.TemporaryDirectory() as folder:
-        save(flow_map, folder, **options)
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        return api.upload_folder(repo_id=repository, folder_path=folder).commit_url
-
-
-def from_pretrained(
-    name: str | Path, net: nn.Module | None = None, *, classes: Sequence[type] = (), **options: Any
-) -> maps.FlowMap:
-    """Load a flow map from a folder or from the Hugging Face Hub (`user/name`).
-
-    Args:
-        name: a folder, or a repository.
-        net, classes: as in `load`.
-        options: for `huggingface_hub.snapshot_download`, such as `revision`.
-
-    Raises:
-        ValueError: as in `load`, or options of a download for a folder.
-    """
-    if Path(name).is_dir():
-        if options:
-            raise ValueError(f"{name} is a folder, and {next(iter(options))}=... is for a download: leave it out.")
-        return load(name, net, classes=classes)
-    from huggingface_hub import snapshot_download
-
-    return load(snapshot_download(str(name), allow_patterns=[WEIGHTS, CARD], **options), net, classes=classes)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     """Write a file with tensors and a JSON header in one stroke; returns its SHA-256."""
     content = safetensors.save(dict(tensors), metadata={"flowmaps": json.dumps(about)})
