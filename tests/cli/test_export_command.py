@@ -18,8 +18,9 @@ import flowmaps as fm
 from flowmaps.runs.folder import RunFolder
 from flowmaps.shapes import Guide
 
-TINY = """--no-compile --steps 4 --teacher-steps 2 --show-every 0 --network.width 8 --network.depth 1 --optimiser.batch 32
-    --evaluation.samples 100 --evaluation.points 20 --evaluation.steps 1 --evaluation.solver-steps 2 --device cpu"""
+TINY = """--no-compile --steps 4 --teacher-steps 2 --show-every 0 --network.width 8 --network.depth 1
+    --optimiser.batch 32 --evaluation.samples 100 --evaluation.points 20 --evaluation.steps 1
+    --evaluation.solver-steps 2 --device cpu"""
 NO_TORCH = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = sys.argv[1:]; "
 NO_TORCH += "runpy.run_path(sys.argv[0], run_name='__main__')"
 

@@ -272,6 +272,12 @@ def test_a_network_of_one_batch_size_is_refused(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_half_precision_is_made_of_single_precision(tmp_path: Path):
+    flow_map = AverageVelocity(fm.nn.MLP(dim=2, width=8, depth=1)).double()
+    with pytest.raises(ValueError, match=r"in float32, got float64: pass flow_map\.float\(\)"):
+        fm.export(flow_map, 1, tmp_path / "map.onnx", precision="float16")
+
+
 def test_a_network_of_unknown_shape_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="pass shape="):
         fm.export(AverageVelocity(OneSize()), 1, tmp_path / "map.pt2")

@@ -112,8 +112,13 @@ def export(
     network = _network(flow_map)
     example = _example(network) if cond is None else cond
     shape = _shape(flow_map, network, shape)
-    sampled = SamplesOfNoise(_deployed(flow_map), scheme, example, units)
-    program = _traced(sampled, sampled.inputs(TRACED_ROWS, shape, example))
+    plain = _plain_copy(flow_map)
+    if precision != "float32" and _type_of(plain) is torch.float64:
+        raise ValueError(f"{precision} is made of a map in float32, got float64: pass flow_map.float().")
+    sampled = SamplesOfNoise(plain, scheme, example, units)
+    traced = copy.deepcopy(sampled)
+    fix_weights(traced)
+    program = _traced(traced, sampled.inputs(TRACED_ROWS, shape, example))
     about = _metadata(sampled, scheme, shape, precision, metadata or {})
     rows = max(4, min(256, MEASURED_NUMBERS // torch.Size(shape).numel()))
     tried = [sampled.inputs(number, shape, example) for number in (1, rows)]
@@ -194,7 +199,9 @@ def _network(flow_map: nn.Module) -> MLP | Network | None:
     """The network of flowmaps' own inside a map, or `None`."""
     module: Any = flow_map
     while isinstance(module, (FlowMap, Preconditioned)) or hasattr(module, "_orig_mod"):
-        module = next((getattr(module, name) for name in ("_orig_mod", "net", "flow_map") if hasattr(module, name)), 0)
+        module = next(
+            (getattr(module, name) for name in ("_orig_mod", "net", "flow_map") if hasattr(module, name)), None
+        )
     return module if isinstance(module, (MLP, Network)) else None
 
 
@@ -220,15 +227,14 @@ def _shape(flow_map: FlowMap, network: MLP | Network | None, shape: tuple[int, .
     return (network.dim,) if isinstance(network, MLP) else network.shape
 
 
-def _deployed(flow_map: FlowMap) -> FlowMap:
-    """A copy of a map on the CPU in evaluation mode, in float32 at least, without compilation, its weights fixed."""
+def _plain_copy(flow_map: FlowMap) -> FlowMap:
+    """A copy of a map on the CPU in evaluation mode, in float32 at least, without compilation."""
     made = copy.deepcopy(flow_map).cpu().eval().requires_grad_(False)
     for module in list(made.modules()):
         for name, child in list(module.named_children()):
             if hasattr(child, "_orig_mod"):  # of torch.compile
                 setattr(module, name, child._orig_mod)
-    fix_weights(made)
-    return made.to(torch.promote_types(_type_of(made), torch.float32))
+    return made.float() if _type_of(made) in (torch.float16, torch.bfloat16) else made
 
 
 def _type_of(module: nn.Module) -> torch.dtype:
@@ -285,7 +291,7 @@ def _traced(sampled: SamplesOfNoise, inputs: tuple[Tensor, ...]) -> torch.export
             f"the batch size is fixed in this network: {advice}" if fixed else f"torch.export cannot trace it: {advice}"
         )
         words = " ".join(str(error).split())[:300]
-        raise ValueError(f"the map cannot be exported, {what}; torch says: {words}") from error
+        raise ValueError(f"the map cannot be exported, {what}: {advice}; torch says: {words}") from error
 
 
 def _metadata(

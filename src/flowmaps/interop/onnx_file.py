@@ -117,7 +117,7 @@ def _converted(program: torch.export.ExportedProgram, names: Sequence[str]) -> A
     Raises:
         ValueError: ONNX has no operation for one of torch's.
     """
-    options = {"dynamo": True, "external_data": False, "verbose": False}
+    options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
     try:
         with torch.no_grad(), _quiet():
             made = torch.onnx.export(program, input_names=list(names), output_names=["samples"], **options)

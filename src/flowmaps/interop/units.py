@@ -25,6 +25,10 @@ class InUnits(nn.Module):
         units: of the data.
     """
 
+    scale: Tensor
+    shift: Tensor
+    whitening: Tensor | None
+
     def __init__(self, units: Units) -> None:
         super().__init__()
         self.units = units
