@@ -54,7 +54,7 @@ def _of_run(folder: Path, steps: int, raw: bool) -> dict[str, Any]:
     run.plan.check_steps([steps])
     flow_map, _ = run.plan.as_sampled(run.load_map(), None)
     units: Units = run.units
-    about = {"recipe": run.recipe.name, "method": run.plan.method.name}
+    about: dict[str, Any] = {"recipe": run.recipe.name, "method": run.plan.method.name}
     if len(run.recipe.guidance) == 2:
         about["guidance_weights"] = list(run.recipe.guidance)
     given = {"flow_map": flow_map, "steps": run.plan.sampler(steps), "metadata": about}
