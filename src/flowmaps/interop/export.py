@@ -287,9 +287,7 @@ def _traced(sampled: SamplesOfNoise, inputs: tuple[Tensor, ...]) -> torch.export
     except Exception as error:  # of whatever kind: the network is its user's
         fixed = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
         advice = "len(x) and int(...) in a network make its batch size a constant, x.shape[0] does not"
-        what = (
-            f"the batch size is fixed in this network: {advice}" if fixed else f"torch.export cannot trace it: {advice}"
-        )
+        what = "the batch size is fixed in this network" if fixed else "torch.export cannot trace it"
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"the map cannot be exported, {what}: {advice}; torch says: {words}") from error
 
