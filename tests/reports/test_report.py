@@ -28,7 +28,8 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_report_embeds_the_bytes_of_its_figures_and_loads_nothing(tmp_path: Path, picture: Path):
-    path = report.write(tmp_path, "a run", CONFIG, ROWS, {"one": picture, "two": str(picture)}, notes=["first", "second"])
+    pictures = {"one": picture, "two": str(picture)}
+    path = report.write(tmp_path, "a run", CONFIG, ROWS, pictures, notes=["first", "second"])
     assert path == tmp_path / "report.html"
     page = path.read_text(encoding="utf-8")
     sources = re.findall(r'src="([^"]*)"', page)

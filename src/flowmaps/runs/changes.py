@@ -1,7 +1,7 @@
 """What a recipe changes of the defaults of a method's own function, told from the two objectives.
 
-    fm.methods.lmd(flow_map, teacher=...)       the defaults, which stand in `flowmaps.methods` alone
-    stage.build(flow_map, teacher)              what the recipe trains in their place
+fm.methods.lmd(flow_map, teacher=...)       the defaults, which stand in `flowmaps.methods` alone
+stage.build(flow_map, teacher)              what the recipe trains in their place
 """
 
 from __future__ import annotations
