@@ -97,6 +97,11 @@ class TwoTimes(nn.Module):
         frequencies: int = 8,
     ) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise ValueError(
+                f"a second time is for a torch.nn.Module, of which a copy is made, got {type(net).__name__}: pass the "
+                "network itself, and how it is called by call=lambda net, x, t, cond: ..."
+            )
         self.net = copy.deepcopy(net)
         for value in self.net.parameters():
             value.requires_grad_(value.is_floating_point() or value.is_complex())  # a teacher is often frozen
@@ -105,10 +110,20 @@ class TwoTimes(nn.Module):
         given = (embedding,) if isinstance(embedding, str) else embedding
         self.embeddings = tuple(given) if given else find_embeddings(self.net)
         for path in self.embeddings:
-            layer = _layer(self.net, path)
-            first = next((p for p in layer.parameters() if p.is_floating_point()), None)
-            made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
-            self.net.set_submodule(path, made if first is None else made.to(first.device, first.dtype))
+            self._give_second_time(path, width, frequencies)
+
+    def _give_second_time(self, path: str, width: int | None, frequencies: int) -> None:
+        """Wrap the layer of a path, at each path where the network has it."""
+        layer = _layer(self.net, path)
+        if isinstance(layer, SecondTime):  # under another of its paths
+            return
+        paths = [name for name, part in self.net.named_modules(remove_duplicate=False) if part is layer]
+        made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
+        first = next((p for p in layer.parameters() if p.is_floating_point()), None)
+        for part in () if first is None else (made.time, made.first, made.last):
+            part.to(first.device, first.dtype)  # type: ignore[union-attr]
+        for name in paths:
+            self.net.set_submodule(name, made)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -123,7 +138,7 @@ class TwoTimes(nn.Module):
 
     @contextmanager
     def _second_time(self, gap: Tensor) -> Iterator[None]:
-        slots = [self.net.get_submodule(path) for path in self.embeddings]
+        slots = [self.net.get_submodule(path) for path in self.embeddings]  # one twice, where two paths lead to it
         for slot in slots:
             slot._gap, slot._reached = gap, False  # type: ignore[assignment]
         try:
