@@ -134,7 +134,7 @@ class SolverFlow(FlowMap):
         self.train(any(module.training for module in modules_of(velocity)))
 
     def _in_mode(self) -> AbstractContextManager[None]:
-        """Context in which the networks of a field that is no module, which are no part of the flow, follow its mode."""
+        """Context in which the networks of a field that is no module, no parts of the flow, follow its mode."""
         if self.training or isinstance(self.field, nn.Module) or torch.compiler.is_compiling():
             return nullcontext()
         return evaluating(*modules_of(self.field))

@@ -334,7 +334,7 @@ torch.testing.assert_close(flow_map(x, s, t), expected)
 
 
 REFUSED: dict[str, Callable[[], Model]] = {
-    r"a second time is for a torch.nn.Module, .* got function: pass the network itself, .* call=lambda net, x": lambda: (
+    r"is for a torch.nn.Module, .* got function: pass the network itself, .* call=lambda net, x": lambda: (
         interop.velocity(lambda x, t: x)  # type: ignore[arg-type]
     ),
     "order must be one of 'xt', 'tx', 'concatenated', got 'x'": lambda: interop.velocity(Played(linear), order="x"),  # type: ignore[arg-type]
