@@ -34,8 +34,8 @@ MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, ma
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
 OURS: dict[str, type] = {**MAPS, **NETWORKS, "Preconditioned": maps.Preconditioned}
 """Classes that a card names without their module."""
-LIBRARIES = ("flowmaps", "azula", "diffusers", "flow_matching", "torchcfm")
-"""Packages whose classes are imported where a card names them."""
+LIBRARIES = ("flowmaps.", "azula.", "diffusers.", "flow_matching.", "torchcfm.")
+"""Packages, with a dot, whose classes are imported where a card names them."""
 FUNCTIONS = ("flowmaps.interop.", "flowmaps.nn.two_times.")
 """Where the functions are that a card may name without its reader's word."""
 PLAIN = ("flow_matching.path.scheduler.",)
@@ -308,7 +308,7 @@ def _imported(path: str) -> Any:
 
 def _module(words: list[str]) -> Any:
     name = ".".join(words)
-    if name not in sys.modules and words[0] in LIBRARIES and not any(word.startswith("__") for word in words):
+    if name not in sys.modules and f"{words[0]}." in LIBRARIES and not any(word.startswith("__") for word in words):
         try:
             return importlib.import_module(name)
         except Exception:  # there is no such module, or it does not run here
