@@ -14,6 +14,7 @@ from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceEx
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.samplers import GammaSampling, Jump, MultistepConsistency, encode
+from flowmaps.solvers import SolverFlow
 
 EXACT = Gaussian([0.5, -1.0, 2.0], [[0.4, 0.1, 0.0], [0.1, 0.6, 0.0], [0.0, 0.0, 0.2]])
 
@@ -318,6 +319,37 @@ SAMPLERS = {
     "gamma": lambda flow_map, x0, **k: GammaSampling(3, gamma=0.0)(flow_map, x0, **k),
     "gamma-path": lambda flow_map, x0, **k: GammaSampling(3, gamma=0.0).path(flow_map, x0, **k)[-1],
 }
+
+
+@pytest.mark.parametrize("form", ["module", "method", "lambda"])
+def test_the_flow_of_a_solver_is_sampled_without_dropout(form: str):
+    """Also where its field is no module, whose networks are no part of it."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)).train()
+
+    class Velocity(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+            return self.net(torch.cat([x, t[:, None]], 1))
+
+        def velocity(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+            return self(x, t)
+
+    held = Velocity().train()
+    field = {"module": held, "method": held.velocity, "lambda": lambda x, t, cond=None: held(x, t)}[form]
+    flow, x0 = SolverFlow(field, method="euler", steps=3), torch.randn(5, 2)
+    one, other = (Jump(2)(flow, x0) for _ in range(2))
+    assert torch.equal(one, other)
+    assert held.training
+    assert net[1].training
+    s, t = torch.zeros(5), torch.ones(5)
+    assert not torch.equal(flow(x0, s, t), flow(x0, s, t))  # by itself it is in the mode of its field
+    flow.eval()
+    assert torch.equal(flow.average_velocity(x0, s, t), flow.average_velocity(x0, s, t))
+    assert torch.equal(flow.velocity(x0, t), flow.velocity(x0, t))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import weakref
@@ -144,8 +145,11 @@ def test_a_teacher_moves_with_its_objective_and_its_owner_does_not():
     net = Field()
     source = FromTeacher(lambda x, t, cond=None: net(x, t, cond))
     nn.ModuleList([source]).float()
-    v = copy.deepcopy(source)(x.float().requires_grad_(), t.float())
+    copied = copy.deepcopy(source)
+    assert copied.used == source.used == [net]
+    v = copied(x.float().requires_grad_(), t.float())
     assert v.dtype == torch.float32
+    torch.testing.assert_close(v, source(x.float(), t.float()))  # no dropout
     assert net.matrix.dtype == torch.float64
     v.sum().backward()
     assert net.matrix.grad is None
@@ -193,6 +197,89 @@ def test_weights_that_are_not_found_are_refused():
         FromTeacher(hidden.fn)(x.requires_grad_(), t)  # as where the map is differentiated through the teacher
     net.requires_grad_(False).eval()
     torch.testing.assert_close(hidden(x, t), net(x, t))
+
+
+class Shelf:
+    """Something of a user's that has its network nowhere in its attributes."""
+
+    net: Any = None
+    made: Any = None
+
+    @property
+    def asked(self) -> Any:
+        return self.made["net"]()
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.asked(x, t, cond)
+
+
+def deep(net: nn.Module, levels: int) -> Any:
+    call = lambda x, t, cond=None: net(x, t, cond)  # noqa: E731
+    for _ in range(levels):
+        call = (lambda inner: lambda x, t, cond=None: inner(x, t, cond))(call)
+    return call
+
+
+def shelf(net: nn.Module) -> Any:
+    found = type("Found", (Shelf,), {"net": net})()
+    return lambda x, t, cond=None: found.net(x, t, cond)
+
+
+def asked(net: nn.Module) -> Any:
+    return type("Asked", (Shelf,), {"made": {"net": weakref.ref(net)}})().velocity
+
+
+HIDDEN: dict[str, Callable[[Field], Any]] = {
+    "class attribute": shelf,
+    "deque": lambda net: (lambda nets: lambda x, t, cond=None: nets[0](x, t, cond))(collections.deque([net])),
+    "property": asked,
+    "deep closure": lambda net: deep(net, 20),
+}
+
+
+@pytest.mark.parametrize("form", HIDDEN)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_dropout_of_a_hidden_teacher_is_off_or_it_is_refused(form: str, frozen: bool):
+    """Found, or refused by a line that works."""
+    x, t = batch()
+    net = Field().train().requires_grad_(not frozen)
+    fn = HIDDEN[form](net)
+    expected = torch.sin(x) @ net.matrix.detach() + t[:, None]
+    source = FromTeacher(fn)
+    if form in ("class attribute", "deque"):
+        torch.testing.assert_close(source(x, t), expected)
+    else:
+        words = "calls Field in training mode" if frozen else "has weights that take gradients"
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"{words}.* not found: pass .*fm\.teacher\(fn, modules=\[net\]\)"):
+                source(x, t)
+    torch.testing.assert_close(teacher(fn, modules=[net])(x, t), expected)
+    assert net.training
+    net.requires_grad_(False).eval()
+    torch.testing.assert_close(source(x, t), expected)
+
+
+def test_layers_that_are_the_same_in_both_modes_may_be_made_in_a_call():
+    x, t = batch()
+    source = FromTeacher(lambda x, t, cond=None: nn.Softplus()(x))
+    torch.testing.assert_close(source(x, t), nn.functional.softplus(x))
+    with pytest.raises(ValueError, match="calls Dropout in training mode"):
+        FromTeacher(lambda x, t, cond=None: nn.Dropout()(x))(x, t)
+
+
+def test_a_teacher_of_another_type_is_refused_in_one_line():
+    """Times would lose their digits if they were converted without a word."""
+    x, t = (value.float() for value in batch())
+    net = nn.Linear(4, 3).half()
+    fn = lambda x, t, cond=None: net(torch.cat([x, t[:, None]], 1))  # noqa: E731
+    for rows in (x, x.half()):
+        with pytest.raises(
+            ValueError,
+            match=r"has weights of torch\.float16, and was called with x of .* and t of torch\.float32",
+        ):
+            FromTeacher(fn)(rows, t)
+    v = FromTeacher(lambda x, t, cond=None: fn(x.half(), t.half(), cond).to(x.dtype))(x, t)
+    torch.testing.assert_close(v, net.float()(torch.cat([x, t[:, None]], 1)), rtol=1e-2, atol=1e-2)
 
 
 def test_a_scripted_teacher_is_frozen_by_its_owner():

@@ -1,6 +1,7 @@
 """What torch modules are called with: in evaluation mode for a while, and with weights that take no gradient.
 
 modules_of(fn)            the modules that a callable uses, wherever it has them from
+unseen(*modules)          the modules outside of these that run in training mode while a context lasts
 DetachedField(fn)         fn with the weights of these modules detached, in evaluation mode
 evaluating(*modules)      evaluation mode while a context lasts
 """
@@ -11,7 +12,8 @@ import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -37,6 +39,30 @@ def evaluating(*modules: Any) -> Iterator[None]:
     finally:
         for part in parts:
             part.training = True
+
+
+MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention, nn.RNNBase)
+"""Layers of torch that compute something else in training mode."""
+
+
+@contextmanager
+def unseen(*modules: nn.Module) -> Iterator[list[nn.Module]]:
+    """Context that yields a list, to which each module is added that is called in training mode and is not a part of
+    some modules; layers of torch that are the same in both modes are left out."""
+    known = {id(part) for module in modules for part in module.modules()}
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, _: Any) -> None:
+        plain = type(module).__module__.startswith("torch.nn.") and not isinstance(module, MODAL)
+        if module.training and not plain and id(module) not in known:
+            known.add(id(module))
+            found.append(module)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def modules_of(fn: Any) -> list[nn.Module]:
@@ -77,7 +103,7 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from _of_function(value)
     elif isinstance(value, Mapping):
         yield from value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
         yield from value
     elif not isinstance(value, (ModuleType, Tensor)):
         yield from getattr(value, "__dict__", {}).values()
@@ -85,6 +111,9 @@ def _parts(value: Any) -> Iterator[Any]:
         names = [name for entry in slots for name in ((entry,) if isinstance(entry, str) else entry)]
         yield from (getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__"))
         yield vars(type(value)).get("__call__")
+        if type(value).__module__.partition(".")[0] not in _LIBRARIES:
+            kept = [entry for kind in type(value).__mro__[:-1] for entry in vars(kind).values()]
+            yield from (entry for entry in kept if isinstance(entry, (nn.Module, Mapping, list, tuple, deque)))
 
 
 def _of_function(fn: FunctionType) -> Iterator[Any]:
@@ -166,30 +195,35 @@ class DetachedField:
 
     Args:
         fn: the callable.
+        modules: those that it uses; looked for unless given.
 
     Attributes:
         fn: as given.
-        used: the modules that `fn` uses.
 
     Raises:
         ValueError: it uses a tensor outside of modules that takes gradients, or a network of TorchScript that does.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        found = _uses(fn)
+    def __init__(self, fn: Callable[..., Any], modules: Sequence[nn.Module] | None = None) -> None:
+        found = _uses(fn) if modules is None else list(modules)
         if any(isinstance(value, Tensor) for value in found):
             raise ValueError(
                 f"{named(fn)} uses a tensor that takes gradients: detach it, weight = weight.detach(), or put it into "
                 "a torch.nn.Module."
             )
-        self.fn, self.used = fn, [value for value in found if isinstance(value, nn.Module)]
-        scripted = [part for used in self.used for part in used.modules() if isinstance(part, torch.jit.ScriptModule)]
+        self.fn, own = fn, [value for value in found if isinstance(value, nn.Module)]
+        scripted = [part for used in own for part in used.modules() if isinstance(part, torch.jit.ScriptModule)]
         if any(part.training or any(value.requires_grad for value in part.parameters()) for part in scripted):
             raise ValueError(
                 f"{named(fn)} uses a network of TorchScript, whose weights cannot be detached for a call: freeze it, "
                 "net.requires_grad_(False).eval()."
             )
-        self._call, self._moved = _Call(fn, self.used), dict[str, Tensor]()
+        self._call, self._moved = _Call(fn, own), dict[str, Tensor]()
+
+    @property
+    def used(self) -> list[nn.Module]:
+        """The modules that `fn` uses; those themselves in a deep copy too, which calls the same function."""
+        return list(self._call.used)
 
     def __call__(self, *arguments: Any) -> Any:
         if not self.used:

@@ -7,12 +7,14 @@ tau in [0, 1] with r = s + tau (t - s) and dx/dtau = (t - s) b_r(x), in either o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .maps import FlowMap
+from .modules import evaluating, modules_of
 from .shapes import Batch, Condition, Field, Time, check_time, like
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
@@ -129,7 +131,13 @@ class SolverFlow(FlowMap):
         self.field = velocity
         self.method, self.rtol, self.atol, self.steps = method, rtol, atol, steps
         self.nfe = 0
-        self.train(isinstance(velocity, nn.Module) and velocity.training)
+        self.train(any(module.training for module in modules_of(velocity)))
+
+    def _in_mode(self) -> AbstractContextManager[None]:
+        """Context in which the networks of a field that is no module, no parts of the flow, follow its mode."""
+        if self.training or isinstance(self.field, nn.Module) or torch.compiler.is_compiling():
+            return nullcontext()
+        return evaluating(*modules_of(self.field))
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         check_time(s, x, "s")
@@ -140,7 +148,8 @@ class SolverFlow(FlowMap):
             self.nfe += 1
             return self.field(y, r, c)
 
-        return integrate(counted, x, s, t, cond, **self._settings())
+        with self._in_mode():
+            return integrate(counted, x, s, t, cond, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {"method": self.method, "rtol": self.rtol, "atol": self.atol, "steps": self.steps}
@@ -156,7 +165,9 @@ class SolverFlow(FlowMap):
             return self.field(x + like(t - s, x) * u, torch.lerp(s, t, tau), c)
 
         zero, one = torch.zeros_like(s), torch.ones_like(s)
-        return integrate(mean, torch.zeros_like(x), zero, one, cond, **self._settings())
+        with self._in_mode():
+            return integrate(mean, torch.zeros_like(x), zero, one, cond, **self._settings())
 
     def velocity(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        return self.field(x, t, cond)
+        with self._in_mode():
+            return self.field(x, t, cond)

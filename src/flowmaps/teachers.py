@@ -3,6 +3,7 @@
 teacher(fn)                          fn(x, t) or fn(x, t, cond)
 teacher(fn, order="tx")              fn(t, x) or fn(t, x, cond), as solvers of ODEs have it
 teacher(fn, order="keywords")        fn(x=x, t=t, cond=cond), under names of its own with names=
+teacher(fn, modules=[net])           the networks that it uses, where they are not found
 teacher(fn, time="column")           times of shape (B, 1); "number" for one point and one number at a time
 """
 

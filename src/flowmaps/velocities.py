@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap, Target
-from .modules import DetachedField, modules_of, named
+from .modules import DetachedField, modules_of, named, unseen
 from .shapes import Batch, Condition, Field, Guide, Time, label_of, like, on_each
 from .teachers import Adapted, Order, TimeShape, check_teacher
 
@@ -123,19 +123,20 @@ class FromTeacher(Velocity):
 
     Args:
         fn: field `(x, t, cond=None) -> like x`; other forms through `flowmaps.teacher`.
+        modules: the networks that it uses; looked for unless given.
 
     Raises:
         ValueError: `fn` does not take (x, t, cond), or uses a tensor of its own that takes gradients.
     """
 
-    def __init__(self, fn: Field) -> None:
+    def __init__(self, fn: Field, modules: Sequence[nn.Module] | None = None) -> None:
         super().__init__()
         check_teacher(fn)
         owner = getattr(fn, "__self__", None)
         # a Target has no gradients, stays in evaluation mode, and is ours to move
         self.owner = owner if isinstance(owner, Target) else None
-        self._looked_through = False
-        self._field: Callable[..., Tensor] = DetachedField(fn) if self.owner is None else fn
+        self._looked_through = self._well_called = False
+        self._field: Callable[..., Tensor] = DetachedField(fn, modules) if self.owner is None else fn
 
     @property
     def fn(self) -> Field:
@@ -157,16 +158,47 @@ class FromTeacher(Velocity):
         return super()._apply(fn, recurse)
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        v = self._field(x, t, cond)
+        v, missed = self._called(x, t, cond)
         if not isinstance(v, Tensor) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(v, x, t):
             raise ValueError(
                 f"the teacher {named(self.fn)} has weights that take gradients and were not found: pass the network "
-                "itself as the teacher, or through fm.teacher(net), or freeze it, net.requires_grad_(False).eval()."
+                "itself as the teacher, or fm.teacher(fn, modules=[net]), or freeze it, "
+                "net.requires_grad_(False).eval()."
+            )
+        if missed:
+            raise ValueError(
+                f"the teacher {named(self.fn)} calls {type(missed[0]).__name__} in training mode, which was not found: "
+                "pass fm.teacher(fn, modules=[net]), or put it into evaluation mode, net.eval()."
             )
         return v
+
+    def _called(self, x: Batch, t: Time, cond: Condition) -> tuple[Any, list[nn.Module]]:
+        """The field at x; until it was called well once, the networks too that ran in training mode unfound."""
+        try:
+            if self._well_called or torch.compiler.is_compiling():
+                return self._field(x, t, cond), []
+            with unseen(*self.used) as missed:
+                v = self._field(x, t, cond)
+        except RuntimeError as error:
+            self._check_types(x, t, error)
+            raise
+        self._well_called = not missed
+        return v, missed
+
+    def _check_types(self, x: Any, t: Any, error: RuntimeError) -> None:
+        """Refuse a teacher that computes in another type than that of its inputs."""
+        own = {value.dtype for part in self.used for value in part.parameters() if value.is_floating_point()}
+        given = {value.dtype for value in (x, t) if isinstance(value, Tensor)}
+        if len(own) == 1 and own != given and "type" in str(error):
+            kind = next(iter(own))
+            raise ValueError(
+                f"the teacher {named(self.fn)} has weights of {kind}, and was called with x of {x.dtype} and t of "
+                f"{t.dtype}: convert it, net.to({x.dtype}), or its inputs and what it returns, lambda x, t, cond=None: "
+                f"net(x.to({kind}), t.to({kind}), cond).to(x.dtype)."
+            ) from error
 
     def _hides_weights(self, v: Any, x: Any, t: Any) -> bool:
         """Whether a gradient of v reaches weights; where x takes one too, its graph is looked through, once."""
@@ -174,10 +206,11 @@ class FromTeacher(Velocity):
             return False
         if not x.requires_grad and not t.requires_grad:
             return True
-        if self._looked_through:
-            return False
-        self._looked_through = True
-        return any(leaf is not x and leaf is not t for leaf in _leaves(v, (x.grad_fn, t.grad_fn)))
+        if not self._looked_through:
+            hidden = any(leaf is not x and leaf is not t for leaf in _leaves(v, (x.grad_fn, t.grad_fn)))
+            self._looked_through = not hidden
+            return hidden
+        return False
 
 
 def _leaves(v: Tensor, before: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -199,6 +232,7 @@ def teacher(
     *,
     names: Mapping[str, str] | None = None,
     time: TimeShape = "row",
+    modules: Sequence[nn.Module] | None = None,
 ) -> FromTeacher:
     """A teacher of any callable, however it is called.
 
@@ -213,11 +247,13 @@ def teacher(
             is none.
         time: `row` for times of shape (B,), `column` for (B, 1), `number` for a time without a shape: `fn` is then
             called for one row at a time, by `torch.vmap`.
+        modules: the networks that `fn` uses. They are looked for unless given: in what it is bound to, its closure, its
+            attributes, the globals that it reads; not in what it makes or asks for when it is called.
 
     Raises:
         ValueError: `fn` takes other arguments, or an option has no such value.
     """
-    return FromTeacher(Adapted(fn, order, {} if names is None else names, time))
+    return FromTeacher(Adapted(fn, order, {} if names is None else names, time), modules)
 
 
 class FromMap(Velocity):

@@ -152,6 +152,8 @@ def test_the_card_has_every_option(trained: tuple[Path, str]):
 
 def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
     html = (trained[0] / "report.html").read_text()
+    changed = "<td>map, fm.methods.lmd</td><td>stop</td><td>Stop.NONE</td><td>Stop.VELOCITY</td>"
+    assert changed in html.split("What this recipe changes of the defaults of its methods</h2>")[1]
     assert html.count("data:image/png;base64,") >= 4
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
     for link in ("<link", "@import", "<script src"):
@@ -697,6 +699,7 @@ def test_help_and_version_go_to_standard_output(capsys: pytest.CaptureFixture):
         "--resume",
         "--device",
         "--optimiser.learning-rate",
+        "fm.methods.lmd: times Square() -> Mixture(FromBase(), Triangle(), 0.25)",
     ):
         assert option in printed
     with pytest.raises(SystemExit) as stopped:

@@ -130,7 +130,7 @@ def uses(base: Base, folder: Path, whole: bool) -> dict[str, Use]:
         run = RunFolder.open(folder)
         rows = [{"sampler": "map", "steps": 1, "nfe": 1}]
         out = folder.parent / "out"
-        report.write(out, run.recipe.name, values(run.recipe), rows, {}, commands.notes(run))
+        report.write(out, run.recipe.name, values(run.recipe), rows, {}, notes=commands.notes(run))
 
     def load_maps() -> None:
         run = RunFolder.open(folder)

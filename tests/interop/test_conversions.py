@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,10 +234,109 @@ def test_a_student_is_read_back_into_one_of_the_same_call(tmp_path: Path):
     torch.testing.assert_close(loaded(x, s, s.flip(0)), saved.student(x, s, s.flip(0)), rtol=0, atol=0)
 
 
+class Net(nn.Module):
+    """A network of a user's own, of (x, t), whose constructor's arguments are its attributes."""
+
+    def __init__(self, dim: int = 2, width: int = 8, *, swapped: bool = False) -> None:
+        super().__init__()
+        self.dim, self.width, self.swapped = dim, width, swapped
+        self.time_embed = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        self.first, self.last = nn.Linear(dim, width), nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, t: Tensor, *_: Tensor) -> Tensor:
+        x, t = (t, x) if self.swapped else (x, t)
+        return self.last(torch.tanh(self.first(x) + self.time_embed(t[:, None])))
+
+
+def own_call(net: nn.Module, x: Tensor, t: Tensor, cond: object) -> Tensor:
+    return net(x, 0.5 * t)
+
+
+STORED: dict[str, Callable[[], Model]] = {
+    "velocity": lambda: interop.velocity(Net()),
+    "velocity, time first": lambda: interop.velocity(Net(swapped=True), order="tx"),
+    "velocity, reversed": lambda: interop.velocity(Net(), reverse=True, time_factor=1000),
+    "velocity, two layers": lambda: interop.velocity(Net(), embedding=("time_embed.0", "first")),
+    "ddpm, epsilon": lambda: interop.ddpm(Net(), BAR),
+    "ddpm, v": lambda: interop.ddpm(Net(), BAR, prediction="v_prediction", learned_variance=False),
+    "edm": lambda: interop.edm(Net(), sigma_max=20.0, data_std=0.7),
+}
+
+
+def moved(made: Model) -> fm.maps.FlowMap:
+    """A student after some training, with the same weights each time."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in made.student.parameters():
+            value.add_(0.1 * torch.randn(value.shape, generator=rng))
+    return made.student
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_student_of_a_known_network_is_read_back_without_it(name: str, kind: torch.dtype, tmp_path: Path):
+    """The clock, what is predicted and how it is called stand in the card."""
+    made = STORED[name]()
+    student = moved(made).to(kind)
+    x, s = (value.to(kind) for value in points(made))
+    expected = student(x, s, s.flip(0))  # a call leaves nothing behind that changes the card
+    made.save(tmp_path / "mine")
+    loaded = fm.load(tmp_path / "mine")
+    assert torch.equal(loaded(x, s, s.flip(0)), expected)
+    assert loaded.net.embeddings == student.net.embeddings  # type: ignore[union-attr]
+
+
+def test_a_schedule_of_flow_matching_is_read_back(tmp_path: Path):
+    schedulers = pytest.importorskip("flow_matching.path.scheduler", reason="needs flow_matching, of the extra interop")
+    made = interop.flow_matching(Net(), schedulers.PolynomialConvexScheduler(2.0))
+    student = moved(made)
+    made.save(tmp_path / "mine")
+    x, s = (value.float() for value in points(made))
+    assert torch.equal(fm.load(tmp_path / "mine")(x, s, s.flip(0)), student(x, s, s.flip(0)))
+
+
+def test_a_call_of_a_users_own_is_given_by_hand(tmp_path: Path):
+    made = interop.velocity(Net(), call=own_call)
+    student = moved(made)
+    made.save(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"own_call' of its user's own: pass .* or pass classes=\[\.\.\.\]"):
+        fm.load(tmp_path / "mine")
+    x, s = (value.float() for value in points(made))
+    loaded = fm.load(tmp_path / "mine", classes=[own_call])  # type: ignore[list-item]
+    assert torch.equal(loaded(x, s, s.flip(0)), student(x, s, s.flip(0)))
+    interop.velocity(Net(), call=lambda net, x, t, cond: net(x, t)).save(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"of its user's own: pass load\(folder, net=...\)\.$"):
+        fm.load(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_student_of_diffusers_is_read_back_by_another_process(tmp_path: Path):
+    """Which has not imported diffusers."""
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers, of the extra interop")
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    made = interop.ddpm(net, BAR, prediction="v_prediction")
+    made.save(tmp_path / "mine")
+    x, s, t = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.5]), torch.tensor([0.9, 0.7])
+    torch.save((x, s, t, made.student.eval()(x, s, t).detach()), tmp_path / "rows.pt")
+    code = """
+import sys, torch, flowmaps as fm
+flow_map = fm.load(sys.argv[1] + "/mine")
+x, s, t, expected = torch.load(sys.argv[1] + "/rows.pt")
+torch.testing.assert_close(flow_map(x, s, t), expected)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+
+
 # refusals -------------------------------------------------------------------------------------------------------------
 
 
 REFUSED: dict[str, Callable[[], Model]] = {
+    r"is for a torch.nn.Module, .* got function: pass the network itself, .* call=lambda net, x": lambda: (
+        interop.velocity(lambda x, t: x)  # type: ignore[arg-type]
+    ),
     "order must be one of 'xt', 'tx', 'concatenated', got 'x'": lambda: interop.velocity(Played(linear), order="x"),  # type: ignore[arg-type]
     "alphas_cumprod must be .* and fall": lambda: interop.ddpm(Played(noise), BAR.flip(0)),
     "one of epsilon, sample, v_prediction, got 'score'": lambda: interop.ddpm(Played(noise), BAR, prediction="score"),  # type: ignore[arg-type]

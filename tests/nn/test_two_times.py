@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import flowmaps as fm
 from flowmaps.interop.adapters import DiffusersCall
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import TwoTimes
-from flowmaps.nn.two_times import find_embeddings
+from flowmaps.nn.two_times import SecondTime, find_embeddings
 
 ROWS = 3
 
@@ -176,3 +178,78 @@ def test_a_layer_that_is_not_called_is_refused():
     two = TwoTimes(Unused(), call=lambda net, x, t, cond: net(torch.cat([x, t[:, None]], 1)))
     with pytest.raises(ValueError, match="does not call its layer time_embed: name another with embedding="):
         two(torch.zeros(2, 2), torch.zeros(2), torch.ones(2))
+
+
+class Shared(nn.Module):
+    """A network whose two blocks share the layer that embeds the time, and whose ends share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embed = nn.Linear(1, 6)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        for block in self.blocks:
+            block.time = self.time_embed
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor, t: Tensor, *_: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block(self.first(x)) + block.time(t[:, None]))  # type: ignore[operator]
+        return self.last(x) + self.time_embed(t[:, None])
+
+
+@pytest.mark.parametrize("embedding", [None, "time_embed", "blocks.1.time", ("blocks.0.time", "time_embed")])
+def test_a_layer_at_several_paths_gets_one_second_time_at_all_of_them(embedding: object, tmp_path: Path):
+    torch.manual_seed(0)
+    net = Shared()
+    two = TwoTimes(net, embedding)  # type: ignore[arg-type]
+    slots = {id(part) for part in two.modules() if isinstance(part, SecondTime)}
+    assert len(slots) == 1
+    assert two.net.blocks[0].time is two.net.blocks[1].time is two.net.time_embed  # type: ignore[union-attr]
+    assert two.net.first.weight is two.net.last.weight  # type: ignore[union-attr]
+    x, s, t = torch.randn(5, 6), torch.rand(5), torch.rand(5)
+    assert torch.equal(two(x, s, t), net(x, s))
+    nn.init.normal_(two.net.time_embed.last.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(two(x, s, s), net(x, s))
+
+    # u_{s,t} is the network with its one embedding shifted, wherever that is called
+    slot = two.net.time_embed
+    slot._gap = t - s  # type: ignore[union-attr]
+    shift = slot(s[:, None]) - slot.layer(s[:, None])  # type: ignore[operator, union-attr]
+    moved = copy.deepcopy(net)
+    embed = copy.deepcopy(net.time_embed)
+    for place in (moved, *moved.blocks):
+        place.register_module("time_embed" if place is moved else "time", Shifted(embed, shift.detach()))
+    torch.testing.assert_close(two(x, s, t), moved(x, s))
+    fm.save(AverageVelocity(two), tmp_path / "run")
+    assert torch.equal(fm.load(tmp_path / "run").net(x, s, t), two(x, s, t))  # type: ignore[operator]
+
+
+class Shifted(nn.Module):
+    """A layer plus a constant."""
+
+    def __init__(self, layer: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.layer, self.shift = layer, shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.layer(t) + self.shift
+
+
+def test_a_layer_of_two_types_keeps_both():
+    """The second time alone is converted."""
+
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = nn.Linear(1, 6, dtype=torch.float64), nn.Linear(6, 6)
+
+        def forward(self, t: Tensor) -> Tensor:
+            return self.coarse(self.fine(t.double()).float())
+
+    net = nn.Module()
+    net.time_embed = Embedding()
+    net.forward = lambda x, t: x + net.time_embed(t[:, None])  # type: ignore[method-assign, operator]
+    two = TwoTimes(net)
+    assert two.net.time_embed.layer.fine.weight.dtype == torch.float64  # type: ignore[union-attr]
+    assert two.net.time_embed.layer.coarse.weight.dtype == torch.float32  # type: ignore[union-attr]

@@ -333,6 +333,25 @@ def test_a_draw_that_is_cut_by_rows_has_the_gradient_of_the_whole(name: str):
         draw.rows(slice(0, 24, 2))
 
 
+@pytest.mark.parametrize("name", ["lsd", "meanflow", "split-of-split", "sum-of-split"])
+def test_a_draw_whose_rows_are_moved_is_right_or_refused(name: str):
+    """Rows of one part may change places; a row that leaves the diagonal's place would be matched elsewhere."""
+    flow_map = a_map()
+    objective = SPLITS[name](flow_map).eval()
+    x1, labels = batch(24)
+    draw = objective.draw(x1, cond=labels, generator=generator(0))
+    weights, bounds = list(flow_map.parameters()), [0, *itertools.accumulate(draw.counts)]
+    wanted = torch.autograd.grad(objective.evaluate(draw).value, weights)
+    within = torch.cat([torch.arange(a, b).flip(0) for a, b in itertools.pairwise(bounds)])
+    found = torch.autograd.grad(objective.evaluate(draw.map(lambda value: value[within])).value, weights)
+    torch.testing.assert_close(found, wanted)  # type: ignore[arg-type]
+    swapped = torch.arange(24)
+    swapped[[0, 23]] = swapped[[23, 0]]
+    for moved in (draw.map(lambda value: value[swapped]), draw.map(lambda value: value.flip(0))):
+        with pytest.raises(ValueError, match=r"rows of a draw were moved .* on the diagonal.*: shuffle x1 before"):
+            objective.evaluate(moved)
+
+
 def test_the_split_and_the_warm_up_are_drawn_for_a_progress():
     flow_map = a_map()
     x1, labels = batch()

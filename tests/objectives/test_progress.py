@@ -142,6 +142,18 @@ def test_a_schedule_is_told_where_training_stands(name: str):
     assert torch.equal(end.split, again.split)
 
 
+@pytest.mark.parametrize("name", WARM_UPS)
+def test_weights_that_are_written_behind_torchs_back_are_seen_too(name: str):
+    """As some optimisers do, through `.data`, which no version counts."""
+    objective = SCHEDULES[name](a_map())
+    objective(ROWS[:BATCH])
+    objective(ROWS[:BATCH])  # looked at twice
+    for value in objective.parameters():
+        value.data.add_(1e-3)
+    with pytest.raises(ValueError, match="was not told where training stands"):
+        objective(ROWS[:BATCH])
+
+
 @pytest.mark.parametrize("method", [methods.lsd, methods.meanflow, methods.psd, methods.flow_matching, methods.fmm])
 def test_what_does_not_change_needs_no_word(method: Callable[..., Objective]):
     objective = method(a_map())

@@ -28,7 +28,8 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_report_embeds_the_bytes_of_its_figures_and_loads_nothing(tmp_path: Path, picture: Path):
-    path = report.write(tmp_path, "a run", CONFIG, ROWS, {"one": picture, "two": str(picture)}, ["first", "second"])
+    pictures = {"one": picture, "two": str(picture)}
+    path = report.write(tmp_path, "a run", CONFIG, ROWS, pictures, notes=["first", "second"])
     assert path == tmp_path / "report.html"
     page = path.read_text(encoding="utf-8")
     sources = re.findall(r'src="([^"]*)"', page)
@@ -45,7 +46,8 @@ def test_report_embeds_the_bytes_of_its_figures_and_loads_nothing(tmp_path: Path
 def test_report_escapes_everything(tmp_path: Path, picture: Path):
     evil = "<img src=x onerror=\"alert('{body}')\">&"
     rows = [{**ROWS[0], "sampler": evil, "solver": evil, "w2": evil}]
-    page = report.write(tmp_path, evil, {evil: evil}, rows, {evil: picture}, [evil]).read_text(encoding="utf-8")
+    said = {"notes": [evil], "changes": [[evil] * 4]}
+    page = report.write(tmp_path, evil, {evil: evil}, rows, {evil: picture}, **said).read_text(encoding="utf-8")
     assert evil not in page
     assert "<img src=x" not in page
     assert page.count("&lt;img src=x onerror=&quot;alert(&#x27;{body}&#x27;)&quot;&gt;&amp;") >= 9

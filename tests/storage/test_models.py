@@ -174,9 +174,10 @@ def test_what_cannot_be_saved_writes_nothing(tmp_path: Path):
             fm.save(wrapped, tmp_path / "run")
 
     class Mine(Linear):
-        pass
+        def __init__(self, power: float) -> None:
+            object.__setattr__(self, "exponent", power)  # not under the name of the argument
 
-    for path in (Mine(), WithNoise(Mine())):
+    for path in (Mine(2.0), WithNoise(Mine(2.0))):
         with pytest.raises(ValueError, match="Mine is not an interpolant of flowmaps' own"):
             fm.save(flow_map, tmp_path / "run", interpolant=path)
     with pytest.raises(ValueError, match="cannot be written as JSON"):
@@ -541,3 +542,174 @@ def test_a_preconditioned_network_comes_back(inner: nn.Module, path: Interpolant
     edit(tmp_path / "run", map=wrong)
     with pytest.raises(ValueError, match="is not a card of a flow map"):
         fm.load(tmp_path / "run")
+
+
+# maps and interpolants of a user's own --------------------------------------------------------------------------------
+
+
+class Scaled(FlowMap):
+    """A map of a user's own, with an argument beside its network."""
+
+    def __init__(self, net: nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.factor * self.net(x, s, t, cond)
+
+
+class TwoNets(FlowMap):
+    """A map of two networks under names of their own, and a tensor."""
+
+    def __init__(self, slow: nn.Module, fast: nn.Module, *, knots: Tensor, names: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.slow, self.fast, self.names = slow, fast, names
+        self.register_buffer("knots", knots, persistent=False)
+
+    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.slow(x, s, t) + self.knots[1] * self.fast(x, s, t)
+
+
+class Hidden(Scaled):
+    """One whose attribute is not what its constructor was given."""
+
+    def __init__(self, net: nn.Module, factor: float = 1.0) -> None:
+        super().__init__(net, 2 * factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Power(Interpolant):
+    """A path of a user's own, round another path."""
+
+    path: Interpolant
+    exponent: float = 2.0
+    name: str = "power"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.path.alpha(t**self.exponent)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.path.beta(t**self.exponent)
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return self.exponent * t ** (self.exponent - 1) * self.path.alpha_dot(t**self.exponent)
+
+    def beta_dot(self, t: Tensor) -> Tensor:
+        return self.exponent * t ** (self.exponent - 1) * self.path.beta_dot(t**self.exponent)
+
+
+class Plain(Power):
+    """One that is no dataclass of its own, without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(Linear(), 3.0)
+
+
+OWN_MAPS: dict[str, FlowMap] = {
+    "own map, our network": Scaled(mlp(), 0.5),
+    "own map, own network": Scaled(Sized(3, 5), 0.5),
+    "own map, wrapped network": Scaled(fm.maps.Preconditioned(Sized(3), Power(Linear()), data_std=0.7), 0.5),
+    "two networks": TwoNets(mlp(), Sized(3), knots=torch.tensor([0.1, 0.7], dtype=torch.float64), names=("a", "b")),
+    "our map, wrapped twice": Endpoint(fm.maps.Preconditioned(mlp(classes=2), WithNoise(Power(Linear(), 1.5), 0.3))),
+}
+
+
+@pytest.mark.parametrize("name", OWN_MAPS)
+def test_a_map_of_a_users_own_is_built_again(name: str, tmp_path: Path):
+    flow_map = OWN_MAPS[name]
+    fm.save(flow_map, tmp_path / "run", interpolant=Power(Trigonometric(), 1.25))
+    loaded = fm.load(tmp_path / "run")
+    assert type(loaded) is type(flow_map)
+    assert not loaded.training
+    assert same(flow_map, loaded)
+    assert fm.load_interpolant(tmp_path / "run") == Power(Trigonometric(), 1.25)
+
+
+def test_a_map_whose_network_is_not_told_takes_one(tmp_path: Path):
+    """Its own arguments are those of the card."""
+    flow_map = Scaled(Doubled(3, 4), 0.25)
+    fm.save(flow_map, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"Doubled' of its user's own: pass load\(folder, net=...\)\.$"):
+        fm.load(tmp_path / "run")
+    loaded = fm.load(tmp_path / "run", net=Doubled(3, 4))
+    assert isinstance(loaded, Scaled)
+    assert loaded.factor == 0.25
+    assert same(flow_map, loaded)
+
+
+def test_maps_whose_arguments_cannot_be_told_are_not_guessed(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"are attributes of the same names, got Hidden: .* keep its arguments"):
+        fm.save(Hidden(mlp()), tmp_path / "run")
+    changed = Scaled(mlp())
+    changed.offset = 3.0  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="got Scaled"):
+        fm.save(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_another_script_are_given_by_hand(tmp_path: Path):
+    """As those of __main__, which are called otherwise when they are read."""
+    flow_map = Scaled(Sized(3), 0.5)
+    fm.save(flow_map, tmp_path / "run", interpolant=Power(Linear()))
+    text = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(text.replace(f"{__name__}.", "elsewhere."))
+    with pytest.raises(
+        ValueError, match=r"names the map 'elsewhere.Scaled', .* import it first, or pass classes=\[\.\.\.\]"
+    ):
+        fm.load(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"got 'elsewhere.Power': .* import it first, or pass classes=\[\.\.\.\]"):
+        fm.load_interpolant(tmp_path / "run")
+    assert same(flow_map, fm.load(tmp_path / "run", classes=[Scaled, Sized]))
+    assert fm.load_interpolant(tmp_path / "run", classes=[Power]) == Power(Linear())
+
+
+def test_a_path_that_is_no_dataclass(tmp_path: Path):
+    fm.save(AverageVelocity(mlp()), tmp_path / "run", interpolant=Plain())
+    assert type(fm.load_interpolant(tmp_path / "run")) is Plain
+
+
+@pytest.mark.parametrize("path", ["subprocess.Popen", "pathlib.Path", "builtins.exec", f"{__name__}.SimpleNamespace"])
+def test_a_card_reaches_no_class_but_modules_and_paths(path: str, saved: Path, tmp_path: Path):
+    """Though this process has imported it."""
+    thing = {"class": path, "arguments": {"args": ["touch", str(tmp_path / "sprung")]}}
+    edit(saved, interpolant=thing)
+    with pytest.raises(ValueError, match="no interpolant that this version knows"):
+        fm.load_interpolant(saved)
+    net = {"class": f"{__name__}.Scaled", "arguments": {"factor": thing}, "net": described({"dim": 3})["net"]}
+    edit(saved, map=net)
+    with pytest.raises(ValueError, match=r"of its user's own|is not a card"):
+        fm.load(saved)
+    edit(saved, map={**net, "class": path})
+    with pytest.raises(ValueError, match="names the map"):
+        fm.load(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("path", ["os.system", "builtins.exec", "flowmaps.storage.models.save", f"{__name__}.batch"])
+def test_a_card_reaches_no_function_of_its_choice(path: str, saved: Path):
+    inner = {"class": f"{__name__}.Sized", "arguments": {"dim": 3}}
+    options = {"embedding": ["first"], "call": {"function": path}, "width": None, "frequencies": 8}
+    net = {"class": "flowmaps.nn.two_times.TwoTimes", "arguments": options, "net": inner}
+    edit(saved, map={"class": "AverageVelocity", "arguments": {}, "net": net})
+    with pytest.raises(ValueError, match=r"of its user's own: pass load\(folder, net=...\), or import"):
+        fm.load(saved)
+
+
+class Mixed(nn.Module):
+    """A network whose buffer is of another type than its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("scale", torch.full((3,), 1 / 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return (self.layer(x) * self.scale).float() + (s + t)[:, None]
+
+
+def test_each_tensor_keeps_its_own_type(tmp_path: Path):
+    flow_map = AverageVelocity(Mixed())
+    fm.save(flow_map, tmp_path / "run")
+    loaded = fm.load(tmp_path / "run")
+    assert torch.equal(loaded.state_dict()["net.scale"], flow_map.state_dict()["net.scale"])
+    assert same(flow_map, loaded)

@@ -21,6 +21,7 @@ from ..evaluation.sampling import Samples
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..reports import pictures, report, tables
+from ..runs import changes as recipe_changes
 from ..runs import run as runs
 from ..runs.folder import RunFolder
 from ..runs.plan import Plan
@@ -221,8 +222,8 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
     config = values(dataclasses.replace(plan.recipe, evaluation=plan.evaluation()))
-    words = notes(folder)
-    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, words)
+    said = {"notes": notes(folder), "changes": recipe_changes.rows(plan, source.classes)}
+    written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, **said)
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {written}", soft_wrap=True)

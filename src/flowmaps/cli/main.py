@@ -88,9 +88,9 @@ def _dispatch(words: list[str]) -> None:
         choose("command", words[0], commands)(words[1:])
 
 
-def _parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
-    """Parse options; of several processes the first one prints help and errors."""
-    options = {"prog": f"{PROGRAM} {program}", "args": words, "console_outputs": FIRST}
+def _parse(kind: type[T], words: list[str], program: str, default: T | None = None, *, about: str | None = None) -> T:
+    """Parse options; of several processes the first one prints help, which begins with `about`, and errors."""
+    options = {"prog": f"{PROGRAM} {program}", "args": words, "console_outputs": FIRST, "description": about}
     return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
 
 
@@ -108,7 +108,8 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
     shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
-    given = _parse(Train, rest, program, Train(recipe=shown))
+    about = _about_training(usual) if {"-h", "--help"} & set(rest) else None
+    given = _parse(Train, rest, program, Train(recipe=shown), about=about)
     recipe = _with_all_steps(type(usual)(**vars(given.recipe)), usual)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
@@ -121,6 +122,19 @@ def _train(words: list[str]) -> None:
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
+
+
+def _about_training(usual: Recipe) -> str:
+    """What the help of a recipe says first: what is done, and what the recipe changes of its methods' own defaults."""
+    from ..runs.changes import lines
+    from ..runs.plan import resolve
+
+    changed = "\n\n".join(lines(resolve(usual)))
+    return f"{Train.__doc__}\n\n{CHANGES}\n\n{changed}"
+
+
+CHANGES = """What this recipe changes of the defaults of its methods (--check says it for other options, such as another
+--method):"""
 
 
 def _with_all_steps(recipe: Recipe, usual: Recipe) -> Recipe:

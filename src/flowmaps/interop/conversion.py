@@ -71,6 +71,7 @@ class SigmaClock(Clock):
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
         super().__init__()
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.least, self.most = math.atan(sigma_min), math.atan(sigma_max)
 
     def forward(self, angle: Time) -> tuple[Time, Time]:
@@ -94,10 +95,16 @@ class TableClock(Clock):
         super().__init__()
         if angles.ndim != 1 or len(angles) < 2 or not bool((angles.diff() > 0).all()):
             raise ValueError("a schedule needs two or more steps, each with more noise than the one before.")
-        for name, value in {"angles": angles, "times": times, "scales": scales}.items():
-            kept = torch.ones_like(angles) if value is None else value
-            self.register_buffer(name, kept.double(), persistent=False)
+        given = {"angles": angles, "times": times, "scales": torch.ones_like(angles) if scales is None else scales}
+        self._given = {name: value.double().cpu() for name, value in given.items()}
+        for name, value in given.items():
+            self.register_buffer(name, value.double(), persistent=False)
         self.least, self.most = float(angles[0]), float(angles[-1])
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """Those of the constructor, to all digits, whatever type the clock was moved to."""
+        return self._given
 
     def forward(self, angle: Time) -> tuple[Time, Time]:
         """Piecewise linear, so that derivatives in the time pass."""

@@ -95,7 +95,11 @@ class Model:
         return self.student
 
     def save(self, folder: str | Path) -> Path:
-        """Write the student, which `fm.load(folder, net=model.student.net)` reads into the student of such a model."""
+        """Write the student, which `fm.load(folder)` reads if it knows the network's class and its arguments.
+
+        Else `fm.load(folder, net=model.student.net)` reads it into the student of such a model; a function `call=` of
+        yours is given by `fm.load(folder, classes=[call])`.
+        """
         return models.save(self.student, folder, interpolant=self.interpolant)
 
 

@@ -40,8 +40,8 @@ class SecondTime(nn.Module):
         frequencies: of the features of t - s.
     """
 
-    gap: Tensor | None = None  # t - s, `(B,)`; only while the network is called
-    reached = False
+    _gap: Tensor | None = None  # t - s, `(B,)`; only while the network is called
+    _reached = False
 
     def __init__(self, layer: nn.Module, width: int, frequencies: int) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class SecondTime(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         out = self.layer(*inputs, **options)
-        if self.gap is None:
+        if self._gap is None:
             raise RuntimeError("the second time is missing: call the TwoTimes, not the network inside it.")
-        self.reached = True
+        self._reached = True
         kind = self.first.weight.dtype
-        features = self.time.relative_to_zero(self.gap.to(torch.promote_types(self.gap.dtype, kind))).to(kind)
+        features = self.time.relative_to_zero(self._gap.to(torch.promote_types(self._gap.dtype, kind))).to(kind)
         term = self.last(self.act(self.first(features * self.time.width**-0.5))).to(out.dtype)
         between = (1,) * (out.ndim - 2)
         shape = (*term.shape, *between) if self.axis == 1 else (term.shape[0], *between, term.shape[1])
@@ -97,17 +97,39 @@ class TwoTimes(nn.Module):
         frequencies: int = 8,
     ) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise ValueError(
+                f"a second time is for a torch.nn.Module, of which a copy is made, got {type(net).__name__}: pass the "
+                "network itself, and how it is called by call=lambda net, x, t, cond: ..."
+            )
         self.net = copy.deepcopy(net)
         for value in self.net.parameters():
             value.requires_grad_(value.is_floating_point() or value.is_complex())  # a teacher is often frozen
         self.call = plain_call if call is None else call
+        self._width, self._frequencies = width, frequencies
         given = (embedding,) if isinstance(embedding, str) else embedding
         self.embeddings = tuple(given) if given else find_embeddings(self.net)
         for path in self.embeddings:
-            layer = _layer(self.net, path)
-            first = next((p for p in layer.parameters() if p.is_floating_point()), None)
-            made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
-            self.net.set_submodule(path, made if first is None else made.to(first.device, first.dtype))
+            self._give_second_time(path, width, frequencies)
+
+    def _give_second_time(self, path: str, width: int | None, frequencies: int) -> None:
+        """Wrap the layer of a path, at each path where the network has it."""
+        layer = _layer(self.net, path)
+        if isinstance(layer, SecondTime):  # under another of its paths
+            return
+        paths = [name for name, part in self.net.named_modules(remove_duplicate=False) if part is layer]
+        made = SecondTime(layer, width or _width(layer, path), frequencies).train(layer.training)
+        first = next((p for p in layer.parameters() if p.is_floating_point()), None)
+        for part in () if first is None else (made.time, made.first, made.last):
+            part.to(first.device, first.dtype)  # type: ignore[union-attr]
+        for name in paths:
+            self.net.set_submodule(name, made)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor; `net` has the layers of the second time in it by now."""
+        options = {"width": self._width, "frequencies": self._frequencies}
+        return {"net": self.net, "embedding": self.embeddings, "call": self.call, **options}
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, *shape), (B,), (B,), cond -> (B, *shape)`."""
@@ -116,17 +138,17 @@ class TwoTimes(nn.Module):
 
     @contextmanager
     def _second_time(self, gap: Tensor) -> Iterator[None]:
-        slots = [self.net.get_submodule(path) for path in self.embeddings]
+        slots = [self.net.get_submodule(path) for path in self.embeddings]  # one twice, where two paths lead to it
         for slot in slots:
-            slot.gap, slot.reached = gap, False  # type: ignore[assignment]
+            slot._gap, slot._reached = gap, False  # type: ignore[assignment]
         try:
             yield
             for path, slot in zip(self.embeddings, slots, strict=True):
-                if not slot.reached:
+                if not slot._reached:
                     raise ValueError(f"the network does not call its layer {path}: name another with embedding=...")
         finally:
             for slot in slots:
-                slot.gap = None  # type: ignore[assignment]
+                slot._gap = None  # type: ignore[assignment]
 
     @torch.no_grad()
     def zero_second_time(self) -> None:

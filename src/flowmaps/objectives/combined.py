@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..shapes import Batch
 from ..velocities import RandomInputs
 from .base import DrawnTimes, Loss, Objective
-from .matching import MapMatching
+from .matching import MapMatching, VelocityMatching
 
 
 class SplitRows(Objective):
@@ -95,6 +95,9 @@ class SplitRows(Objective):
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
         rows, n = len(inputs.x1), self._rows_of_first(inputs)
+        if inputs.counts:
+            _check_places(self.first, inputs.s[:n], inputs.t[:n])
+            _check_places(self.second, inputs.s[n:], inputs.t[n:])
         mine, first, second = self.first.number_of_parts, inputs.rows(slice(n)), inputs.rows(slice(n, None))
         first = first._replace(counts=first.counts[:mine])
         second = second._replace(counts=second.counts[mine:])
@@ -154,6 +157,22 @@ class Sum(Objective):
         ]
         value = sum(scale * loss.value for scale, loss in zip(self.scales, losses, strict=True))
         return Loss(value, _merged([loss.parts for loss in losses]))  # type: ignore[arg-type]
+
+
+def _check_places(part: Objective, s: Tensor, t: Tensor) -> None:
+    """Refuse a draw in which a part on the diagonal has rows of another; on the CPU, where this waits for nothing.
+
+    Raises:
+        ValueError: it has.
+    """
+    if torch.compiler.is_compiling() or s.device.type != "cpu" or not isinstance(part, VelocityMatching):
+        return
+    if torch.equal(s, t) or not part.on_diagonal:
+        return
+    raise ValueError(
+        "rows of a draw were moved by hand: some are on the diagonal, s = t, and their places say which. Keep their "
+        "order: shuffle x1 before objective.draw, and cut a draw by draw.rows(slice(start, stop))."
+    )
 
 
 def _check_shared(parts: list[Objective], name: str) -> None:

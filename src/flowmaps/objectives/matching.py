@@ -9,6 +9,7 @@ w is the weight and d the distance of `flowmaps.losses`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from enum import Enum
@@ -60,6 +61,12 @@ class VelocityMatching(Objective):
                 f"the weight {type(self.weight).__name__} vanishes at s = t, so that no velocity would be learned: "
                 "take one that does not, or compose the objective of its parts."
             )
+
+    @functools.cached_property
+    def on_diagonal(self) -> bool:
+        """Whether the law of its times draws s = t alone."""
+        s, t = self.times.pair(torch.rand(3, 16, generator=torch.Generator().manual_seed(0), device="cpu"))
+        return torch.equal(s, t)
 
     def draw_times(self, x1: Batch, generator: torch.Generator | None, progress: float) -> DrawnTimes:
         s, t, split, warmup = super().draw_times(x1, generator, progress)

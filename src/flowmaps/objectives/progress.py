@@ -30,7 +30,7 @@ class Progress:
         self.drawn: float | None = None
         self._schedule: bool | None = None
         self._warms_up_alone = False
-        self._untold: int | None = None
+        self._untold: list[float] | None = None
         self._moves: bool | None = None
 
     def of_draw(self, progress: float | None, objective: Objective) -> float:
@@ -95,7 +95,9 @@ class Progress:
         """
         if not self._warms_up_alone or self._has_moving_target(objective):
             return False
-        now = sum(value._version for value in objective.parameters())
+        weights = [value.detach() for value in objective.parameters()]
+        # an optimiser may write into .data, which changes no version: the sizes of the weights are compared too
+        now = [float(value._version) for value in weights] + [float(value.abs().sum()) for value in weights]
         self._untold = now if self._untold is None else self._untold
         return self._untold == now
 

@@ -48,7 +48,9 @@ def write(
     config: Mapping[str, Any],
     rows: Sequence[Row],
     figures: Mapping[str, str | os.PathLike[str]],
+    *,
     notes: Sequence[str] = (),
+    changes: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Write `report.html` into a folder: one page with its pictures inside, that loads nothing from anywhere.
 
@@ -59,6 +61,7 @@ def write(
         rows: of `metrics.json`.
         figures: caption -> PNG file, in the order of display.
         notes: paragraphs above the table.
+        changes: what the recipe changes of its methods' own defaults: stage, option, default, and value here.
 
     Returns:
         The path of the report.
@@ -75,6 +78,7 @@ def write(
         *(_figure(caption, Path(path)) for caption, path in figures.items()),
         "<h2>How it was made</h2>",
         _pairs(provenance(config)),
+        *(["<h2>What this recipe changes of the defaults of its methods</h2>", _changes(changes)] if changes else []),
         *(["<h2>Configuration</h2>", _pairs(config)] if config else []),
     ]
     return write_atomically(Path(folder) / "report.html", _page(escape(title), "\n".join(parts)))
@@ -131,6 +135,13 @@ def _pairs(pairs: Mapping[str, Any]) -> str:
     return f'<div class="wide"><table class="pairs">{rows}</table></div>'
 
 
+def _changes(changes: Sequence[Sequence[str]]) -> str:
+    """The options that a recipe sets to other values than the functions of `flowmaps.methods` have."""
+    head = "".join(f"<th>{name}</th>" for name in ("stage", "option", "default", "here"))
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in changes)
+    return f'<div class="wide"><table class="pairs"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --faint: #59636e; --rule: #d8dee4; --ground: #ffffff;
   --band: #f4f6f8; --map: #1f6feb }
@@ -164,6 +175,6 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto; padding: .6
 figcaption { margin-top: .5rem; color: var(--faint); font-size: .9rem; text-align: center }
 .pairs th { text-align: left; font-weight: 500; color: var(--faint); padding: .2rem 1.5rem .2rem 0;
   vertical-align: top; white-space: nowrap }
-.pairs td { padding: .2rem 0; font: .85rem ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+.pairs td { padding: .2rem 1.5rem .2rem 0; font: .85rem ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   overflow-wrap: anywhere }
 """

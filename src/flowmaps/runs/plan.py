@@ -45,12 +45,14 @@ class Stage:
         name: `teacher`, `strip` or `map`.
         steps: optimiser steps.
         optimiser: its settings.
+        function: of `flowmaps.methods`, whose defaults hold where the recipe says nothing.
         build: makes its objective.
     """
 
     name: str
     steps: int
     optimiser: Optimiser
+    function: Callable[..., Objective]
     build: Build
 
 
@@ -194,14 +196,17 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
 
 def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
     """The stages of a recipe; without a teacher stage its steps are added to the map's."""
-    last = Stage("map", recipe.steps, _map_optimiser(recipe, method), _map_objective(recipe, method, path))
+    own = recipe.optimiser
+    build = _map_objective(recipe, method, path)
+    last = Stage("map", recipe.steps, _map_optimiser(recipe, method), method.objective, build)
     if "teacher" in method.stages:
-        first = Stage("teacher", recipe.teacher_steps, recipe.optimiser, _teacher_objective(recipe, method, path))
+        build = _teacher_objective(recipe, method, path)
+        first = Stage("teacher", recipe.teacher_steps, own, methods.flow_matching, build)
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
     if method.learns_from is LearnsFrom.STRIP and not recipe.from_run:
-        first = Stage("strip", both - both // 2, recipe.optimiser, _strip_objective(recipe, path))
+        first = Stage("strip", both - both // 2, own, methods.fmm, _strip_objective(recipe, path))
         return [first, replace(last, steps=both // 2)]
     return [replace(last, steps=both)]
 

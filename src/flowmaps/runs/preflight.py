@@ -23,6 +23,7 @@ from ..training import trackers
 from ..training.distributed import Placement
 from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
+from . import changes
 from .folder import nearest_existing
 from .plan import Stage
 from .precision import loss_and_gradients
@@ -160,10 +161,12 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
         "device": f"{name}, {recipe.precision}, {compiled}",
     }
     lines |= {"precision": ready.chosen.removeprefix("precision ")} if ready.chosen else {}
+    changed = changes.lines(plan, source.classes)
     found = [*source.about, *(f"note: {note}" for note in source.notes)]
     shown = [f"{about:<11}{said}" for about, said in lines.items()]
     place = 1 + list(lines).index("data")
-    return [*shown[:place], *(f"{'':<11}{line}" for line in found), *shown[place:]]
+    shown[place:place] = [f"{'':<11}{line}" for line in found]
+    return [*shown, "changes    of the defaults of its methods:", *(f"{'':<11}{line}" for line in changed)]
 
 
 def _parts(recipe: Recipe) -> str:

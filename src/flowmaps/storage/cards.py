@@ -1,13 +1,11 @@
 """The card of a saved map, `config.json`: which map, of which network, on which path, and what else its writer kept.
 
-A card may come from a stranger. It can only name classes of `MAPS`, `NETWORKS` and `interpolants.CLASSES`, and networks
-that this process has imported already, built by their constructors alone: those of flowmaps' own first on the meta
-device, without memory, to compare their shapes with those of the weights. Nothing is imported because a card names it.
+A card may come from a stranger. What it can name is in `classes`; networks of flowmaps' own are first built on the meta
+device, without memory, to compare their shapes with those of the weights.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,18 +17,17 @@ from torch.overrides import TorchFunctionMode
 
 from .. import interpolants, maps
 from ..data import Units
-from ..nn import MLP, DiT, UNet
+from ..nn import MLP
 from . import classes
+from .classes import MAPS, NETWORKS, is_number
 
 FORMAT = 1
 CARD = "config.json"
 MAX_CARD_BYTES = 2**24  # those of runs have thousands
 MAX_JSON_DEPTH = 100  # levels of nested lists and objects
-MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
-NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of weights that networks compute in."""
-BUILD_ERRORS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError)
+BUILD_ERRORS = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, IndexError, AssertionError)
 """Errors that building from a malformed card may raise."""
 
 
@@ -116,27 +113,22 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     """A map as an entry of a card.
 
     Raises:
-        ValueError: it is of a kind that is not saved.
+        NotSaved: it is of a kind that is not saved, or of a class of its user's whose arguments cannot be told.
     """
-    kind = type(flow_map).__name__
-    if MAPS.get(kind) is not type(flow_map):
-        raise NotSaved(f"only maps of the classes {', '.join(MAPS)} are saved, got {kind}: save the map inside it.")
-    arguments = {"floor": flow_map.floor} if isinstance(flow_map, maps.Endpoint) else {}
-    return {"class": kind, "arguments": arguments, "net": _describe_network(flow_map.net)}
-
-
-def _describe_network(net: Any) -> dict[str, Any]:
-    """A network by its class and the arguments of its constructor, `None` where these cannot be told."""
-    net = getattr(net, "_orig_mod", net)  # of a compiled one
-    name = type(net).__name__
-    if type(net) is maps.Preconditioned:
-        numbers = {key: getattr(net, key) for key in ("data_std", "scale", "floor")}
-        arguments = {"interpolant": encode(net.interpolant), **numbers}
-        return {"class": name, "arguments": arguments, "net": _describe_network(net.net)}
-    if NETWORKS.get(name) is type(net):
-        return {"class": name, "arguments": net.arguments}
-    # its user's own: with its module, so that one called MLP is not taken for ours
-    return {"class": classes.path_of(type(net)), "arguments": classes.arguments_of(net)}
+    kind, net = type(flow_map), getattr(flow_map, "net", None)
+    described = classes.of_object(flow_map)
+    if described["class"] in MAPS:
+        return {**described, "net": classes.checked(net)}
+    if not kind.__module__.startswith("flowmaps."):
+        if "net" in described:
+            described["net"] = classes.checked(net)
+        own = net if "net" in described else None
+        if described["arguments"] is not None and classes.rebuilds(flow_map, described, own):
+            return described
+    raise NotSaved(
+        f"only maps of the classes {', '.join(MAPS)} are saved, and those of your own whose arguments are attributes "
+        f"of the same names, got {kind.__name__}: save the map inside it, or keep its arguments as attributes."
+    )
 
 
 def build(
@@ -158,7 +150,7 @@ def build(
     Raises:
         ValueError: the card is not one of a map, or describes another than that of the weights.
     """
-    if net is None and _is_ours(card):
+    if net is None and _is_ours(card):  # refused where it is built, if it makes no sense
         with torch.device("meta"), SkipInit():  # without memory
             _fill(folder, _new(folder, card, None, known), weights, assign=True)
     flow_map = _new(folder, card, net, known)
@@ -171,8 +163,16 @@ def build(
     if not run:  # the types that were saved
         real = next((value.dtype for value in weights.values() if value.is_floating_point()), None)
         complex_ = next((value.dtype for value in weights.values() if value.is_complex()), None)
-        flow_map._apply(lambda value: value.to((complex_ if value.is_complex() else real) or value.dtype)
-                        if value.is_complex() or value.is_floating_point() else value)  # fmt: skip
+        own = {id(value): name for name, value in flow_map.state_dict(keep_vars=True).items()}
+
+        def typed(value: Tensor) -> Tensor:
+            if not value.is_complex() and not value.is_floating_point():
+                return value
+            saved = weights.get(plain_name(own.get(id(value), "")))
+            other = complex_ if value.is_complex() else real
+            return value.to(other or value.dtype) if saved is None else value.to(saved.dtype)
+
+        flow_map._apply(typed)
     _fill(folder, flow_map, weights)
     return flow_map
 
@@ -192,55 +192,47 @@ class SkipInit(TorchFunctionMode):
 
 
 def _is_ours(card: Mapping[str, Any]) -> bool:
-    """Whether a card names networks of flowmaps' own alone, which are first built without memory."""
+    """Whether a card names classes of flowmaps' own alone, whose networks are first built without memory."""
     try:
-        network = card["map"]["net"]
-        while network["class"] == "Preconditioned":
-            network = network["net"]
-        return network["class"] in NETWORKS
+        described = card["map"]
+        if described["class"] not in MAPS:
+            return False
+        while described["class"] in (*MAPS, "Preconditioned"):
+            described = described["net"]
+        return described["class"] in NETWORKS
     except BUILD_ERRORS:
-        return True  # refused where it is built
-
-
-def _new_network(described: Mapping[str, Any], known: Sequence[type]) -> nn.Module | None:
-    """The network that a card describes, with fresh weights; `None` for one that this process does not know."""
-    name, arguments = described["class"], described["arguments"]
-    if name == "Preconditioned":
-        inner = _new_network(described["net"], known)
-        path = _decode(arguments["interpolant"])
-        return inner and maps.Preconditioned(inner, **{**arguments, "interpolant": path})
-    if name in NETWORKS:
-        return NETWORKS[name](**arguments)
-    kind = classes.find(name, known)
-    return None if kind is None or arguments is None else kind(**arguments)
+        return True
 
 
 def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None, known: Sequence[type]) -> maps.FlowMap:
     """The map of a card, with fresh weights unless a network is given."""
     path = folder / CARD
     try:
-        described = card["map"]
-        kind, arguments, network = described["class"], described["arguments"], described["net"]
-        net = _new_network(network, known) if net is None and kind in MAPS else net
-        if kind in MAPS and net is not None:
-            return MAPS[kind](net, **arguments)
+        kind = card["map"]["class"]
+        if kind in MAPS or (isinstance(kind, str) and _is_map(classes.find(kind, known))):
+            made: Any = classes.build(card["map"], known, net)
+            return made
+    except classes.Unknown as error:
+        hint = ", or import its class first, or pass classes=[...]" if error.told else ""
+        raise ValueError(
+            f"{folder} has a network {error.path!r:.100} of its user's own: pass load(folder, net=...){hint}."
+        ) from None
     except (ValueError, *BUILD_ERRORS) as error:
         raise ValueError(
             f"{path} is not a card of a flow map ({reason(error)}): the file was changed or damaged."
         ) from None
-    if kind not in MAPS:
-        raise ValueError(f"{path} names the map {kind!r:.100}, this version knows {', '.join(MAPS)}.")
-    inner = network
-    while inner["class"] == "Preconditioned":
-        inner = inner["net"]
-    hint = "" if inner["arguments"] is None else ", or import its class first, or pass classes=[...]"
     raise ValueError(
-        f"{folder} has a network {inner['class']!r:.100} of its user's own: pass load(folder, net=...){hint}."
+        f"{path} names the map {kind!r:.100}, this version knows {', '.join(MAPS)}: of a class of your own import it "
+        "first, or pass classes=[...]."
     )
 
 
+def _is_map(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, maps.FlowMap)
+
+
 def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    name = type(flow_map.net).__name__
+    name = type(getattr(flow_map, "net", flow_map)).__name__
     for key, value in plain_weights(flow_map).items():
         other = weights.get(key, value)
         if (value.is_floating_point(), value.is_complex()) != (other.is_floating_point(), other.is_complex()):
@@ -255,7 +247,7 @@ def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *
 
 def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) -> None:
     """Refuse a run's card whose sample shape or number of classes differs from its network's."""
-    net = flow_map.net
+    net = getattr(flow_map, "net", None)
     if "recipe" not in card or "units" not in card or not isinstance(net, tuple(NETWORKS.values())):
         return
     units = Units.from_dict(card["units"])
@@ -270,45 +262,43 @@ def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) ->
         raise ValueError(f"{folder / CARD} has {wrong[0]}, no finite number: the file was changed or damaged.")
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number of ordinary size."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
-
-
-def encode(value: Any) -> Any:
-    """An interpolant as `{"class": ..., field: ...}`, each field a number or another interpolant.
+def encode(path: interpolants.Interpolant) -> dict[str, Any]:
+    """An interpolant as an entry of a card.
 
     Raises:
-        ValueError: it is not one of flowmaps' own.
+        NotSaved: it is of a class of its user's whose arguments cannot be told.
     """
-    if not isinstance(value, interpolants.Interpolant):
-        return value
-    name = type(value).__name__
-    if interpolants.CLASSES.get(name) is not type(value):
-        own = ", ".join(interpolants.CLASSES)
-        raise NotSaved(f"{name} is not an interpolant of flowmaps' own ({own}): only these are saved.")
-    return {"class": name, **{f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
+    name, own = type(path).__name__, ", ".join(interpolants.CLASSES)
+    try:
+        described = classes.describe(path)
+        again = classes.build(described, list(classes.kinds(path)))
+        if classes.describe(again) == described and (again == path or type(path).__eq__ is object.__eq__):
+            return described
+    except classes.NotTold as error:
+        name = str(error)
+    except Exception:  # of whatever kind: the constructor is its user's
+        pass
+    raise NotSaved(
+        f"{name} is not an interpolant of flowmaps' own ({own}), nor of a class whose arguments are "
+        "attributes of the same names: make it a dataclass."
+    )
 
 
-def interpolant(folder: Path, card: Mapping[str, Any]) -> interpolants.Interpolant:
+def interpolant(folder: Path, card: Mapping[str, Any], known: Sequence[type] = ()) -> interpolants.Interpolant:
     """The interpolant that a card describes.
 
     Raises:
-        ValueError: there is none, or none that this version knows.
+        ValueError: there is none, or none that this process knows.
     """
     try:
-        path = _decode(card["interpolant"])
+        path = classes.build(card["interpolant"], known)
         if not isinstance(path, interpolants.Interpolant):
             raise TypeError(f"got a {type(path).__name__}")
         return path
-    except BUILD_ERRORS as error:
+    except classes.Unknown as error:
+        raise ValueError(
+            f"{folder / CARD} has no interpolant that this version knows, got {error.path!r:.100}: of a class of your "
+            "own import it first, or pass classes=[...]."
+        ) from None
+    except (ValueError, *BUILD_ERRORS) as error:
         raise ValueError(f"{folder / CARD} has no interpolant that this version knows ({reason(error)}).") from None
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        arguments = {name: _decode(entry) for name, entry in value.items() if name != "class"}
-        return interpolants.CLASSES[value["class"]](**arguments)
-    if not is_number(value):
-        raise TypeError(f"a {type(value).__name__} is no finite number")
-    return value

@@ -1,73 +1,208 @@
-"""Networks of a user's own in a card: the import path of their class, and the arguments of its constructor.
+"""Maps, networks and interpolants in a card: the path of their class, and the arguments of its constructor.
 
-The arguments are the mapping `net.arguments`, or the attributes of their names. They are kept if they are JSON and a
-network that is built of them again has the same, and weights of the same names and shapes.
+    {"class": "my_nets.Net", "arguments": {"width": 4}}         one of a user's, by its import path
+    {"class": "MLP", "arguments": {...}}                        one of flowmaps' own, by its name
+    {"class": ..., "arguments": {...}, "net": {...}}            one round a network, its argument `net`
+
+The arguments are the mapping `value.arguments` (or `value.config`, as diffusers has it), or the attributes of their
+names: numbers, texts, lists, tensors, functions by their import path, and such objects again. They are `None` where
+they cannot be told. `checked` keeps them only if what is built of them again is the same.
+
+A class is built only if it is one of flowmaps' own, of a library of `fm.interop`, given by the caller, or imported by
+this process already, and is one of modules or interpolants. Nothing else is imported because a card names it.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
-import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .. import maps
+from ..interpolants import CLASSES, Interpolant
+from ..nn import MLP, DiT, UNet
+
+MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
+NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
+OURS: dict[str, type] = {**MAPS, **NETWORKS, "Preconditioned": maps.Preconditioned}
+"""Classes that a card names without their module."""
+LIBRARIES = ("flowmaps.", "azula.", "diffusers.", "flow_matching.", "torchcfm.")
+"""Packages, with a dot, whose classes are imported where a card names them."""
+FUNCTIONS = ("flowmaps.interop.", "flowmaps.nn.two_times.")
+"""Where the functions are that a card may name without its reader's word."""
+PLAIN = ("flow_matching.path.scheduler.",)
+"""Where the classes are that are neither modules nor interpolants, and may be built."""
+TENSOR_TYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.int64)}
+MAX_NUMBERS = 10**5
+"""Numbers of a tensor that is an argument."""
 
 
-def path_of(kind: type) -> str:
-    """The import path of a class."""
+class NotTold(ValueError):
+    """An argument is of a class, `str(error)`, that a card cannot hold."""
+
+
+class Unknown(Exception):
+    """A card names a class or function that this process does not know, or that cannot be built without `net`.
+
+    Attributes:
+        path: of the class.
+        told: whether its arguments are known, so that its class is enough.
+    """
+
+    def __init__(self, path: str, told: bool) -> None:
+        super().__init__(path)
+        self.path, self.told = path, told
+
+
+def path_of(kind: Any) -> str:
+    """The import path of a class or function."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find(path: str, known: Sequence[type] = ()) -> type[nn.Module] | None:
-    """A class of networks by its import path: of `known`, or imported by this process already; nothing is imported."""
-    for kind in known:
-        if path in (path_of(kind), kind.__qualname__) or path.rpartition(".")[2] == kind.__name__:
-            return kind
-    words = str(path).split(".")
-    for end in range(len(words) - 1, 0, -1):
-        found: Any = sys.modules.get(".".join(words[:end]))
-        if found is None:
-            continue
-        for word in words[end:]:
-            found = vars(found).get(word) if hasattr(found, "__dict__") else None
-        if isinstance(found, type) and issubclass(found, nn.Module) and path_of(found) == path:
-            return found
-    return None
+# into a card ----------------------------------------------------------------------------------------------------------
 
 
-def arguments_of(net: nn.Module) -> dict[str, Any] | None:
-    """The arguments of a network's constructor, or `None` where they cannot be told from the network."""
-    own = _attributes(net)
-    if own is None:
-        return None
+def checked(net: Any) -> dict[str, Any]:
+    """A network for a card; its arguments are `None` if what they build is another network."""
+    described = of_object(getattr(net, "_orig_mod", net))
+    if described["class"] not in NETWORKS and _is_told(described) and not rebuilds(net, described):
+        inner = described
+        while "net" in inner:
+            inner = inner["net"]
+        inner["arguments"] = None
+    return described
+
+
+def rebuilds(value: nn.Module, described: Mapping[str, Any], net: nn.Module | None = None) -> bool:
+    """Whether a description builds the module again that it was made of; `net` in the place of its own network."""
+    value = getattr(value, "_orig_mod", value)
     try:
-        json.dumps(own)
         with torch.random.fork_rng(devices=[]):
-            again = type(net)(**own)
-        same = json.dumps(_attributes(again)) == json.dumps(own)
+            again = build(described, list(kinds(value)), copy.deepcopy(net))
+        return of_object(again) == of_object(value) and _alike(value, again)
     except Exception:  # of whatever kind: the constructor is its user's
+        return False
+
+
+def of_object(value: Any) -> dict[str, Any]:
+    """An object by its class and the arguments of its constructor, `None` where these cannot be told."""
+    kind = type(value)
+    name = kind.__name__ if OURS.get(kind.__name__) is kind else path_of(kind)
+    arguments = attributes(value)
+    described: dict[str, Any] = {"class": name, "arguments": None}
+    if arguments is None:
+        return described
+    net = getattr(arguments.get("net"), "_orig_mod", arguments.get("net"))
+    try:
+        if isinstance(net, nn.Module):
+            del arguments["net"]
+            described["net"] = of_object(net)
+        described["arguments"] = {name: describe(entry) for name, entry in arguments.items()}
+    except NotTold:
+        return {"class": name, "arguments": None}
+    return described
+
+
+def describe(value: Any) -> Any:
+    """An argument as JSON.
+
+    Raises:
+        NotTold: it is of a kind that a card cannot hold.
+    """
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(entry) for entry in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        if {"class", "tensor", "function"}.isdisjoint(value):
+            return {key: describe(entry) for key, entry in value.items()}
+    elif isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind in TENSOR_TYPES and value.numel() <= MAX_NUMBERS and bool(value.isfinite().all()):
+            return {"tensor": value.tolist(), "type": kind}
+    elif isinstance(value, FunctionType):
+        if "<" not in value.__qualname__ and not value.__closure__:
+            return {"function": path_of(value)}
+    elif CLASSES.get(type(value).__name__) is type(value):  # a path of flowmaps' own
+        fields = {name: describe(entry) for name, entry in (attributes(value) or {}).items()}
+        return {"class": type(value).__name__, **fields}
+    elif isinstance(value, (nn.Module, Interpolant)) or path_of(type(value)).startswith(PLAIN):
+        described = of_object(getattr(value, "_orig_mod", value))
+        if _is_told(described):
+            return described
+    raise NotTold(type(value).__name__)
+
+
+def attributes(value: Any) -> dict[str, Any] | None:
+    """The arguments of an object's constructor, from its mapping `arguments` or `config`, or its attributes."""
+    make = type(value).__init__
+    known = getattr(value, "arguments", None)
+    if isinstance(known, Mapping):
+        return dict(known)
+    parameters = list(inspect.signature(make).parameters.values())[1:]
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
+        return {} if make in (nn.Module.__init__, object.__init__) else None
+    names, config = [one.name for one in parameters], getattr(value, "config", None)
+    if isinstance(config, Mapping) and "config" not in names and all(name in config for name in names):
+        return {name: config[name] for name in names}
+    if not all(hasattr(value, name) for name in names):
         return None
-    return own if same and _alike(net, again) else None
+    return {name: getattr(value, name) for name in names}
 
 
-def _alike(net: nn.Module, again: nn.Module) -> bool:
-    """Whether two networks have the same parts with the same settings, and the same tensors outside their weights."""
-    ones, others = dict(net.named_modules()), dict(again.named_modules())
-    shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (net, again)]
+def _is_told(described: Any) -> bool:
+    """Whether all arguments of an object and of its network are known."""
+    while described["arguments"] is not None:
+        if "net" not in described:
+            return True
+        described = described["net"]
+    return False
+
+
+def kinds(value: Any) -> Iterator[Any]:
+    """The classes of a module, of its parts, and of what their constructors were given; functions too."""
+    found, waiting = list[Any](), list[Any]([value])
+    while waiting and len(found) < MAX_NUMBERS:
+        entry = waiting.pop()
+        entry = getattr(entry, "_orig_mod", entry)
+        if isinstance(entry, FunctionType):
+            found.append(entry)
+        elif isinstance(entry, (nn.Module, Interpolant)) or path_of(type(entry)).startswith(PLAIN):
+            found.append(type(entry))
+            waiting += (attributes(entry) or {}).values()
+        elif isinstance(entry, (list, tuple)):
+            waiting += entry
+    yield from dict.fromkeys(found)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same parts with the same settings, and the same tensors outside their weights."""
+    ones, others = dict(one.named_modules()), dict(other.named_modules())
+    shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (one, other)]
     if ones.keys() != others.keys() or shapes[0] != shapes[1]:
         return False
-    for name, one in ones.items():
-        mine, theirs = _settings(one), _settings(others[name])
-        if type(one) is not type(others[name]) or mine.keys() != theirs.keys():
+    for name, part in ones.items():
+        mine, theirs = _settings(part), _settings(others[name])
+        if type(part) is not type(others[name]) or mine.keys() != theirs.keys():
             return False
-        for key, value in mine.items():
-            same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
-            if type(value) is not type(theirs[key]) or not same:
-                return False
+        if not all(type(value) is type(theirs[key]) and _equal(value, theirs[key]) for key, value in mine.items()):
+            return False
     return True
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two settings are equal; tensors up to the type and device to which a network was moved."""
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and torch.equal(one, other.to(one))
+    return one == other
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -78,13 +213,104 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if isinstance(value, plain) and not name.startswith("_")}
 
 
-def _attributes(net: nn.Module) -> dict[str, Any] | None:
-    known = getattr(net, "arguments", None)
-    if isinstance(known, Mapping):
-        return dict(known)
-    parameters = list(inspect.signature(type(net).__init__).parameters.values())[1:]
-    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
-        return {} if type(net).__init__ is nn.Module.__init__ else None
-    if not all(hasattr(net, one.name) for one in parameters):
-        return None
-    return {one.name: getattr(net, one.name) for one in parameters}
+# out of a card --------------------------------------------------------------------------------------------------------
+
+
+def build(described: Any, known: Sequence[Any] = (), net: nn.Module | None = None) -> Any:
+    """What a card describes, with fresh weights.
+
+    Args:
+        described: from `describe`, `of_object` or `checked`.
+        known: classes and functions of the caller's that the card may name.
+        net: in the place of the network that the card describes.
+
+    Raises:
+        Unknown: it names a class or function that this process does not know.
+        Exception: whatever a constructor raises.
+    """
+    if isinstance(described, list):
+        return [build(entry, known) for entry in described]
+    if not isinstance(described, dict):
+        return described
+    if "tensor" in described:
+        return torch.tensor(described["tensor"], dtype=TENSOR_TYPES[described["type"]])
+    if "function" in described:
+        return find_function(described["function"], known)
+    if "class" not in described:
+        return {name: build(entry, known) for name, entry in described.items()}
+    if "arguments" not in described:
+        return _path(described, known)
+    name, arguments = described["class"], described["arguments"]
+    kind = OURS.get(name) or find(name, known)
+    if kind is None or arguments is None:
+        raise Unknown(name, arguments is not None)
+    given = {key: build(entry, known) for key, entry in arguments.items()}
+    if "net" in described:
+        given["net"] = build(described["net"], known) if net is None else net
+    elif net is not None:
+        raise ValueError(f"{name} has no argument net: leave net= out")
+    return kind(**given)
+
+
+def _path(described: Mapping[str, Any], known: Sequence[Any]) -> Interpolant:
+    """An interpolant of flowmaps' own, whose fields are numbers and other interpolants."""
+    fields = {name: build(entry, known) for name, entry in described.items() if name != "class"}
+    for value in fields.values():
+        if not isinstance(value, Interpolant) and not is_number(value):
+            raise TypeError(f"a {type(value).__name__} is no finite number")
+    return CLASSES[described["class"]](**fields)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number of ordinary size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def find(path: str, known: Sequence[Any] = ()) -> Any:
+    """A class by its import path, if it may be built; `None` for one that this process does not know."""
+    given = [kind for kind in known if isinstance(kind, type)]
+    found = _among(path, given) or _imported(path)
+    may = isinstance(found, type) and (found in given or issubclass(found, (nn.Module, Interpolant)))
+    return found if may or (isinstance(found, type) and path.startswith(PLAIN)) else None
+
+
+def find_function(path: str, known: Sequence[Any] = ()) -> Callable[..., Any]:
+    """A function by its import path: of the caller's, or of flowmaps where it calls networks.
+
+    Raises:
+        Unknown: it is another.
+    """
+    found = _among(path, [one for one in known if not isinstance(one, type)])
+    if found is None and str(path).startswith(FUNCTIONS):
+        found = _imported(path)
+    if not isinstance(found, FunctionType):
+        raise Unknown(path, True)
+    return found
+
+
+def _among(path: str, known: Sequence[Any]) -> Any:
+    """One of a caller's by its path, or by its name alone, as of a script that has another name now."""
+    by_path = (one for one in known if path in (path_of(one), one.__qualname__))
+    return next(by_path, next((one for one in known if path.rpartition(".")[2] == one.__name__), None))
+
+
+def _imported(path: str) -> Any:
+    """What an import path names, in a module that this process has, or in one of `LIBRARIES`."""
+    words = str(path).split(".")
+    for end in range(len(words) - 1, 0, -1):
+        found = _module(words[:end])
+        for word in words[end:] if found is not None else ():
+            found = vars(found).get(word) if hasattr(found, "__dict__") else None
+        if hasattr(found, "__qualname__") and hasattr(found, "__module__") and path_of(found) == path:
+            return found
+    return None
+
+
+def _module(words: list[str]) -> Any:
+    name = ".".join(words)
+    if name not in sys.modules and f"{words[0]}." in LIBRARIES and not any(word.startswith("__") for word in words):
+        try:
+            return importlib.import_module(name)
+        except Exception:  # there is no such module, or it does not run here
+            return None
+    return sys.modules.get(name)

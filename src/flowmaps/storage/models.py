@@ -36,9 +36,11 @@ def save(
     """Write a flow map to a folder, which is made if it is missing.
 
     Args:
-        flow_map: an `AverageVelocity`, `Endpoint` or `Trigonometric` map of any network.
+        flow_map: an `AverageVelocity`, `Endpoint` or `Trigonometric` map of any network; or one of a class of your own
+            whose constructor's arguments are its attributes of the same names.
         folder: where to.
-        interpolant: the path that it was trained on; `Linear()` unless given.
+        interpolant: the path that it was trained on; `Linear()` unless given. One of a class of your own is told in the
+            same way, as a dataclass does.
         extra: more entries for the card, such as a recipe.
         overwrite: replace a map that is there.
 
@@ -91,14 +93,15 @@ def _write(flow_map: maps.FlowMap, folder: Path, card: Mapping[str, Any]) -> Pat
 def load(folder: str | Path, net: nn.Module | None = None, *, classes: Sequence[type] = ()) -> maps.FlowMap:
     """Read a flow map, in evaluation mode.
 
-    A network of a user's own is built again if its class has been imported already, or is one of `classes`, and the
-    arguments of its constructor are its attributes of the same names (or a mapping `net.arguments`). Nothing is
-    imported because a card names it.
+    A network or map of a user's own is built again if its class has been imported already, is of a library that
+    `fm.interop` knows, or is one of `classes`, and the arguments of its constructor are its attributes of the same
+    names (or a mapping `net.arguments` or `net.config`). Nothing else is imported because a card names it.
 
     Args:
         folder: where `save` wrote it.
         net: the network, where it is not one of flowmaps' own; its weights are replaced.
-        classes: classes of networks that the card may name, such as those of a script that has another name now.
+        classes: classes, and functions that call a network, that the card may name, such as those of a script that has
+            another name now.
 
     Raises:
         ValueError: the folder or a file is missing, damaged, of another version, or does not fit the network.
@@ -111,14 +114,18 @@ def load(folder: str | Path, net: nn.Module | None = None, *, classes: Sequence[
     return cards.build(folder, card, weights, net, classes).eval()
 
 
-def load_interpolant(folder: str | Path) -> interpolants.Interpolant:
+def load_interpolant(folder: str | Path, *, classes: Sequence[type] = ()) -> interpolants.Interpolant:
     """The interpolant that a saved map was trained on.
+
+    Args:
+        folder: where `save` wrote it.
+        classes: as in `load`.
 
     Raises:
         ValueError: as in `load`.
     """
     folder = Path(folder)
-    return cards.interpolant(folder, cards.read(folder))
+    return cards.interpolant(folder, cards.read(folder), classes)
 
 
 def read_weights(path: Path, checksum: str | None = None) -> dict[str, Tensor]:

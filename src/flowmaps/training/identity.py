@@ -110,7 +110,7 @@ class _Parts:
             yield f"{name}.checksum", checksum(state)
         arguments = getattr(value, "arguments", None)
         if not isinstance(arguments, Mapping):
-            arguments = {key: getattr(value, key) for key in _arguments(type(value)) if hasattr(value, key)}
+            arguments = {key: getattr(value, key) for key in constructor_arguments(type(value)) if hasattr(value, key)}
         for key, entry in arguments.items():
             if not isinstance(entry, nn.Parameter):
                 yield from self.of(f"{name}.{key}", entry, checked)
@@ -128,7 +128,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {f"{k}.{name}": value for k, used in enumerate(module.used) for name, value in used.state_dict().items()}
 
 
-def _arguments(kind: type) -> list[str]:
+def constructor_arguments(kind: type) -> list[str]:
     """The names of the arguments of a constructor, and of those of the classes that it is based on."""
     makers: list[Callable[..., Any]] = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
     known = [name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters]
