@@ -8,12 +8,13 @@ it was not traced at, and compared with the map on the same inputs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from .units import InUnits, described
 SUFFIXES = (".onnx", ".pt2")
 TRACED_ROWS = 3
 """Rows of the batch that a sampler is traced at; 0 and 1 would become constants."""
+MANY_ROWS = 64
+"""Rows at which an ONNX file is traced if the network treats small batches apart, as those of diffusers do."""
 MEASURED_NUMBERS = 2**16
 """Numbers in the samples whose error is measured, if these are from 4 to 256 rows."""
 MAX_ERROR = 1e-3
@@ -118,7 +121,7 @@ def export(
     sampled = SamplesOfNoise(plain, scheme, example, units)
     traced = copy.deepcopy(sampled)
     fix_weights(traced)
-    program = _traced(traced, sampled.inputs(TRACED_ROWS, shape, example))
+    program = _traced(traced, lambda number: sampled.inputs(number, shape, example), path.suffix == ".onnx")
     about = _metadata(sampled, scheme, shape, precision, metadata or {})
     rows = max(4, min(256, MEASURED_NUMBERS // torch.Size(shape).numel()))
     tried = [sampled.inputs(number, shape, example) for number in (1, rows)]
@@ -270,22 +273,36 @@ def _leaf_names(cond: Condition, name: str) -> list[str]:
     return [inner for key, value in parts for inner in _leaf_names(value, f"{name}.{key}")]
 
 
-def _traced(sampled: SamplesOfNoise, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _traced(
+    sampled: SamplesOfNoise, inputs: Callable[[int], tuple[Tensor, ...]], may_differ: bool
+) -> torch.export.ExportedProgram:
     """The sampler as a graph of torch, of any batch size.
+
+    Args:
+        sampled: the sampler.
+        inputs: its inputs, of a number of rows.
+        may_differ: trace a network that treats small batches apart as it treats large ones. The graph has one branch
+            then, which must be compared with the network at small batches.
 
     Raises:
         ValueError: the network cannot be traced, or not with a free batch size.
     """
     from torch._dynamo.exc import UserError, UserErrorType
 
-    batch = torch.export.Dim("batch", min=1)
-    axes = tuple({1 if name == "fresh_noise" else 0: batch} for name in sampled.names)
-    try:
+    def trace(least: int, rows: int) -> torch.export.ExportedProgram:
+        batch = torch.export.Dim("batch", min=least)
+        axes = tuple({1 if name == "fresh_noise" else 0: batch} for name in sampled.names)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own
-            return torch.export.export(sampled, inputs, dynamic_shapes={"inputs": axes})
+            return torch.export.export(sampled, inputs(rows), dynamic_shapes={"inputs": axes})
+
+    try:
+        return trace(1, TRACED_ROWS)
     except Exception as error:  # of whatever kind: the network is its user's
         fixed = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
+        if fixed and may_differ:
+            with contextlib.suppress(Exception):  # the first error says more
+                return trace(MANY_ROWS, MANY_ROWS)
         advice = "len(x) and int(...) in a network make its batch size a constant, x.shape[0] does not"
         what = "the batch size is fixed in this network" if fixed else "torch.export cannot trace it"
         words = " ".join(str(error).split())[:300]
