@@ -43,7 +43,7 @@ class Dual:
         self.value = value
         self.tangent = tangent
         self.detached = detached
-        self.aliased = False  # whether other tensors may share its memory, as views do
+        self.shared: Any = None  # with what it shares its memory, as views do (`sharing`)
         self.variable = False  # whether torch.autograd.grad may be taken in it
 
     @classmethod
@@ -267,10 +267,20 @@ def _out_of_place(function: Any, position: int) -> Callable[..., Any]:
 
 
 def rebind(x: Any, out: Any) -> Any:
-    """Write the result of an in-place operation into the `Dual` itself; its old tensors stay as they are."""
+    """Give a `Dual` the result of an operation in place, in its own type; its old tensors stay as they are."""
     if not isinstance(x, Dual):
         return out
-    x.value, x.tangent = unpack(out)
+    value, tangent = unpack(out)
+    if value.shape != x.value.shape or (value.is_complex() and not x.value.is_complex()):
+        raise NotImplementedError(
+            f"an operation in place on a Dual of shape {tuple(x.value.shape)} and {x.value.dtype} has a result of "
+            f"shape {tuple(value.shape)} and {value.dtype}, which it has no place for: write it out of place."
+        )
+    value, tangent = (a if a is None or a.dtype == x.value.dtype else a.to(x.value.dtype) for a in (value, tangent))
+    if x.shared is None:
+        x.value, x.tangent = value, tangent
+    else:
+        x.shared.write(x, value, tangent)
     return x
 
 

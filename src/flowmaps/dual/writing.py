@@ -25,6 +25,7 @@ from .core import (
     unpack,
     values_of,
 )
+from .sharing import Group, Shared
 
 OPERATORS = {
     "__iadd__": torch.add,
@@ -33,7 +34,7 @@ OPERATORS = {
     "__itruediv__": torch.div,
     "__ipow__": torch.pow,
 }
-PLAIN = ("__repr__", "__hash__", "__format__", "untyped_storage", "_is_view", "data_ptr")
+PLAIN = ("__repr__", "__hash__", "__set__", "__format__", "untyped_storage", "_is_view", "data_ptr")
 """Methods that see the value alone."""
 
 
@@ -45,7 +46,7 @@ class Written(Tensor):
     def as_pair(self) -> Dual:
         """The value and the tangent as they are now; views of them see what is written later."""
         pair = Dual(_plain(self), self.side)
-        pair.aliased = True
+        pair.shared = Shared(Group(pair, in_place=True), ())
         return pair
 
     @classmethod
@@ -159,19 +160,10 @@ REPLACING = {"fill_": _filled, "copy_": _copied, "zero_": _zeroed}
 TABLE.update({base: base for base in REPLACING.values()})
 
 
-def refuse_shared(x: Dual, name: str, instead: str) -> None:
-    """Raise if other tensors may share the memory of `x`."""
-    if x.aliased:
-        raise NotImplementedError(
-            f"{name} on a Dual that shares its memory with a view, which would keep its old tangent: {instead}."
-        )
-
-
 def _set(x: Any, index: Any, value: Any) -> None:
     """`x[index] = value` for a `Dual` x, and for a plain one with a `Dual` value."""
     if not isinstance(x, Dual):
         return write(x, "__setitem__", index, value)
-    refuse_shared(x, "x[...] = y", "write x = x.clone(), then x[...] = y")
     index, side = values_of(index), tangent_or_zero(value)
     out, tangent = x.value.clone(), x.tangent
     out[index] = values_of(value)
@@ -190,7 +182,6 @@ def _replacing(name: str) -> Any:
     def handler(x: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Dual):
             return write(x, name, *args, **kwargs)
-        refuse_shared(x, f"x.{name}()", "use a new tensor")
         return rebind(x, REPLACING[name](x, *args, **kwargs))
 
     return handler
