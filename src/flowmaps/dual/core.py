@@ -23,8 +23,8 @@ METHODS: dict[str, Callable[..., Any]] = {}
 """The same by name, for tensor methods that torch writes in Python, which the compiler does not find in `TABLE`."""
 
 
-WRITTEN: list[Any] = []
-"""Weak references to the plain tensors that have a tangent now, because a `Dual` was written into them (`writing`)."""
+WRITTEN: dict[int, list[Any]] = {}
+"""By thread, weak references to the plain tensors that have a tangent now: a `Dual` was written into them (`writing`)."""
 
 
 class Dual:
@@ -205,7 +205,7 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             found = first_dual((args, kwargs))
             out = handler(*args, **kwargs)
-            if found is not None and found.detached and not GRAPH.kept and isinstance(out, Dual) and not out.detached:
+            if found is not None and found.detached and isinstance(out, Dual) and not out.detached:
                 return paired(out.value, None if out.tangent is None else out.tangent.detach(), True)
             return out
 
@@ -284,22 +284,16 @@ def rebind(x: Any, out: Any) -> Any:
     return x
 
 
-class _Graph:
-    """Whether detached tangents keep an autograd graph for now, as gradients inside a network need."""
+class NeedsGraph(NotImplementedError):
+    """Raised where a gradient inside a network meets tangents without a graph: `jvp` begins anew, with one."""
 
-    kept = False
-
-
-GRAPH = _Graph()
-
-
-class NeedsGraph(Exception):
-    """Raised where a gradient inside a network meets detached tangents without a graph: `jvp` begins anew."""
+    def __init__(self) -> None:
+        super().__init__("a gradient inside a network needs tangents with a graph: pass detach_tangent=False.")
 
 
 def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
-    if detached and not GRAPH.kept:
+    if detached:
         with torch.no_grad():
             return function(*args, **kwargs)
     return function(*args, **kwargs)

@@ -7,6 +7,7 @@ When `jvp` returns, a `Written` that is still there is a plain tensor again.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -116,7 +117,7 @@ def _become_written(x: Tensor, name: str) -> bool:
     side = torch.zeros_like(x)
     x.__class__ = Written
     x.side = side  # type: ignore[attr-defined]
-    WRITTEN.append(weakref.ref(x))
+    _note(x)
     return True
 
 
@@ -133,14 +134,48 @@ def _no_place(name: str) -> str:
     )
 
 
-def make_plain(since: int) -> None:
-    """Turn the tensors that became `Written` after the first `since` into plain ones."""
-    for reference in WRITTEN[since:]:
+_DEPTH: dict[int, int] = {}
+"""By thread, how many contexts of `Writes` it is in."""
+
+
+class Writes:
+    """Context in which plain tensors may become `Written` in this thread; after it they are plain again."""
+
+    def __enter__(self) -> Writes:
+        self.thread = threading.get_ident()
+        self.since = len(WRITTEN.get(self.thread, ()))
+        _DEPTH[self.thread] = _DEPTH.get(self.thread, 0) + 1
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _DEPTH[self.thread] -= 1
+        if not _DEPTH[self.thread]:
+            del _DEPTH[self.thread]
+        _make_plain(self.thread, self.since)
+
+    def left(self) -> bool:
+        """Whether a tensor that was written into is still there."""
+        return any(reference() is not None for reference in WRITTEN.get(self.thread, [])[self.since :])
+
+
+def _make_plain(thread: int, since: int) -> None:
+    references = WRITTEN.get(thread, [])
+    for reference in references[since:]:
         x = reference()
         if x is not None:
             x.__class__ = Tensor
             del x.side
-    del WRITTEN[since:]
+    del references[since:]
+    if not references:
+        WRITTEN.pop(thread, None)
+
+
+def _note(x: Tensor) -> None:
+    """Note a tensor that becomes `Written`; in a backward pass, which recomputes checkpoints, until that ends."""
+    thread = threading.get_ident()
+    if thread not in WRITTEN and thread not in _DEPTH and torch._C._current_graph_task_id() != -1:
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: _make_plain(thread, 0))
+    WRITTEN.setdefault(thread, []).append(weakref.ref(x))
 
 
 def _filled(x: Any, value: Any) -> Any:
