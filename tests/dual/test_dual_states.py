@@ -179,7 +179,7 @@ class Asking(nn.Module):
         self.linear = nn.Linear(4, 2)
 
     def forward(self, x: Any, s: Any, t: Any, cond: Any = None) -> Any:
-        t = t if isinstance(t, Tensor) else 2 * t
+        s, t = (a if isinstance(a, Tensor) else 2 * a for a in (s, t))
         return self.linear(torch.stack([x[:, 0], x[:, 1], s, t], 1))
 
 

@@ -1,7 +1,8 @@
 """Forward-mode derivatives as ordinary differentiable torch code.
 
 `jvp(fn, primals, tangents)` returns `f(x)` and `Df(x) v`; `Dual` is the pair that goes through the network, `rule` adds
-a torch function, `check` compares a network's derivatives with finite differences, `agree` its value with a plain call, `flash` turns on a fused kernel.
+a torch function, `check` compares a network's derivatives with finite differences, `agree` its value with
+a plain call; `flash` turns on a fused kernel.
 """
 
 from . import (  # noqa: F401 (the rules)

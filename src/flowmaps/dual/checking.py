@@ -89,6 +89,8 @@ def check(
 
 def _message(net: nn.Module, where: str, fault: str, engine: Engine, tolerance: float) -> str:
     other = "dual" if engine == "torch" else "finite-difference"
+    if fault.startswith("the value") and engine == "dual":
+        fault += " (isinstance(x, torch.Tensor) is false along a derivative; if it asks that, ask torch.is_tensor(x))"
     return (
         f"the derivative of {type(net).__name__} is wrong or missing at {where}: {fault} (engine={engine!r}, tolerance "
         f'{tolerance:g}). Mend that module, or give the method engine="{other}", as in fm.methods.lsd(flow_map, '

@@ -15,7 +15,7 @@ from torch.jit._builtins import _register_builtin
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from .core import TABLE, Dual
+from .core import Dual
 
 _plain_as_tensor = torch.as_tensor
 
@@ -39,7 +39,6 @@ def _same(data: Any, dtype: Any = None, device: Any = None) -> Any:
 _device_constructors()  # a list, made once, of the functions that `with torch.device(...)` is about
 _register_builtin(as_tensor, "aten::as_tensor")
 torch.is_tensor, torch.as_tensor = is_tensor, as_tensor  # type: ignore[assignment]
-TABLE[as_tensor] = _same  # the compiler calls it as one of torch's own
 
 
 def _flatten(x: Dual) -> tuple[list[Any], Any]:
@@ -68,7 +67,7 @@ introduce._dynamo_marked_constant = True  # type: ignore[attr-defined]  # called
 
 
 def _tell_compiler(compiler: Any) -> None:
-    """The compiler answers `torch.is_tensor` itself: let it answer yes for a `Dual`."""
+    """The compiler answers `torch.is_tensor` and `torch.as_tensor` itself: let it take a `Dual` for a tensor there."""
     handlers = compiler.TorchInGraphFunctionVariable._get_handlers()
     plain = handlers.get(is_tensor)
     if plain is None or getattr(plain, "of_duals", False):
@@ -79,5 +78,11 @@ def _tell_compiler(compiler: Any) -> None:
             return compiler.ConstantVariable.create(True)
         return plain(self, tx, arg)
 
+    def convert(self: Any, tx: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(data, "value", None), Dual):
+            return compiler.VariableTracker.build(tx, _same).call_function(tx, [data, *args], kwargs)
+        return None if plain_as_tensor is None else plain_as_tensor(self, tx, data, *args, **kwargs)
+
+    plain_as_tensor = handlers.get(as_tensor)
     answer.of_duals = True  # type: ignore[attr-defined]
-    handlers[is_tensor] = answer
+    handlers[is_tensor], handlers[as_tensor] = answer, convert
