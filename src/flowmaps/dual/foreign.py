@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_gradtrackingtensor
 from torch.jit._builtins import _register_builtin
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
@@ -52,11 +53,18 @@ def _unflatten(parts: Any, detached: Any) -> Dual:
 pytree.register_pytree_node(Dual, _flatten, _unflatten)
 
 
+def _tracks_gradient(x: Any) -> bool:
+    return not isinstance(x, Dual) and is_gradtrackingtensor(x)
+
+
 def introduce() -> bool:
-    """Make `Dual` known to einops and to torch's compiler, if these have been imported."""
+    """Make `Dual` known to einops, azula and torch's compiler, if these have been imported."""
     einops = sys.modules.get("einops._backends")
     if einops is not None and Dual not in einops._type2backend:
         einops._type2backend[Dual] = einops.get_backend(torch.empty(0))
+    azula = sys.modules.get("azula.nn.utils")
+    if azula is not None and getattr(azula, "is_gradtrackingtensor", None) is is_gradtrackingtensor:
+        azula.is_gradtrackingtensor = _tracks_gradient  # its checkpointing asks it of all tensors
     compiler = sys.modules.get("torch._dynamo.variables.torch")
     if compiler is not None:
         _tell_compiler(compiler)
