@@ -1,16 +1,16 @@
 """What a derivative in the loss costs: one step (loss and gradient) of LSD, ESD, PSD and LMD, engine by engine.
 
-The same weights and the same rows for all: an MLP of [x, s, t - s] with 5 hidden layers and tanh-GELU in two dimensions.
-The engines take turns, round by round, so that other work on the machine falls on all alike; the median over rounds is
+The same weights and the same rows for all: an MLP of [x, s, t - s] with 5 hidden layers and tanh-GELU in the plane. The
+engines take turns, round by round, so that other work on the machine falls on all alike; the median over rounds is
 printed. "floor" is the time of the matrix products alone: no step of torch's kernels can be faster.
 
     python benchmarks/derivatives.py [--sizes 512x512 512x4096 128x1024] [--rounds 20] [--methods lsd esd psd lmd]
     python benchmarks/derivatives.py --profile           # where a compiled step spends its time
     python benchmarks/derivatives.py --against CHECKOUT  # this checkout and another in turns, each in its own process
 
-A size is width x batch; the demo's network is 128x1024. Every row carries the derivative unless `--share 0.75` gives that
-part of the rows to the diagonal, as training does. JAX is optional (`pip install jax`). Beside other work give
-`--cores 1`: a core taken away stalls torch's threads.
+A size is width x batch; the demo's is 128x1024. Every row carries the derivative unless `--share 0.75` gives that part
+of the rows to the diagonal, as training does. JAX is optional (`pip install jax`). Beside other work give `--cores 1`:
+a core taken away stalls torch's threads.
 """
 
 from __future__ import annotations

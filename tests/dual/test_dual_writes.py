@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dual_cases import CASES, Case
+from test_dual_rules import drawn, moving, registered
 from torch import Tensor
 
 from flowmaps import dual
 from flowmaps.dual import Dual
-from test_dual_rules import drawn, moving, registered
 
 X, V = (torch.randn(4, 6, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
 

@@ -1,7 +1,7 @@
 """Whether a network computes along a derivative what it computes without one.
 
-`isinstance(x, torch.Tensor)` is false for a `Dual`, and a network that asks takes its other branch: its value is another,
-without an error. Comparing the two values once, before training, says so.
+`isinstance(x, torch.Tensor)` is false for a `Dual`, and a network that asks takes its other branch: its value is
+another, without an error. Comparing the two values once, before training, says so.
 """
 
 from __future__ import annotations
@@ -81,5 +81,3 @@ def _tolerance(x: Tensor) -> float:
     """Far above rounding: other kernels may be taken along a derivative."""
     exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
     return 1e-2 if exact else 0.1
-
-

@@ -226,9 +226,8 @@ class Gradient:
     def _slope(self, weight: Tensor, tangent: Tensor) -> Tensor:
         slopes: Any = [None] * len(self.variables)
         if tangent.requires_grad:
-            total = (weight * tangent).sum()
+            total, run = (weight * tangent).sum(), torch.autograd.Variable._execution_engine.run_backward
             with _Float64():  # for checkpoints, which are recomputed here: torch.autograd.grad would leave it
-                run = torch.autograd.Variable._execution_engine.run_backward
                 slopes = run((total,), (torch.ones_like(total),), False, False, tuple(self.variables), True, False)
         terms = [(g.conj() * v).real.sum() for g, v in zip(slopes, self.along, strict=True) if g is not None]
         return torch.stack(terms).sum().detach() if terms else torch.zeros((), dtype=torch.float64)

@@ -24,7 +24,7 @@ METHODS: dict[str, Callable[..., Any]] = {}
 
 
 WRITTEN: dict[int, list[Any]] = {}
-"""By thread, weak references to the plain tensors that have a tangent now: a `Dual` was written into them (`writing`)."""
+"""By thread, weak references to plain tensors that have a tangent now: a `Dual` was written into them (`writing`)."""
 
 
 class Dual:
@@ -276,7 +276,8 @@ def rebind(x: Any, out: Any) -> Any:
             f"an operation in place on a Dual of shape {tuple(x.value.shape)} and {x.value.dtype} has a result of "
             f"shape {tuple(value.shape)} and {value.dtype}, which it has no place for: write it out of place."
         )
-    value, tangent = (a if a is None or a.dtype == x.value.dtype else a.to(x.value.dtype) for a in (value, tangent))
+    if value.dtype != x.value.dtype:
+        value, tangent = value.to(x.value.dtype), None if tangent is None else tangent.to(x.value.dtype)
     if x.shared is None:
         x.value, x.tangent = value, tangent
     else:

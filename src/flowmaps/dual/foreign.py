@@ -64,7 +64,7 @@ def introduce() -> bool:
         einops._type2backend[Dual] = einops.get_backend(torch.empty(0))
     azula = sys.modules.get("azula.nn.utils")
     if azula is not None and getattr(azula, "is_gradtrackingtensor", None) is is_gradtrackingtensor:
-        azula.is_gradtrackingtensor = _tracks_gradient  # its checkpointing asks it of all tensors
+        vars(azula)["is_gradtrackingtensor"] = _tracks_gradient  # its checkpointing asks it of all tensors
     compiler = sys.modules.get("torch._dynamo.variables.torch")
     if compiler is not None:
         _tell_compiler(compiler)

@@ -126,7 +126,9 @@ def share_memory(x: Any, y: Any) -> bool:
     """Whether `y`, made from `x`, shares its memory; the compiler knows only whether it is a view or `x` itself."""
     if x is y:
         return True
-    return y._base is not None if torch.compiler.is_compiling() else torch._C._is_alias_of(x, y)
+    if torch.compiler.is_compiling():
+        return y._base is not None
+    return torch._C._is_alias_of(x, y)  # type: ignore[attr-defined]
 
 
 def detached(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The buffers of a network as they were before an evaluation, for one that is evaluated more than once.
 
-Statistics of BatchNorm, and other state, are to be updated once a call of `jvp`, and all evaluations start from the same.
+Statistics of BatchNorm, and other state, are to be updated once a call of `jvp`, and all its evaluations start from the
+same.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Buffers:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Context in which the modules have copies of their buffers as they were; after it they go on with their own."""
+        """Context in which the modules have copies of their buffers as they were; afterwards they have their own."""
         now = {module: dict(module._buffers) for module in self.kept}
         for module, buffers in self.kept.items():
             module._buffers.update({name: copy.clone() for name, (_, copy) in buffers.items()})
