@@ -89,6 +89,8 @@ def check(
 
 def _message(net: nn.Module, where: str, fault: str, engine: Engine, tolerance: float) -> str:
     other = "dual" if engine == "torch" else "finite-difference"
+    if fault.startswith("the value") and engine == "dual":
+        fault += " (isinstance(x, torch.Tensor) is false along a derivative; if it asks that, ask torch.is_tensor(x))"
     return (
         f"the derivative of {type(net).__name__} is wrong or missing at {where}: {fault} (engine={engine!r}, tolerance "
         f'{tolerance:g}). Mend that module, or give the method engine="{other}", as in fm.methods.lsd(flow_map, '
@@ -224,7 +226,9 @@ class Gradient:
     def _slope(self, weight: Tensor, tangent: Tensor) -> Tensor:
         slopes: Any = [None] * len(self.variables)
         if tangent.requires_grad:
-            slopes = torch.autograd.grad((weight * tangent).sum(), self.variables, allow_unused=True)
+            total, run = (weight * tangent).sum(), torch.autograd.Variable._execution_engine.run_backward
+            with _Float64():  # for checkpoints, which are recomputed here: torch.autograd.grad would leave it
+                slopes = run((total,), (torch.ones_like(total),), False, False, tuple(self.variables), True, False)
         terms = [(g.conj() * v).real.sum() for g, v in zip(slopes, self.along, strict=True) if g is not None]
         return torch.stack(terms).sum().detach() if terms else torch.zeros((), dtype=torch.float64)
 

@@ -23,8 +23,8 @@ METHODS: dict[str, Callable[..., Any]] = {}
 """The same by name, for tensor methods that torch writes in Python, which the compiler does not find in `TABLE`."""
 
 
-WRITTEN: list[Any] = []
-"""Weak references to the plain tensors that have a tangent now, because a `Dual` was written into them (`writing`)."""
+WRITTEN: dict[int, list[Any]] = {}
+"""By thread, weak references to plain tensors that have a tangent now: a `Dual` was written into them (`writing`)."""
 
 
 class Dual:
@@ -43,7 +43,7 @@ class Dual:
         self.value = value
         self.tangent = tangent
         self.detached = detached
-        self.aliased = False  # whether other tensors may share its memory, as views do
+        self.shared: Any = None  # with what it shares its memory, as views do (`sharing`)
         self.variable = False  # whether torch.autograd.grad may be taken in it
 
     @classmethod
@@ -205,7 +205,7 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             found = first_dual((args, kwargs))
             out = handler(*args, **kwargs)
-            if found is not None and found.detached and not GRAPH.kept and isinstance(out, Dual) and not out.detached:
+            if found is not None and found.detached and isinstance(out, Dual) and not out.detached:
                 return paired(out.value, None if out.tangent is None else out.tangent.detach(), True)
             return out
 
@@ -267,29 +267,34 @@ def _out_of_place(function: Any, position: int) -> Callable[..., Any]:
 
 
 def rebind(x: Any, out: Any) -> Any:
-    """Write the result of an in-place operation into the `Dual` itself; its old tensors stay as they are."""
+    """Give a `Dual` the result of an operation in place, in its own type; its old tensors stay as they are."""
     if not isinstance(x, Dual):
         return out
-    x.value, x.tangent = unpack(out)
+    value, tangent = unpack(out)
+    if value.shape != x.value.shape or (value.is_complex() and not x.value.is_complex()):
+        raise NotImplementedError(
+            f"an operation in place on a Dual of shape {tuple(x.value.shape)} and {x.value.dtype} has a result of "
+            f"shape {tuple(value.shape)} and {value.dtype}, which it has no place for: write it out of place."
+        )
+    if value.dtype != x.value.dtype:
+        value, tangent = value.to(x.value.dtype), None if tangent is None else tangent.to(x.value.dtype)
+    if x.shared is None:
+        x.value, x.tangent = value, tangent
+    else:
+        x.shared.write(x, value, tangent)
     return x
 
 
-class _Graph:
-    """Whether detached tangents keep an autograd graph for now, as gradients inside a network need."""
+class NeedsGraph(NotImplementedError):
+    """Raised where a gradient inside a network meets tangents without a graph: `jvp` begins anew, with one."""
 
-    kept = False
-
-
-GRAPH = _Graph()
-
-
-class NeedsGraph(Exception):
-    """Raised where a gradient inside a network meets detached tangents without a graph: `jvp` begins anew."""
+    def __init__(self) -> None:
+        super().__init__("a gradient inside a network needs tangents with a graph: pass detach_tangent=False.")
 
 
 def run_tangent(detached: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that computes a tangent, under `torch.no_grad` if tangents are detached."""
-    if detached and not GRAPH.kept:
+    if detached:
         with torch.no_grad():
             return function(*args, **kwargs)
     return function(*args, **kwargs)

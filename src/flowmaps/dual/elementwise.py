@@ -21,6 +21,7 @@ from .core import (
     values_of,
     without_tangent,
 )
+from .sharing import detached, link
 
 DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exp": lambda x, y: y,
@@ -248,4 +249,4 @@ def _nan_to_num(y: Tensor, x: Any, nan: Any = None, posinf: Any = None, neginf: 
 
 @composite(*named("detach"))
 def _detach(x: Any) -> Tensor:
-    return x.value.detach()
+    return link(x, detached, (), {}, x.value.detach())

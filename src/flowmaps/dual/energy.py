@@ -15,17 +15,18 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.utils import _pytree as pytree
 
-from .core import GRAPH, Dual, NeedsGraph, add_handler, first_dual, paired, tangent_of, unpack, values_of
+from .core import Dual, NeedsGraph, add_handler, first_dual, paired, tangent_of, unpack, values_of
 
 
 def requires_grad_(x: Dual, requires_grad: bool = True) -> Dual:
     """Make the value of `x` a variable that its own tangent does not depend on."""
     if not requires_grad:
         raise NotImplementedError("x.requires_grad_(False) of a Dual: write x.detach() if no derivative is meant.")
+    if x.detached:
+        raise NeedsGraph
     with torch.enable_grad():
         x.value = x.value.view_as(x.value) if x.value.requires_grad else x.value.detach().requires_grad_()
     x.variable = True
-    GRAPH.kept = GRAPH.kept or x.detached
     return x
 
 
@@ -53,8 +54,8 @@ def _grad(
     weights = (None,) * len(outs) if grad_outputs is None else _sequence(grad_outputs)
     options = {"retain_graph": True, "create_graph": create_graph}
     found = first_dual((outs, weights))
-    if found is not None and found.detached and not GRAPH.kept:
-        raise NeedsGraph("torch.autograd.grad of a Dual whose tangent is detached")
+    if found is not None and found.detached:
+        raise NeedsGraph
     tangents = [(tangent_of(y), values_of(w)) for y, w in zip(outs, weights, strict=True)]
     tangents += [(values_of(y), tangent_of(w)) for y, w in zip(outs, weights, strict=True) if tangent_of(w) is not None]
     tangents = [(y, w) for y, w in tangents if y is not None and y.requires_grad]
@@ -88,12 +89,16 @@ def _grad_and_value(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs: A
     """`torch.func.grad_and_value`, of functions that take or return a `Dual` too."""
     if torch.compiler.is_compiling():
         return _plain_grad_and_value(func, argnums, has_aux, args, kwargs)
-    if not any(map(_is_dual, pytree.tree_leaves((args, kwargs), is_leaf=_is_dual))):
+    given = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_dual) if isinstance(x, Dual)]
+    if any(x.detached for x in given):
+        raise NeedsGraph
+    if not given:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             out = func(*args, **kwargs)
-            if isinstance(out[0] if has_aux and isinstance(out, tuple) else out, Dual):
-                raise _Carries
+            first = out[0] if has_aux and isinstance(out, tuple) else out
+            if isinstance(first, Dual):
+                raise NeedsGraph if first.detached else _Carries
             return out
 
         try:
@@ -119,14 +124,10 @@ def _pair_of_gradients(func: Any, argnums: Any, has_aux: bool, args: Any, kwargs
         value, tangent = unpack(out)
         return (value, torch.zeros_like(value) if tangent is None else tangent), aux
 
-    before, GRAPH.kept = GRAPH.kept, True
-    try:
-        found: Any = torch.func.vjp(of_tensors, *[values_of(x) for x in leaves], has_aux=True)
-        (value, slope), pull, aux = found
-        one, zero = torch.ones_like(value), torch.zeros_like(value)
-        gradients, turned = pull((one, zero)), pull((zero, one))
-    finally:
-        GRAPH.kept = before
+    found: Any = torch.func.vjp(of_tensors, *[values_of(x) for x in leaves], has_aux=True)
+    (value, slope), pull, aux = found
+    one, zero = torch.ones_like(value), torch.zeros_like(value)
+    gradients, turned = pull((one, zero)), pull((zero, one))
     pairs = [Dual(g, t) for g, t in zip(gradients, turned, strict=True)]
     result = pytree.tree_unflatten(pairs, tree)
     grads = result[0] if isinstance(argnums, int) else tuple(result)

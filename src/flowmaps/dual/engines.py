@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from .core import GRAPH, WRITTEN, Dual, NeedsGraph, unpack
+from .agreement import COMPARING, compare
+from .core import Dual, NeedsGraph, unpack
 from .faults import Refusal
 from .foreign import introduce
 from .randomness import SharedNumbers, uncompiled
-from .writing import make_plain, plain_result
+from .states import Buffers
+from .writing import Writes, plain_result
 
 Engine: TypeAlias = Literal["dual", "torch", "finite-difference"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -52,30 +55,51 @@ def jvp(
     if engine == "finite-difference":
         return _difference(fn, primals, tangents, detach_tangent)
     introduce()
-    duals = [x if v is None else Dual(x, v.detach() if detach_tangent else v, detach_tangent)
-             for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
-    value, tangent = unpack(_single(fn(*duals))) if torch.compiler.is_compiling() else _evaluated(fn, duals)
+    if torch.compiler.is_compiling():
+        value, tangent = unpack(_single(fn(*_duals(primals, tangents, detach_tangent))))
+    elif COMPARING.get():
+        value, tangent = compare(fn, primals, lambda: _evaluated(fn, primals, tangents, detach_tangent))
+    else:
+        value, tangent = _evaluated(fn, primals, tangents, detach_tangent)
     if tangent is None:
         return value, torch.zeros_like(value)
     return value, tangent.detach() if detach_tangent else tangent
 
 
-def _evaluated(fn: Any, duals: list[Any]) -> tuple[Any, Any]:
-    """The value and the tangent; what `fn` left behind in tensors of others is plain again."""
-    written, kept = len(WRITTEN), GRAPH.kept
-    try:
-        return plain_result(_single(fn(*duals)))
-    except NeedsGraph:
-        if len(WRITTEN) > written:
-            raise NotImplementedError(
-                "a gradient inside the network comes after a write into a plain tensor, which cannot be repeated: "
-                "build that tensor with torch.cat or torch.where, or pass detach_tangent=False."
-            ) from None
-        GRAPH.kept = True  # from here on, and once more from the beginning
-        return plain_result(_single(fn(*duals)))
-    finally:
-        GRAPH.kept = kept
-        make_plain(written)
+def _duals(primals: Any, tangents: Any, detach: bool) -> list[Any]:
+    return [x if v is None else Dual(x, v.detach() if detach else v, detach)
+            for x, v in zip(primals, tangents, strict=True)]  # fmt: skip
+
+
+_NEED_GRAPH: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+"""Networks that were found to take gradients inside."""
+
+
+def _refuse_known(module: torch.nn.Module) -> None:
+    if module in _NEED_GRAPH:
+        raise NeedsGraph
+
+
+def _evaluated(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Any, Any]:
+    """The value and the tangent; what `fn` left behind in tensors of others is plain again.
+
+    A gradient inside the network needs tangents with a graph: then it is evaluated anew, from the same buffers.
+    """
+    if detach:
+        with Writes() as writes, Buffers(first=_refuse_known) as buffers:
+            try:
+                return plain_result(_single(fn(*_duals(primals, tangents, True))))
+            except NeedsGraph as error:
+                error.__traceback__ = None  # which keeps the tensors of the network
+            buffers.restore()
+            _NEED_GRAPH.update(list(buffers.kept)[:1])
+            if writes.left():
+                raise NotImplementedError(
+                    "a gradient inside the network comes after a write into a tensor of others, which cannot be "
+                    "repeated: build that tensor with torch.cat or torch.where, or pass detach_tangent=False."
+                )
+    with Writes():
+        return plain_result(_single(fn(*_duals(primals, tangents, False))))
 
 
 def _check(primals: tuple[Any, ...], tangents: tuple[Any, ...], engine: str) -> None:
@@ -135,10 +159,11 @@ def _forward_mode(fn: Any, points: Any, directions: Any) -> tuple[Tensor, Tensor
 def _finite_difference(fn: Any, primals: Any, tangents: Any, detach: bool) -> tuple[Tensor, Tensor]:
     """`(f(x + h v) - f(x - h v)) / 2h`, `h = eps^(1/3)` relative to the sizes of x and v.
 
-    All evaluations draw the same random numbers, and torch's generators are left as after one of them.
+    All evaluations draw the same random numbers from the same buffers; both are left as after one of them.
     """
     numbers = SharedNumbers(primals)
-    value = _single(fn(*primals))
+    with Buffers() as buffers:
+        value = _single(fn(*primals))
     moving = [(x, v) for x, v in zip(primals, tangents, strict=True) if v is not None]
     if not moving:
         return value, torch.zeros_like(value)
@@ -148,7 +173,7 @@ def _finite_difference(fn: Any, primals: Any, tangents: Any, detach: bool) -> tu
         step = size * torch.finfo(moving[0][0].dtype).eps ** (1 / 3) / (speed or 1.0)
 
     def shifted(sign: float) -> Tensor:
-        with numbers.again():
+        with numbers.again(), buffers.again():
             return fn(*[x if v is None else x + sign * step * v for x, v in zip(primals, tangents, strict=True)])
 
     with torch.no_grad() if detach else contextlib.nullcontext():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .core import GRAPH, Dual, add_handler, composite, first_dual, like_sequence, look_up, named, paired, values_of
+from .core import Dual, add_handler, composite, first_dual, like_sequence, look_up, named, paired, values_of
 
 SPECIAL = (
     *("lgamma", "gammaln", "digamma", "psi", "polygamma", "mvlgamma", "multigammaln", "i0", "i0e", "i1", "i1e"),
@@ -82,7 +82,7 @@ def _forward_mode(function: Any) -> Callable[..., Any]:
 def _named_as(like: Any, value: Any, tangent: Any, detached: bool) -> Any:
     """The pairs, in the (named) type of the function's result; detached tangents without a graph."""
     if isinstance(value, Tensor):
-        return paired(value, tangent.detach() if detached and not GRAPH.kept else tangent, detached)
+        return paired(value, tangent.detach() if detached else tangent, detached)
     pairs = [_named_as(None, v, t, detached) for v, t in zip(value, tangent, strict=True)]
     return like_sequence(like, pairs)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_gradtrackingtensor
 from torch.jit._builtins import _register_builtin
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from .core import TABLE, Dual
+from .core import Dual
 
 _plain_as_tensor = torch.as_tensor
 
@@ -39,7 +40,6 @@ def _same(data: Any, dtype: Any = None, device: Any = None) -> Any:
 _device_constructors()  # a list, made once, of the functions that `with torch.device(...)` is about
 _register_builtin(as_tensor, "aten::as_tensor")
 torch.is_tensor, torch.as_tensor = is_tensor, as_tensor  # type: ignore[assignment]
-TABLE[as_tensor] = _same  # the compiler calls it as one of torch's own
 
 
 def _flatten(x: Dual) -> tuple[list[Any], Any]:
@@ -53,11 +53,18 @@ def _unflatten(parts: Any, detached: Any) -> Dual:
 pytree.register_pytree_node(Dual, _flatten, _unflatten)
 
 
+def _tracks_gradient(x: Any) -> bool:
+    return not isinstance(x, Dual) and is_gradtrackingtensor(x)
+
+
 def introduce() -> bool:
-    """Make `Dual` known to einops and to torch's compiler, if these have been imported."""
+    """Make `Dual` known to einops, azula and torch's compiler, if these have been imported."""
     einops = sys.modules.get("einops._backends")
     if einops is not None and Dual not in einops._type2backend:
         einops._type2backend[Dual] = einops.get_backend(torch.empty(0))
+    azula = sys.modules.get("azula.nn.utils")
+    if azula is not None and getattr(azula, "is_gradtrackingtensor", None) is is_gradtrackingtensor:
+        vars(azula)["is_gradtrackingtensor"] = _tracks_gradient  # its checkpointing asks it of all tensors
     compiler = sys.modules.get("torch._dynamo.variables.torch")
     if compiler is not None:
         _tell_compiler(compiler)
@@ -68,7 +75,7 @@ introduce._dynamo_marked_constant = True  # type: ignore[attr-defined]  # called
 
 
 def _tell_compiler(compiler: Any) -> None:
-    """The compiler answers `torch.is_tensor` itself: let it answer yes for a `Dual`."""
+    """The compiler answers `torch.is_tensor` and `torch.as_tensor` itself: let it take a `Dual` for a tensor there."""
     handlers = compiler.TorchInGraphFunctionVariable._get_handlers()
     plain = handlers.get(is_tensor)
     if plain is None or getattr(plain, "of_duals", False):
@@ -79,5 +86,11 @@ def _tell_compiler(compiler: Any) -> None:
             return compiler.ConstantVariable.create(True)
         return plain(self, tx, arg)
 
+    def convert(self: Any, tx: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(data, "value", None), Dual):
+            return compiler.VariableTracker.build(tx, _same).call_function(tx, [data, *args], kwargs)
+        return None if plain_as_tensor is None else plain_as_tensor(self, tx, data, *args, **kwargs)
+
+    plain_as_tensor = handlers.get(as_tensor)
     answer.of_duals = True  # type: ignore[attr-defined]
-    handlers[is_tensor] = answer
+    handlers[is_tensor], handlers[as_tensor] = answer, convert

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .arithmetic import add_tangents
 from .core import Dual, composite, first_dual, named, paired, run_tangent, tangent_of, tangent_rule, unpack, values_of
+from .sharing import sharing
 
 
 def apply_linear(function: Any, x: Dual, *args: Any, batched: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ def _rmatmul(input: Any, other: Any) -> Any:
 @composite(torch.einsum)
 def _einsum(equation: Any, *operands: Any) -> Any:
     parts = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    return _multilinear(lambda *tensors: torch.einsum(equation, *tensors))(*parts)
+    product = _multilinear(lambda *tensors: torch.einsum(equation, *tensors))
+    return sharing(product)(*parts) if len(parts) == 1 else product(*parts)
 
 
 @composite(torch.tensordot)

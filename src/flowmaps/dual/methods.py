@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .core import TANGENT_DROPPED, Dual, add_handler, look_up, rebind
+from .core import TANGENT_DROPPED, Dual, add_handler, look_up, rebind, unpack
 from .energy import requires_grad_
-from .writing import refuse_shared, write
+from .writing import write
 
 ATTRIBUTES = (
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "itemsize", "nbytes"),
@@ -41,6 +41,11 @@ OTHERS = {
     "__gt__": torch.gt,
     "__ge__": torch.ge,
 }
+LAYOUT = (
+    *("squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "as_strided_", "resize_", "resize_as_"),
+    "detach_",
+)
+"""Methods that change how a tensor sees its memory, and write nothing."""
 REFUSED = ("item", "tolist", "numpy", "data_ptr", "backward", "register_hook", "__array__")
 
 
@@ -81,8 +86,15 @@ def _refused(name: str) -> Callable[..., Any]:
 
 def _writes(name: str, function: Any) -> Callable[..., Any]:
     def method(x: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_shared(x, f"x.{name}()", f"write y = x.{name[:-1]}(), and use y")
-        return rebind(x, Dual.__torch_function__(function, (), (x, *args), kwargs))
+        if name not in LAYOUT:
+            return rebind(x, Dual.__torch_function__(function, (), (x, *args), kwargs))
+        if x.shared is not None and x.shared.group.others(x):
+            raise NotImplementedError(
+                f"x.{name}() on a Dual that shares its memory with a view: write y = x.{name[:-1]}(), and use y."
+            )
+        x.value, x.tangent = unpack(Dual.__torch_function__(function, (), (x, *args), kwargs))
+        x.shared = None
+        return x
 
     return method
 
@@ -100,7 +112,7 @@ def give_methods() -> None:
     Dual.__hash__ = object.__hash__
     Dual.requires_grad_ = requires_grad_  # type: ignore[attr-defined]
     Dual.requires_grad = property(_attribute("requires_grad").fget, requires_grad_)  # type: ignore[attr-defined]
-    Dual.data = property(lambda x: x.value.detach())  # type: ignore[attr-defined]
+    Dual.data = property(lambda x: x.detach())  # type: ignore[attr-defined]
     for name in dir(torch.Tensor):
         function = getattr(torch.Tensor, name)
         if name.startswith("_") or hasattr(Dual, name) or not callable(function):

@@ -23,6 +23,7 @@ from .core import (
     values_of,
     without_tangent,
 )
+from .sharing import sharing
 
 VIEWS = (
     *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand"),
@@ -44,23 +45,8 @@ MOVES = (
 linear_in_first(*named(*VIEWS, *MOVES))
 
 
-def _sharing(handler: Any) -> Any:
-    """Mark the argument and the result: operations in place are then refused on both."""
-
-    def aliased(x: Any, *args: Any, **kwargs: Any) -> Any:
-        out = handler(x, *args, **kwargs)
-        if isinstance(x, Dual):
-            x.aliased = True
-        for y in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(y, Dual):
-                y.aliased = True
-        return out
-
-    return aliased
-
-
-for _function in named(*VIEWS):
-    composite(_function)(_sharing(look_up(_function)))
+for _function in named(*VIEWS, "positive", "__pos__", "conj", "as_strided"):
+    composite(_function)(sharing(look_up(_function)))
 
 
 def _properties() -> None:
@@ -70,10 +56,12 @@ def _properties() -> None:
 
 
 def _through(getter: Any) -> Any:
-    def prop(x: Dual) -> Any:
+    def turned(x: Any) -> Any:
+        if not isinstance(x, Dual):
+            return getter(x)
         return paired(getter(x.value), None if x.tangent is None else getter(x.tangent), x.detached)
 
-    return prop
+    return sharing(turned)
 
 
 _properties()
@@ -145,13 +133,17 @@ def _broadcast_tensors(*tensors: Any) -> Any:
 
 @composite(torch.meshgrid)
 def _meshgrid(*tensors: Any, indexing: str = "ij") -> Any:
-    parts = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
-    values = torch.meshgrid(*values_of(tuple(parts)), indexing=indexing)
-    tangents = torch.meshgrid(
-        *[torch.zeros_like(values_of(x)) if tangent_of(x) is None else tangent_of(x) for x in parts], indexing=indexing
-    )
-    found = first_dual(list(parts))
-    return paired(values, tangents, found is not None and found.detached)
+    parts = list(tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors)
+    swapped = indexing == "xy" and len(parts) > 1
+    if swapped:
+        parts[:2] = parts[1::-1]
+    sizes = [x.numel() for x in parts]
+    axes = [[-1 if i == k else 1 for k in range(len(parts))] for i in range(len(parts))]
+    grids = [x.reshape(axis).expand(sizes) for x, axis in zip(parts, axes, strict=True)]
+    if swapped:
+        grids = [x.transpose(0, 1) for x in grids]
+        grids[:2] = grids[1::-1]
+    return tuple(grids)
 
 
 without_tangent(

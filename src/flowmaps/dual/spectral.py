@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Dual, first_dual, linear_in_first, named, tangent_rule, values_of
+from .core import Dual, composite, first_dual, linear_in_first, look_up, named, tangent_rule, values_of
+from .sharing import sharing
 
 TRANSFORMS = (
     *("fft", "ifft", "fft2", "ifft2", "fftn", "ifftn", "rfft", "irfft", "rfft2", "irfft2", "rfftn", "irfftn"),
@@ -21,7 +22,6 @@ TRANSFORMS = (
 )
 
 linear_in_first(*(getattr(torch.fft, name) for name in TRANSFORMS))
-linear_in_first(*named("conj_physical"))
 
 
 def _windowed(name: str) -> Any:
@@ -63,6 +63,8 @@ def _sgn(y: Tensor, x: Any) -> Any:
     return (x.tangent - u * along(u, x.tangent)) / torch.where(size == 0, 1.0, size)
 
 
-linear_in_first(*named("real", "imag"))
+linear_in_first(*named("real", "imag", "conj_physical"))
+for _function in named("real", "imag", "conj_physical"):
+    composite(_function)(sharing(look_up(_function)))
 Dual.real = property(lambda x: torch.real(x))  # type: ignore[attr-defined]
 Dual.imag = property(lambda x: torch.imag(x))  # type: ignore[attr-defined]

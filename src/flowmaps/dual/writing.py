@@ -7,6 +7,7 @@ When `jvp` returns, a `Written` that is still there is a plain tensor again.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -25,6 +26,7 @@ from .core import (
     unpack,
     values_of,
 )
+from .sharing import Group, Shared
 
 OPERATORS = {
     "__iadd__": torch.add,
@@ -33,7 +35,7 @@ OPERATORS = {
     "__itruediv__": torch.div,
     "__ipow__": torch.pow,
 }
-PLAIN = ("__repr__", "__hash__", "__format__", "untyped_storage", "_is_view", "data_ptr")
+PLAIN = ("__repr__", "__hash__", "__set__", "__format__", "untyped_storage", "_is_view", "data_ptr")
 """Methods that see the value alone."""
 
 
@@ -45,7 +47,7 @@ class Written(Tensor):
     def as_pair(self) -> Dual:
         """The value and the tangent as they are now; views of them see what is written later."""
         pair = Dual(_plain(self), self.side)
-        pair.aliased = True
+        pair.shared = Shared(Group(pair, in_place=True), ())
         return pair
 
     @classmethod
@@ -115,7 +117,7 @@ def _become_written(x: Tensor, name: str) -> bool:
     side = torch.zeros_like(x)
     x.__class__ = Written
     x.side = side  # type: ignore[attr-defined]
-    WRITTEN.append(weakref.ref(x))
+    _note(x)
     return True
 
 
@@ -132,14 +134,48 @@ def _no_place(name: str) -> str:
     )
 
 
-def make_plain(since: int) -> None:
-    """Turn the tensors that became `Written` after the first `since` into plain ones."""
-    for reference in WRITTEN[since:]:
+_DEPTH: dict[int, int] = {}
+"""By thread, how many contexts of `Writes` it is in."""
+
+
+class Writes:
+    """Context in which plain tensors may become `Written` in this thread; after it they are plain again."""
+
+    def __enter__(self) -> Writes:
+        self.thread = threading.get_ident()
+        self.since = len(WRITTEN.get(self.thread, ()))
+        _DEPTH[self.thread] = _DEPTH.get(self.thread, 0) + 1
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _DEPTH[self.thread] -= 1
+        if not _DEPTH[self.thread]:
+            del _DEPTH[self.thread]
+        _make_plain(self.thread, self.since)
+
+    def left(self) -> bool:
+        """Whether a tensor that was written into is still there."""
+        return any(reference() is not None for reference in WRITTEN.get(self.thread, [])[self.since :])
+
+
+def _make_plain(thread: int, since: int) -> None:
+    references = WRITTEN.get(thread, [])
+    for reference in references[since:]:
         x = reference()
         if x is not None:
             x.__class__ = Tensor
             del x.side
-    del WRITTEN[since:]
+    del references[since:]
+    if not references:
+        WRITTEN.pop(thread, None)
+
+
+def _note(x: Tensor) -> None:
+    """Note a tensor that becomes `Written`; in a backward pass, which recomputes checkpoints, until that ends."""
+    thread = threading.get_ident()
+    if thread not in WRITTEN and thread not in _DEPTH and torch._C._current_graph_task_id() != -1:
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: _make_plain(thread, 0))
+    WRITTEN.setdefault(thread, []).append(weakref.ref(x))
 
 
 def _filled(x: Any, value: Any) -> Any:
@@ -159,19 +195,10 @@ REPLACING = {"fill_": _filled, "copy_": _copied, "zero_": _zeroed}
 TABLE.update({base: base for base in REPLACING.values()})
 
 
-def refuse_shared(x: Dual, name: str, instead: str) -> None:
-    """Raise if other tensors may share the memory of `x`."""
-    if x.aliased:
-        raise NotImplementedError(
-            f"{name} on a Dual that shares its memory with a view, which would keep its old tangent: {instead}."
-        )
-
-
 def _set(x: Any, index: Any, value: Any) -> None:
     """`x[index] = value` for a `Dual` x, and for a plain one with a `Dual` value."""
     if not isinstance(x, Dual):
         return write(x, "__setitem__", index, value)
-    refuse_shared(x, "x[...] = y", "write x = x.clone(), then x[...] = y")
     index, side = values_of(index), tangent_or_zero(value)
     out, tangent = x.value.clone(), x.tangent
     out[index] = values_of(value)
@@ -190,7 +217,6 @@ def _replacing(name: str) -> Any:
     def handler(x: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Dual):
             return write(x, name, *args, **kwargs)
-        refuse_shared(x, f"x.{name}()", "use a new tensor")
         return rebind(x, REPLACING[name](x, *args, **kwargs))
 
     return handler

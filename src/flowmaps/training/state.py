@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from .. import dual
 from ..maps import Target
 from ..objectives import Loss, Objective
 from ..storage.cards import plain_name
@@ -36,9 +37,13 @@ class LossModule(nn.Module):
     def __init__(self, objective: Objective, evaluate: Callable[[RandomInputs], Loss]) -> None:
         super().__init__()
         self.objective, self.evaluate = objective, evaluate
+        self.compared = False
 
     def forward(self, draw: RandomInputs) -> Loss:
-        """The loss of a draw."""
+        """The loss of a draw; before the first one, the values of networks along a derivative are compared."""
+        if not self.compared:
+            self.compared = True
+            dual.agree(lambda: self.objective.evaluate(draw), draw)
         return self.evaluate(draw)
 
 
