@@ -109,7 +109,7 @@ class TableClock(Clock):
     def forward(self, angle: Time) -> tuple[Time, Time]:
         """Piecewise linear, so that derivatives in the time pass."""
         knots = self.angles.to(torch.promote_types(angle.dtype, torch.float32))
-        place = torch.searchsorted(knots, angle.detach().contiguous().to(knots.dtype), right=True)
+        place = (angle.detach().to(knots.dtype)[:, None] >= knots).sum(1)  # searchsorted, which ONNX does not have
         place = place.clamp(1, len(knots) - 1)
         share = (angle - knots[place - 1]) / (knots[place] - knots[place - 1])
         time, scale = (self._between(values.to(knots.dtype), place, share) for values in (self.times, self.scales))

@@ -38,6 +38,8 @@ TRACED_ROWS = 3
 """Rows of the batch that a sampler is traced at; 0 and 1 would become constants."""
 MANY_ROWS = 64
 """Rows at which an ONNX file is traced if the network treats small batches apart, as those of diffusers do."""
+MOST_ROWS = 2**16
+"""Rows up to which such a trace holds for torch; the file has no bound."""
 MEASURED_NUMBERS = 2**16
 """Numbers in the samples whose error is measured, if these are from 4 to 256 rows."""
 MAX_ERROR = 1e-3
@@ -289,20 +291,20 @@ def _traced(
     """
     from torch._dynamo.exc import UserError, UserErrorType
 
-    def trace(least: int, rows: int) -> torch.export.ExportedProgram:
-        batch = torch.export.Dim("batch", min=least)
+    def trace(rows: int, least: int, most: int | None = None) -> torch.export.ExportedProgram:
+        batch = torch.export.Dim("batch", min=least, max=most)
         axes = tuple({1 if name == "fresh_noise" else 0: batch} for name in sampled.names)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own
             return torch.export.export(sampled, inputs(rows), dynamic_shapes={"inputs": axes})
 
     try:
-        return trace(1, TRACED_ROWS)
+        return trace(TRACED_ROWS, 1)
     except Exception as error:  # of whatever kind: the network is its user's
         fixed = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
         if fixed and may_differ:
             with contextlib.suppress(Exception):  # the first error says more
-                return trace(MANY_ROWS, MANY_ROWS)
+                return trace(MANY_ROWS, MANY_ROWS, MOST_ROWS)
         advice = "len(x) and int(...) in a network make its batch size a constant, x.shape[0] does not"
         what = "the batch size is fixed in this network" if fixed else "torch.export cannot trace it"
         words = " ".join(str(error).split())[:300]
