@@ -72,7 +72,9 @@ def main() -> None:
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
     begun, first, total = time.monotonic(), step, 0.0
-    print(f"{sum(p.numel() for p in net.parameters()):,} weights, {len(pixels):,} images, from step {step:,}", flush=True)
+    print(
+        f"{sum(p.numel() for p in net.parameters()):,} weights, {len(pixels):,} images, from step {step:,}", flush=True
+    )
     while step < options.steps and time.monotonic() - begun < 60 * options.minutes:
         x, rng = batch(pixels, step)
         noise = torch.randn(x.shape, generator=rng)

@@ -58,9 +58,11 @@ class Model:
         interpolant, coupling, times: of an objective.
         condition: makes what the network is conditioned on of what a user gives, such as a label or a prompt.
         decode: makes data of samples, such as images of latents.
+        shape: of a sample, where the model says it.
+        about: the model in words: its network, prediction, schedule and condition.
     """
 
-    teacher: ConvertedVelocity
+    teacher: nn.Module
     student: FlowMap
     exact: bool
     low: float
@@ -70,6 +72,8 @@ class Model:
     times: Times = field(default_factory=Triangle)
     condition: Callable[[Any], Condition] = _unchanged
     decode: Callable[[Tensor], Tensor] = _unchanged
+    shape: tuple[int, ...] | None = None
+    about: str = ""
 
     def warm_start(self, data: Any, steps: int = 1_000, **settings: Any) -> FlowMap:
         """Regress the student's velocity on the teacher's at points of the path: what `exact` students need not.
