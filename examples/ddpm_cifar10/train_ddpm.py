@@ -2,8 +2,8 @@
 
     python examples/ddpm_cifar10/train_ddpm.py runs/ddpm16 --minutes 30
 
-A client of `flowmaps distill` that knows nothing of flow maps: diffusers' own `UNet2DModel` and `DDPMScheduler`, the loss
-of J. Ho et al., 2020, arXiv 2006.11239, and an average of the weights. Called again, it goes on where it stopped.
+A client of `flowmaps distill` that knows nothing of flow maps: diffusers' own `UNet2DModel` and `DDPMScheduler`, the
+loss of J. Ho et al., 2020, arXiv 2006.11239, and an average of the weights. Called again, it goes on where it stopped.
 """
 
 from __future__ import annotations

