@@ -46,6 +46,21 @@ class ConvertedVelocity(nn.Module):
         return self.conversion(self.net, x, t, cond)
 
 
+class VelocityNetwork(nn.Module):
+    """A network of `(x, s, t, cond)` that returns the velocity at s, whatever t is.
+
+    Args:
+        net: the velocity, `(x, t, cond=None) -> like x`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        return self.net(x, s, cond)
+
+
 @dataclass
 class Model:
     """A model of another library, on the linear path of this one: t = 0 is noise N(0, I), t = 1 data.

@@ -186,19 +186,19 @@ class GuidedVelocity(nn.Module):
     Reference: J. Ho, T. Salimans, 2022, arXiv 2207.12598.
 
     Args:
-        velocity: b.
+        net: b.
         weight: w.
         null: a condition of one row.
     """
 
-    def __init__(self, velocity: nn.Module, weight: float, null: Condition) -> None:
+    def __init__(self, net: nn.Module, weight: float, null: Condition) -> None:
         super().__init__()
-        self.velocity, self.weight, self.null = velocity, weight, null
+        self.net, self.weight, self.null = net, weight, null
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         null = on_each(self.null, lambda value: value.to(x.device).expand(x.shape[0], *value.shape[1:]))
-        away = self.velocity(x, t, null)
-        return away + self.weight * (self.velocity(x, t, cond) - away)
+        away = self.net(x, t, null)
+        return away + self.weight * (self.net(x, t, cond) - away)
 
 
 def _guided(made: Model, weight: float, null: Condition) -> Model:

@@ -29,6 +29,8 @@ from . import recipes
 from .plan import Plan, resolve
 from .recipes import ImageRecipe, Recipe
 
+START = "start"
+"""Where in a folder the copy of the map is that the training starts from, of --from-run or of another model."""
 RESUMABLE = ("device", "compile", "fsdp", "log-every", "checkpoint-every", "keep-checkpoints", "keep-checkpoints-every",
              "store-averages-every", "show-every", "track", "max-skipped-steps", "activation-checkpointing",
              "evaluation", "optimiser.accumulate", "steps", "teacher-steps")  # fmt: skip
