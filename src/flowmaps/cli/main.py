@@ -187,7 +187,17 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
     from . import sampling
 
     make = sampling.sample if kind is Sample else sampling.average
-    make(**vars(_parse(kind, words, kind.__name__.lower())))
+    given = vars(_parse(kind, words, kind.__name__.lower()))
+    _import(given.pop("import_module", None))
+    make(**given)
+
+
+def _import(module: str | None) -> None:
+    """Import the module of a user's network, where the user has named one."""
+    if module is not None:
+        from ..runs.other_models import import_module
+
+        import_module(module)
 
 
 def _export(words: list[str]) -> None:
@@ -199,6 +209,7 @@ def _export(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     given = _parse(Evaluate, words, "evaluate")
+    _import(given.import_module)
     from ..runs.folder import RunFolder
     from . import commands
 

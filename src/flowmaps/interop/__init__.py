@@ -20,4 +20,5 @@ from .adapters import flow_matching as flow_matching
 from .adapters import velocity as velocity
 from .conversion import Conversion as Conversion
 from .model import Model as Model
+from .model import to_pipeline as to_pipeline
 from .pipelines import diffusers as diffusers

@@ -121,6 +121,33 @@ class Model:
         """
         return models.save(self.student, folder, interpolant=self.interpolant)
 
+    def to_pipeline(self) -> Any:
+        """The student as a pipeline of `diffusers`, with the VAE of the model; see `to_pipeline`."""
+        if self.shape is None:
+            raise ValueError("the model does not say the shape of its samples: fm.interop.to_pipeline(student, shape).")
+        return to_pipeline(self.student, self.shape, getattr(self.decode, "vae", None))
+
+
+def to_pipeline(flow_map: FlowMap, shape: tuple[int, ...], vae: Any = None) -> Any:
+    """A flow map as a pipeline of `diffusers` 0.42 or later, whose loop samples as `fm.samplers.Jump` does.
+
+    `save_pretrained` writes it in the layout of `diffusers`, which
+    `flowmaps.interop.to_diffusers.FlowMapPipeline.from_pretrained` reads.
+
+    Args:
+        flow_map: the map.
+        shape: of a sample, such as (3, 32, 32).
+        vae: of `diffusers`, for samples that are latents.
+
+    Raises:
+        ValueError: `diffusers` is missing or older, or the map is of a class that is not saved.
+    """
+    try:
+        from .to_diffusers import pipeline_of
+    except ImportError as error:
+        raise ValueError(f"a pipeline needs diffusers 0.42: pip install 'flowmaps[diffusers]' ({error}).") from error
+    return pipeline_of(flow_map, tuple(shape), vae)
+
 
 def model(
     net: nn.Module, conversion: Conversion, *, embedding: str | tuple[str, ...] | None = None, **options: Any

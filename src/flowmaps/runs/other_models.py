@@ -53,16 +53,30 @@ def open_model(teacher: str, guidance: tuple[float, ...] = ()) -> Model:
     return interop.velocity(made)
 
 
-def _called(name: str) -> Any:
-    """What a callable returns, or an object that is none; the working directory is looked into."""
-    module, _, path = name.partition(":")
+def import_module(name: str) -> Any:
+    """A module by its name; the working directory is looked into.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"the module {name} cannot be imported ({error}): name one of this folder or environment."
+        ) from None
+
+
+def _called(name: str) -> Any:
+    """What a callable returns, or an object that is none."""
+    module, _, path = name.partition(":")
+    found = import_module(module)
+    try:
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise ValueError(f"{name} cannot be imported ({error}): give module:callable, as in my_models:make.") from None
     return found if isinstance(found, (nn.Module, Model)) else found()
 

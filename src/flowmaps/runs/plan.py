@@ -210,7 +210,7 @@ def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
         build = _teacher_objective(recipe, method, path)
         first = Stage("teacher", recipe.teacher_steps, own, methods.flow_matching, build)
         if is_other_model(recipe.teacher) and recipe.teacher_steps:
-            return [Stage("velocity", recipe.teacher_steps, own, methods.flow_matching, _velocity_objective(path)), last]
+            return [replace(first, name="velocity", build=_velocity_objective(path)), last]
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
