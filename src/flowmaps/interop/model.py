@@ -150,7 +150,12 @@ def to_pipeline(flow_map: FlowMap, shape: tuple[int, ...], vae: Any = None) -> A
 
 
 def model(
-    net: nn.Module, conversion: Conversion, *, embedding: str | tuple[str, ...] | None = None, **options: Any
+    net: nn.Module,
+    conversion: Conversion,
+    *,
+    embedding: str | tuple[str, ...] | None = None,
+    lora: int | None = None,
+    **options: Any,
 ) -> Model:
     """The teacher and the student that a network and its conversion make.
 
@@ -161,12 +166,12 @@ def model(
     Args:
         net: the network.
         conversion: of it.
-        embedding: as of `TwoTimes`.
+        embedding, lora: as of `TwoTimes`.
         options: further fields of `Model`.
     """
     exact = conversion.gain <= MAX_GAIN
     raw: Prediction = "reverse velocity" if conversion.prediction == "epsilon" else "velocity"  # b = E1 - E0
     call = conversion if exact else Conversion(raw, conversion.clock, conversion.call)
-    student = AverageVelocity(TwoTimes(net, embedding, call))
+    student = AverageVelocity(TwoTimes(net, embedding, call, lora=lora))
     teacher = ConvertedVelocity(net, conversion)
     return Model(teacher, student, exact, conversion.low, conversion.high, **options)

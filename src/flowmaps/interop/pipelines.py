@@ -25,7 +25,14 @@ FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "Fl
 FLUX = "FluxTransformer2DModel"
 
 
-def diffusers(source: Any, *, guidance: float | None = None, embedding: Embedding = None, **options: Any) -> Model:
+def diffusers(
+    source: Any,
+    *,
+    guidance: float | None = None,
+    embedding: Embedding = None,
+    lora: int | None = None,
+    **options: Any,
+) -> Model:
     """A model of `diffusers` with all that its pipeline knows of it: schedule, prediction, condition, VAE.
 
     Its velocity does not depend on what a scheduler does between the steps: clipping, thresholding, and the `shift` of
@@ -36,7 +43,7 @@ def diffusers(source: Any, *, guidance: float | None = None, embedding: Embeddin
         guidance: weight of classifier-free guidance of the teacher; 1 or `None` is none. The null condition is the
             empty prompt, or the number after the last class. A transformer that takes the weight as an input, as that
             of Flux-dev, is given this one.
-        embedding: as of `flowmaps.nn.TwoTimes`.
+        embedding, lora: as of `flowmaps.nn.TwoTimes`.
         options: of `DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
 
     Raises:
@@ -54,9 +61,8 @@ def diffusers(source: Any, *, guidance: float | None = None, embedding: Embeddin
     extras: dict[str, Any] = {} if vae is None else {"decode": Decoder(vae)}
     cut = ", a variance that is cut off" if getattr(call, "learned_variance", False) else ""
     about = f"{type(net).__name__} of {type(pipeline).__name__}: {schedule}{cut}; condition: {encoder.words}"
-    made = model(
-        net, conversion, embedding=embedding, condition=encoder, about=about, shape=_shape(pipeline, net), **extras
-    )
+    extras |= {"condition": encoder, "about": about, "shape": _shape(pipeline, net)}
+    made = model(net, conversion, embedding=embedding, lora=lora, **extras)
     return made if as_input or guidance in (None, 1) else _guided(made, guidance, encoder.null)
 
 
