@@ -82,7 +82,7 @@ def _pipeline(source: Any, options: dict[str, Any]) -> Any:
             raise ValueError(f"{next(iter(options))}=... is for reading a pipeline, and one was given: leave it out.")
         return source
     try:
-        from diffusers import DiffusionPipeline
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     except ImportError as error:
         raise ValueError(f"models of diffusers need that library: {INSTALL}.") from error
     if Path(source).is_dir() and not (Path(source) / "model_index.json").exists():
@@ -152,7 +152,8 @@ def _is_continuous(config: Any) -> bool:
 def _encoder(pipeline: Any, net: Any) -> Encoder:
     """What encodes the condition of a pipeline's network."""
     config, kind = net.config, type(net).__name__
-    size = 8 * int(_shape(pipeline, net)[-1]) if _shape(pipeline, net) else 1024
+    shape = _shape(pipeline, net)
+    size = 1024 if shape is None else 8 * shape[-1]
     families = {"SD3Transformer2DModel": "sd3", FLUX: "flux"}
     if kind in families:
         return TextCondition(pipeline, families[kind], size)

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, FlowMapEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_map_euler_discrete import FlowMapEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ..maps import FlowMap
@@ -119,7 +121,7 @@ class FlowMapPipeline(DiffusionPipeline):
         ends = [*self.scheduler.timesteps[1:], self.scheduler.timesteps.new_zeros(())]
         for now, after in zip(self.scheduler.timesteps, ends, strict=True):
             out = self.model(z, now, after, cond, return_dict=False)[0]
-            z = self.scheduler.step(out, now, z, r_timestep=after).prev_sample
+            z = self.scheduler.step(out, now, z, r_timestep=after, return_dict=False)[0]  # type: ignore[arg-type]
         if output_type == "latent":
             return ImagePipelineOutput(images=z)  # type: ignore[arg-type]
         pictures = z if self.vae is None else Decoder(self.vae)(z)
