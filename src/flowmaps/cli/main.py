@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | sample | export | evaluate | average | compare | doctor`.
+"""The command line: `flowmaps train | distill | sample | export | evaluate | average | compare | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -6,6 +6,7 @@ option is unknown, is missing, or has a value of another type.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 import warnings
@@ -31,6 +32,8 @@ Learn a flow map, sample it in a few steps, measure it.
 
   train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
+  distill --teacher NAME --data DATA --out DIR
+                                     a map of a trained model: a folder or name of diffusers, a run, module:callable
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
+        "distill": _distill,
         "sample": lambda words: _make(Sample, words),
         "export": _export,
         "evaluate": _evaluate,
@@ -107,6 +111,36 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
+    _run(program, usual, rest, ["train", words[0]])
+
+
+def _distill(words: list[str]) -> None:
+    from ..runs.distil import recipe_for
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--teacher")
+    parser.add_argument("--guidance", type=float, nargs="+", default=())
+    known, _ = parser.parse_known_args(words)
+    if known.teacher is None and not {"-h", "--help"} & set(words):
+        raise ValueError(
+            "distill needs --teacher: a folder or name of diffusers, a folder of a run, or module:callable."
+        )
+    usual, found = RECIPES["images"](), list[str]()
+    if known.teacher is not None:
+        usual, found = recipe_for(known.teacher, tuple(known.guidance))
+    _run("distill", usual, words, ["distill", "--teacher", usual.teacher], found)
+
+
+def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: Sequence[str] = ()) -> None:
+    """Train a recipe with the options given, or check it.
+
+    Args:
+        program: the command in words, for --help.
+        usual: the recipe without the options.
+        rest: the options.
+        again: the words with which the command begins.
+        found: lines to print first.
+    """
     shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
     about = _about_training(usual) if {"-h", "--help"} & set(rest) else None
     given = _parse(Train, rest, program, Train(recipe=shown), about=about)
@@ -114,13 +148,15 @@ def _train(words: list[str]) -> None:
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
-        raise ValueError("train needs --out DIR, the folder of the run.")
+        raise ValueError(f"{again[0]} needs --out DIR, the folder of the run.")
     from . import commands
 
+    for line in found:
+        commands.console.print(line, soft_wrap=True, markup=False)
     if given.check or given.out is None:
         return commands.check(recipe, given.out)
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
-    again = [PROGRAM, "train", words[0], "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
+    again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
 
 
@@ -151,7 +187,17 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
     from . import sampling
 
     make = sampling.sample if kind is Sample else sampling.average
-    make(**vars(_parse(kind, words, kind.__name__.lower())))
+    given = vars(_parse(kind, words, kind.__name__.lower()))
+    _import(given.pop("import_module", None))
+    make(**given)
+
+
+def _import(module: str | None) -> None:
+    """Import the module of a user's network, where the user has named one."""
+    if module is not None:
+        from ..runs.other_models import import_module
+
+        import_module(module)
 
 
 def _export(words: list[str]) -> None:
@@ -163,6 +209,7 @@ def _export(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     given = _parse(Evaluate, words, "evaluate")
+    _import(given.import_module)
     from ..runs.folder import RunFolder
     from . import commands
 

@@ -55,6 +55,8 @@ class Sample:
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     seed: int = 0
     """Seed of the noise."""
+    import_module: str | None = None
+    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Evaluate:
     the recipe's unless given."""
     seed: int | None = None
     """Seed of noise and data; the recipe's unless given."""
+    import_module: str | None = None
+    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
 
 
 @dataclass(frozen=True)

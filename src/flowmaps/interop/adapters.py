@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.two_times import Call, plain_call
 from ..shapes import Condition, like
+from .calls import AzulaCall
 from .conversion import Conversion, Prediction, SameClock, SigmaClock, TableClock
 from .model import Model, model
 
@@ -126,6 +127,16 @@ def ddpm(
         ValueError: no schedule that falls, an unknown prediction, one that says nothing at an end of the schedule, or
             as of `flowmaps.nn.TwoTimes`.
     """
+    made = DiffusersCall(learned_variance) if call is None else call
+    return model(net, ddpm_conversion(alphas_cumprod, prediction, time_factor, made), embedding=embedding)
+
+
+def ddpm_conversion(alphas_cumprod: Tensor, prediction: str, time_factor: float, call: Call) -> Conversion:
+    """The conversion of `ddpm`.
+
+    Raises:
+        ValueError: as there.
+    """
     names: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
     if prediction not in names:
         raise ValueError(f"prediction must be one of {', '.join(names)}, got {prediction!r}.")
@@ -139,8 +150,7 @@ def ddpm(
         )
     angles = torch.atan2((1 - bar).sqrt(), bar.sqrt())
     clock = TableClock(angles, time_factor * torch.arange(len(bar), dtype=torch.float64))
-    made = DiffusersCall(learned_variance) if call is None else call
-    return model(net, Conversion(names[prediction], clock, made), embedding=embedding)
+    return Conversion(names[prediction], clock, call)
 
 
 class DiffusersCall(nn.Module):
@@ -198,6 +208,34 @@ def edm(
         raise ValueError(f"edm needs data_std > 0, got {data_std}.")
     gain = math.sqrt(1 + data_std**2)
     return model(net, Conversion("sample", SigmaClock(low, high), call, gain=gain), embedding=embedding)
+
+
+def azula(denoiser: nn.Module, *, embedding: Embedding = None) -> Model:
+    """A denoiser of `azula`, the mean of whose posterior is the data, with its schedule z = alpha x1 + sigma x0.
+
+    That of a `KarrasDenoiser` is an exact student; others learn the velocity first, by `Model.warm_start`.
+
+    Args:
+        denoiser: `denoiser(z, t, **cond).mean`, with `schedule(t)` in [0, 1], from data to noise.
+        embedding: as of `velocity`.
+
+    Raises:
+        ValueError: it has no such schedule, or as of `flowmaps.nn.TwoTimes`.
+    """
+    times = torch.linspace(0, 1, PATH_KNOTS, dtype=torch.float64)
+    try:
+        alpha, sigma = (value.expand_as(times) for value in denoiser.schedule(times))  # type: ignore[operator]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(denoiser).__name__} has no schedule(t) that returns alpha and sigma ({error}): pass a denoiser of "
+            "azula."
+        ) from None
+    clock = TableClock(torch.atan2(sigma, alpha), times, (alpha.square() + sigma.square()).sqrt())
+    exact = (
+        type(denoiser).__name__ == "KarrasDenoiser"
+    )  # its output is multiplied by sin(a), and sin(a) / (1 - t) = 1 / r
+    gain = math.sqrt(2) if exact else None
+    return model(denoiser, Conversion("sample", clock, AzulaCall(), gain=gain), embedding=embedding)
 
 
 def _finite(value: Any, default: float) -> float:

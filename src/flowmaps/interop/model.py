@@ -46,6 +46,21 @@ class ConvertedVelocity(nn.Module):
         return self.conversion(self.net, x, t, cond)
 
 
+class VelocityNetwork(nn.Module):
+    """A network of `(x, s, t, cond)` that returns the velocity at s, whatever t is.
+
+    Args:
+        net: the velocity, `(x, t, cond=None) -> like x`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        return self.net(x, s, cond)
+
+
 @dataclass
 class Model:
     """A model of another library, on the linear path of this one: t = 0 is noise N(0, I), t = 1 data.
@@ -58,9 +73,11 @@ class Model:
         interpolant, coupling, times: of an objective.
         condition: makes what the network is conditioned on of what a user gives, such as a label or a prompt.
         decode: makes data of samples, such as images of latents.
+        shape: of a sample, where the model says it.
+        about: the model in words: its network, prediction, schedule and condition.
     """
 
-    teacher: ConvertedVelocity
+    teacher: nn.Module
     student: FlowMap
     exact: bool
     low: float
@@ -70,6 +87,8 @@ class Model:
     times: Times = field(default_factory=Triangle)
     condition: Callable[[Any], Condition] = _unchanged
     decode: Callable[[Tensor], Tensor] = _unchanged
+    shape: tuple[int, ...] | None = None
+    about: str = ""
 
     def warm_start(self, data: Any, steps: int = 1_000, **settings: Any) -> FlowMap:
         """Regress the student's velocity on the teacher's at points of the path: what `exact` students need not.
@@ -102,9 +121,41 @@ class Model:
         """
         return models.save(self.student, folder, interpolant=self.interpolant)
 
+    def to_pipeline(self) -> Any:
+        """The student as a pipeline of `diffusers`, with the VAE of the model; see `to_pipeline`."""
+        if self.shape is None:
+            raise ValueError("the model does not say the shape of its samples: fm.interop.to_pipeline(student, shape).")
+        return to_pipeline(self.student, self.shape, getattr(self.decode, "vae", None))
+
+
+def to_pipeline(flow_map: FlowMap, shape: tuple[int, ...], vae: Any = None) -> Any:
+    """A flow map as a pipeline of `diffusers` 0.42 or later, whose loop samples as `fm.samplers.Jump` does.
+
+    `save_pretrained` writes it in the layout of `diffusers`, which
+    `flowmaps.interop.to_diffusers.FlowMapPipeline.from_pretrained` reads.
+
+    Args:
+        flow_map: the map.
+        shape: of a sample, such as (3, 32, 32).
+        vae: of `diffusers`, for samples that are latents.
+
+    Raises:
+        ValueError: `diffusers` is missing or older, or the map is of a class that is not saved.
+    """
+    try:
+        from .to_diffusers import pipeline_of
+    except ImportError as error:
+        raise ValueError(f"a pipeline needs diffusers 0.42: pip install 'flowmaps[diffusers]' ({error}).") from error
+    return pipeline_of(flow_map, tuple(shape), vae)
+
 
 def model(
-    net: nn.Module, conversion: Conversion, *, embedding: str | tuple[str, ...] | None = None, **options: Any
+    net: nn.Module,
+    conversion: Conversion,
+    *,
+    embedding: str | tuple[str, ...] | None = None,
+    lora: int | None = None,
+    **options: Any,
 ) -> Model:
     """The teacher and the student that a network and its conversion make.
 
@@ -115,12 +166,12 @@ def model(
     Args:
         net: the network.
         conversion: of it.
-        embedding: as of `TwoTimes`.
+        embedding, lora: as of `TwoTimes`.
         options: further fields of `Model`.
     """
     exact = conversion.gain <= MAX_GAIN
     raw: Prediction = "reverse velocity" if conversion.prediction == "epsilon" else "velocity"  # b = E1 - E0
     call = conversion if exact else Conversion(raw, conversion.clock, conversion.call)
-    student = AverageVelocity(TwoTimes(net, embedding, call))
+    student = AverageVelocity(TwoTimes(net, embedding, call, lora=lora))
     teacher = ConvertedVelocity(net, conversion)
     return Model(teacher, student, exact, conversion.low, conversion.high, **options)

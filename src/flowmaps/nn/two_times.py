@@ -12,13 +12,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ..shapes import Batch, Condition, Time
 from .embeddings import Fourier
+from .lora import add_adapters, merge
 
 Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """Calls a network of one time: `call(net, x, t, cond) -> like x`."""
@@ -78,6 +81,8 @@ class TwoTimes(nn.Module):
             and buffers become part of this one.
         width: of that layer's output; that of its last linear layer or convolution unless given.
         frequencies: of the features of t - s.
+        lora: rank of adapters of all linear layers and convolutions (`peft`); then they and the second time are
+            trained alone. None unless given.
 
     Attributes:
         net: the copy.
@@ -95,6 +100,7 @@ class TwoTimes(nn.Module):
         *,
         width: int | None = None,
         frequencies: int = 8,
+        lora: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -106,11 +112,14 @@ class TwoTimes(nn.Module):
         for value in self.net.parameters():
             value.requires_grad_(value.is_floating_point() or value.is_complex())  # a teacher is often frozen
         self.call = plain_call if call is None else call
-        self._width, self._frequencies = width, frequencies
+        self._width, self._frequencies, self._lora = width, frequencies, lora
         given = (embedding,) if isinstance(embedding, str) else embedding
         self.embeddings = tuple(given) if given else find_embeddings(self.net)
         for path in self.embeddings:
             self._give_second_time(path, width, frequencies)
+        if lora is not None:
+            slots = [module for module in self.net.modules() if isinstance(module, SecondTime)]
+            add_adapters(self.net, lora, {part for slot in slots for part in (slot.first, slot.last)})
 
     def _give_second_time(self, path: str, width: int | None, frequencies: int) -> None:
         """Wrap the layer of a path, at each path where the network has it."""
@@ -128,7 +137,7 @@ class TwoTimes(nn.Module):
     @property
     def arguments(self) -> dict[str, Any]:
         """Those of the constructor; `net` has the layers of the second time in it by now."""
-        options = {"width": self._width, "frequencies": self._frequencies}
+        options = {"width": self._width, "frequencies": self._frequencies, "lora": self._lora}
         return {"net": self.net, "embedding": self.embeddings, "call": self.call, **options}
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
@@ -149,6 +158,41 @@ class TwoTimes(nn.Module):
         finally:
             for slot in slots:
                 slot._gap = None  # type: ignore[assignment]
+
+    def merged(self) -> TwoTimes:
+        """A copy whose adapters are merged into its weights: a plain module with the same output."""
+        other = copy.deepcopy(self)
+        merge(other.net)
+        other._lora = None
+        return other.requires_grad_(True)
+
+    def save_adapter(self, file: str | Path) -> Path:
+        """Write the weights that are trained alone, the adapters and the second time, as safetensors.
+
+        Raises:
+            ValueError: there are no adapters.
+        """
+        if self._lora is None:
+            raise ValueError("this network has no adapters: make it with lora=RANK, or write all of it by fm.save.")
+        trained = {name: value.detach().cpu().contiguous() for name, value in self._trained().items()}
+        safetensors.save_file(trained, file)
+        return Path(file)
+
+    def load_adapter(self, file: str | Path) -> None:
+        """Read what `save_adapter` wrote of a network with the same adapters.
+
+        Raises:
+            ValueError: the file has other weights.
+        """
+        weights, own = safetensors.load_file(file), self._trained()
+        if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in own.items()}:
+            raise ValueError(f"{file} is of another network, or of adapters of another rank: give lora= as it was.")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(weights[name])
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     @torch.no_grad()
     def zero_second_time(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from ..training.settings import values
 from . import recipes
 from .plan import Plan, resolve
 from .recipes import ImageRecipe, Recipe
+from .recipes.checks import CALLABLE
 
+START = "start"
+"""Where in a folder the copy of the map is that the training starts from, of --from-run or of another model."""
 RESUMABLE = ("device", "compile", "fsdp", "log-every", "checkpoint-every", "keep-checkpoints", "keep-checkpoints-every",
              "store-averages-every", "show-every", "track", "max-skipped-steps", "activation-checkpointing",
              "evaluation", "optimiser.accumulate", "steps", "teacher-steps")  # fmt: skip
@@ -150,6 +154,11 @@ class RunFolder:
         Raises:
             ValueError: it is not there, or damaged.
         """
+        module, _, name = self.recipe.teacher.partition(":")
+        if name and module not in sys.modules and CALLABLE.fullmatch(self.recipe.teacher):  # a card imports nothing
+            raise ValueError(
+                f"the map of {self.path} is of a network of {module}: import it first, with --import-module {module}."
+            )
         return models.load(self.path / stage)
 
     def load_teacher(self) -> FlowMap | None:

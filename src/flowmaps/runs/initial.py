@@ -9,7 +9,7 @@ import torch
 
 from ..maps import FlowMap
 from ..methods import METHODS
-from ..nn import MLP, DiT, Network, UNet
+from ..nn import MLP, DiT, Network, TwoTimes, UNet
 from .recipes import ImageRecipe, Recipe
 
 
@@ -43,9 +43,9 @@ def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any])
 _OTHER = {"images": "take the recipe images", "points": "take the recipe points"}
 
 
-def network_of(flow_map: FlowMap) -> MLP | Network:
-    """The network of a map from `new_map`."""
-    assert isinstance(flow_map.net, (MLP, Network))
+def network_of(flow_map: FlowMap) -> MLP | Network | TwoTimes:
+    """The network of a map from `new_map`, or of one made of a model of another library."""
+    assert isinstance(flow_map.net, (MLP, Network, TwoTimes))
     return flow_map.net
 
 

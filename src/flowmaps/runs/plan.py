@@ -21,15 +21,17 @@ from ..interpolants import BY_NAME, Interpolant
 from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
 from ..methods import METHODS, Choices, Jumps, LearnsFrom, Method
-from ..objectives import Objective
+from ..objectives import Objective, VelocityMatching
 from ..samplers import Jump, MultistepConsistency
 from ..schedules import Anneal
 from ..shapes import Field
 from ..system.names import choose
 from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
+from ..velocities import FromTeacher
 from .initial import disable_dropout, network_of
 from .recipes import Evaluation, ImageRecipe, Recipe, validate
+from .recipes.checks import is_other_model
 
 Build = Callable[[FlowMap, Field | None], Objective]
 """Builds the objective of a stage from the map of the stage before and the teacher's velocity."""
@@ -42,7 +44,7 @@ class Stage:
     """A part of the training.
 
     Attributes:
-        name: `teacher`, `strip` or `map`.
+        name: `teacher`, `velocity`, `strip` or `map`.
         steps: optimiser steps.
         optimiser: its settings.
         function: of `flowmaps.methods`, whose defaults hold where the recipe says nothing.
@@ -98,6 +100,11 @@ class Plan:
         return self.recipe.times == "square" and self.method.settings(choices).get("times") is choices.pairs
 
     # sampling
+
+    @property
+    def of_other_model(self) -> bool:
+        """Whether the teacher is a model of another library, of whose network the map is made."""
+        return is_other_model(self.recipe.teacher)
 
     def supported_steps(self, steps: Iterable[int]) -> tuple[int, ...]:
         """The numbers of sampling steps that the map supports among `steps`; if none, the smallest that it supports."""
@@ -161,13 +168,13 @@ class Plan:
         guidance, flow_map = self.recipe.guidance, self.method.sampled(flow_map)
         if len(guidance) == 2:
             flow_map = AtWeight(flow_map, guidance[0])
-        if teacher is not None and guidance and not self.method.copies_teacher:
+        if teacher is not None and guidance and not (self.method.copies_teacher or self.of_other_model):
             teacher = GuidedMap(teacher, guidance[0])
         return flow_map, teacher
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether to compile: not image networks on a CPU, which compile for minutes and become no faster."""
-        return self.recipe.compile and not (device.type == "cpu" and self.images)
+        """Whether to compile: no network of another library, and none of images on a CPU, where it is no faster."""
+        return self.recipe.compile and not (device.type == "cpu" and self.images) and not self.of_other_model
 
 
 def resolve(recipe: Recipe, processes: int = 1) -> Plan:
@@ -202,6 +209,8 @@ def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
     if "teacher" in method.stages:
         build = _teacher_objective(recipe, method, path)
         first = Stage("teacher", recipe.teacher_steps, own, methods.flow_matching, build)
+        if is_other_model(recipe.teacher) and recipe.teacher_steps:
+            return [replace(first, name="velocity", build=_velocity_objective(path)), last]
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
@@ -261,6 +270,16 @@ def _teacher_objective(recipe: Recipe, method: Method, path: Interpolant) -> Bui
     return build
 
 
+def _velocity_objective(path: Interpolant) -> Build:
+    """Regression of the map's own velocity on the teacher's, E |u_{t,t}(I_t) - b_t(I_t)|^2."""
+
+    def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
+        assert teacher is not None
+        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal())
+
+    return build
+
+
 def _strip_objective(recipe: Recipe, path: Interpolant) -> Build:
     """Flow map matching on a strip."""
 
@@ -273,7 +292,7 @@ def _strip_objective(recipe: Recipe, path: Interpolant) -> Build:
 
 def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) -> dict[str, Any]:
     """The recipe's guidance as an option of a method, or guidance of another weight."""
-    if not recipe.guidance:
+    if not recipe.guidance or is_other_model(recipe.teacher):  # the model's velocity is guided already
         return {}
     low, high = recipe.guidance[0], recipe.guidance[-1]
     wanted = weight if weight is not None else low if low == high else (low, high)

@@ -13,12 +13,13 @@ import torch
 
 from ..data import Source, fingerprint
 from ..maps import FlowMap, Target
+from ..storage import models
 from ..system.processes import each, in_turn, number_launched, on_first, ranks
 from ..system.progress import Watch, quiet
 from ..training.distributed import Placement, start
 from ..training.optimisers import build
-from . import inherit, initial, precision
-from .folder import check_new, open_source
+from . import inherit, initial, other_models, precision
+from .folder import START, check_new, open_source
 from .plan import Plan, resolve
 from .recipes import Recipe
 
@@ -69,9 +70,12 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
         on_first(lambda: check_new(folder))
     source = in_turn(lambda: open_source(recipe, watch=watch)).to(placement.device)
     data_sha256 = on_first(lambda: fingerprint(recipe.data, watch))
-    flow_map = each(lambda: _first_map(recipe, source, placement))
-    ready = Prepared(plan, placement, source, data_sha256, flow_map)
-    if not resume:
+    if plan.of_other_model:
+        flow_map, teacher = each(lambda: _of_other_model(plan, source, placement, folder if resume else None))
+    else:
+        flow_map, teacher = each(lambda: _first_map(recipe, source, placement)), None
+    ready = Prepared(plan, placement, source, data_sha256, flow_map, teacher)
+    if not resume and not plan.of_other_model:
         ready = ready._replace(teacher=each(lambda: inherit.start_from_others(flow_map, plan, source, data_sha256)))
     each(lambda: _check_steps(plan, flow_map))
     if recipe.precision == "auto" and not resume:
@@ -84,13 +88,41 @@ def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
     """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
     with torch.device("meta"):
         weights = count(initial.new_map(recipe, source.shape, source.classes).parameters())
+    _check_memory(recipe, weights, placement)
+    return initial.new_map(recipe, source.shape, source.classes).to(placement.device)
+
+
+def _of_other_model(
+    plan: Plan, source: Source, placement: Placement, folder: Path | None
+) -> tuple[FlowMap, FlowMap | None]:
+    """The student of a model of another library, and a map with its velocity; of a resume, the student alone.
+
+    Args:
+        plan: of the run.
+        source: its data.
+        placement: where its map goes.
+        folder: of the run that goes on, which has a copy of the student.
+
+    Raises:
+        ValueError: there is no such model, or the data do not go with it.
+    """
+    if folder is not None:
+        return models.load(folder / START).train().to(placement.device), None
+    torch.manual_seed(plan.recipe.seed)
+    model = other_models.open_model(plan.recipe.teacher, plan.recipe.guidance)
+    other_models.check(model, plan.recipe, source, plan.method)
+    _check_memory(plan.recipe, count(model.student.parameters()), placement)
+    return model.student.to(placement.device), other_models.teacher_map(model).to(placement.device)
+
+
+def _check_memory(recipe: Recipe, weights: int, placement: Placement) -> None:
+    """Refuse a network whose weights, gradients, moments and averages do not fit the memory."""
     need, have = BYTES_PER_NUMBER * weights * (4 + averages(recipe)), _memory(placement.device)
     if have is not None and need > have and not placement.shard:
         raise ValueError(
             f"the network has {weights:,} weights, which with gradients, moments and averages take {in_bytes(need)}, "
             f"{placement.device} has {in_bytes(have)}: take a smaller network, or several processes with --fsdp."
         )
-    return initial.new_map(recipe, source.shape, source.classes).to(placement.device)
 
 
 def averages(recipe: Recipe) -> int:

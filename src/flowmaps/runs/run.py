@@ -25,15 +25,13 @@ from ..training.settings import Settings
 from ..training.trackers import Trackers, open_trackers
 from ..training.trainer import Trainer
 from . import inherit
-from .folder import RunFolder
+from .folder import START, RunFolder
 from .plan import Plan, Stage
 from .prepare import prepare
 from .recipes import Recipe
 
 MAP = ""
 """Where in a folder the map of the last stage is: in the folder itself."""
-START = "start"
-"""Where in a folder the copy of the map of --from-run is."""
 
 
 @dataclass
@@ -98,8 +96,8 @@ class Run:
         self.folder.create()
         if teacher is not None:
             self.folder.save_map(teacher, "teacher", teacher_of=self.plan.recipe.teacher)
-        if self.plan.recipe.from_run:
-            self.folder.save_map(self.flow_map, START, start_of=self.plan.recipe.from_run)
+        if begun := self.plan.recipe.from_run or (self.plan.of_other_model and self.plan.recipe.teacher):
+            self.folder.save_map(self.flow_map, START, start_of=begun)
 
     @property
     def at(self) -> tuple[str, int]:
@@ -210,7 +208,8 @@ class Run:
     def _take_teacher(self) -> None:
         """Start from the teacher that was given, of which the folder has a copy."""
         teacher = self.folder.load_map("teacher").to(self.placement.device)
-        inherit.start_from_teacher(self.flow_map, teacher)
+        if not self.plan.of_other_model:  # of which the map is made
+            inherit.start_from_teacher(self.flow_map, teacher)
         self.teacher = Target(teacher).velocity
 
     def _take_over(self, flow_map: FlowMap, stage: Stage) -> None:
@@ -242,5 +241,5 @@ def _with_chosen_precision(plan: Plan, folder: RunFolder) -> Plan:
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """A copy of the recipe with absolute paths, so that the run can be used from any working directory."""
     paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
-    found = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
+    found = {name: str(Path(path).resolve()) if Path(path).exists() and path else path for name, path in paths.items()}
     return dataclasses.replace(recipe, data=resolve_data(recipe.data), **found)

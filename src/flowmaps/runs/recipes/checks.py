@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from ...training import settings
 from ...training.optimisers import Optimiser, uneven
@@ -36,6 +38,18 @@ RENAMED = {
 
 FLOAT16_SKIPS = 16
 """Steps in a row that the scale of a loss in float16 may take to fall from 2^14 to below 1."""
+
+
+CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_other_model(teacher: str) -> bool:
+    """Whether `--teacher` names a model of another library, and not the folder of a run."""
+    path = Path(teacher)
+    if path.exists():
+        return (path / "model_index.json").exists()
+    return bool(CALLABLE.fullmatch(teacher) or ON_HUB.fullmatch(teacher))
 
 
 def validate(recipe: Recipe, processes: int = 1) -> None:

@@ -1,0 +1,68 @@
+"""The usual recipe to distil a trained model, and what is found in that model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..interop import Model
+from ..interop.conditions import ClassCondition
+from ..methods import METHODS
+from ..training.optimisers import Optimiser
+from .folder import RunFolder
+from .other_models import open_model
+from .recipes import RECIPES, ImageRecipe, Recipe
+from .recipes.checks import is_other_model
+
+COMMON: dict[str, Any] = {
+    "method": "lmd",
+    "steps": 10_000,
+    "map_rate_scale": 1.0,
+    "checkpoint_every": 500,
+    "show_every": 0,
+    "log_every": 50,
+    "optimiser": Optimiser(batch=64, learning_rate=3e-4, warmup=100, clip=1.0, ema_decay=0.999),
+}
+"""What a distillation of a trained model changes of the recipes of images and points."""
+WARM_START_STEPS = 2_000
+"""Steps in which a student learns the velocity that its network's output is not."""
+
+
+def recipe_for(teacher: str, guidance: tuple[float, ...] = ()) -> tuple[Recipe, list[str]]:
+    """The usual recipe to distil a teacher, and what was found, in lines.
+
+    Args:
+        teacher: a folder of a run, or a model of another library.
+        guidance: as of `open_model`.
+
+    Raises:
+        ValueError: there is no such teacher.
+    """
+    if not is_other_model(teacher):
+        other = RunFolder.open(Path(teacher)).recipe
+        method = other.method if METHODS[other.method].distils else "lmd"
+        found = f"teacher    a run of {other.method} on {other.data}"
+        return replace(other, name="distilled", method=method, teacher=teacher, from_run=""), [found]
+    model = open_model(teacher, guidance)
+    images = model.shape is not None and len(model.shape) == 3
+    usual: Recipe = replace(RECIPES["images" if images else "points"](), name="distilled", teacher=teacher)
+    usual = replace(usual, **COMMON, teacher_steps=0 if model.exact else WARM_START_STEPS)
+    if isinstance(usual, ImageRecipe):
+        evaluation = replace(usual.evaluation, samples=2_000, points=1_000)
+        resolution = model.shape[-1] if model.shape else 0
+        labels = isinstance(model.condition, ClassCondition)
+        usual = replace(usual, resolution=resolution, labels=labels, evaluation=evaluation)
+    return usual, _found(model)
+
+
+def _found(model: Model) -> list[str]:
+    """What was found in a model: what it is, and what its student trains."""
+    weights = list(model.student.parameters())
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    start = "has the teacher's velocity from the start" if model.exact else "learns the teacher's velocity first"
+    return [
+        f"teacher    {model.about or type(model.teacher).__name__}",
+        f"student    on the linear path, {trained:,} of {sum(p.numel() for p in weights):,} parameters are trained; it "
+        f"{start}",
+    ]

@@ -1,0 +1,118 @@
+"""Teachers (`--teacher`) that are models of other libraries: read by name, checked against the data, put into a run.
+
+    runs/mine                   a folder with model_index.json: a pipeline that diffusers' `save_pretrained` wrote
+    user/name                   a pipeline on the Hugging Face hub
+    my_module:make              a callable without arguments, or a network: an `fm.interop.Model`, or a velocity (x, t)
+
+The student is a copy of the model's network with a second time; the folder of the run has both, and needs neither the
+model nor its name again, except to import the module of a network of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from torch import nn
+
+from .. import interop
+from ..data import Source
+from ..interop import Model
+from ..interop.conditions import ClassCondition, NoCondition
+from ..interop.model import VelocityNetwork
+from ..maps import AverageVelocity, FlowMap
+from ..methods import Method
+from .recipes import Recipe
+from .recipes.checks import CALLABLE
+
+
+def open_model(teacher: str, guidance: tuple[float, ...] = ()) -> Model:
+    """The model that a name stands for.
+
+    Args:
+        teacher: the name.
+        guidance: weight of classifier-free guidance of its velocity; none, or one number.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be guided like this.
+    """
+    if len(guidance) > 1:
+        raise ValueError("a model of another library is distilled at one guidance weight: give --guidance one number.")
+    if not CALLABLE.fullmatch(teacher):
+        return interop.diffusers(teacher, guidance=guidance[0] if guidance else None)
+    if guidance:
+        raise ValueError(f"--guidance is for pipelines of diffusers: let {teacher} return a guided velocity.")
+    made = _called(teacher)
+    if isinstance(made, Model):
+        return made
+    if not isinstance(made, nn.Module):
+        raise ValueError(
+            f"{teacher} must be or return an fm.interop.Model or a network (x, t), got {type(made).__name__}."
+        )
+    return interop.velocity(made)
+
+
+def import_module(name: str) -> Any:
+    """A module by its name; the working directory is looked into.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"the module {name} cannot be imported ({error}): name one of this folder or environment."
+        ) from None
+
+
+def _called(name: str) -> Any:
+    """What a callable returns, or an object that is none."""
+    module, _, path = name.partition(":")
+    found = import_module(module)
+    try:
+        for part in path.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"{name} cannot be imported ({error}): give module:callable, as in my_models:make.") from None
+    return found if isinstance(found, (nn.Module, Model)) else found()
+
+
+def check(model: Model, recipe: Recipe, source: Source, method: Method) -> None:
+    """Refuse data, or a method, that do not go with a model.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if method.flow_map is not AverageVelocity or (method.interpolant or model.interpolant) != model.interpolant:
+        raise ValueError(f"{method.name} takes another map or path than that of a model of another library: take lmd.")
+    if recipe.interpolant != "linear":
+        raise ValueError(f"a model of another library is on the linear path, got --interpolant {recipe.interpolant}.")
+    if model.shape is not None and source.shape != model.shape:
+        got, wanted = (" x ".join(map(str, shape)) for shape in (source.shape, model.shape))
+        raise ValueError(
+            f"the model makes samples of {wanted}, {recipe.data} has {got}: give --resolution, or other data."
+        )
+    units, condition = source.units, model.condition
+    if not units.pixels and any(units.shift + tuple(one - 1 for one in units.scale)):
+        raise ValueError(
+            f"{recipe.data} is standardised before training, and the model knows the data as they are: distil it in "
+            "Python, with fm.fit on a tensor of its rows."
+        )
+    if isinstance(condition, NoCondition) and source.classes is not None:
+        raise ValueError("the model is unconditional, and the data have classes: leave --labels out.")
+    if isinstance(condition, ClassCondition) and source.classes != condition.classes:
+        raise ValueError(
+            f"the model is of {condition.classes} classes, {recipe.data} has {source.classes or 'none'}: give "
+            "--labels, or data with the same classes."
+        )
+    if getattr(condition, "needs", ()) and not isinstance(condition, ClassCondition):
+        raise ValueError("the model takes text, and this data set has none: distil it in Python (docs/interop.md).")
+
+
+def teacher_map(model: Model) -> FlowMap:
+    """A map whose velocity is the model's, to be stored beside the student."""
+    return AverageVelocity(VelocityNetwork(model.teacher))

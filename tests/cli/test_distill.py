@@ -1,0 +1,136 @@
+"""`flowmaps distill`: a pipeline of diffusers, or a network of the user's own, becomes a run like any other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from interop import pipelines_of_diffusers as tiny
+
+import flowmaps as fm
+from flowmaps import interop
+from flowmaps.cli.main import main
+from flowmaps.runs.folder import RunFolder
+
+SMALL = ["--steps", "2", "--checkpoint-every", "2", "--optimiser.batch", "8", "--device", "cpu"]
+CHEAP = ["--evaluation.samples", "100", "--evaluation.points", "10", "--evaluation.steps", "1"]
+OF_IMAGES = [*CHEAP, "--evaluation.solver-steps", "1", "--evaluation.features", "efficientnet-lite0:32"]
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.width = width
+        self.time_embed, self.first, self.last = nn.Linear(1, width), nn.Linear(2, width), nn.Linear(width, 2)
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(self.first(x) + self.time_embed(t[:, None])))
+
+def make():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    np.save(tmp_path / "pictures.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    return tmp_path / "pictures.npy"
+
+
+@pytest.fixture
+def of_noise(tmp_path: Path) -> Path:
+    tiny.ddpm().save_pretrained(tmp_path / "ddpm")
+    return tmp_path / "ddpm"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_velocity.py").write_text(NET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_velocity:make"  # type: ignore[misc]
+    sys.modules.pop("my_velocity", None)
+
+
+@pytest.mark.slow
+def test_a_network_of_the_users_own_is_distilled_stopped_resumed_and_sampled(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The resumed run ends with the weights of one that was not stopped."""
+    words = ["distill", "--teacher", module, "--data", "checkerboard", *SMALL, *CHEAP, "--show-every", "0"]
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    main([*words, "--out", str(once)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "parameters are trained; it has the teacher's velocity from the start" in said
+    main([*words, "--out", str(twice), "--minutes", "1e-9"])
+    again = " ".join(capsys.readouterr().out.split())
+    assert f"flowmaps distill --teacher {module} --out {twice}" in again
+    main([*words, "--out", str(twice), "--resume"])
+    one, other = (fm.load(folder).state_dict() for folder in (once, twice))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert "velocity" not in [stage.name for stage in RunFolder.open(once).plan.stages]
+    words = ["sample", str(once), "--steps", "2", "--number", "7", "--out", str(tmp_path / "x.npy")]
+    sys.modules.pop("my_velocity")  # as in another process
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "import it first, with --import-module my_velocity" in " ".join(capsys.readouterr().err.split())
+    main([*words, "--import-module", "my_velocity"])
+    assert np.load(tmp_path / "x.npy").shape == (7, 2)
+    rows = json.loads((once / "metrics.json").read_text())["rows"]
+    assert [row["sampler"] for row in rows].count("map") == 1
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_distilled_and_its_folder_needs_it_no_more(
+    of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, words = tmp_path / "run", ["distill", "--teacher", str(of_noise), "--data", str(pictures)]
+    main([*words, "--teacher-steps", "2", *SMALL, *OF_IMAGES, "--out", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "UNet2DModel of DDPMPipeline: epsilon in 1,000 steps, DDPMScheduler; condition: none" in said
+    assert "it learns the teacher's velocity first" in said
+    run, model = RunFolder.open(out), interop.diffusers(of_noise)
+    assert [(stage.name, stage.steps) for stage in run.plan.stages] == [("velocity", 2), ("map", 2)]
+    of_noise.rename(tmp_path / "gone")
+    teacher = run.load_teacher()
+    assert teacher is not None
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.1, 0.5, 0.9])
+    torch.testing.assert_close(teacher.velocity(x, t), model.teacher(x, t))
+    main(["sample", str(out), "--steps", "1", "--number", "3", "--out", str(tmp_path / "x.npz")])
+    assert np.load(tmp_path / "x.npz")["x"].shape[0] == 3
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a command ends with."""
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", *words])
+    assert ended.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_does_not_go_with_a_model_is_refused_in_a_line(
+    of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    unet = ["--teacher", str(of_noise), "--data", str(pictures)]
+    cases = {
+        "needs --teacher": ["--data", "checkerboard", *out],
+        "the module no_such_module cannot be imported": ["--teacher", "no_such_module:make", *out],
+        "the model makes samples of 3 x 8 x 8": [*unet, "--resolution", "4", *out],
+        "on the linear path, got --interpolant trigonometric": [*unet, "--interpolant", "trigonometric", *out],
+        "guidance needs a condition that means none": [*unet, "--guidance", "2", *out],
+        "give --guidance one number": [*unet, "--guidance", "1", "2", *out],
+        "distill needs --out DIR": unet,
+    }
+    for words, given in cases.items():
+        line = refused(given, capsys)
+        assert line.startswith("flowmaps: "), line
+        assert words in line
+    assert not (tmp_path / "out").exists()
