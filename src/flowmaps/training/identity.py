@@ -110,7 +110,12 @@ class _Parts:
             yield f"{name}.checksum", checksum(state)
         arguments = getattr(value, "arguments", None)
         if not isinstance(arguments, Mapping):
-            arguments = {key: getattr(value, key) for key in constructor_arguments(type(value)) if hasattr(value, key)}
+            config = getattr(value, "config", None)  # where diffusers keeps them
+            source = config if isinstance(config, Mapping) else {}
+            names = constructor_arguments(type(value))
+            arguments = {key: source[key] for key in names if key in source} or {
+                key: getattr(value, key) for key in names if hasattr(value, key)
+            }
         for key, entry in arguments.items():
             if not isinstance(entry, nn.Parameter):
                 yield from self.of(f"{name}.{key}", entry, checked)
