@@ -67,7 +67,7 @@ def optimisers(draw: st.DrawFn) -> Optimiser:
         kind=kind,
         batch=accumulate * draw(st.sampled_from([2, 4, 8])),
         accumulate=accumulate,
-        learning_rate=draw(st.sampled_from([1e-4, 1e-2])),
+        learning_rate=draw(st.sampled_from([1e-4, 1e-3])),
         warmup=draw(st.integers(0, 3)),
         decay=draw(st.sampled_from(["cosine", "linear", "constant"])),
         final_rate_scale=draw(st.sampled_from([0.0, 0.1, 1.0])),
