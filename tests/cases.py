@@ -156,7 +156,7 @@ class Method:
         descends: whether the exact map minimises its loss.
         plain: options for the laws, in the place of the paper's: an adaptive or learned weight makes of a mean
             something else, and so do a tangent normalised under dI and a derivative that counts in part.
-        target: whether the other side is taken by a map of its own, the frozen one.
+        target: whether the other side is taken by a map of its own, the frozen one or a copy.
     """
 
     function: Callable[..., Objective]
@@ -181,7 +181,7 @@ class Method:
             self.source
         ]
         if self.target:
-            given = {**given, "target": frozen}
+            given = {**given, "target": flow_map if frozen is None else frozen}
         return self.function(flow_map, **{**given, **self.options, **(self.plain if plain else {}), **rest})
 
 
@@ -210,8 +210,7 @@ METHODS: dict[str, Method] = {
     "esd": Method(methods.esd, {}),
     "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}),
     "slim_lsd": Method(methods.slim_lsd, {}),
-    "tvm": Method(methods.tvm, {}),
-    "tvm-target": Method(methods.tvm, {}, target=True),
+    "tvm": Method(methods.tvm, {}, target=True),
     "slim_esd": Method(methods.slim_esd, {}),
     "psd-uniform": Method(methods.psd, {}),
     "psd-midpoint": Method(methods.psd, {"midpoint": True}),

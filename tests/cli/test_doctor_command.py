@@ -50,7 +50,7 @@ def test_one_screen_says_what_is_right() -> None:
     assert lines[0] == "Labelled: 107 parameters, 5 samples of 3"
     for words in ("by a rule", "value, derivative, gradient   right, relative error", "beside a plain forward and",
                   "dual                          ", "times the time", "torch.compile (dual)          in one graph",
-                  "can train it (29)             lmd,"):  # fmt: skip
+                  "can train it (34)             lmd,"):  # fmt: skip
         assert words in printed, words
     assert "cannot" not in printed
 

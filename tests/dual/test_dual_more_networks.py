@@ -13,7 +13,7 @@ from flowmaps import dual
 
 
 def azula(name: str) -> Any:
-    return pytest.importorskip(f"azula.nn.{name}", reason="azula is not installed: pip install -e '.[test]'")
+    return pytest.importorskip(f"azula.nn.{name}", reason="azula is not installed: pip install --no-deps azula")
 
 
 def azula_unet(checkpointing: bool) -> Any:

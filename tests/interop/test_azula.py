@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from azula.denoise import KarrasDenoiser, SimpleDenoiser
-from azula.noise import RectifiedSchedule, Schedule, VESchedule, VPSchedule
 from torch import Tensor, nn
 
 from flowmaps import interop
+
+REASON = "azula is not installed: pip install --no-deps azula"
+denoise = pytest.importorskip("azula.denoise", reason=REASON)
+noise = pytest.importorskip("azula.noise", reason=REASON)
+KarrasDenoiser, SimpleDenoiser = denoise.KarrasDenoiser, denoise.SimpleDenoiser
+RectifiedSchedule, VESchedule, VPSchedule = noise.RectifiedSchedule, noise.VESchedule, noise.VPSchedule
 
 
 class Backbone(nn.Module):
@@ -28,7 +32,7 @@ class Backbone(nn.Module):
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule(1e-2, 1e2), RectifiedSchedule()])
 @pytest.mark.parametrize("kind", [KarrasDenoiser, SimpleDenoiser])
-def test_a_denoiser_is_the_velocity_of_its_posterior(kind: type, schedule: Schedule):
+def test_a_denoiser_is_the_velocity_of_its_posterior(kind: type, schedule: nn.Module):
     """z = alpha x1 + sigma x0 is (alpha + sigma) times a point of the linear path, at time alpha / (alpha + sigma)."""
     denoiser = kind(Backbone(), schedule)
     theirs = torch.tensor([0.1, 0.45, 0.8], dtype=torch.float64)

@@ -5,6 +5,7 @@ The other papers' methods are in `test_literal_papers.py`; what the formulas are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -299,6 +300,8 @@ def by_hand(weight: losses.Weight, d: Tensor, s: Tensor, t: Tensor, share: Tenso
             return d / (d.detach() + 1e-3) / share
         case losses.PerSpeed():  # of the variance-preserving path
             return d * (1 - t**2)
+        case losses.TowardsNoise():
+            return d * (1 - s.sqrt()) * torch.cos(math.pi * s / 2)
         case losses.TruncatedSNR():
             return d * torch.maximum(s**2, (1 - s) ** 2)
     raise NotImplementedError(type(weight).__name__)
@@ -314,6 +317,7 @@ WEIGHTS: dict[str, Callable[[], losses.Weight]] = {
     "per-noise": lambda: losses.PerNoise(Linear()),
     "split-power": lambda: losses.SplitPower(-1.0),
     "chain": lambda: losses.Chain(losses.Adaptive(), losses.SplitPower(-1.0)),
+    "towards-noise": losses.TowardsNoise,
     "truncated-snr": lambda: losses.TruncatedSNR(Linear()),
 }
 

@@ -436,7 +436,7 @@ PAPERS: dict[str, Formula] = {
     "meanflow": beside(0.75, meanflow_diagonal, meanflow),
     "improved_meanflow": beside(0.5, meanflow_diagonal, improved_meanflow),
     "pixel_meanflow": beside(0.5, meanflow_diagonal, improved_meanflow),
-    "tvm-target": beside(0.5, matching, lagrangian_average),
+    "tvm": beside(0.5, matching, lagrangian_average),
     "anyflow": beside(0.5, matching, anyflow),
     "soflow": beside(0.75, soflow_diagonal, soflow),
     "facm": beside(0.5, matching, facm(False)),

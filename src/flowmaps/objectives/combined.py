@@ -165,7 +165,7 @@ def _check_places(part: Objective, s: Tensor, t: Tensor) -> None:
     Raises:
         ValueError: it has.
     """
-    if torch.compiler.is_compiling() or s.device.type != "cpu" or not isinstance(part, VelocityMatching):
+    if torch.compiler.is_compiling() or not s.is_cpu or not isinstance(part, VelocityMatching):
         return
     if torch.equal(s, t) or not part.on_diagonal:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..interop import Model
 from ..interop.conditions import ClassCondition
-from ..methods import METHODS
+from ..methods import METHODS, lmd
 from ..training.optimisers import Optimiser
 from .folder import RunFolder
 from .other_models import open_model
@@ -16,7 +16,7 @@ from .recipes import RECIPES, ImageRecipe, Recipe
 from .recipes.checks import is_other_model
 
 COMMON: dict[str, Any] = {
-    "method": "lmd",
+    "method": lmd.__name__,
     "steps": 10_000,
     "map_rate_scale": 1.0,
     "checkpoint_every": 500,
@@ -41,7 +41,7 @@ def recipe_for(teacher: str, guidance: tuple[float, ...] = ()) -> tuple[Recipe, 
     """
     if not is_other_model(teacher):
         other = RunFolder.open(Path(teacher)).recipe
-        method = other.method if METHODS[other.method].distils else "lmd"
+        method = other.method if METHODS[other.method].distils else lmd.__name__
         found = f"teacher    a run of {other.method} on {other.data}"
         return replace(other, name="distilled", method=method, teacher=teacher, from_run=""), [found]
     model = open_model(teacher, guidance)
