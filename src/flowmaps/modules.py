@@ -26,6 +26,8 @@ MAX_DEPTH = 8
 """Levels of closures, arguments and attributes within which modules are looked for."""
 _LIBRARIES = {"torch", "numpy", "scipy", *sys.stdlib_module_names}
 """Packages whose functions have no weights of a caller's."""
+_OWN = __name__.partition(".")[0]
+"""This package, whose functions have a caller's weights in their closures alone."""
 
 
 @contextmanager
@@ -123,16 +125,19 @@ def _of_function(fn: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # it has none yet
             continue
+    if (fn.__module__ or "").partition(".")[0] == _OWN:
+        return
     read, attributes = _names(fn.__code__)
     for name in read:
         value = fn.__globals__.get(name)
         if isinstance(value, ModuleType):  # of a module of Python what the code takes from it
-            if value.__name__.partition(".")[0] not in _LIBRARIES:
+            if value.__name__.partition(".")[0] not in {_OWN, *_LIBRARIES}:
                 yield from (getattr(value, attribute, None) for attribute in attributes)
         else:
             yield value
 
 
+@functools.lru_cache(maxsize=1024)
 def _names(code: CodeType) -> tuple[set[str], set[str]]:
     """The global names that code reads, and the attributes; those of the functions within it too."""
     read, attributes = set[str](), set[str]()
