@@ -200,7 +200,7 @@ class LogitNormal(Times):
         _positive_std("LogitNormal", self.std)
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        s, t = (torch.sigmoid(self.mean + self.std * torch.special.ndtri(r)) for r in self.law.pair(uniforms, progress))
+        s, t = (_logit_normal(r, self.mean, self.std) for r in self.law.pair(uniforms, progress))
         return s, t
 
 
@@ -219,7 +219,7 @@ class Interval(Times):
         _positive_std("Interval", self.std)
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
+        length = _logit_normal(uniforms[0], self.mean, self.std)
         s = uniforms[1] * (1 - length)
         return s, s + length
 
@@ -244,10 +244,9 @@ class Gap(Times):
         _positive_std("Gap", self.end_std)
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
+        length = _logit_normal(uniforms[0], self.mean, self.std)
         below = torch.special.ndtr((torch.logit(length) - self.end_mean) / self.end_std)
-        share = below + (1 - below) * uniforms[1]
-        t = torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(share))
+        t = _logit_normal(below + (1 - below) * uniforms[1], self.end_mean, self.end_std)
         return (t - length).clamp_min(0), t
 
 
@@ -272,8 +271,8 @@ class StartAndEnd(Times):
         _positive_std("StartAndEnd", self.end_std)
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
-        s = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniforms[0]))
-        return s, torch.maximum(s, torch.sigmoid(self.end_mean + self.end_std * torch.special.ndtri(uniforms[1])))
+        s = _logit_normal(uniforms[0], self.mean, self.std)
+        return s, torch.maximum(s, _logit_normal(uniforms[1], self.end_mean, self.end_std))
 
 
 @dataclass(frozen=True)
@@ -304,6 +303,11 @@ class LogNormal(Times):
             for r in self.law.pair(uniforms, progress)
         )
         return s, t
+
+
+def _logit_normal(uniform: Tensor, mean: float, std: float) -> Tensor:
+    """sigmoid(mean + std Phi^-1(uniform)), `(B,)`."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(uniform))
 
 
 def _positive_std(name: str, std: float) -> None:

@@ -231,9 +231,8 @@ def azula(denoiser: nn.Module, *, embedding: Embedding = None) -> Model:
             "azula."
         ) from None
     clock = TableClock(torch.atan2(sigma, alpha), times, (alpha.square() + sigma.square()).sqrt())
-    exact = (
-        type(denoiser).__name__ == "KarrasDenoiser"
-    )  # its output is multiplied by sin(a), and sin(a) / (1 - t) = 1 / r
+    # the output of its network is multiplied by sin(a), and sin(a) / (1 - t) = 1 / r, which is at most sqrt(2)
+    exact = type(denoiser).__name__ == "KarrasDenoiser"
     gain = math.sqrt(2) if exact else None
     return model(denoiser, Conversion("sample", clock, AzulaCall(), gain=gain), embedding=embedding)
 

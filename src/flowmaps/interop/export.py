@@ -2,8 +2,8 @@
 
     noise (B, *shape), fresh_noise, condition, guidance_weight  ->  N jumps  ->  samples (B, ...)
 
-The batch size B is free, the shape of a sample fixed. Each file is run after it was written, at two batch sizes that
-it was not traced at, and compared with the map on the same inputs.
+The batch size B is free, the shape of a sample fixed. Before a file is written it is run at two batch sizes and
+compared with the map on the same inputs.
 """
 
 from __future__ import annotations
