@@ -287,7 +287,9 @@ def test_a_student_of_a_known_network_is_read_back_without_it(name: str, kind: t
 
 
 def test_a_schedule_of_flow_matching_is_read_back(tmp_path: Path):
-    schedulers = pytest.importorskip("flow_matching.path.scheduler", reason="needs flow_matching, of the extra interop")
+    schedulers = pytest.importorskip(
+        "flow_matching.path.scheduler", reason="flow_matching is not installed: pip install --no-deps flow_matching"
+    )
     made = interop.flow_matching(Net(), schedulers.PolynomialConvexScheduler(2.0))
     student = moved(made)
     made.save(tmp_path / "mine")
