@@ -34,6 +34,7 @@ from torch import Tensor
 
 from flowmaps import maps, methods, nn, objectives
 from flowmaps.interpolants import Linear
+from flowmaps.system import devices
 
 METHODS = ("lsd", "esd", "psd", "lmd")
 ENGINES = ("dual compiled", "dual eager", "torch.func.jvp eager", "JAX", "floor")
@@ -131,7 +132,8 @@ class Problem:
 
     def dual_steps(self) -> dict[str, Step]:
         torch.compiler.reset()
-        compiled = torch.compile(self.dual.evaluate, dynamic=False, fullgraph=True)
+        compiled = devices.compiled(self.dual.evaluate, print)
+        assert compiled is not None, "a C++ compiler is needed"
         return {
             "dual compiled": torch_step(compiled, self.draw, self.net),
             "dual eager": torch_step(self.dual.evaluate, self.draw, self.net),

@@ -1,1 +1,1 @@
-""""""
+"""This machine: files, devices, random numbers, processes."""
