@@ -191,9 +191,9 @@ def test_weights_that_are_not_found_are_refused():
     net = Field()
     known = weakref.ref(net)  # where nobody looks
     hidden = FromTeacher(lambda x, t, cond=None: known()(x, t, cond))  # type: ignore[misc]
-    with pytest.raises(ValueError, match="has weights that take gradients and were not found: pass the network itself"):
+    with pytest.raises(ValueError, match="uses weights that take gradients and were not found: pass the network"):
         hidden(x, t)
-    with pytest.raises(ValueError, match="has weights that take gradients and were not found"):
+    with pytest.raises(ValueError, match="uses weights that take gradients and were not found"):
         FromTeacher(hidden.fn)(x.requires_grad_(), t)  # as where the map is differentiated through the teacher
     net.requires_grad_(False).eval()
     torch.testing.assert_close(hidden(x, t), net(x, t))
@@ -249,7 +249,7 @@ def test_the_dropout_of_a_hidden_teacher_is_off_or_it_is_refused(form: str, froz
     if form in ("class attribute", "deque"):
         torch.testing.assert_close(source(x, t), expected)
     else:
-        words = "calls Field in training mode" if frozen else "has weights that take gradients"
+        words = "calls Field, which is in training mode" if frozen else "uses weights that take gradients"
         for _ in range(2):
             with pytest.raises(ValueError, match=rf"{words}.* not found: pass .*fm\.teacher\(fn, modules=\[net\]\)"):
                 source(x, t)
@@ -263,7 +263,7 @@ def test_layers_that_are_the_same_in_both_modes_may_be_made_in_a_call():
     x, t = batch()
     source = FromTeacher(lambda x, t, cond=None: nn.Softplus()(x))
     torch.testing.assert_close(source(x, t), nn.functional.softplus(x))
-    with pytest.raises(ValueError, match="calls Dropout in training mode"):
+    with pytest.raises(ValueError, match="calls Dropout, which is in training mode"):
         FromTeacher(lambda x, t, cond=None: nn.Dropout()(x))(x, t)
 
 

@@ -5,15 +5,15 @@ dual/              forward-mode derivatives of networks, in ordinary differentia
 nn/                networks of (x, s, t, cond): MLP, UNet, DiT; TwoTimes, any network with a second time
 interpolants.py    the path from noise to data; velocity, score, denoiser and noise prediction
 schedules.py       numbers that change while training goes on
-times.py           laws of (s, t), and of the first leg of a semigroup
+times.py           laws (distributions) of (s, t), and of the first leg of a semigroup; methods/ choose
 losses.py          distances of a residual, and weights w_{s,t}
-modules.py         torch modules for a while in evaluation mode, or with weights that take no gradient
+modules.py         the modules in a teacher, called in evaluation mode with detached weights
 maps.py            X_{s,t}: the parametrisations; Target, a frozen or EMA copy (teachers, stop-gradient targets)
 guidance.py        classifier-free guidance of maps and teachers; label dropout
-teachers.py        teachers that are called in another way than fn(x, t, cond), as fields
+teachers.py        other call signatures of a teacher, made into fn(x, t, cond)
 velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher), the map itself
 couplings.py       the law of (x0, x1)
-equations.py       Lagrangian, Eulerian, semigroup; Stop, the stop-gradient
+equations.py       Lagrangian, Eulerian, semigroup; Stop, the kinds of stop-gradient (methods/ choose)
 solvers.py         ODE solvers of a teacher, as a map
 objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
 samplers.py        jumps, multistep consistency sampling; grids.py: which times
@@ -26,10 +26,10 @@ data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
 training/          fit and Trainer; state.py: the tensors of a checkpoint; identity.py: what a resume compares;
                    distributed.py: DDP and FSDP2
-interop/           models of other libraries as teachers and students; export.py: a map with its sampler as a file
+interop/           models of other libraries as teachers and students, and back; export.py: ONNX and .pt2
 runs/              recipes; plan.py: a recipe resolved; folder.py: RESUMABLE, the options that a resume may change;
                    prepare.py: first checks
-evaluation/        sampling and measuring a run        reports/   figures (PNG), tables, report.html
+evaluation/        sampling and measuring a run        reports/   figures.py draws; pictures/, tables, report.html
 cli/               the program: main.py parses options and prints errors
 """
 

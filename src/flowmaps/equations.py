@@ -37,7 +37,7 @@ from .velocities import BoundVelocity, FromMap, Velocity
 
 
 class Stop(Enum):
-    """Where gradients stop.
+    """Where gradients stop; `stop=` of each method in `methods/`, and `--stop-gradient` of a recipe for lmd and emd.
 
     | value | Lagrangian | Eulerian | semigroup |
     |---|---|---|---|
@@ -73,7 +73,7 @@ class Residual(NamedTuple):
 _FOR = {
     "split": "split is for the semigroup equation with two legs",
     "warmup": "warmup is for a derivative with stop=Stop.TARGET",
-    "target": "target is for a semigroup whose legs are not those of a FromMap",
+    "target": "target is for a semigroup equation whose velocity is not a FromMap",
 }
 """What the optional arguments of `Equation.__call__` are for, in the words of its errors."""
 

@@ -102,11 +102,11 @@ class Endpoint(FlowMap):
     """u_{s,t}(x) = (net(x, s, t) - x) / (1 - s): the network returns where the line from x along u reaches t = 1.
 
     At t = 1 the network is X_{s,1} itself, a consistency model; at t = s the denoiser of the linear interpolant; in
-    between the g of CTM (2310.02279, equation 9). At least `floor` is divided by, so that u is finite at s = 1.
+    between the g of CTM (2310.02279, equation 9). 1 - s is clamped to at least `floor`, so that u is finite at s = 1.
 
     Args:
         net: network `(x, s, t, cond=None) -> like x`.
-        floor: lower bound on the 1 - s that is divided by.
+        floor: lower bound on 1 - s.
     """
 
     def __init__(self, net: nn.Module, floor: float = 1e-3) -> None:
@@ -239,7 +239,7 @@ class Target(FlowMap):
     Args:
         flow_map: the map to copy.
         decay: make the copy an EMA of the map, of this decay in [0, 1).
-        rounds: copy the map anew at the end of each of this many equal parts of training.
+        rounds: number of equal parts of training; the copy is made anew at the end of each.
     """
 
     def __init__(self, flow_map: FlowMap, *, decay: float | None = None, rounds: int | None = None) -> None:
@@ -282,7 +282,7 @@ class Target(FlowMap):
 
 
 def as_target(flow_map: FlowMap) -> Target:
-    """Return a `Target`: the map itself if it is one, which may then move, else a fixed copy of it."""
+    """Return `flow_map` itself if it is a `Target`, which may move, else a frozen copy of it."""
     return flow_map if isinstance(flow_map, Target) else Target(flow_map)
 
 

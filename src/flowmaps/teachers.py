@@ -1,4 +1,4 @@
-"""Teachers that are called in another way than `fn(x, t, cond=None)`, made into fields that are.
+"""Other call signatures of a teacher, made into `fn(x, t, cond=None)`; `velocities.FromTeacher` detaches its weights.
 
 teacher(fn)                          fn(x, t) or fn(x, t, cond)
 teacher(fn, order="tx")              fn(t, x) or fn(t, x, cond), as solvers of ODEs have it

@@ -116,9 +116,9 @@ class BoundVelocity:
 class FromTeacher(Velocity):
     """A teacher's velocity: that of a trained network, or an exact one.
 
-    The networks that `fn` uses are found, be it one itself, a method, a function or a lambda round it. Nothing of them
-    is changed: they are called with their weights as they are then, detached, in evaluation mode. Gradients pass
-    through them to their input, never into them. They are no part of an objective's parameters; where an objective is
+    `fn` may be a module, a bound method, a function or a lambda. The networks in it are found and not changed: they are
+    called in evaluation mode with detached weights, as these are at the call. Gradients pass through them to their
+    input, never into them. They are no part of an objective's parameters; where an objective is
     moved to another device or type, it goes on with copies of the weights.
 
     Args:
@@ -164,19 +164,19 @@ class FromTeacher(Velocity):
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(v, x, t):
             raise ValueError(
-                f"the teacher {named(self.fn)} has weights that take gradients and were not found: pass the network "
+                f"the teacher {named(self.fn)} uses weights that take gradients and were not found: pass the network "
                 "itself as the teacher, or fm.teacher(fn, modules=[net]), or freeze it, "
                 "net.requires_grad_(False).eval()."
             )
         if missed:
             raise ValueError(
-                f"the teacher {named(self.fn)} calls {type(missed[0]).__name__} in training mode, which was not found: "
-                "pass fm.teacher(fn, modules=[net]), or put it into evaluation mode, net.eval()."
+                f"the teacher {named(self.fn)} calls {type(missed[0]).__name__}, which is in training mode and was "
+                "not found: pass fm.teacher(fn, modules=[net]), or put it into evaluation mode, net.eval()."
             )
         return v
 
     def _called(self, x: Batch, t: Time, cond: Condition) -> tuple[Any, list[nn.Module]]:
-        """The field at x; until it was called well once, the networks too that ran in training mode unfound."""
+        """The field at x, and until the first call that succeeds, the modules in training mode that were not found."""
         try:
             if self._well_called or torch.compiler.is_compiling():
                 return self._field(x, t, cond), []

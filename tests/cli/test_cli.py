@@ -153,7 +153,7 @@ def test_the_card_has_every_option(trained: tuple[Path, str]):
 def test_the_report_stands_alone(trained: tuple[Path, str], tmp_path: Path):
     html = (trained[0] / "report.html").read_text()
     changed = "<td>map, fm.methods.lmd</td><td>stop</td><td>Stop.NONE</td><td>Stop.VELOCITY</td>"
-    assert changed in html.split("What this recipe changes of the defaults of its methods</h2>")[1]
+    assert changed in html.split("What this recipe sets differently from its methods</h2>")[1]
     assert html.count("data:image/png;base64,") >= 4
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
     for link in ("<link", "@import", "<script src"):

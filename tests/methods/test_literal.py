@@ -360,7 +360,7 @@ def test_weights(weight: Callable[[], losses.Weight], name: str):
 
 @pytest.mark.parametrize("name", SELF)
 def test_a_weight_is_off_the_diagonal_alone(name: str):
-    """An adaptive one, a function of the noise of dI on the diagonal, would make modes of means there."""
+    """An adaptive one, a function of the noise of dI, would learn a mode of dI in the place of its mean."""
     one, two = losses.Adaptive(0.75, 0.02), losses.Constant(3.0)
     for given, factor in (({"weight": one}, 1.0), ({"weight": one, "diagonal_weight": two}, 3.0)):
         objective, paper = build(name, AVERAGE, Linear(), **given)

@@ -54,7 +54,7 @@ def test_a_run_whose_rate_falls_cannot_be_made_longer(tmp_path: Path):
     recipe = replace(TINY, method="lsd")
     interrupt(open_run(recipe, tmp_path / "run"), 4)
     before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="a training of 9 steps cannot be made one of 17: its learning rate falls"):
+    with pytest.raises(ValueError, match="the number of steps cannot change from 9 to 17: its learning rate falls"):
         train(longer(recipe), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
     train(recipe, tmp_path / "run", resume=True)

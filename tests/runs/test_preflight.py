@@ -274,7 +274,7 @@ def test_the_command_says_the_plan_and_writes_nothing(here: Path):
         printed = run("train", "points", "--check", *TINY, *out)
         assert "stages     4,000 steps of teacher, then 4,000 steps of map\n" in printed
         assert printed.endswith(
-            "this recipe can run: 4 rows of each stage were taken forwards and backwards; a whole batch and "
+            "this recipe can run: a forward and a backward pass on 4 rows of each stage were run; a whole batch and "
             "compilation were not tried.\n"
         )
     assert sorted(here.rglob("*")) == before

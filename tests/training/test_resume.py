@@ -134,14 +134,14 @@ def test_a_training_does_not_go_on_from_its_averages(tmp_path: Path):
     trainer = Trainer(objective(), ROWS, tmp_path, steps=5, say=quiet)
     steps = iter(trainer)
     next(steps)
-    with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
+    with trainer.averaged(), pytest.raises(ValueError, match=r"not possible inside `with averaged\(\)`"):
         next(steps)
-    with trainer.averaged(), pytest.raises(ValueError, match=r"call it outside of averaged\(\)"):
+    with trainer.averaged(), pytest.raises(ValueError, match=r"not possible inside `with averaged\(\)`"):
         next(iter(trainer))
     assert next(iter(trainer)).number == 2
     trainer.finish()
     for go_on in (trainer.save, lambda: next(iter(trainer))):
-        with pytest.raises(ValueError, match=r"the map has its EMA for weights since finish\(\) at step 2 of 5"):
+        with pytest.raises(ValueError, match=r"finish\(\) has replaced the map's weights by their EMA at step 2 of 5"):
             go_on()
 
 
@@ -238,4 +238,6 @@ def test_a_break_under_several_processes_says_that_nothing_is_saved(tmp_path: Pa
         if step.number == 2:
             monkeypatch.setattr("flowmaps.training.trainer.together", lambda: True)
             break
-    assert any("left after step 2, and several processes save no checkpoint then: call save()" in text for text in said)
+    assert any(
+        "left at step 2; with several processes no checkpoint is saved there: call save()" in text for text in said
+    )

@@ -1,1 +1,1 @@
-"""The command line: `flowmaps train | sample | evaluate | average | compare`."""
+"""The command line: `flowmaps train | distill | sample | evaluate | average | compare | export | doctor`."""

@@ -169,7 +169,7 @@ def _about_training(usual: Recipe) -> str:
     return f"{Train.__doc__}\n\n{CHANGES}\n\n{changed}"
 
 
-CHANGES = """What this recipe changes of the defaults of its methods (--check says it for other options, such as another
+CHANGES = """What this recipe sets differently from its methods (--check says it for other options, such as another
 --method):"""
 
 

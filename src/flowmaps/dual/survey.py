@@ -1,4 +1,4 @@
-"""Which functions of torch a network calls along a derivative, and how each is derived."""
+"""Which functions of torch a network calls along a derivative, and how each is differentiated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Survey(NamedTuple):
     """Names of functions, each once, in the order of the calls.
 
     Attributes:
-        rules: derived by a rule of this package.
-        fallback: derived by `torch.func.jvp` of the one call.
+        rules: differentiated by a rule of this package.
+        fallback: differentiated by `torch.func.jvp` of the one call.
         refused: with the reason.
     """
 
@@ -54,7 +54,7 @@ class _Recorder:
 
 
 def survey(fn: Callable[..., Any], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Survey:
-    """Call a function along a direction, and say how each torch function in it is derived.
+    """Call a function along a direction, and say how each torch function in it is differentiated.
 
     A function that is refused is passed over with a tangent of zero, so that those behind it are found as well; one
     that is no call of torch (`float(x)`, a custom `autograd.Function`) ends the survey.

@@ -1,1 +1,1 @@
-""""""
+"""Samples of a run, measured; runs compared."""

@@ -2,8 +2,8 @@
 term.
 
 Each function returns the objective of a method, composed of those parts, and takes as options what its paper leaves
-open. `**options` are those of every method (`Options`): interpolant, times, coupling, weight, guidance; one that is not
-given, or `None`, is the paper's unless its page says otherwise.
+open. `**options` are those of every method (`Options`): interpolant, times, coupling, weight, guidance; one that is
+left out, or `None`, is the paper's; exceptions are in the docstring.
 
 Sorted by their equation: `diagonal` (the velocity alone), `lagrangian` (`lmd`, `lsd`, ...), `eulerian`, `semigroup`
 with legs of a teacher or a frozen map, `semigroup_self_distillation` with legs of the map itself (`psd`, `shortcut`,

@@ -23,8 +23,8 @@ class Options(Common, total=False):
     """Options of every method.
 
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
-    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; of a
-    self-distillation that of the rows off the diagonal, beside its `diagonal_weight`. `coupling`: the law of (x0, x1).
+    `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; a
+    self-distillation applies it off the diagonal, and its `diagonal_weight` on it. `coupling`: the law of (x0, x1).
     `guidance`: classifier-free guidance, and label dropout.
     """
 
@@ -41,7 +41,7 @@ def with_defaults(
 
 
 def loss_of_jumps(options: Options) -> dict[str, Any]:
-    """Defaults of a loss on X: (t - s)^2 times the squared residual of u, or a distance that is given, of X itself."""
+    """Compare X and not u: the weight (t - s)^2 on the squared residual of u, or the distance that is given, of X."""
     return {"weight": Power(2)} if options.get("distance") is None else {"compare": Compare.JUMP}
 
 

@@ -58,7 +58,7 @@ def consistency_training(
     target: FlowMap | None = None,
     **options: Unpack[Options],
 ) -> Objective:
-    """Consistency training (CT): two neighbours on a grid, which grows finer, have one image at the data.
+    """Consistency training (CT): two neighbouring points of a path, on a grid that grows finer, jump to the same datum.
 
         E |X_{s,1}(I_s) - sg X_{w,1}(I_w)|^2,    (s, w) = (k, k + 1) / cells
 
@@ -125,7 +125,7 @@ def improved_consistency_training(
 def easy_consistency_tuning(
     flow_map: FlowMap, *, split: times.LegLaw | None = None, **options: Unpack[Options]
 ) -> Objective:
-    """Easy consistency tuning (ECT): a step that starts as long as the way to the data and shrinks by halves.
+    """Easy consistency tuning (ECT): the first step goes all the way to the data; training halves it again and again.
 
         E |X_{s,1}(I_s) - sg X_{w,1}(I_w)| / (sigma_s - sigma_w),    sigma_w as `ShrinkingLeg` says
 
@@ -177,7 +177,7 @@ def consistency_distillation(
         those on ImageNet and LSUN decay 0.95. The LCM script of huggingface/diffusers does without an average too.
 
     When to use:
-        From a teacher, when only jumps to the data end are wanted and derivatives are not to be had. Its limit without
+        From a teacher, when only jumps to the data end are wanted and derivatives are not available. Its limit without
         a step is `scd`.
 
     Args:
@@ -300,7 +300,7 @@ def facm(
         half of the rows serve each. Its adaptive factor is of the mean over dimensions of the clipped square, after
         the factor 1 - s^(1/2), here of the sum d, before it; its anchor adds one minus the cosine similarity of the two
         velocities, left out here. The noise is log-normal(-0.8, 1.6) in tan(pi (1 - s) / 2). The teacher is guided:
-        pass `guidance`. A network of one time is told s' = 2 - s for the anchor: ours has two.
+        pass `guidance`. Their network of one time gets 2 - s for the anchor; ours has two times.
 
     When to use:
         Consistency distillation on images where `scd` loses the velocity and becomes unstable. Without a teacher, in

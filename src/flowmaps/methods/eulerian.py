@@ -66,7 +66,7 @@ def emd(
 
 
 def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
-    """Eulerian estimation, on s <= t: a direct method whose true map is a critical point; no descent is promised.
+    """Eulerian estimation, on s <= t: a direct method whose true map is a stationary point; its loss need not fall.
 
         E |d_s X_{s,t}(I_s) + sg(grad X_{s,t}(I_s) dI_s)|^2
 
@@ -117,7 +117,8 @@ def esd(
         share: part of the rows on the diagonal.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map whose velocity is taken at the start, such as an average, `Target(flow_map, decay=0.999)`; the
             map itself unless given.
         engine: how the derivative is taken.
@@ -148,8 +149,8 @@ def slim_esd(
     The paper:
         Time runs from noise to data, as here. Velocity and derivative are detached, the derivative in s included, which
         `esd` keeps: 1.5 to 2 times less memory by its figures. The update is no longer the gradient of a loss; what the
-        paper proves is that the true map is the only stationary point of the expected update. Its text is known to us
-        second-hand; rows and weight are those of `esd`.
+        paper proves is that the true map is the only stationary point of the expected update. We know the paper by a
+        summary; rows and weight are those of `esd`.
 
     When to use:
         In the place of `esd` where memory limits the network or the batch. MeanFlow with the map's own velocity in the
@@ -158,7 +159,8 @@ def slim_esd(
     Args:
         share: part of the rows on the diagonal.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map whose velocity is taken at the start, such as an average, `Target(flow_map, decay=0.999)`; the
             map itself unless given.
         engine: how the derivative is taken.
@@ -192,8 +194,8 @@ def meanflow(
         haidog-yaqub/MeanFlow takes the mean over dimensions, lucidrains one coin for the whole batch.
 
     When to use:
-        From data alone on images, where it is well tried. In few dimensions put `weight=Constant()`: under the adaptive
-        weight the noise of dI turns means into modes.
+        From data alone on images, where it is well tried. In few dimensions put `weight=Constant()`: an adaptive
+        weight would learn a mode of dI in the place of its mean.
 
     Args:
         share: part of the rows with s = t.
@@ -264,7 +266,7 @@ def pixel_meanflow(
         Time runs from data to noise; its x = z_t - t u is the output of the network of `maps.Endpoint`: with
         another map this is `improved_meanflow`. Data near a manifold are easier to return than noise: patches of
         16 pixels, without a latent space, will do. A perceptual loss beside it, near the data alone, is not part of
-        this: pass `distance=Perceptual(...)`. Its text is known to us second-hand; all else is `improved_meanflow`.
+        this: pass `distance=Perceptual(...)`. We know the paper by a summary; all else is `improved_meanflow`.
 
     When to use:
         On pixels rather than latents, with large patches. In few dimensions put `weight=Constant()`.

@@ -2,6 +2,7 @@
 
 lsd draws its rows as every self-distillation does (`_parts.self_distillation`): the first `share` of a batch at s = t,
 uniform, for the velocity; the rest uniform on s <= t (`Triangle`), for the map. `objectives.SplitRows` splits them.
+A recipe of `flowmaps train` passes laws of its own (`runs/plan.py`).
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options
         leaves the second term out, without which the map is not determined; it is kept here.
 
     When to use:
-        To learn an invertible map from data with no teacher and no detached target. It is the dearest direct loss, and
-        easier on a strip (`times=Strip(0.25)`) that `pfmm` then lengthens.
+        To learn an invertible map from data with no teacher and no detached target. It is the most expensive direct
+        loss, and easier on a strip (`times=Strip(0.25)`) that `pfmm` then lengthens.
 
     Args:
         engine: how the derivative is taken.
@@ -116,7 +117,8 @@ def lsd(
         share: part of the rows on the diagonal.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map whose velocity is taken at the far end, such as an average, `Target(flow_map, decay=0.999)`; the
             map itself unless given.
         engine: how the derivative is taken.
@@ -147,7 +149,7 @@ def slim_lsd(
         Time runs from noise to data, as here. The derivative in t and the velocity at the end of the jump are detached,
         so that the backward pass is that of plain regression: 1.5 to 2 times less memory than `lsd` by its figures. The
         update is no longer the gradient of a loss; what the paper proves is that the true map is the only stationary
-        point of the expected update. Its text is known to us second-hand; rows and weight are those of `lsd`.
+        point of the expected update. We know the paper by a summary; rows and weight are those of `lsd`.
 
     When to use:
         In the place of `lsd` where memory limits the network or the batch. A step costs less too, and its tangent needs
@@ -156,7 +158,8 @@ def slim_lsd(
     Args:
         share: part of the rows on the diagonal.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map whose velocity is taken at the far end, such as an average, `Target(flow_map, decay=0.999)`; the
             map itself unless given.
         engine: how the derivative is taken.
@@ -187,10 +190,10 @@ def tvm(
         Time runs from data to noise: its logit-normal(-0.4, 1) is (0.4, 1) here. The length of a jump is
         logit-normal(-0.8, 1), its end logit-normal(-0.4, 1) where there is room for it (`times.Gap`), and the time of
         the velocity matching logit-normal(-0.4, 1) on its own. The average has decay 0.99, the gradient goes through
-        the derivative, the weight is 1. In lumalabs/tvm each row serves both terms, with one noise; here half of the
-        rows serve each, so that the loss is half of theirs. With guidance of weight w its network is told 1 / w, its
-        output multiplied by w and the loss by 1 / w^2: that belongs to the network and is left out. Its transformer
-        normalises by RMS without learned scales, to be Lipschitz.
+        the derivative, the weight is 1. In lumalabs/tvm every row is used in both terms; here each term takes half of
+        the rows, so that the loss is half of theirs. Under guidance of weight w their network has 1 / w as an input,
+        its output is multiplied by w and the loss by 1 / w^2: that is part of the network, and left out here. Its
+        transformer normalises by RMS without learned scales, to be Lipschitz.
 
     When to use:
         In the place of `lsd` on images, where its paper found the average to halve the one-step FID (10.2 to 4.9);
@@ -199,7 +202,8 @@ def tvm(
     Args:
         share: part of the rows on the diagonal.
         diagonal: law of t there; logit-normal unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map whose velocity is taken at the far end; an average of decay 0.99 unless given.
         engine: how the derivative is taken.
     """
@@ -264,7 +268,7 @@ def freeflow(
 
     The paper:
         Time runs from noise to data along the jump. The whole right-hand side is detached, derivative and teacher
-        (`Stop.TARGET`): as a value the residual is that of LMD on the line s = 0, its gradient is another. The weight
+        (`Stop.TARGET`): the residual equals that of LMD at s = 0, only its gradient differs. The weight
         is 1 / (|r|^2 / d + c) of d dimensions, here of the sum. The teacher is guided. The public code samples only,
         and the law of t is not known to us: uniform here.
 

@@ -53,8 +53,8 @@ class Choices:
         strip: law of (s, t) of a strip.
         weight: a learned w_{s,t}, or `None` for the method's own weight.
         residual_weight: as `weight`, or an adaptive weight, for a residual that is a function of (x, s, t) alone.
-        mean_weight: as `weight`, but never adaptive in few dimensions: the noise of dI averages out under a square and
-            under nothing else, so that the adaptive weight of the MeanFlow papers turns means into modes there.
+        mean_weight: as `weight`, but never adaptive in few dimensions: only a squared loss averages the noise of dI
+            to its mean; the adaptive weight of the MeanFlow papers would learn a mode.
         stop: where the gradients of a distillation stop.
     """
 
@@ -78,7 +78,7 @@ def own_weight(choices: Choices) -> dict[str, Any]:
 
 
 def with_diagonal(choices: Choices) -> dict[str, Any]:
-    """Settings of a self-distillation: its equation is weighed and drawn as a distillation's, its diagonal apart."""
+    """Settings of a self-distillation: weight and times of a distillation off the diagonal, its own on the diagonal."""
     return {"times": choices.pairs, **with_own_times(choices)}
 
 
@@ -97,14 +97,14 @@ class Method:
         learns_from: what is trained first.
         jumps: which jumps the map learns.
         settings: the options of the function from the choices of a recipe.
-        lower_rate: whether it is unstable at the learning rate of the others: the noise of dI in an unbounded
-            derivative in space, or a gradient that does not shrink with the loss.
+        lower_rate: whether it needs a lower learning rate than the others: because dI, which is noisy, multiplies an
+            unbounded derivative in space, or because the gradient does not shrink with the loss.
         strip_on_images: whether its recipes train images on jumps of a strip alone.
         interpolant: the path that the method requires; `None` for the recipe's.
         flow_map: class of the map.
         starts_along_velocity: whether training starts from jumps along the trained velocity, X = x + (t - s) b_s(x).
-        copies_teacher: whether the targets are jumps of copies of the first stage's map, which then has to learn the
-            guided velocity itself.
+        copies_teacher: whether the targets come from a copy of the first stage's map, which must then learn the guided
+            velocity.
     """
 
     objective: Callable[..., Objective]

@@ -77,7 +77,7 @@ def progressive_distillation(
         takes Euler steps on its grid in sigma.
 
     When to use:
-        From a trained velocity, when derivatives are not to be had. Errors add up over the rounds, each of which needs
+        From a trained velocity, when derivatives are not available. Errors add up over the rounds, each of which needs
         training to its end.
 
     Args:

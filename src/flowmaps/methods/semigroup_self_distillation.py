@@ -52,7 +52,8 @@ def psd(
         midpoint: l = 1/2 instead of uniform.
         stop: where gradients stop.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map that takes the legs, such as an average, `Target(flow_map, decay=0.999)`; the map itself
             unless given.
     """
@@ -95,7 +96,8 @@ def shortcut(
         share: part of the rows on the diagonal.
         target: sg, the map of the legs: the map itself unless given; the paper's is `Target(flow_map, decay=0.999)`.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
     """
     path, rest = with_defaults(options, times=times.Dyadic(levels))
     legs = FromMap(VelocityForShortJumps(flow_map if target is None else as_target(target), 2.0**-levels))
@@ -128,14 +130,15 @@ def split_meanflow(
 
     When to use:
         As `psd`, with a teacher on the diagonal: guidance and the noise of dI are then dealt with once. Keep the
-        diagonal's share high, without it any constant field would do.
+        diagonal's share high, without it any constant velocity is a solution.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x` for the diagonal; dI unless given.
         share: part of the rows on the diagonal.
         split: law of l.
         diagonal: law of t there; uniform unless given.
-        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one makes modes of means there.
+        diagonal_weight: weight of the rows on the diagonal; 1 unless given. An adaptive one would learn a mode of dI
+            in the place of its mean.
         target: the map that takes the legs, such as an average, `Target(flow_map, decay=0.999)`; the map itself
             unless given.
     """
@@ -204,7 +207,7 @@ def soflow(
     diagonal_weight: Weight | None = None,
     **options: Unpack[Options],
 ) -> Objective:
-    """SoFlow: from I_s and from a point soon after it on the path, one jump leads to the same place; no derivative.
+    """SoFlow: the jumps from I_s and from a point soon after it on the path end at the same point; no derivative.
 
         E w l |q|^2 / 2,    q = (X_{s,t}(I_s) - sg X_{r,t}(I_r)) / (r - s),    r = s + l (t - s)
 

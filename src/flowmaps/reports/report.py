@@ -78,7 +78,7 @@ def write(
         *(_figure(caption, Path(path)) for caption, path in figures.items()),
         "<h2>How it was made</h2>",
         _pairs(provenance(config)),
-        *(["<h2>What this recipe changes of the defaults of its methods</h2>", _changes(changes)] if changes else []),
+        *(["<h2>What this recipe sets differently from its methods</h2>", _changes(changes)] if changes else []),
         *(["<h2>Configuration</h2>", _pairs(config)] if config else []),
     ]
     return write_atomically(Path(folder) / "report.html", _page(escape(title), "\n".join(parts)))

@@ -65,7 +65,7 @@ class Diagnosis:
     Attributes:
         name: of the network's class.
         parameters: how many numbers it learns.
-        survey: how its functions are derived.
+        survey: how its functions are differentiated.
         error: the largest relative error of the value, the derivative, and the gradient of both; `None` if they are
             wrong or missing, which `fault` then says.
         notes: warnings of the comparison.

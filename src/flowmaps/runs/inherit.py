@@ -69,7 +69,7 @@ def given_teacher(plan: Plan, source: Source, data_sha256: str | None) -> FlowMa
     needed = recipe.guidance if plan.method.copies_teacher else (1.0,)
     if recipe.guidance and theirs.recipe.guidance != needed:
         had, take = (" ".join(f"{weight:g}" for weight in weights) for weights in (theirs.recipe.guidance, needed))
-        plain = "" if needed == recipe.guidance else ", which is label dropout without guidance"
+        plain = "" if needed == recipe.guidance else " (this only drops labels)"
         raise ValueError(
             f"{subject} {'with --guidance ' + had if had else 'without --guidance'}: for {plan.method.name} with "
             f"--guidance, train the teacher with --guidance {take}{plain}."

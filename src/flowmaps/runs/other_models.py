@@ -88,7 +88,7 @@ def check(model: Model, recipe: Recipe, source: Source, method: Method) -> None:
         ValueError: they do not.
     """
     if method.flow_map is not AverageVelocity or (method.interpolant or model.interpolant) != model.interpolant:
-        raise ValueError(f"{method.name} takes another map or path than that of a model of another library: take lmd.")
+        raise ValueError(f"{method.name} needs another map or path than an imported model has: take --method lmd.")
     if recipe.interpolant != "linear":
         raise ValueError(f"a model of another library is on the linear path, got --interpolant {recipe.interpolant}.")
     if model.shape is not None and source.shape != model.shape:

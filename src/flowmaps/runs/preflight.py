@@ -110,10 +110,9 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
             f"{_rows(recipe)} rows of stage {stage.name} do not fit the memory of {device} ({first_line(error)}): take "
             "a smaller network, or --activation-checkpointing for images."
         ) from None
+    rather = "" if recipe.precision == "float32" else ", or take --precision float32"
     if bad := [f"the {what} of stage {stage.name} is {x}" for what, x in found.items() if not math.isfinite(x)]:
-        raise ValueError(
-            f"{bad[0]} before any step, in {recipe.precision}: look at the data, or take --precision float32."
-        )
+        raise ValueError(f"{bad[0]} before any step, in {recipe.precision}: look at the data{rather}.")
     targets = [value for target in objective.moving_targets() for value in target.state_dict().values()]
     untrained = count(targets) + count(objective.buffers())
     return Size(stage, count(flow_map.parameters()), count(trained), untrained)
@@ -166,7 +165,11 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
     shown = [f"{about:<11}{said}" for about, said in lines.items()]
     place = 1 + list(lines).index("data")
     shown[place:place] = [f"{'':<11}{line}" for line in found]
-    return [*shown, "changes    of the defaults of its methods:", *(f"{'':<11}{line}" for line in changed)]
+    return [
+        *shown,
+        "changes    what this recipe sets differently from its methods:",
+        *(f"{'':<11}{line}" for line in changed),
+    ]
 
 
 def _parts(recipe: Recipe) -> str:
@@ -178,8 +181,8 @@ def _parts(recipe: Recipe) -> str:
 
 def _end(recipe: Recipe) -> str:
     return (
-        f"this recipe can run: {_rows(recipe)} rows of each stage were taken forwards and backwards; a whole batch and "
-        "compilation were not tried."
+        f"this recipe can run: a forward and a backward pass on {_rows(recipe)} rows of each stage were run; a "
+        "whole batch and compilation were not tried."
     )
 
 

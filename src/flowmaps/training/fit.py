@@ -160,8 +160,8 @@ def _reloaded(trainer: Trainer, folder: Path, card: dict[str, Any]) -> FlowMap:
     if trainer.steps != taken:
         why = trainer.fixed_length() or "its last checkpoint was removed"
         raise ValueError(
-            f"{folder} has a training of {taken:,} steps that cannot be made one of {trainer.steps:,}: {why}. Train "
-            "into another folder from its weights."
+            f"{folder} has a training of {taken:,} steps, which cannot change to {trainer.steps:,}: {why}. Train "
+            "into another folder, starting from its weights."
         )
     cards.load_weights(trainer.flow_map, models.read_weights(folder / models.WEIGHTS, card.get("sha256")))
     return trainer.flow_map.eval()
@@ -176,7 +176,7 @@ def _save(trainer: Trainer, folder: Path) -> None:
             models.save(flow_map, folder, interpolant=trainer.objective.interpolant, extra=extra, overwrite=True)
         except cards.NotSaved as error:
             models.save_weights(flow_map, folder, extra)
-            trainer.say(f"{folder} has the weights alone, for load_state_dict: {error}")
+            trainer.say(f"{folder} has only the weights, for load_state_dict; fm.load cannot rebuild the map: {error}")
 
     with writing(folder):
         on_first(write)

@@ -1,4 +1,6 @@
-"""The settings and data that a resumed training must share with its checkpoint."""
+"""The settings and data that a resumed training must share with its checkpoint; a run compares its options too
+(`runs.folder`).
+"""
 
 from __future__ import annotations
 

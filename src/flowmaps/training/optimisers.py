@@ -43,7 +43,8 @@ class Optimiser:
     clip: Annotated[float, Gt(0), Le(1e9)] = 10.0
     """Gradient clipping: the largest norm of the gradient over all weights."""
     weight_decay: Annotated[float, Interval(ge=0, le=100)] = 0.0
-    """Decoupled weight decay of adamw, radam and muon: a step takes learning rate times this off each weight."""
+    """Decoupled weight decay of adamw, radam and muon: each step multiplies a weight by 1 minus
+    this times the learning rate."""
     ema_decay: ShareBelowOne = 0.999
     """Decay of the EMA of the weights that becomes the map."""
     ema_decays: Annotated[tuple[ShareBelowOne, ...], Len(0, 16), Predicate(without_repeats)] = ()

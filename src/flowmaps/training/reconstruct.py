@@ -165,7 +165,7 @@ def _profile_of(path: Path) -> Profile:
         with safe_open(path, framework="pt") as file:
             said = file.metadata()["flowmaps"]
         if len(said) > MAX_HEADER_LETTERS:
-            raise ValueError(f"it says {len(said):,} letters of itself")
+            raise ValueError(f"its description has {len(said):,} letters, at most {MAX_HEADER_LETTERS:,} are allowed")
         about = cards.parse(said)
         if type(about["step"]) is not int or not cards.is_number(about["width"]):
             raise ValueError("its step or its width is no number")

@@ -182,7 +182,7 @@ class Trainer:
             raise ValueError(f"{taken:,} steps are taken already, got {self.steps:,} in all: give {taken:,} or more.")
         if why := self.fixed_length():
             raise ValueError(
-                f"a training of {before:,} steps cannot be made one of {self.steps:,}: {why}. Give {before:,} steps, "
+                f"the number of steps cannot change from {before:,} to {self.steps:,}: {why}. Give {before:,} steps, "
                 "or start another training from its weights."
             )
 
@@ -295,21 +295,22 @@ class Trainer:
         if not together():
             return self.save()
         self.say(
-            f"the loop was left after step {self.step:,}, and several processes save no checkpoint then: call save() "
-            "in all of them before a break."
+            f"the loop was left at step {self.step:,}; with several processes no checkpoint is saved there: call "
+            "save() in every process before a break."
         )
 
     def _refuse_averages(self) -> None:
         """Refuse to take the weights of the map, where they are the EMA, for those in training."""
         if self._averaging:
             raise ValueError(
-                "averaged() puts the EMA into the map, and save() and the next step take the weights in training: call "
-                "it outside of averaged()."
+                "save() and steps of training are not possible inside `with averaged()`, where the map has the EMA for "
+                "weights: leave the block first."
             )
         if self._finished:
             raise ValueError(
-                f"the map has its EMA for weights since finish() at step {self.step:,} of {self.steps:,}: call "
-                "finish() after the last step, or make another Trainer and resume()."
+                f"finish() has replaced the map's weights by their EMA at step {self.step:,} of {self.steps:,}, so "
+                "that no further step is possible: call finish() after the last step, or make another Trainer and "
+                "resume()."
             )
 
     def _store_averages(self, step: int) -> None:

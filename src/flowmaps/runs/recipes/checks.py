@@ -34,7 +34,7 @@ RENAMED = {
     "evaluation.euler": "evaluation.solver_steps",
     "evaluation.reference": "evaluation.reference_images",
 }
-"""Options of runs of flowmaps 0.1, and their names now."""
+"""Old names of options, as config.json of older runs has them, and the new ones."""
 
 FLOAT16_SKIPS = 16
 """Steps in a row that the scale of a loss in float16 may take to fall from 2^14 to below 1."""

@@ -78,27 +78,27 @@ class Task:
     .xlsx). Images: `cifar10`, `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face
     hub (docs/data.md)."""
     steps: Count = 6_000
-    """Optimiser steps of the map."""
+    """Optimiser steps of the map; those of --teacher-steps are added for a method without a teacher, unless given."""
     teacher_steps: CountOrZero = 6_000
-    """Optimiser steps of the teacher, for a method that needs one; other methods add them to the recipe's own steps,
-    and not to --steps if that is given. None are taken with --teacher."""
+    """Optimiser steps of the teacher, for a method that needs one. A method without a teacher trains its map for this
+    many steps more, unless --steps is given. With --teacher no teacher is trained."""
     interpolant: InterpolantName = "linear"
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Times (s, t) of a distillation, or of a self-distillation off the diagonal: `triangle` (s <= t) is enough to
-    sample; `square` also learns to encode data. Methods of a teacher have the square of themselves, the others the
-    triangle."""
+    sample; `square` also learns to encode data. In `fm.methods` a method with a teacher takes the square unless
+    told otherwise, the others the triangle."""
     from_noise_share: Share = 0.25
     """Share of the rows with s = 0, where sampling starts, of a distillation, and of lsd, esd, psd and split_meanflow
-    off the diagonal; the methods themselves have none."""
+    off the diagonal; the default in `fm.methods` is none."""
     velocity_time_power: Annotated[float, Interval(ge=1, le=10)] = 1.0
     """Exponent p that moves the times of velocity matching to the data, t <- 1 - (1 - t)^p; 1 for uniform times."""
     adaptive_power: Share = 0.5
     """Power of the adaptive weight of lmd, emd and neural_operator, and off the diagonal of lsd, esd, psd, shortcut and
-    split_meanflow; 0 for none, as the methods themselves have it. 0.5 makes jumps between modes sharp."""
+    split_meanflow; 0 for none, the default in `fm.methods`. 0.5 keeps the boundaries between modes sharp."""
     guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
     """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
-    `flowmaps sample --guidance` chooses. 1 is the plain conditional law."""
+    `flowmaps sample --guidance` chooses. 1 means no guidance."""
     label_dropout: ShareBelowOne = 0.1
     """Share of the rows whose label is dropped, with --guidance."""
     unstable_rate_scale: PositiveShare = 0.25
@@ -115,7 +115,7 @@ class Task:
     a strip uses these weights and leaves that stage out."""
     stop_gradient: Literal["velocity", "target"] = "velocity"
     """Stop-gradient of lmd and emd: on the teacher's velocity, or on the whole target of the equation, which halves the
-    cost of a step; the methods themselves have none."""
+    cost of a step; the default in `fm.methods` is none."""
 
 
 @dataclass(frozen=True)
