@@ -11,14 +11,14 @@ modules.py         the modules in a teacher, called in evaluation mode with deta
 maps.py            X_{s,t}: the parametrisations; Target, a frozen or EMA copy (teachers, stop-gradient targets)
 guidance.py        classifier-free guidance of maps and teachers; label dropout
 teachers.py        other call signatures of a teacher, made into fn(x, t, cond)
-velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher), the map itself
+velocities.py      where the velocity b comes from: the interpolant, a teacher (FromTeacher freezes it), the map
 couplings.py       the law of (x0, x1)
 equations.py       Lagrangian, Eulerian, semigroup; Stop, the kinds of stop-gradient (methods/ choose)
 solvers.py         ODE solvers of a teacher, as a map
 objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
 samplers.py        jumps, multistep consistency sampling; grids.py: which times
-methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd, ...;
-                   _parts.py: what several share, such as how a self-distillation splits its rows
+methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd and
+                   how it draws its rows, ...; _parts.py: what several share
 exact/             Gaussians, mixtures and the checkerboard in closed form
 ---- machinery ----
 system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards

@@ -4,6 +4,8 @@ modules_of(fn)            the modules that a callable uses, wherever it has them
 unseen(*modules)          the modules outside of these that run in training mode while a context lasts
 DetachedField(fn)         fn with the weights of these modules detached, in evaluation mode
 evaluating(*modules)      evaluation mode while a context lasts
+
+So `velocities.FromTeacher` freezes a teacher; one that is a map may also be a frozen copy, `maps.Target`.
 """
 
 from __future__ import annotations

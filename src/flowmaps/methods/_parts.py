@@ -1,4 +1,8 @@
-"""What the methods are put together with: their common options, a teacher, a diagonal term."""
+"""What the methods are put together with: their common options, a teacher, a diagonal term.
+
+`self_distillation` (lsd, esd, psd): the first `share` of the rows at s = t, uniform unless `diagonal` is given; the
+rest by `times`, `Triangle` unless given.
+"""
 
 from __future__ import annotations
 

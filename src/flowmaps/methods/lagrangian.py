@@ -2,7 +2,7 @@
 
 lsd draws its rows as every self-distillation does (`_parts.self_distillation`): the first `share` of a batch at s = t,
 uniform, for the velocity; the rest uniform on s <= t (`Triangle`), for the map. `objectives.SplitRows` splits them.
-A recipe of `flowmaps train` passes laws of its own (`runs/plan.py`).
+A recipe of `flowmaps train` passes laws, a weight and, for lmd, a stop-gradient of its own (`runs/plan.py`).
 """
 
 from __future__ import annotations
