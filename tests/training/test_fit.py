@@ -287,6 +287,7 @@ def test_a_sigterm_saves_and_ends(tmp_path: Path):
         said = process.stdout.read()
         process.wait(60)
     assert process.returncode == 0
+    assert said.count("SIGTERM: training stops after this step; Ctrl-C stops it at once.\n") == 1
     assert "of 30 steps (SIGTERM): call fit again to go on" in said
     (name,) = os.listdir(tmp_path / "a" / "checkpoints")
     assert 1 <= int(name.split("-")[1]) < 30

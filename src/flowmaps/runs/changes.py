@@ -19,7 +19,7 @@ from ..nn import MLP
 from ..objectives import Objective, SplitRows, Sum
 from ..shapes import Condition
 from ..times import TowardsData
-from ..training.identity import constructor_arguments
+from ..storage.classes import constructor_arguments
 from .plan import Plan, Stage
 from .recipes import Recipe
 
