@@ -261,7 +261,7 @@ def test_damaged_folders_are_used_or_refused_in_one_line(
     bases: dict[str, Base], name: str, kind: str, tmp_path: Path, little_memory: None
 ):
     base, (mutate, of_all), wrong = bases[name], MUTATORS[kind], []
-    number = cases(of_all, 0.1)
+    number = cases(of_all, 0.05)
     for seed in range(number):
         place = tmp_path / str(seed)
         shutil.copytree(base.folder, place / "run")
