@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, shapes that are checked, groups for workers, small images."""
+"""What all tests share: one thread a process, no waiting for the disk, checked shapes, groups for workers, images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 # read when torch is imported, here and in the processes that are started
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
+import no_waiting  # noqa: F401
 import pytest
 import shapecheck
 import torch
@@ -18,7 +19,7 @@ import torch
 torch.set_num_threads(1)
 shapecheck.install()
 multiprocessing.set_forkserver_preload(
-    ["pytest", "accelerate", "torch._dynamo", "torch.distributed.tensor", "flowmaps.runs.run"]
+    ["no_waiting", "pytest", "accelerate", "torch._dynamo", "torch.distributed.tensor", "flowmaps.runs.run"]
 )
 
 

@@ -138,7 +138,7 @@ NETS: dict[str, Net] = {
     "mlp-guided": Net(replace(PLANE, learned_weight=True, **GUIDED), classes=CLASSES),
     "unet": Net(IMAGES),
     "unet-buffer": Net(replace(IMAGES, unet=FLAT), buffer=True),
-    "dit": Net(DIT, methods=ALL),
+    "dit": Net(DIT),
     "dit-buffer": Net(DIT, buffer=True),
     "dit-guided": Net(replace(DIT, **GUIDED), classes=CLASSES),
 }

@@ -7,13 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shared_cases import NETS, ROWS, SETTINGS, draw, gap, gradients, objective, stages
+from shared_cases import FEW, NETS, ROWS, SETTINGS, draw, gap, gradients, objective, stages
 
 from flowmaps.training.loop import train
 from flowmaps.training.state import begin
 
 PARTS = 4
 CASES = [("mlp", name) for name in stages("mlp")] + [("mlp-guided", "lsd"), ("unet", "lsd"), ("dit", "lmd")]
+STEPS = [
+    pytest.param(net, name, marks=[] if net != "mlp" or name.partition("/")[0] in FEW else [pytest.mark.slow])
+    for net, name in CASES
+]
+"""What follows a gradient is the same for all methods: those of one kind of loss each, and the others when slow."""
 
 
 @pytest.mark.parametrize("net, name", CASES)
@@ -36,7 +41,7 @@ def test_the_gradient_of_four_parts_is_that_of_the_batch(net: str, name: str):
     assert gap(gradients(alone.objective), whole) > 1e-2  # one part would not do
 
 
-@pytest.mark.parametrize("net, name", CASES)
+@pytest.mark.parametrize("net, name", STEPS)
 def test_steps_of_four_parts_are_those_of_the_batch(net: str, name: str):
     """Weights, averages and moments after three steps."""
     made, source = objective(net, name), NETS[net].source()

@@ -15,6 +15,13 @@ ROWS, DIM = 13, 3
 ROUNDING = {"easy_consistency_tuning": 1e-4}
 """Where the loss multiplies rounding: a norm of small residuals, over small differences of noise."""
 
+FUNCTIONS = [method.function for method in METHODS.values()]
+CASES = [
+    pytest.param(name, marks=[pytest.mark.slow] if method.function in FUNCTIONS[:place] else [])
+    for place, (name, method) in enumerate(METHODS.items())
+]
+"""The first case of each method, and the others, which are slow."""
+
 
 def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
     """A smooth field that is nothing special."""
@@ -28,7 +35,7 @@ def gradients(objective: Objective, value: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_compiled_equals_eager(name: str, backend: str):
     """By the tracing of a compiled step, and by all of it, which takes minutes for all methods."""
     torch.compiler.reset()

@@ -14,6 +14,7 @@ import inspect
 
 import pytest
 import torch
+from amount import named, pairs_of
 from cases import (
     AVERAGE,
     DERIVATIVES,
@@ -51,7 +52,7 @@ TIGHT = 1e-9
 
 each_interpolant = pytest.mark.parametrize("interpolant", INTERPOLANTS.values(), ids=INTERPOLANTS)
 each_map = pytest.mark.parametrize("case", MAPS.values(), ids=MAPS)
-each_dim = pytest.mark.parametrize("dim", DIMS, ids="dim{}".format)
+SIZES = {f"dim{dim}": dim for dim in DIMS}
 
 
 def zeros(rows: int, dim: int) -> Tensor:
@@ -111,9 +112,7 @@ def concrete(candidate: object, base: type) -> bool:
 # residuals ------------------------------------------------------------------------------------------------------------
 
 
-@each_dim
-@each_map
-@each_interpolant
+@pairs_of(interpolant=INTERPOLANTS, case=MAPS, dim=SIZES)
 def test_residuals_vanish_at_the_exact_map(interpolant: Interpolant, case: Parametrisation, dim: int):
     """All equations, all stops, any split, and the round trip."""
     law = gaussian(dim, interpolant)
@@ -154,9 +153,7 @@ def test_residuals_vanish_at_exact_maps_made_of_maps(interpolant: Interpolant, c
     assert float((flow_map(flow_map(x, s, t), t, s) - x).abs().max()) < TIGHT
 
 
-@pytest.mark.parametrize("name", DERIVATIVES)
-@each_map
-@each_interpolant
+@pairs_of(interpolant=INTERPOLANTS, case=MAPS, name=named(DERIVATIVES))
 def test_residuals_vanish_in_every_engine(interpolant: Interpolant, case: Parametrisation, name: str):
     law = gaussian(2, interpolant)
     x, s, t = every_order(law)
@@ -194,7 +191,7 @@ def test_the_exact_velocity_is_continuous_up_to_both_ends(interpolant: Interpola
         torch.testing.assert_close(velocity, law.velocity(x, inside), rtol=1e-4, atol=1e-4)
 
 
-@each_interpolant
+@pairs_of(every=3, interpolant=INTERPOLANTS)
 def test_solver_flow_is_the_exact_flow(interpolant: Interpolant):
     """The map made of the velocity: against the closed form, the semigroup, the tangent and the round trip."""
     law = gaussian(2, interpolant)
@@ -268,9 +265,7 @@ def push(draw: RandomInputs, size: float) -> RandomInputs:
     return draw._replace(cond=(size * direction / direction.norm()).expand_as(draw.cond))
 
 
-@each_dim
-@each_map
-@each_interpolant
+@pairs_of(interpolant=INTERPOLANTS, case=MAPS, dim=SIZES)
 def test_taught_methods_have_no_gradient_at_the_exact_map(interpolant: Interpolant, case: Parametrisation, dim: int):
     """Nor loss; and both appear as soon as the map is moved away."""
     law = gaussian(dim, interpolant)
@@ -320,9 +315,7 @@ class Straightened:
         return a[:, None] * x0 + b[:, None] * (x0 @ self.A.mT + self.c)
 
 
-@each_dim
-@each_map
-@pytest.mark.parametrize("name", [name for name in INTERPOLANTS if not INTERPOLANTS[name].noisy])
+@pairs_of(name=named(name for name in INTERPOLANTS if not INTERPOLANTS[name].noisy), case=MAPS, dim=SIZES)
 def test_reflow_has_no_gradient_at_the_flow_of_its_pairs(name: str, case: Parametrisation, dim: int):
     """Row by row: the pairs are a function of x0, and so is the velocity through each point."""
     law = gaussian(dim, INTERPOLANTS[name])
@@ -386,9 +379,7 @@ def assert_mean_gradient_is_zero(name: str, law: exact.Gaussian, case: Parametri
     assert float(z_score(gradients).abs().max()) < 4
 
 
-@pytest.mark.parametrize("name", DIRECT)
-@each_dim
-@each_interpolant
+@pairs_of(interpolant=INTERPOLANTS, dim=SIZES, name=named(DIRECT))
 def test_direct_methods_have_no_mean_gradient(interpolant: Interpolant, dim: int, name: str):
     """Within four standard errors in each parameter."""
     assert_mean_gradient_is_zero(name, gaussian(dim, interpolant), AVERAGE)
@@ -400,8 +391,7 @@ def test_direct_methods_have_no_mean_gradient_in_other_parametrisations(case: Pa
     assert_mean_gradient_is_zero(name, gaussian(2, Linear()), case)
 
 
-@pytest.mark.parametrize("name", [name for name in DIRECT if METHODS[name].descends])
-@each_interpolant
+@pairs_of(every=3, interpolant=INTERPOLANTS, name=named(name for name in DIRECT if METHODS[name].descends))
 def test_moving_away_raises_the_direct_losses(interpolant: Interpolant, name: str):
     """By more than four standard errors of the difference, on one draw, in both directions."""
     objective, draw = objective_at_exact(name, gaussian(2, interpolant), AVERAGE, MANY)

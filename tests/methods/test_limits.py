@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from amount import named, pairs_of
 from cases import (
     AVERAGE,
     FEATURES,
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from flowmaps import exact, losses, methods, times
 from flowmaps.equations import Eulerian, Lagrangian, Semigroup, Stop
-from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
+from flowmaps.interpolants import Interpolant, Linear
 from flowmaps.maps import FlowMap, Target
 from flowmaps.objectives import MapMatching, Objective, SplitRows, VelocityMatching
 from flowmaps.times import Diagonal, ToData, Triangle
@@ -438,9 +439,7 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
-@pytest.mark.parametrize("path", INTERPOLANTS.values(), ids=INTERPOLANTS)
-@pytest.mark.parametrize("name", SHORT)
+@pairs_of(name=named(SHORT), path=INTERPOLANTS, dim=named([1, 2, 5]))
 def test_methods_of_a_finite_step_have_a_mean_gradient_at_the_exact_map_of_the_order_of_the_step(
     name: str, path: Interpolant, dim: int
 ):
@@ -474,12 +473,10 @@ SOLVED: dict[str, Callable[..., Any]] = {
         m, teacher=b, solver=solver, cells=8 * n, interpolant=path
     ),
 }
+SMOOTH = {name: PATHS[name] for name in ("linear", "trigonometric", "linear-noise")}
 
 
-@each_map
-@pytest.mark.parametrize("path", [Linear(), Trigonometric(), WithNoise(Linear(), 0.7)], ids=["linear", "trig", "noise"])
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", SOLVED)
+@pairs_of(name=named(SOLVED), solver=named(SOLVERS), path=SMOOTH, case=MAPS)
 def test_solved_methods_have_a_gradient_at_the_exact_map_of_the_order_of_the_solver(
     name: str, solver: str, path: Interpolant, case: Parametrisation
 ):

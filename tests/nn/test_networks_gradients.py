@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from amount import named, pairs_of
 from cases import METHODS, generator
 from image_nets import CHANNELS, CLASSES, NETWORKS, SIDE, build, gradients, inputs
 from torch import Tensor, nn
@@ -110,8 +111,7 @@ def error(loss: Objective, draw: Any, step: float = 1e-3) -> float:
     return abs(sum(found) - expected) / size
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pairs_of(method=named(METHODS), network=named(NETWORKS))
 def test_the_gradient_of_every_method_is_that_of_its_loss_with_stopped_parts_held(method: str, network: str):
     assert error(*objective(method, network), STEPS.get(method, 1e-3)) < CLOSE
 
@@ -121,8 +121,7 @@ DERIVED = [name for name, method in METHODS.items() if "engine" in inspect.signa
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", DERIVED)
+@pairs_of(method=named(DERIVED), network=named(NETWORKS))
 def test_the_value_of_a_loss_with_a_derivative_is_that_of_torch_func(method: str, network: str):
     loss, draw = objective(method, network)
     other, _ = objective(method, network, engine="torch")

@@ -11,6 +11,7 @@ from typing import Any
 import image_cases
 import pytest
 import torch
+from amount import named, pairs_of
 from image_cases import DIT, SMALL, TINY, UNET, images, trained
 from program import refused, run
 from run_cases import open_run, weights
@@ -53,9 +54,7 @@ def test_a_recipe_of_images_can_run(name: str):
     assert bool(step.loss.value.isfinite())
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
-@pytest.mark.parametrize("backbone", ["unet", "dit"])
-@pytest.mark.parametrize("method", METHODS)
+@pairs_of(method=named(METHODS), backbone=named(["unet", "dit"]), guided={"plain": False, "guided": True})
 def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     """Each stage moves weights of the network; labels and weights of guidance reach it."""
     recipe = replace(SMALL, method=method, backbone=backbone, guidance=(1.0, 3.0) if guided else ())
@@ -98,13 +97,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module")
 def whole(request: pytest.FixtureRequest, image_data: Path, tmp_path_factory: pytest.TempPathFactory):
     recipe = replace(CASES[request.param], data=str(image_data / "cifar10"))
     return recipe, trained(recipe, tmp_path_factory.mktemp("whole") / "run")
 
 
-@pytest.mark.parametrize("after", [1, 3, 4, 6])
+@pairs_of(every=2, indirect=["whole"], whole=named(CASES), after=named([1, 3, 4, 6]))
 def test_a_resumed_run_is_the_same_to_the_bit(whole: tuple[ImageRecipe, Path], tmp_path: Path, after: int):
     """Dropout, Adam's moments in the memory format of convolutions, and a target that follows go on as they were."""
     recipe, expected = whole

@@ -172,12 +172,12 @@ def runs_to_its_end(recipe: Recipe) -> None:
 
 
 def test_recipes_of_points_that_are_accepted_train(data: Path) -> None:
-    accepted_train(of_points(data), cases(70))
+    accepted_train(of_points(data), cases(70, 0.1))
 
 
 def test_recipes_of_images_that_are_accepted_train(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowmaps.runs.preflight.open_features", lambda _: None)
-    accepted_train(of_images(data), cases(30))
+    accepted_train(of_images(data), cases(30, 0.1))
 
 
 # what is wrong -------------------------------------------------------------------------------------------------------

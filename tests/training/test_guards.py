@@ -119,9 +119,9 @@ def test_a_signal_asks_and_a_late_ctrl_c_interrupts(
     name: str, handlers: dict[signal.Signals, Any], monkeypatch: pytest.MonkeyPatch
 ):
     """What a launcher sends again at once is the same wish, and so is any other SIGTERM."""
-    now = 0.0
+    now, said = 0.0, list[str]()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with signals() as asked:
+    with signals(said.append) as asked:
         assert asked() is None
         for again in (signal.Signals[name], signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), again)
@@ -131,11 +131,23 @@ def test_a_signal_asks_and_a_late_ctrl_c_interrupts(
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert asked() == name
+    assert said == [f"{name}: training stops after this step; Ctrl-C stops it at once."]
     assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
+def test_a_signal_amid_a_line_that_is_printed_asks_all_the_same(handlers: dict[signal.Signals, Any]):
+    """A buffered stream refuses a second write within a first one."""
+
+    def busy(line: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    with signals(busy) as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == "SIGTERM"
+
+
 def test_handlers_are_restored_after_an_error(handlers: dict[signal.Signals, Any]):
-    with pytest.raises(OSError, match="disk"), signals():
+    with pytest.raises(OSError, match="disk"), signals(print):
         raise OSError("disk")
     assert {number: signal.getsignal(number) for number in handlers} == handlers
 
@@ -145,7 +157,7 @@ def test_a_thread_is_asked_nothing(handlers: dict[signal.Signals, Any]):
     found: list[object] = []
 
     def work() -> None:
-        with signals() as asked:
+        with signals(print) as asked:
             found.extend([asked(), {number: signal.getsignal(number) for number in handlers}])
 
     thread = threading.Thread(target=work)

@@ -70,7 +70,7 @@ def train(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}.")
     check_packages(recipe)
-    with signals() as asked:
+    with signals(lambda line: console.print(line, soft_wrap=True)) as asked:
         with watching("data") as watch:
             options = {"resume": resume, "resume_from": resume_from}
             run = runs.Run.open(recipe, folder, **options, say=console.print, watch=watch)

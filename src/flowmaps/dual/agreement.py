@@ -37,9 +37,9 @@ def agree(evaluate: Callable[[], Any], tensors: Any) -> None:
     Raises:
         ValuesDiffer: a network has another value along a derivative.
     """
-    numbers, token = SharedNumbers(tensors), COMPARING.set(True)
+    numbers, buffers, token = SharedNumbers(tensors), Buffers(), COMPARING.set(True)
     try:
-        with torch.no_grad(), numbers.again(), Buffers() as buffers, contextlib.suppress(*_LEFT_TO_THE_NEXT):
+        with torch.no_grad(), numbers.again(), buffers, contextlib.suppress(*_LEFT_TO_THE_NEXT):
             evaluate()
     finally:
         COMPARING.reset(token)

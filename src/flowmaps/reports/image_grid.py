@@ -6,6 +6,7 @@ nothing is smoothed and nothing is lost; hundreds of axes would take minutes and
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,5 @@ def _shortened(text: str, size: float, room: float) -> str:
     """A line cut to so many pixels."""
     if _width(text, size) <= room:
         return text
-    while len(text) > 1 and _width(text + "…", size) > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fitting = bisect.bisect_right(range(1, len(text)), room, key=lambda length: _width(text[:length] + "…", size))
+    return text[: max(fitting, 1)].rstrip() + "…"

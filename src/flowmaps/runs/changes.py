@@ -18,8 +18,8 @@ from ..methods import METHODS
 from ..nn import MLP
 from ..objectives import Objective, SplitRows, Sum
 from ..shapes import Condition
+from ..storage.classes import constructor_arguments
 from ..times import TowardsData
-from ..training.identity import constructor_arguments
 from .plan import Plan, Stage
 from .recipes import Recipe
 

@@ -19,7 +19,7 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> Flow
     Raises:
         ValueError: guidance is asked for, and the data have no classes; or the data are not of the recipe's kind.
     """
-    torch.manual_seed(recipe.seed)
+    torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed keeps a traceback for each other device
     if recipe.guidance and classes is None:
         hint = "pass --labels, or " if isinstance(recipe, ImageRecipe) and not recipe.labels else ""
         raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")

@@ -141,21 +141,37 @@ def describe(value: Any) -> Any:
     raise NotTold(type(value).__name__)
 
 
-def attributes(value: Any) -> dict[str, Any] | None:
-    """The arguments of an object's constructor, from its mapping `arguments` or `config`, or its attributes."""
-    make = type(value).__init__
+def known_arguments(value: Any) -> dict[str, Any]:
+    """Those arguments of an object's constructor, and of its bases' ones, that the object keeps.
+
+    They are its mapping `arguments`; else those in its mapping `config` and, for the others, its attributes.
+    """
     known = getattr(value, "arguments", None)
     if isinstance(known, Mapping):
         return dict(known)
+    names, config = constructor_arguments(type(value)), getattr(value, "config", None)
+    config = config if isinstance(config, Mapping) and "config" not in names else {}
+    kept = [name for name in names if name in config or hasattr(value, name)]
+    return {name: config[name] if name in config else getattr(value, name) for name in kept}
+
+
+def constructor_arguments(kind: type) -> list[str]:
+    """The names of the arguments of a constructor, and of those of the classes that it is based on."""
+    makers: list[Callable[..., Any]] = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
+    known = [name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters]
+    return [name for name in dict.fromkeys(known) if name != "self"]
+
+
+def attributes(value: Any) -> dict[str, Any] | None:
+    """All arguments of an object's constructor, `None` where it does not keep one."""
+    known, make = known_arguments(value), type(value).__init__
+    if isinstance(getattr(value, "arguments", None), Mapping):
+        return known
     parameters = list(inspect.signature(make).parameters.values())[1:]
     if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
         return {} if make in (nn.Module.__init__, object.__init__) else None
-    names, config = [one.name for one in parameters], getattr(value, "config", None)
-    if isinstance(config, Mapping) and "config" not in names and all(name in config for name in names):
-        return {name: config[name] for name in names}
-    if not all(hasattr(value, name) for name in names):
-        return None
-    return {name: getattr(value, name) for name in names}
+    names = [one.name for one in parameters]
+    return {name: known[name] for name in names} if known.keys() >= set(names) else None
 
 
 def _is_told(described: Any) -> bool:

@@ -83,11 +83,8 @@ def fit(
     )
     if resume_from is not None and folder is None:
         raise ValueError(f"{resume_from=} needs the folder of a training, got none: pass folder=... or leave it out.")
-    trainer.keeps_lock = True  # until the map is written
-    try:
+    with trainer.lock.kept():  # until the map is written
         return _fitted(trainer, resume_from)
-    finally:
-        trainer.release()
 
 
 def _fitted(trainer: Trainer, resume_from: str | None) -> FlowMap:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..system.processes import group, together
+from ..system.processes import group, on_first, together
+from .failures import writing
 
 SPIKE = 10.0  # times the usual norm
 MEMORY = 100  # steps over which the usual norm is averaged
@@ -117,8 +118,12 @@ class Request:
 
 
 @contextmanager
-def signals() -> Iterator[Callable[[], str | None]]:
-    """Context in which SIGINT and SIGTERM request a stop; yields a function that returns the first signal's name."""
+def signals(say: Callable[[str], None]) -> Iterator[Callable[[], str | None]]:
+    """Context in which SIGINT and SIGTERM request a stop; yields a function that returns the first signal's name.
+
+    Args:
+        say: prints a line, once, at the first signal.
+    """
     asked: list[tuple[str, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -132,6 +137,9 @@ def signals() -> Iterator[Callable[[], str | None]]:
         if asked and number == signal.SIGINT and now - asked[0][1] > SECOND_SIGNAL_SECONDS:
             raise KeyboardInterrupt
         asked.append((signal.Signals(number).name, now))
+        if len(asked) == 1:
+            with suppress(RuntimeError):  # of a stream that was being written to when the signal came
+                say(f"{asked[0][0]}: training stops after this step; Ctrl-C stops it at once.")
 
     for number in numbers:
         signal.signal(number, ask)
@@ -161,6 +169,49 @@ def lock(folder: Path) -> FileLock:
         ) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     return file_lock
+
+
+class FolderLock:
+    """The lock of a training's folder, for all of its processes; the first one holds it.
+
+    Args:
+        folder: the folder; `None` where there is nothing to lock.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self._held, self._kept = folder, list[FileLock](), False
+        self._locked = False  # in all processes
+
+    def acquire(self) -> None:
+        """Lock the folder, unless it is locked already.
+
+        Raises:
+            ValueError: another process has locked it, or it cannot be written.
+        """
+        if self.folder is None or self._locked:
+            return
+        folder = self.folder
+        with writing(folder):
+            on_first(lambda: self._held.append(lock(folder)))
+        self._locked = True
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens in the context of `kept`."""
+        if self._kept:
+            return
+        while self._held:
+            self._held.pop().release()
+        self._locked = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Context that keeps the lock to its end, once it is acquired."""
+        self._kept = True
+        try:
+            yield
+        finally:
+            self._kept = False
+            self.release()
 
 
 def refuse_link(path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..maps import Target
 from ..modules import modules_of
 from ..objectives import Objective
 from ..shapes import Condition, on_each
+from ..storage.classes import known_arguments
 from ..velocities import FromTeacher
 from .optimisers import Optimiser
 from .state import frozen
@@ -110,15 +111,7 @@ class _Parts:
         if isinstance(value, nn.Module) and not checked and self._is_fixed(value) and (state := _state(value)):
             checked = True
             yield f"{name}.checksum", checksum(state)
-        arguments = getattr(value, "arguments", None)
-        if not isinstance(arguments, Mapping):
-            config = getattr(value, "config", None)  # where diffusers keeps them
-            source = config if isinstance(config, Mapping) else {}
-            names = constructor_arguments(type(value))
-            arguments = {key: source[key] for key in names if key in source} or {
-                key: getattr(value, key) for key in names if hasattr(value, key)
-            }
-        for key, entry in arguments.items():
+        for key, entry in known_arguments(value).items():
             if not isinstance(entry, nn.Parameter):
                 yield from self.of(f"{name}.{key}", entry, checked)
 
@@ -133,13 +126,6 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     if not isinstance(module, FromTeacher):
         return module.state_dict()
     return {f"{k}.{name}": value for k, used in enumerate(module.used) for name, value in used.state_dict().items()}
-
-
-def constructor_arguments(kind: type) -> list[str]:
-    """The names of the arguments of a constructor, and of those of the classes that it is based on."""
-    makers: list[Callable[..., Any]] = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
-    known = [name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters]
-    return [name for name in dict.fromkeys(known) if name != "self"]
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

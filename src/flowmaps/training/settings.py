@@ -123,18 +123,24 @@ LIMITS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
 
 def requirement(value: Any, hint: Any) -> str | None:
     """What a value must be, in words, if it has not the type or is not in the range of an annotation; else `None`."""
-    kind, *groups = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    kind, groups = _type_and_limits(hint)
     if not _has_type(value, kind):
         return type_in_words(kind)
     for entry in value if get_origin(kind) is tuple else ():
         if (words := requirement(entry, get_args(kind)[0])) is not None:
             return f"a list, each entry of it {words}"
-    for group in groups:
-        limits: list[Any] = list(group) if isinstance(group, GroupedMetadata) else [group]
-        found = [(*LIMITS[type(limit)], *astuple(limit)) for limit in limits]
-        if not all(keeps(value, bound) for keeps, _, bound in found):
-            return " and ".join(f"{word} {_limit_in_words(bound)}".strip() for _, word, bound in found)
+    for limits in groups:
+        if not all(keeps(value, bound) for keeps, _, bound in limits):
+            return " and ".join(f"{word} {_limit_in_words(bound)}".strip() for _, word, bound in limits)
     return None
+
+
+@functools.cache
+def _type_and_limits(hint: Any) -> tuple[Any, list[list[tuple[Callable[[Any, Any], bool], str, Any]]]]:
+    """The type in an annotation, and its limits, in groups that are told together."""
+    kind, *metadata = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    groups: list[list[Any]] = [list(one) if isinstance(one, GroupedMetadata) else [one] for one in metadata]
+    return kind, [[(*LIMITS[type(limit)], *astuple(limit)) for limit in limits] for limits in groups]
 
 
 def _limit_in_words(bound: Any) -> str:

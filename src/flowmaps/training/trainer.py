@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock
 
 from ..maps import FlowMap
 from ..modules import evaluating
@@ -34,7 +33,7 @@ from . import averages, log
 from .batches import FromRows, as_source
 from .distributed import Placement, not_finite, start
 from .failures import CHECKPOINTS, last_checkpoint, reporting_lost_process, writing
-from .guards import Request, lock, signals
+from .guards import FolderLock, Request, signals
 from .identity import check_same, identity
 from .loop import Step, train
 from .optimisers import Optimiser, uneven
@@ -71,6 +70,7 @@ class Trainer:
         logged: the last line of the log.
         resumed_from: name of the checkpoint that `resume` took over, `None` where there was none.
         trackers: those at work, once training has begun.
+        lock: of the folder: acquired by `resume` and by the loop, which releases it at its end.
 
     Raises:
         ValueError: settings, data and objective do not go together.
@@ -113,8 +113,7 @@ class Trainer:
         self.logged: dict[str, Any] = {}
         self.trackers, self._own_trackers = trackers or Trackers({}, say), trackers is None
         self._averaged_seconds, self._averaging, self._looping, self._finished = 0.0, False, False, False
-        self._locks: list[BaseFileLock] = []
-        self._locked, self.keeps_lock = False, False
+        self.lock = FolderLock(self.folder if owns_folder else None)
         self.objective, self.flow_map = objective, objective.flow_map
         self._state = self._begin(objective)
         rows = (self.source.x1, self.source.cond) if isinstance(self.source, FromRows) else None
@@ -152,11 +151,11 @@ class Trainer:
         """
         if self.folder is None:
             raise ValueError("resume needs the folder of a training, got none: pass Trainer(..., folder=...).")
-        self._lock()
+        self.lock.acquire()
         try:
             return self._restore(self.folder, name)
         except BaseException:
-            self._release_unless_kept()
+            self.lock.release()
             raise
 
     def _restore(self, folder: Path, name: str | None) -> bool:
@@ -208,34 +207,11 @@ class Trainer:
             stack.callback(setattr, self, "_looping", False)
             asked: Callable[[], str | None] = lambda: None  # noqa: E731
             if self.owns_folder:
-                asked = stack.enter_context(signals())
-                self._lock()
-                stack.callback(self._release_unless_kept)
+                asked = stack.enter_context(signals(self.say))
+                self.lock.acquire()
+                stack.callback(self.lock.release)
             stack.enter_context(reporting_lost_process(self.folder))
             yield from self._steps(asked)
-
-    def _lock(self) -> None:
-        """Lock the folder, until training ends."""
-        if self.folder is None or not self.owns_folder or self._locked:
-            return
-        folder, self._locked = self.folder, True  # in all processes, of which the first one has the lock
-        try:
-            with writing(folder):
-                on_first(lambda: self._locks.append(lock(folder)))
-        except ValueError:
-            self._locked = False
-            raise
-
-    def _release_unless_kept(self) -> None:
-        if not self.keeps_lock:
-            self.release()
-
-    def release(self) -> None:
-        """Give the lock of the folder back."""
-        for held in self._locks:
-            held.release()
-        self._locks.clear()
-        self._locked = False
 
     def _begin_folder(self) -> None:
         """At step 0, delete the old log, or, in a later stage, save a checkpoint.
@@ -392,7 +368,7 @@ class Trainer:
         if self.folder is not None:
             with writing(self.folder):
                 averages.finish(self.folder, self.stage, list(self._state.parameters), self._state.averages)
-        self._release_unless_kept()
+        self.lock.release()
         return self.flow_map
 
     @property
