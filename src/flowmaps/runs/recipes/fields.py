@@ -53,7 +53,7 @@ class Evaluation:
 
     steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64)] = (1, 2, 4, 8)
     """Numbers of sampling steps to evaluate."""
-    samples: Samples = 1_000_000
+    samples: Samples = 250_000
     """Samples from which KL is estimated."""
     points: Points = 5_000
     """Samples from which W2, energy distance and map error are estimated."""
