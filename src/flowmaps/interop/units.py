@@ -3,6 +3,7 @@
     images       x -> round(scale x + shift) in 0..255, uint8, (B, H, W, C)
     a table      x -> one number a column, float64: whole numbers rounded, a category as its place among the values
     other data   x -> scale x + shift
+    a condition  the other way round, of the columns on which a map is conditioned
 
 They are the values of `data.Units.to_file` (of a table `to_data`), which computes the columns in numpy.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data import Units
 from ..data.columns import MAX_EXPONENT, Column, scores
+from ..shapes import Condition, Guide, condition_of, label_and_numbers
 
 
 class InUnits(nn.Module):
@@ -40,6 +42,31 @@ class InUnits(nn.Module):
         self.register_buffer("shift", torch.tensor(units.shift, dtype=kind).reshape(shape))
         whitening = () if table is None else table.whitening
         self.register_buffer("whitening", torch.tensor(whitening, dtype=kind) if whitening else None)
+        if quantiles := [own.name for own in units.conditions if own.column.transform == "quantile"]:
+            raise ValueError(
+                f"{quantiles[0]}, on which the map is conditioned, is known to it by quantiles, which no file has: "
+                "export it with --raw (in Python, units=None), and give it units.to_condition(values)."
+            )
+
+    def condition(self, cond: Condition) -> Condition:
+        """A condition whose numbers are in the units of the table, float64, as the network takes it."""
+        label, numbers = label_and_numbers(cond)
+        if not self.units.conditions or numbers is None:
+            return cond
+        columns = zip(self.units.conditions, numbers.double().unbind(1), strict=True)
+        seen = [(_transformed(own.column, x) - own.shift) / own.scale for own, x in columns]
+        changed = condition_of(label, torch.stack(seen, 1).float())
+        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
+
+    def condition_in_units(self, cond: Condition) -> Condition:
+        """An example of a condition in the units of the table, from one in those of the network."""
+        label, numbers = label_and_numbers(cond)
+        if not self.units.conditions or numbers is None:
+            return cond
+        columns = zip(self.units.conditions, numbers.double().unbind(1), strict=True)
+        middle = [0.5 * (own.low + own.high) + 0.25 * (own.high - own.low) * x for own, x in columns]
+        changed = condition_of(label, torch.stack(middle, 1))
+        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
 
     def forward(self, x: Tensor) -> Tensor:
         if self.units.pixels:
@@ -61,6 +88,16 @@ class InUnits(nn.Module):
         if self.units.table is not None:
             return "rows in the units of the table, float64, (batch, columns); a category is a place among its values"
         return "in the units of the data, (batch, " + ", ".join(map(str, self.units.shape)) + ")"
+
+
+def _transformed(column: Column, x: Tensor) -> Tensor:
+    """Values `(B,)` of a column as `Column.encode`, before shift and scale."""
+    if column.transform == "log":
+        return x.log()
+    if column.transform == "asinh":
+        y = (x - column.knots[0]) / column.knots[1]
+        return y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()  # not asinh, which onnxruntime has in float32 alone
+    return x
 
 
 class _InUnits(nn.Module):
@@ -109,6 +146,8 @@ def described(units: Units) -> dict[str, Any]:
             {"name": column.name, "type": column.type, **({"values": column.values} if column.values else {})}
             for column in units.table.columns
         ]
+    if units.conditions:
+        entries["condition"] = [{"name": own.name, "from": own.low, "to": own.high} for own in units.conditions]
     if units.classes is not None:
         entries["classes"] = units.names or [str(number) for number in range(units.classes)]
     return entries
