@@ -18,8 +18,8 @@ from torch import Tensor
 Batch: TypeAlias = Float[Tensor, "batch *shape"]
 Time: TypeAlias = Float[Tensor, "batch"]
 Condition: TypeAlias = Any
-"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of numbers `(B, ...)`, `Conditions`, a `Guide`,
-or a tree (dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
+"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of numbers `(B, ...)`, `Conditions`, a
+`Guide`, or a tree (dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
 Field: TypeAlias = Callable[..., Tensor]
 """A velocity field `(x, t, cond=None) -> like x`."""
 

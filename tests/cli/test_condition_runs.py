@@ -1,4 +1,4 @@
-"""Maps conditioned on columns of numbers, from the command line: their law, what is written, resumed, measured, refused."""
+"""Maps conditioned on columns of numbers, from the command line: their law, what is written, resumed and refused."""
 
 from __future__ import annotations
 
@@ -138,9 +138,14 @@ def test_numbers_are_dropped_for_guidance(data: Path, tmp_path: Path, weights: l
     ],
 )
 def test_conditions_that_are_refused(
-    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options: list,
-    said: str
-):  # fmt: skip
+    tiny: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    options: list[str],
+    said: str,
+):
     monkeypatch.chdir(tmp_path)
     files = {"gap": "speed,b\n1,2\n,3\n", "text": "speed\nfast\nslow\n", "other": "sped\n1\n2\n"}
     for name, content in (files | {"class": "speed,kind\n1,a\n2,z\n"}).items():

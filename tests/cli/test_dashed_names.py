@@ -1,4 +1,4 @@
-"""Names of columns that begin with dashes: the advice for them works, options may be given again, resumes repeat them."""
+"""Names of columns that begin with dashes: advice for them works, options may be given again, resumes repeat them."""
 
 from __future__ import annotations
 

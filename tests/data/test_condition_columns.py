@@ -139,7 +139,7 @@ def test_missing_cells_and_constants_are_refused(tmp_path: Path):
     gaps = frame.assign(speed=frame.speed.where(frame.index != 7))
     with pytest.raises(ValueError, match=r"line 9: column 'speed' is missing.*--drop-columns speed"):
         opened(tmp_path, gaps, condition_columns=("speed",))
-    with pytest.raises(ValueError, match="column 'speed' is 3 in all rows.*--drop-columns speed"):
+    with pytest.raises(ValueError, match=r"column 'speed' is 3 in all rows.*--drop-columns speed"):
         opened(tmp_path, frame.assign(speed=3), condition_columns=("speed",))
     opened(tmp_path, frame.assign(speed=3), drop_columns=("speed",))  # the advice works
 

@@ -31,8 +31,8 @@ class Given(NamedTuple):
     Attributes:
         number: of samples.
         values: of the columns to condition on, in the units of the file, by name: `(number,)` each, or `(1,)` for all.
-        label: the class of all samples by its name, or the numbers of their classes, `(number,)`; `None` for all classes
-            in turn.
+        label: the class of all samples by its name, or the numbers of their classes, `(number,)`; `None` for all
+            classes in turn.
     """
 
     number: int

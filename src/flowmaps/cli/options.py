@@ -44,15 +44,15 @@ class Sample:
     """Folder of a run."""
     out: Path
     """File to write; it must not exist. .npz (arrays `x`, `labels` of classes, `condition` of --condition-columns) or
-    .npy; of points also .csv, .tsv, .parquet, .feather or .xlsx, with the names and types of the columns; of images also
-    .png."""
+    .npy; of points also .csv, .tsv, .parquet, .feather or .xlsx, with the names and types of the columns; of images
+    also .png."""
     steps: int = 4
     """Jumps from noise to data."""
     number: int | None = None
     """How many samples; 10,000 unless given, or one for each row of --condition-file, whose rows are taken in turn."""
     label: str | None = None
-    """Class to sample, where the data have classes, by its name or number; all of them in turn unless given, or those of
-    --condition-file if it has their column."""
+    """Class to sample, where the data have classes, by its name or number; all of them in turn unless given, or those
+    of --condition-file if it has their column."""
     condition: tuple[str, ...] = ()
     """Of a map of --condition-columns, what all samples are conditioned on, in the units of the data: NAME=NUMBER for
     each column, as in speed=3.2,mass=1."""

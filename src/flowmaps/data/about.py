@@ -130,8 +130,8 @@ def held_out_notes(source: Images) -> tuple[str, ...]:
     if source.held_out is None or len(source.held_out) >= FEW_IMAGES:
         return ()
     return (
-        f"only {len(source.held_out):,} images are held out: a Fréchet distance to so few is too large, by an amount that "
-        "depends on their number; compare rows with one another",
+        f"only {len(source.held_out):,} images are held out: a Fréchet distance to so few is too large, by an amount "
+        "that depends on their number; compare rows with one another",
     )
 
 

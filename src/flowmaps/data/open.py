@@ -112,8 +112,8 @@ def _images(images: ImageSet, options: ImageReading, test: ImageSet | None = Non
         if held.pixels.shape[1:] != source.shape:
             got, wanted = (" x ".join(map(str, shape)) for shape in (held.pixels.shape[1:], source.shape))
             raise ValueError(
-                f"the images of the test split are of {got}, those of the training split of {wanted}: pass --resolution, "
-                "or a share for --held-out."
+                f"the images of the test split are of {got}, those of the training split of {wanted}: pass "
+                "--resolution, or a share for --held-out."
             )
         source.held_out, source.held_out_labels = held.pixels, held.labels if options.labels else None
         source.held_out_of = "" if test is None else "the data's own test split"
@@ -130,8 +130,8 @@ def _split(images: ImageSet, share: float | str) -> tuple[ImageSet, ImageSet]:
     held = fit.held_out_rows(len(images.pixels), share)
     if not len(held):
         raise ValueError(
-            f"--held-out {share:g} of {len(images.pixels)} images is fewer than {fit.LEAST_HELD_OUT}: hold out more, or "
-            "none, --held-out 0."
+            f"--held-out {share:g} of {len(images.pixels)} images is fewer than {fit.LEAST_HELD_OUT}: hold out more, "
+            "or none, --held-out 0."
         )
     train = np.setdiff1d(np.arange(len(images.pixels)), held)
 

@@ -24,8 +24,8 @@ class TableOptions:
     label_bins: Annotated[int, Ge(0), Le(1_000)] = 0
     """Cut the numbers of --label-column into this many classes with equally many rows each; 0 for none."""
     condition_columns: Names = ()
-    """Columns of numbers of a table on whose values the map is conditioned: they are not learned, but given to `flowmaps
-    sample --condition` or `--condition-file`, and written beside the samples."""
+    """Columns of numbers of a table on whose values the map is conditioned: they are not learned, but given to
+    `flowmaps sample` by --condition or --condition-file, and written beside the samples."""
     drop_columns: Names = ()
     """Columns of a table to leave out."""
     keep_columns: Names = ()

@@ -119,8 +119,8 @@ def _no_multiple(have: tuple[int, ...], whole: tuple[int, ...], size: tuple[int,
     common = math.gcd(*have)
     fits = ", ".join(f"{have[0] // n}x{have[1] // n}" for n in range(common, 0, -1) if common % n == 0)
     return (
-        f"{where} has images of {have[0]} x {have[1]} pixels (height x width), of which --resolution {size[0]}x{size[1]} "
-        f"is no whole part: without cropping there are {fits}."
+        f"{where} has images of {have[0]} x {have[1]} pixels (height x width), of which --resolution "
+        f"{size[0]}x{size[1]} is no whole part: without cropping there are {fits}."
     )
 
 

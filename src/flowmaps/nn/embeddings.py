@@ -121,7 +121,8 @@ class Embedding(nn.Module):
 
     F are the n features of `Fourier`, w features of the guidance weight. V starts at zero, and its features are zero at
     t = s: training a velocity, at t = s alone, leaves it at zero, so that the network has u_{s,t} = v_s for every t. U
-    likewise, at guidance weight 1. C c is the embedding of the numbers of the condition. The division by sqrt(n) gives V the learning pace of W_1.
+    likewise, at guidance weight 1. The division by sqrt(n) gives V the learning pace of W_1. C c is the embedding of
+    the numbers of the condition.
 
     Args:
         width: of the embedding.
