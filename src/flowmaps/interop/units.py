@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Units
-from ..data.columns import MAX_EXPONENT, Column, scores
+from ..data.columns import MAX_EXPONENT, Column, ConditionColumn, scores
 from ..shapes import Condition, Guide, condition_of, label_and_numbers
 
 
@@ -42,6 +42,7 @@ class InUnits(nn.Module):
         self.register_buffer("shift", torch.tensor(units.shift, dtype=kind).reshape(shape))
         whitening = () if table is None else table.whitening
         self.register_buffer("whitening", torch.tensor(whitening, dtype=kind) if whitening else None)
+        self.conditions = nn.ModuleList(map(_AsSeen, units.conditions))
         if quantiles := [own.name for own in units.conditions if own.column.transform == "quantile"]:
             raise ValueError(
                 f"{quantiles[0]}, on which the map is conditioned, is known to it by quantiles, which no file has: "
@@ -53,9 +54,8 @@ class InUnits(nn.Module):
         label, numbers = label_and_numbers(cond)
         if not self.units.conditions or numbers is None:
             return cond
-        columns = zip(self.units.conditions, numbers.double().unbind(1), strict=True)
-        seen = [(_transformed(own.column, x) - own.shift) / own.scale for own, x in columns]
-        changed = condition_of(label, torch.stack(seen, 1).float())
+        columns = zip(self.conditions, numbers.double().unbind(1), strict=True)
+        changed = condition_of(label, torch.stack([column(x) for column, x in columns], 1).float())  # type: ignore[operator]
         return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
 
     def condition_in_units(self, cond: Condition) -> Condition:
@@ -90,14 +90,30 @@ class InUnits(nn.Module):
         return "in the units of the data, (batch, " + ", ".join(map(str, self.units.shape)) + ")"
 
 
-def _transformed(column: Column, x: Tensor) -> Tensor:
-    """Values `(B,)` of a column as `Column.encode`, before shift and scale."""
-    if column.transform == "log":
-        return x.log()
-    if column.transform == "asinh":
-        y = (x - column.knots[0]) / column.knots[1]
-        return y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()  # not asinh, which onnxruntime has in float32 alone
-    return x
+class _AsSeen(nn.Module):
+    """A column of conditions: values `(B,)` in its units as the network sees them, as `ConditionColumn.encode`.
+
+    Its numbers are buffers, as a file for ONNX has Python's numbers in float32.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, own: ConditionColumn) -> None:
+        super().__init__()
+        self.transform = own.column.transform
+        knots = own.column.knots if self.transform == "asinh" else ()
+        self.register_buffer("numbers", torch.tensor((own.shift, own.scale, *knots), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, scale, *knots = self.numbers.unbind()
+        if self.transform == "log":
+            x = x.log()
+        elif self.transform == "asinh":
+            y = (x - knots[0]) / knots[1]
+            x = (
+                y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()
+            )  # not asinh, which onnxruntime has in float32 alone
+        return (x - shift) / scale
 
 
 class _InUnits(nn.Module):
@@ -105,13 +121,17 @@ class _InUnits(nn.Module):
 
     knots: Tensor
     scores: Tensor
+    limits: Tensor | None
 
     def __init__(self, column: Column) -> None:
         super().__init__()
         self.column, self.width = column, column.width
-        if column.transform == "quantile":
+        if column.knots:
             self.register_buffer("knots", torch.tensor(column.knots, dtype=torch.float64))
+        if column.transform == "quantile":
             self.register_buffer("scores", torch.from_numpy(scores(len(column.knots))))
+        limits = torch.tensor(column.limits, dtype=torch.float64) if column.limits else None
+        self.register_buffer("limits", limits)
 
     def forward(self, y: Tensor) -> Tensor:
         column = self.column
@@ -123,10 +143,10 @@ class _InUnits(nn.Module):
         elif column.transform == "asinh":
             bounded = x.clamp(-MAX_EXPONENT, MAX_EXPONENT)
             # not sinh, which onnxruntime has in float32 alone
-            x = 0.5 * (bounded.exp() - (-bounded).exp()) * column.knots[1] + column.knots[0]
+            x = 0.5 * (bounded.exp() - (-bounded).exp()) * self.knots[1] + self.knots[0]
         elif column.transform == "quantile":
             x = self._between_knots(x)
-        return x.round().clamp(*column.limits) if column.limits else x
+        return x if self.limits is None else x.round().clamp(self.limits[0], self.limits[1])
 
     def _between_knots(self, x: Tensor) -> Tensor:
         """Linear between the knots, constant beyond them."""

@@ -74,8 +74,8 @@ def objectives(
 
 
 def _small_map(recipe: Recipe, classes: int | None, condition_dim: int | None) -> FlowMap:
-    inputs = {"classes": classes, "condition_dim": condition_dim}
-    net = MLP(1, width=2, depth=1, **inputs, guidance=len(recipe.guidance) == 2)
+    guidance = len(recipe.guidance) == 2
+    net = MLP(1, width=2, depth=1, classes=classes, condition_dim=condition_dim, guidance=guidance)
     return METHODS[recipe.method].flow_map(net)
 
 
