@@ -299,8 +299,8 @@ def notes(folder: RunFolder) -> list[str]:
     if units is not None and units.conditions:
         names = ", ".join(own.name for own in units.conditions)
         words.append(
-            f"It is conditioned on {names}: samples have the values of the rows that they are compared with, and "
-            "distances are between rows together with these values."
+            f"It is conditioned on {names}: samples have the values of held-out rows, or of rows that are trained on "
+            "where none are held out, and distances are between rows together with these values."
         )
     if units is not None and units.table is not None:
         words.append("Distances are between standardised columns.")
