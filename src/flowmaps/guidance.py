@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .maps import FlowMap
-from .shapes import Batch, Condition, Field, Guide, Time, label_of
+from .shapes import Batch, Condition, Field, Guide, Time, condition_of, label_and_numbers, label_of, like
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Guidance:
     Args:
         weight: w; a pair (low, high) draws log w uniformly for each row and gives w to the network, in a `Guide`, so
             that samples can be drawn at any weight in between.
-        classes: number of classes; the label `classes` means no label. Needed for `dropout`.
-        dropout: share of the rows whose label is replaced by `classes`, for the map to learn b(none) too.
+        classes: number of classes; the label `classes` means no label. Needed for `dropout` of labels.
+        dropout: share of the rows whose label is replaced by `classes`, and whose numbers by NaN, for the map to learn
+            b(none) too.
         interval: times between which guidance acts.
         mix: kappa, the share of b(label) that a method without a teacher takes from the map, not from dI (MeanFlow,
             2505.13447, section 4.2); `None` for 1 - 1/w, which gives dI the factor 1 (improved MeanFlow, 2512.02012).
         negative: a weaker field `(x, t, cond)` in the place of b(none): autoguidance.
+        condition_dim: how many numbers the condition has; a row of NaN means none. Needed for `dropout` of numbers.
     """
 
     weight: float | tuple[float, float] = 1.0
@@ -46,6 +48,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     mix: float | None = 0.0
     negative: Field | None = None
+    condition_dim: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.weight if isinstance(self.weight, tuple) else (self.weight, self.weight)
@@ -53,7 +56,7 @@ class Guidance:
             raise ValueError(f"Guidance needs a weight > 0, or a pair 0 < low <= high, got {self.weight}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
-        if self.dropout and (self.classes is None or self.classes < 1):
+        if self.dropout and (self.classes is None or self.classes < 1) and self.condition_dim is None:
             raise ValueError(
                 "Guidance drops labels: pass classes=, the number of classes, or dropout=0; got "
                 f"classes={self.classes}."
@@ -63,29 +66,53 @@ class Guidance:
         check_interval("Guidance", self.interval)
 
     def condition(self, cond: Condition, x1: Batch, generator: torch.Generator | None = None) -> Condition:
-        """The condition to train with: a copy of the labels with a share `dropout` of them replaced by `classes`.
+        """The condition to train with: a copy with a share `dropout` of its rows replaced by those of `without`.
 
-        If `weight` is a pair, the labels come in a `Guide`, with a weight drawn for each row.
+        If `weight` is a pair, the condition comes in a `Guide`, with a weight drawn for each row.
         """
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
         if isinstance(cond, Guide):
             raise ValueError("guidance draws the weights itself, got cond=Guide(...): call objective(x1, cond=labels).")
-        if self.dropout and (not isinstance(cond, Tensor) or cond.is_floating_point() or cond.shape != x1.shape[:1]):
-            raise ValueError(
-                f"only integer labels of shape ({len(x1)},) can be dropped, got {_shown(cond)}: pass dropout=0."
-            )
         if self.dropout:
+            self._check_droppable(cond, x1)
             drop = torch.rand(len(x1), device=x1.device, generator=generator) < self.dropout
-            cond = torch.where(drop, self.classes, cond)  # type: ignore[arg-type]
+            pairs = zip(label_and_numbers(cond), label_and_numbers(self.without(cond)), strict=True)
+            kept = [own if own is None else torch.where(like(drop, own), none, own) for own, none in pairs]
+            cond = condition_of(*kept)
         if not isinstance(self.weight, tuple):
             return cond
         uniform = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator)
         low, high = (math.log(weight) for weight in self.weight)
         return Guide(cond, torch.exp(low + (high - low) * uniform))
 
+    def without(self, cond: Condition) -> Condition:
+        """The condition of no row: of the same shapes, with `classes` for labels and NaN for numbers."""
+        label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (label_of(cond), None)
+        none = None if label is None else torch.full_like(label, self.classes)  # type: ignore[arg-type]
+        return condition_of(none, None if numbers is None else torch.full_like(numbers, math.nan))
+
+    def _check_droppable(self, cond: Condition, x1: Batch) -> None:
+        """Refuse a condition that is not made of the labels and numbers that can be dropped."""
+        label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (cond, None)
+        if self.classes is not None or label is not None:
+            fits = isinstance(label, Tensor) and not label.is_floating_point() and label.shape == x1.shape[:1]
+            if self.classes is None or not fits:
+                more = (
+                    "" if self.condition_dim is None else f", and numbers of shape ({len(x1)}, {self.condition_dim}),"
+                )
+                raise ValueError(
+                    f"only integer labels of shape ({len(x1)},){more} can be dropped, got {_shown(label)}: pass "
+                    "dropout=0."
+                )
+        if self.condition_dim is not None and (numbers is None or numbers.shape != (len(x1), self.condition_dim)):
+            raise ValueError(
+                f"only numbers of shape ({len(x1)}, {self.condition_dim}) can be dropped, got {_shown(numbers)}: pass "
+                "dropout=0."
+            )
+
     def weights(self, t: Time, cond: Condition) -> Time:
-        """w of each row, `(B,)`: 1 outside the interval, and for rows without a label.
+        """w of each row, `(B,)`: 1 outside the interval, and for rows without a label and numbers.
 
         Raises:
             ValueError: w is drawn for each row, and the condition is not a `Guide` with these weights.
@@ -97,8 +124,11 @@ class Guidance:
         else:
             w = torch.full_like(t, self.weight)
         inside = within(t, self.interval)
-        if self.classes is not None and label_of(cond) is not None:
-            inside = inside & (label_of(cond) != self.classes)
+        label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (label_of(cond), None)
+        if self.classes is not None and label is not None:
+            inside = inside & (label != self.classes)
+        if numbers is not None:
+            inside = inside & ~numbers.isnan().any(1)
         return torch.where(inside, w, 1)
 
 

@@ -18,10 +18,20 @@ from torch import Tensor
 Batch: TypeAlias = Float[Tensor, "batch *shape"]
 Time: TypeAlias = Float[Tensor, "batch"]
 Condition: TypeAlias = Any
-"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of features `(B, ...)`, a `Guide`, or a tree
-(dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
+"""What a network is conditioned on: `None`, a tensor of labels `(B,)` or of numbers `(B, ...)`, `Conditions`, a
+`Guide`, or a tree (dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
 Field: TypeAlias = Callable[..., Tensor]
 """A velocity field `(x, t, cond=None) -> like x`."""
+
+
+class Conditions(NamedTuple):
+    """Labels and numbers together, for a network that is conditioned on both.
+
+    `label` is `(B,)` integers, `numbers` is `(B, D)`; a row of NaN has no numbers, as the label `classes` is no label.
+    """
+
+    label: Any
+    numbers: Any
 
 
 class Guide(NamedTuple):
@@ -37,6 +47,23 @@ class Guide(NamedTuple):
 def label_of(cond: Condition) -> Any:
     """The condition without the guidance weight."""
     return cond.label if isinstance(cond, Guide) else cond
+
+
+def label_and_numbers(cond: Condition) -> tuple[Any, Any]:
+    """The labels and the numbers `(B, D)` of a condition; `None` for what it has not."""
+    cond = label_of(cond)
+    if isinstance(cond, Conditions):
+        return cond.label, cond.numbers
+    if isinstance(cond, Tensor) and cond.ndim == 2 and cond.is_floating_point():
+        return None, cond
+    return cond, None
+
+
+def condition_of(label: Any, numbers: Any) -> Condition:
+    """The condition of labels and numbers, either of which may be `None`: what `label_and_numbers` takes apart."""
+    if numbers is None:
+        return label
+    return numbers if label is None else Conditions(label, numbers)
 
 
 def on_each(cond: Condition, fn: Callable[[Tensor], Any]) -> Any:

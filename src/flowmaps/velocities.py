@@ -371,7 +371,7 @@ class SelfGuided(Velocity):
 
     Args:
         interpolant: the path.
-        flow_map: the map in training; its label `guidance.classes` means no label.
+        flow_map: the map in training; its label `guidance.classes`, and numbers of NaN, mean no condition.
         guidance: w, kappa and the interval.
     """
 
@@ -403,5 +403,5 @@ class SelfGuided(Velocity):
     def _negative(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         if self.negative is not None:
             return self.negative(x, t, label_of(cond))
-        none = torch.full_like(label_of(cond), self.guidance.classes)  # type: ignore[arg-type]
+        none = self.guidance.without(cond)
         return self.flow_map.velocity(x, t, Guide(none, torch.ones_like(t)) if isinstance(cond, Guide) else none)

@@ -127,6 +127,30 @@ def test_latents(tmp_path: Path):
     assert abs(x.mean() - 3) < 2  # in the units of the data
 
 
+def test_rectangles_measured_against_images_that_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for k in range(60):
+        data_cases.save(tmp_path / f"data/{'cat' if k % 2 else 'dog'}/{k}.png", data_cases.colour(k, 9, 16))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "images", "--data", "data", *TINY, "--resolution", "4x8", "--held-out", "0.25"]
+    said = run(*words, "--check")
+    assert "45 images of 4 x 8 pixels" in said
+    assert "samples are measured against 15 images that are held out, and not trained on" in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowmaps.cli.commands.evaluate", lambda *_: None)
+        run(*words, "--out", "run", "--minutes", "1e-9")
+        run(*words, "--out", "run", "--resume")
+    run("evaluate", "run", "--samples", 110, "--steps", 2)
+    assert [row["samples"] for row in read(Path("run"))["rows"]] == [110] * 3
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["recipe"]["resolution"], config["recipe"]["held_out"]) == ("4x8", 0.25)
+    report = (tmp_path / "run/report.html").read_text()
+    assert "Samples are measured against 15 images that are held out, and not trained on." in report
+    run("sample", "run", "--number", 6, "--label", "cat", "--out", "x.npz")
+    assert np.load("x.npz")["x"].shape == (6, 4, 8, 3)
+    split = run("train", "cifar10-lmd", *TINY, "--held-out", "test", "--check")
+    assert "samples are measured against 7 images of the data's own test split, and not trained on" in split
+
+
 # sample, evaluate ----------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +263,10 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         ),
         (["cifar10-lmd", "--data", tmp_path / "odd.npy", *plain], "divisible by 2 .patch 2"),
         (["cifar10-lmd", *TINY, "--resolution", 7], "no multiple of --resolution 7: choose one of"),
+        (["cifar10-lmd", *TINY, "--resolution", "4by8"], "--resolution must be height x width, got 4by8"),
+        (["cifar10-lmd", *TINY, "--resolution", "4x6"], "divisible by .*, got 6|is no whole part"),
+        (["cifar10-lmd", *TINY, "--held-out", 0.1], "--held-out 0.1 of 35 images is fewer than 10: hold out more"),
+        (["cifar10-lmd", *TINY, "--held-out", 1.5], "--held-out must be at least 0 and below 1, got 1.5"),
         (
             ["cifar10-lmd", *TINY, "--evaluation.reference-images", -1],
             "--evaluation.reference-images must be at least 0, got -1",

@@ -235,7 +235,7 @@ def test_rows_are_held_out_for_the_metrics(tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     seen = {*source.to_data(source.sample(20_000, generator)[0])[:, 0].round().tolist()}
     assert not seen & {*held}
-    assert source.to_data(source.reference(150, generator))[:, 0].round().tolist() == held[:150]
+    assert source.to_data(source.reference(150, generator)[0])[:, 0].round().tolist() == held[:150]
     assert opened(tmp_path, data[:90], held_out=0.1).held_out is None  # fewer than ten
 
 

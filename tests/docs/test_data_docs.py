@@ -43,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 @pytest.mark.slow
 def test_the_page_is_followed_to_its_end(done: tuple[Path, dict[str, str]]):
     folder, said = done
-    assert len(said) == 9
+    assert len(said) == 10
     assert {path.name for path in (folder / "runs").iterdir()} == {"wine", "diabetes", "tiles"}
 
 

@@ -8,7 +8,8 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -189,6 +190,8 @@ def wrong(hint: Any) -> st.SearchStrategy[Any]:
     """Values that no option of this annotation takes."""
     if get_origin(hint) is Annotated:
         return wrong(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):  # what none of its types takes
+        return st.sampled_from([*(value for value in NUMBERS if value != "3"), "3x", "other", 1e10, -0.5, b"x"])
     if get_origin(hint) is Literal:
         return st.sampled_from(["", "other", 1, None, ("adam",)]) | st.text(max_size=3)
     if get_origin(hint) is tuple:
@@ -329,6 +332,15 @@ def test_a_run_of_before_an_option_has_its_default() -> None:
     for name in ("kind", "accumulate", "ema_decays", "ema_widths", "weight_decay"):
         del old["optimiser"][name]
     assert recipes.from_dict(json.loads(json.dumps(old))) == PICTURE
+
+
+def test_a_run_of_images_of_before_any_were_held_out_holds_out_none() -> None:
+    """The share of tables stood in its config.json, and was not used."""
+    old = dataclasses.asdict(PICTURE) | {"held_out": 0.1}
+    del old["condition_columns"]
+    assert recipes.from_dict(json.loads(json.dumps(old))).held_out == 0
+    old["condition_columns"] = []
+    assert recipes.from_dict(json.loads(json.dumps(old))).held_out == 0.1
 
 
 COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/config.json"))

@@ -15,6 +15,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from ..data import Source, Units
+from ..data.about import compared_with
 from ..evaluation.measure import Row
 from ..evaluation.rows import metrics_rows
 from ..evaluation.sampling import Samples
@@ -222,7 +223,11 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     if shown.numbers:
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
     config = values(dataclasses.replace(plan.recipe, evaluation=plan.evaluation()))
-    said = {"notes": notes(folder), "changes": recipe_changes.rows(plan, source.classes)}
+    compared = compared_with(source, getattr(plan.evaluation(), "reference_images", 0))
+    said = {
+        "notes": [*notes(folder), *compared],
+        "changes": recipe_changes.rows(plan, source.classes, source.units.condition_dim),
+    }
     written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, **said)
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
@@ -290,6 +295,13 @@ def notes(folder: RunFolder) -> list[str]:
         )
     if limits := plan.limits():
         words.append(f"{limits}.")
-    if "units" in folder.card and folder.units.table is not None:
-        words.append("Distances are between standardised columns; samples are compared with rows held out, if any are.")
+    units = folder.units if "units" in folder.card else None
+    if units is not None and units.conditions:
+        names = ", ".join(own.name for own in units.conditions)
+        words.append(
+            f"It is conditioned on {names}: samples have the values of held-out rows, or of rows that are trained on "
+            "where none are held out, and distances are between rows together with these values."
+        )
+    if units is not None and units.table is not None:
+        words.append("Distances are between standardised columns.")
     return words

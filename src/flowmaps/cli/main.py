@@ -23,6 +23,7 @@ from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
 from .options import Average, Compare, Compared, Doctor, Evaluate, Export, ImageOptions, Sample, Train, changed_options
 from .terminal import FIRST
+from .words import joined, unmarked
 
 T = TypeVar("T")
 PROGRAM = "flowmaps"
@@ -94,8 +95,8 @@ def _dispatch(words: list[str]) -> None:
 
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None, *, about: str | None = None) -> T:
     """Parse options; of several processes the first one prints help, which begins with `about`, and errors."""
-    options = {"prog": f"{PROGRAM} {program}", "args": words, "console_outputs": FIRST, "description": about}
-    return tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options)
+    options = {"prog": f"{PROGRAM} {program}", "args": joined(words), "console_outputs": FIRST, "description": about}
+    return unmarked(tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options))
 
 
 def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:

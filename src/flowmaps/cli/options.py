@@ -43,14 +43,21 @@ class Sample:
     folder: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path
-    """File to write; it must not exist. .npz (arrays `x`, and `labels` of classes) or .npy; of points also .csv, .tsv,
-    .parquet, .feather or .xlsx, with the names and types of the columns; of images also .png."""
+    """File to write; it must not exist. .npz (arrays `x`, `labels` of classes, `condition` of --condition-columns) or
+    .npy; of points also .csv, .tsv, .parquet, .feather or .xlsx, with the names and types of the columns; of images
+    also .png."""
     steps: int = 4
     """Jumps from noise to data."""
-    number: int = 10_000
-    """How many samples."""
+    number: int | None = None
+    """How many samples; 10,000 unless given, or one for each row of --condition-file, whose rows are taken in turn."""
     label: str | None = None
-    """Class to sample, where the data have classes, by its name or number; all of them in turn unless given."""
+    """Class to sample, where the data have classes, by its name or number; all of them in turn unless given, or those
+    of --condition-file if it has their column."""
+    condition: tuple[str, ...] = ()
+    """Of a map of --condition-columns, what all samples are conditioned on, in the units of the data: NAME=NUMBER for
+    each column, as in speed=3.2,mass=1."""
+    condition_file: Path | None = None
+    """Table with those columns, such as the file of the training: samples are conditioned on its rows one by one."""
     guidance: float | None = None
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     seed: int = 0
@@ -111,7 +118,7 @@ def _hiding(kind: type, title: str, names: Container[str]) -> Any:
     return make_dataclass(title, hidden, bases=(kind,), frozen=True)
 
 
-OF_POINTS = ("network", *(f.name for f in fields(TableOptions)))
+OF_POINTS = ("network", *(f.name for f in fields(TableOptions) if f.name != "held_out"))
 ImageOptions = _hiding(ImageRecipe, "ImageOptions", OF_POINTS)
 """All that a run on images depends on."""
 UNUSED = ("name", "method", "teacher", "from_run", "fsdp", "show_every", "checkpoint_every", "keep_checkpoints",
@@ -161,6 +168,8 @@ def changed_options(recipe: Recipe, usual: Recipe) -> list[str]:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--{group}{dot}no-{field}")
-        else:
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+            continue
+        given = list(map(str, value if isinstance(value, tuple) else (value,)))
+        dashed = any(word.startswith("-") for word in given)
+        words += [f"--{name}={word}" for word in given] if dashed else [f"--{name}", *given]
     return words

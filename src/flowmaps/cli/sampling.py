@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,30 @@ from ..reports.figures import save
 from ..reports.image_grid import image_grid
 from ..runs.average import Average, save_averaged
 from ..system.files import write_atomically
+from . import conditions
 from .terminal import console, watching
 
 MAX_STEPS = 100_000
 
 
-def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **options: Any) -> None:
+def sample(
+    folder: Path,
+    out: Path,
+    *,
+    steps: int = 4,
+    number: int | None = None,
+    label: str | None = None,
+    condition: Sequence[str] = (),
+    condition_file: Path | None = None,
+    **options: Any,
+) -> None:
     """Draw samples from a run's map into a file.
 
     Args:
         folder: of a finished run.
         out: the file, which must not exist.
-        steps, number, options: as in `RunSampler.sample`.
+        steps, options: as in `RunSampler.sample`.
+        number, label, condition, condition_file: as in `conditions.given`.
 
     Raises:
         ValueError: the options are not for this map, or out of range; or `out` exists.
@@ -44,14 +57,18 @@ def sample(folder: Path, out: Path, *, steps: int = 4, number: int = 10_000, **o
         )
     if out.suffix in TABLE_SUFFIXES and len(run.units.shape) != 1:
         raise ValueError(f"{folder} makes samples of shape {run.units.shape}, which are no rows: take --out FILE.npz.")
-    with watching("sample", number) as watch:
-        x, labels = run.sample(steps, number, **options, watch=watch)
+    given = conditions.given(run, number, label, condition, condition_file)
+    for note in given.notes(run.units):
+        console.print(note, soft_wrap=True, markup=False)
+    with watching("sample", given.number) as watch:
+        options |= {"label": given.label, "values": given.values}
+        x, labels = run.sample(steps, given.number, **options, watch=watch)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, run.units, x, labels)
-    console.print(f"{number:,} samples in {steps} steps: {out}", soft_wrap=True)
+    _write(out, run.units, x, labels, given.values)
+    console.print(f"{given.number:,} samples in {steps} steps: {out}", soft_wrap=True)
 
 
-def _check(out: Path, steps: int, number: int) -> None:
+def _check(out: Path, steps: int, number: int | None) -> None:
     """Check the options that do not depend on the run."""
     if out.suffix not in (*ARRAY_SUFFIXES, *TABLE_SUFFIXES, ".png"):
         raise ValueError(
@@ -62,42 +79,59 @@ def _check(out: Path, steps: int, number: int) -> None:
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
     for name, value in {"number": number, "steps": steps}.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
     if steps > MAX_STEPS:
         raise ValueError(f"--steps must be at most {MAX_STEPS:,}, got {steps:,}.")
 
 
-def _write(out: Path, units: Units, x: Tensor, labels: Tensor | None) -> None:
+def _write(
+    out: Path, units: Units, x: Tensor, labels: Tensor | None, values: Mapping[str, np.ndarray] | None = None
+) -> None:
     """Samples as a file, in the units, types and names of the data: an array, a table, or images as one picture."""
     if out.suffix == ".png":
         rows = max(rows for rows in range(1, math.isqrt(len(x)) + 1) if len(x) % rows == 0)
         save(image_grid(units.to_pixels(x), rows), out)
     elif out.suffix in TABLE_SUFFIXES:
         named = units.table is None or units.table.named
-        write_atomically(out, write_table(out, table_columns(units, x, labels), named))
+        write_atomically(out, write_table(out, table_columns(units, x, labels, values), named))
     else:
         arrays, buffer = {"x": units.to_file(x)}, io.BytesIO()
         if labels is not None:
-            values = units.labels_in_file(labels)
-            arrays["labels"] = values.astype(str) if values.dtype.kind == "O" else values  # objects would be pickled
+            own = units.labels_in_file(labels)
+            arrays["labels"] = own.astype(str) if own.dtype.kind == "O" else own  # objects would be pickled
+        if values:
+            given = [np.broadcast_to(values[one.name], len(x)) for one in units.conditions]
+            arrays["condition"] = np.stack(given, axis=1)
         np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_atomically(out, buffer.getvalue())
 
 
-def table_columns(units: Units, x: Tensor, labels: Tensor | None) -> dict[str, np.ndarray]:
-    """Samples as columns by name, the classes where the file has them, or last.
+def table_columns(
+    units: Units, x: Tensor, labels: Tensor | None, values: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Samples as columns by name; classes and the columns that are conditioned on where the file has them, or last.
+
+    Args:
+        units: of the data.
+        x: samples in the network's coordinates.
+        labels: their classes.
+        values: of the columns that they are conditioned on, by name.
 
     Raises:
         ValueError: the samples are images or latents.
     """
     columns, table = units.to_columns(x), units.table
-    if labels is None:
-        return columns
-    at = len(columns) if table is None or table.label_place < 0 else table.label_place
-    named, values = list(columns.items()), units.labels_in_file(labels)
-    name = "label" if table is None else table.label or "label"
-    return dict([*named[:at], (name, values), *named[at:]])
+    given = {} if values is None else {name: np.broadcast_to(column, len(x)) for name, column in values.items()}
+    placed = [(own.place, own.name, own.written(given[own.name])) for own in units.conditions if given]
+    if labels is not None:
+        at = len(columns) + len(placed) if table is None or table.label_place < 0 else table.label_place
+        name = "label" if table is None else table.label or "label"
+        placed.append((at, name, units.labels_in_file(labels)))
+    named = list(columns.items())
+    for at, name, column in sorted(placed, key=lambda entry: entry[0]):  # each place is among all before it
+        named.insert(at, (name, column))
+    return dict(named)
 
 
 def average(folder: Path, out: Path, average: Average) -> None:

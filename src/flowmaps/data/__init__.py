@@ -1,6 +1,6 @@
 """Data sets as sources of batches: the checkerboard, the digits, images, tables and arrays of the user's own."""
 
-from .columns import Column, Table
+from .columns import Column, ConditionColumn, Table
 from .open import open_data
 from .options import DataWarning, TableOptions
 from .places import fingerprint, resolve
@@ -10,6 +10,7 @@ from .units import Units
 __all__ = [
     "Board",
     "Column",
+    "ConditionColumn",
     "DataWarning",
     "Images",
     "Points",

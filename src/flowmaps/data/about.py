@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .columns import Column
+from .columns import Column, ConditionColumn
 from .options import listed
-from .raw import RawTable, quoted
+from .raw import RawTable, option
 from .roles import Roles
 from .sources import Images, Points, Source
 
@@ -14,6 +14,8 @@ MAX_LINES = 24
 """Most columns that are shown one by one; of more, those that ask for attention come first."""
 HEAVY_KURTOSIS = 15.0
 """Excess kurtosis from which a column is said to have heavy tails: a normal one has 0, an exponential one 6."""
+FEW_IMAGES = 2_000
+"""Images below which a Fréchet distance to them is too large to be reported."""
 FEW_VALUES = 10
 """Most different whole numbers of a column that may be codes of categories."""
 
@@ -27,16 +29,16 @@ def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
         c.name for c, x in _numbers(roles, table.columns) if c.transform == "standard" and kurtosis(x) > HEAVY_KURTOSIS
     ]
     if heavy:
-        asked = " ".join(f"{name}=quantile" for name in heavy[:3])
+        asked = [f"{name}=quantile" for name in heavy] if len(heavy) <= 3 else ["quantile"]
         notes.append(
             f"{_called(raw, heavy)} heavy tails: most samples will lie too wide. Transform such columns: pass "
-            f"--transform {asked if len(heavy) <= 3 else 'quantile'}, or asinh, or log where all are positive"
+            f"{option('--transform', asked)}, or asinh, or log where all are positive"
         )
     codes = [c.name for c, x in _numbers(roles, table.columns) if c.limits and 2 < len(np.unique(x)) <= FEW_VALUES]
     if codes:
         notes.append(
             f"{_called(raw, codes)} at most {FEW_VALUES} different whole numbers, learned as a scale and rounded: if "
-            f"they are codes without an order, pass --categories {quoted(codes)}"
+            f"they are codes without an order, pass {option('--categories', codes)}"
         )
     if not len(source.data[source.data.ne(source.data[0]).any(1)]):
         notes.append("all rows are the same: samples will be copies of it")
@@ -56,6 +58,7 @@ def table_lines(roles: Roles, source: Points) -> tuple[str, ...]:
     kept = f"{len(source.data):,} are trained on, {held:,} held out for the metrics" if held else "all are trained on"
     lines = [f"{roles.raw.rows:,} rows, {kept}; no cell is missing"]
     found = [_column_line(roles, own, source, k) for k, own in enumerate(table.columns)]
+    found += [_condition_line(own, x) for own, x in zip(table.conditions, roles.conditions.columns, strict=True)]
     if len(found) > MAX_LINES:
         found.sort(key=lambda entry: not entry[0])
     cells = [("column", "type", "least", "greatest", "what is done"), *(entry[1] for entry in found[:MAX_LINES])]
@@ -64,7 +67,7 @@ def table_lines(roles: Roles, source: Points) -> tuple[str, ...]:
     if len(found) > MAX_LINES:
         lines.append(f"and {len(found) - MAX_LINES} more columns like those at the end of the list")
     if table.whitening:
-        lines.append("then all columns are whitened together")
+        lines.append("then all columns that are learned are whitened together")
     return (*lines, *class_lines(source, roles.counts, roles.label))
 
 
@@ -88,13 +91,48 @@ def image_lines(source: Images, cropped: bool = False) -> tuple[str, ...]:
     shape = "" if height == width else " (height x width; the network is built for rectangles)"
     lines = [f"{number:,} images of {height} x {width} pixels{shape}, {kind}"]
     if cropped:
-        lines.append("each was cropped to the square in its middle and averaged down to this size")
-    lines.append("samples are measured against the images that are trained on, as is usual for Fréchet distances")
+        middle = "square" if height == width else "rectangle of this shape"
+        lines.append(f"each was cropped to the {middle} in its middle and averaged down to this size")
+    lines += _compared(source)
     if source.labels is None:
         return (*lines, "no labels are learned")
     counts = np.bincount(source.labels.cpu().numpy(), minlength=source.classes or 0).tolist()
     names = source.units.names or tuple(map(str, range(len(counts))))
     return (*lines, *class_lines(source, dict(zip(names, counts, strict=True))))
+
+
+def compared_with(source: Source, most: int = 0) -> list[str]:
+    """What samples are measured against, in a sentence; none for a law that is known.
+
+    Args:
+        source: the data.
+        most: images that samples are measured against, spread over those that there are; 0 for all.
+    """
+    return [f"{said[0].upper()}{said[1:]}." for said in _compared(source, most)]
+
+
+def _compared(source: Source, most: int = 0) -> list[str]:
+    held = source.held_out if isinstance(source, (Points, Images)) else None
+    if isinstance(source, Points):
+        which = "rows that are trained on, as none are held out"
+        return [f"samples are measured against {which if held is None else f'{len(held):,} rows that are held out'}"]
+    if not isinstance(source, Images):
+        return []
+    some = f"{most:,} of " if 0 < most < len(source.real) else ""
+    if held is None:
+        return [f"samples are measured against {some}the images that are trained on, as is usual for Fréchet distances"]
+    whose = f"of {source.held_out_of}" if source.held_out_of else "that are held out"
+    return [f"samples are measured against {some}{len(held):,} images {whose}, and not trained on"]
+
+
+def held_out_notes(source: Images) -> tuple[str, ...]:
+    """Whether images that are held out are too few for a Fréchet distance that can be reported."""
+    if source.held_out is None or len(source.held_out) >= FEW_IMAGES:
+        return ()
+    return (
+        f"only {len(source.held_out):,} images are held out: a Fréchet distance to so few is too large, by an amount "
+        "that depends on their number; compare rows with one another",
+    )
 
 
 def latent_lines(source: Points) -> tuple[str, ...]:
@@ -103,6 +141,7 @@ def latent_lines(source: Points) -> tuple[str, ...]:
     shape = "" if height == width else ", not square: the networks are built for rectangles"
     return (
         f"{len(source.data):,} latents of {channels} channels, {height} x {width}{shape}; each channel standardised",
+        *_compared(source),
     )
 
 
@@ -143,6 +182,12 @@ def _column_line(roles: Roles, own: Column, source: Points, place: int) -> tuple
     done += " (heavy tails)" if tails else ""
     low, high = (f"{float(edge):.6g}" for edge in (values.min(), values.max()))
     return constant or tails or own.transform != "standard", (own.name[:40], own.type, low, high, done)
+
+
+def _condition_line(own: ConditionColumn, values: np.ndarray) -> tuple[bool, tuple[str, ...]]:
+    """As `_column_line`, for a column on which the map is conditioned."""
+    low, high = (f"{float(edge):.6g}" for edge in (values.min(), values.max()))
+    return True, (own.name[:40], own.column.type, low, high, f"condition, not learned: {DONE[own.column.transform]}")
 
 
 DONE = {

@@ -23,7 +23,7 @@ import torch
 
 from . import pickles
 from .layouts import Layout, missing_split
-from .pixels import ImageSet, Watch, shrink
+from .pixels import ImageSet, Resolution, Watch, shrink
 
 CIFAR = "cifar-10-batches-py"
 MAX_ENTRIES = 10_000  # of an archive: later ones are not read
@@ -51,7 +51,7 @@ class Batches(Layout):
             )
         return found
 
-    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
+    def read(self, split: str, resolution: Resolution, watch: Watch) -> ImageSet:
         half = "train" if split == "train" else "test"
         wanted, title = self.PARTS[half], f"Reading {self.path.name}"
         pixels, labels, names, found = {}, {}, (), set[str]()
@@ -77,7 +77,7 @@ class Batches(Layout):
             raise missing_split(self.path, split, splits)
         raise ValueError(f"{self.path} lacks {', '.join(lacking)} of split '{split}': unpack the archive again.")
 
-    def _batch(self, content: bytes, where: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self, content: bytes, where: str, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(N, 3, S, S)` and labels `(N,)` from 0."""
         fields = pickles.read(content, where)
         data, labels = fields.get("data"), fields.get("labels")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .fit import LEAST_HELD_OUT, held_out_rows
 from .labels import classes_of
 from .pixels import ImageSet
 from .sources import Points
@@ -58,16 +59,25 @@ def float_images(array: np.ndarray, path: Path) -> tuple[np.ndarray | None, str]
     return pixels, f"floats with the channels last are read as images of {array.shape[3]} channels, from {said}"
 
 
-def points_of_latents(arrays: Arrays, path: Path, labels: bool) -> Points:
-    """Latents `(N, C, H, W)`, each channel standardised."""
-    data = latents(arrays.array, path)
-    dims = (0, 2, 3)
+def points_of_latents(arrays: Arrays, path: Path, labels: bool, held_out: float = 0.0) -> Points:
+    """Latents `(N, C, H, W)`, each channel standardised; a share of them held out."""
+    every, dims = latents(arrays.array, path), (0, 2, 3)
+    held = torch.from_numpy(held_out_rows(len(every), held_out))
+    if held_out and not len(held):
+        raise ValueError(
+            f"--held-out {held_out:g} of {len(every)} latents is fewer than {LEAST_HELD_OUT}: hold out more."
+        )
+    chosen = torch.ones(len(every), dtype=torch.bool).index_fill_(0, held, False)
+    data = every[chosen]
     shift, scale = data.mean(dims), data.std(dims) if data[:, 0].numel() > 1 else torch.zeros(data.shape[1]).double()
     low, high = data.amin(dims), data.amax(dims)
     shift = torch.where(low == high, low, shift)
-    found = None if arrays.labels is None or not labels else classes_of(arrays.labels, len(data), str(path))
-    numbers, names = (None, ()) if found is None else (found.numbers, found.names)
+    found = None if arrays.labels is None or not labels else classes_of(arrays.labels, len(every), str(path))
+    numbers, names = (None, ()) if found is None else (found.numbers[chosen], found.names)
     points = Points(data, numbers, shift, torch.where(low == high, 0, scale), names)
+    if len(held):
+        divisor = torch.where((low == high) | (scale == 0), 1, scale)
+        points.held_out = ((every[held] - shift[:, None, None]) / divisor[:, None, None]).float()
     kind = "" if found is None else found.type
     points.units = dataclasses.replace(points.units, type=arrays.array.dtype.name, label_type=kind)
     return points

@@ -17,6 +17,7 @@ import numpy as np
 
 from .labels import TYPES, as_in_file
 from .options import TRANSFORMS
+from .raw import option
 
 MAX_KNOTS = 1_000
 """Knots of a quantile transform."""
@@ -97,6 +98,63 @@ class Column:
 
 
 @dataclass(frozen=True)
+class ConditionColumn:
+    """A column of numbers on which a map is conditioned; the network sees (f(x) - shift) / scale.
+
+    Args:
+        column: with its transform f.
+        shift, scale: mean and deviation of f(x) over the rows that are trained on.
+        low, high: the least and the greatest value of those rows.
+        place: where among the columns of the file it is.
+    """
+
+    column: Column
+    shift: float
+    scale: float
+    low: float
+    high: float
+    place: int
+
+    def __post_init__(self) -> None:
+        if not all(map(_is_number, (self.shift, self.scale, self.low, self.high))) or not self.scale > 0:
+            raise ValueError("a column of conditions has finite numbers, and a scale above 0.")
+        if type(self.place) is not int or self.column.width != 1 or self.column.transform == "categories":
+            raise ValueError("a column of conditions has a place, and holds numbers.")
+
+    @property
+    def name(self) -> str:
+        """Of the column."""
+        return self.column.name
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Values `(N,)` as the network sees them, `(N,)` in float64.
+
+        Raises:
+            ValueError: values that the transform does not take, or of quantiles does not tell apart.
+        """
+        x = values.astype(np.float64)
+        if self.column.transform == "log" and x.min(initial=1.0) <= 0:
+            raise ValueError(f"{self.name} is positive, as its logarithm is taken, got {x.min():g}.")
+        if self.column.transform == "quantile" and (self.outside(x)).any():
+            raise ValueError(
+                f"{self.name} is from {self.low:g} to {self.high:g} in the data, and its quantiles do not tell values "
+                f"beyond from those ends, got {x[self.outside(x)][0]:g}."
+            )
+        return (self.column.encode(x)[:, 0] - self.shift) / self.scale
+
+    def written(self, values: np.ndarray) -> np.ndarray:
+        """Values `(N,)` in the file's type; as float64 where that does not hold them."""
+        kind = np.dtype(self.column.type)
+        with np.errstate(invalid="ignore"):
+            cast = values.astype(kind)
+        return cast if kind.kind == "f" or np.array_equal(cast.astype(np.float64), values) else values
+
+    def outside(self, values: np.ndarray) -> np.ndarray:
+        """Which values `(N,)` are beyond those of the rows that were trained on."""
+        return (values < self.low) | (values > self.high)
+
+
+@dataclass(frozen=True)
 class Table:
     """The columns of a table, in the order of the file.
 
@@ -106,6 +164,7 @@ class Table:
         label: name of the column of the classes, or of the array; empty where there is none.
         named: whether the columns have names in the file.
         label_place: where among the columns of the file the classes are.
+        conditions: those on which a map is conditioned; they are not learned.
     """
 
     columns: tuple[Column, ...]
@@ -113,6 +172,7 @@ class Table:
     label: str = ""
     named: bool = True
     label_place: int = -1
+    conditions: tuple[ConditionColumn, ...] = ()
 
     def __post_init__(self) -> None:
         for column in self.columns:
@@ -123,7 +183,7 @@ class Table:
             )
         if any(not _is_number(entry) for row in self.whitening for entry in row):
             raise ValueError("whitening is made of finite numbers.")
-        texts, truths = (self.label, *(column.name for column in self.columns)), (self.named,)
+        texts, truths = (self.label, *(one.name for one in (*self.columns, *self.conditions))), (self.named,)
         if any(type(t) is not str for t in texts) or any(type(t) is not bool for t in truths):
             raise ValueError("names of columns are text.")
         if type(self.label_place) is not int:
@@ -162,7 +222,9 @@ class Table:
         """
         fields = dict(fields)
         columns = tuple(_column(column) for column in fields.pop("columns"))
-        return cls(columns, tuple(tuple(row) for row in fields.pop("whitening", ())), **fields)
+        given = [{**one, "column": _column(one["column"])} for one in fields.pop("conditions", ())]
+        conditions, whitening = tuple(ConditionColumn(**one) for one in given), fields.pop("whitening", ())
+        return cls(columns, tuple(tuple(row) for row in whitening), conditions=conditions, **fields)
 
 
 def _column(fields: Any) -> Column:
@@ -190,7 +252,7 @@ def fitted(name: str, values: np.ndarray, kind: str, **about: Any) -> Column:
         row = int(x.argmin())
         raise ValueError(
             f"column {name!r} has {x[row]:g} in row {row} (counted from 0), and a logarithm takes positive numbers: "
-            f"pass --transform {name}=asinh or {name}=quantile."
+            f"pass {option('--transform', [name + '=asinh'])} or {name}=quantile."
         )
     if kind == "asinh":
         low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .pixels import area_mean, square
+from .pixels import Resolution, area_mean, is_multiple, middle, sides
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
@@ -36,13 +36,13 @@ def pillow() -> Any:
     return Image
 
 
-def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray:
+def decode(content: bytes | Path, where: str, resolution: Resolution = 0) -> np.ndarray:
     """An image as uint8 `(H, W)` if it is grey, `(H, W, 3)` if not.
 
     Args:
         content: of the file, or its path.
         where: name of the image in an error.
-        resolution: crop it to the square in its middle and average it down to this size; 0 leaves it as it is.
+        resolution: crop it in its middle to the shape of this size and average it down to it; 0 leaves it as it is.
 
     Raises:
         ValueError: no such image, or one that is damaged, transparent, of more than 8 bits, or too small.
@@ -60,7 +60,8 @@ def decode(content: bytes | Path, where: str, resolution: int = 0) -> np.ndarray
         raise ValueError(f"{where} could not be read as an image ({' '.join(reason.split())}).") from None
     if refusal:
         raise ValueError(f"{where} {refusal}")
-    return np.array(image) if not resolution else _resized(image, where, resolution)
+    size = sides(resolution)
+    return np.array(image) if size is None else _resized(image, where, size)
 
 
 def _converted(image: Any) -> tuple[str, Any]:
@@ -94,19 +95,22 @@ def _raw_mode(arguments: Any) -> str:
     return str(arguments[0]) if isinstance(arguments, tuple) and arguments else str(arguments)
 
 
-def _resized(image: Any, where: str, resolution: int) -> np.ndarray:
-    side = min(image.size)
-    if side < resolution:
+def _resized(image: Any, where: str, size: tuple[int, int]) -> np.ndarray:
+    if image.height < size[0] or image.width < size[1]:
+        square = size[0] == size[1]
+        asked, most = (
+            (size[0], min(image.size)) if square else (f"{size[0]}x{size[1]}", f"{image.height}x{image.width}")
+        )
         raise ValueError(
-            f"{where} has {image.width} x {image.height} pixels, fewer than --resolution {resolution}: choose a "
-            f"--resolution of at most {side}, or leave the image out."
+            f"{where} has {image.width} x {image.height} pixels, fewer than --resolution {asked}: choose a "
+            f"--resolution of at most {most}, or leave the image out."
         )
     array = np.array(image)
     channels = array.transpose(2, 0, 1) if array.ndim == 3 else array
-    cropped = square(channels)
-    if side % resolution == 0:
-        mean = area_mean(cropped, resolution)
+    cropped = middle(channels, *size)
+    if is_multiple(cropped.shape[-2:], size):
+        mean = area_mean(cropped, size)
         return mean.transpose(1, 2, 0) if mean.ndim == 3 else mean
     library = pillow()
-    middle = library.fromarray(np.ascontiguousarray(cropped.transpose(1, 2, 0) if array.ndim == 3 else cropped))
-    return np.array(middle.resize((resolution, resolution), library.Resampling.BOX))
+    kept = library.fromarray(np.ascontiguousarray(cropped.transpose(1, 2, 0) if array.ndim == 3 else cropped))
+    return np.array(kept.resize((size[1], size[0]), library.Resampling.BOX))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .columns import Column, Table, covariance_root, fitted
+from ..shapes import condition_of, on_each
+from .columns import Column, ConditionColumn, Table, covariance_root, fitted
 from .labels import Classes, classes_of, whole
 from .options import TableOptions
-from .raw import RawTable, check_whole
+from .raw import RawTable, check_whole, option
 from .roles import MAX_CATEGORIES, Roles
 from .sources import Points
 from .units import Units
@@ -27,15 +29,18 @@ def points_of(roles: Roles, options: TableOptions) -> Points:
     Raises:
         ValueError: a column cannot be learned as the options say.
     """
-    raw, kinds = roles.raw, options.transforms(roles.raw.names)
-    held = _held_out(raw.rows, options.held_out)
+    raw, kinds = roles.raw, options.transforms([*roles.raw.names, *roles.conditions.names])
+    held = held_out_rows(raw.rows, options.held_out)
     train = np.setdiff1d(np.arange(raw.rows), held)
     columns, values = [], []
     for name, column in zip(raw.names, raw.columns, strict=True):
         made, numbers = _column(raw, name, column, kinds[name], options, train)
         columns.append(made)
         values.append(numbers)
-    table = Table(tuple(columns), label=roles.label, named=raw.named, label_place=roles.label_place)
+    conditions, given = _conditions(roles, kinds, train)
+    table = Table(
+        tuple(columns), label=roles.label, named=raw.named, label_place=roles.label_place, conditions=conditions
+    )
     features = table.encode(values)
     shift, scale = _shift_and_scale(table, features[train])
     y = (features - shift) / np.where(scale > 0, scale, 1)
@@ -44,15 +49,38 @@ def points_of(roles: Roles, options: TableOptions) -> Points:
         table = Table(**{**vars(table), "whitening": tuple(map(tuple, root.tolist()))})
         y = y @ inverse
     x, labels = torch.from_numpy(y).float(), roles.classes
-    numbers = None if labels is None else labels.numbers
     names, label_type = ((), "") if labels is None else (labels.names, labels.type)
-    classes = None if numbers is None else int(numbers.max()) + 1
+    classes = None if labels is None else int(labels.numbers.max()) + 1
     units = Units(
         (table.width,), classes, tuple(shift.tolist()), tuple(scale.tolist()), names=names, label_type=label_type,
         type=raw.type, table=table,
     )  # fmt: skip
-    chosen = torch.from_numpy(train)
-    return Points.of(x[chosen], None if numbers is None else numbers[chosen], units, x[torch.from_numpy(held)])
+    cond = condition_of(None if labels is None else labels.numbers, given)
+    trained, left = (
+        (x[rows], on_each(cond, lambda value, rows=rows: value[rows])) for rows in map(torch.from_numpy, (train, held))
+    )
+    return Points.of(*trained, units, *left)
+
+
+def _conditions(
+    roles: Roles, kinds: dict[str, str], train: np.ndarray
+) -> tuple[tuple[ConditionColumn, ...], Tensor | None]:
+    """The columns on which a map is conditioned, fitted to the rows that are trained on, and their numbers `(N, D)`."""
+    raw, found, numbers = roles.conditions, [], []
+    for name, values, place in zip(raw.names, raw.columns, roles.places, strict=True):
+        x = values.astype(np.float64)
+        column = fitted(name, x[train], kinds[name], type=values.dtype.name, limits=())
+        features = column.encode(x[train])
+        shift, scale = _shift_and_scale(Table((column,)), features)
+        if not scale[0] > 0:
+            raise ValueError(
+                f"{raw.path}: {raw.called(name)} is the same in all rows that are trained on, and a condition is a "
+                "number that varies: leave it out of --condition-columns."
+            )
+        low, high = float(x[train].min()), float(x[train].max())
+        found.append(ConditionColumn(column, float(shift[0]), float(scale[0]), low, high, place))
+        numbers.append((column.encode(x)[:, 0] - shift[0]) / scale[0])
+    return tuple(found), torch.from_numpy(np.stack(numbers, axis=1)).float() if numbers else None
 
 
 def _column(
@@ -78,7 +106,7 @@ def _categories(raw: RawTable, name: str, values: np.ndarray) -> tuple[Column, n
     if len(names) > MAX_CATEGORIES:
         raise ValueError(
             f"{raw.path}: {raw.called(name)} has {len(names):,} values, more than {MAX_CATEGORIES:,} categories: pass "
-            f"--drop-columns {name}."
+            f"{option('--drop-columns', [name])}."
         )
     return Column(name, kind, "categories", values=names), places
 
@@ -98,8 +126,8 @@ def _shift_and_scale(table: Table, features: np.ndarray) -> tuple[np.ndarray, np
     return shift, np.where(constant & ~wide, 0.0, scale)
 
 
-def _held_out(rows: int, share: float) -> np.ndarray:
-    """The numbers of the rows that are held out, in random order."""
+def held_out_rows(rows: int, share: float) -> np.ndarray:
+    """The numbers of the rows that are held out, in random order; none where they would be fewer than ten."""
     number = int(share * rows)
     if number < LEAST_HELD_OUT:
         return np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ import torch
 from .decode import IMAGE_SUFFIXES, decode, pillow
 from .layouts import SPLITS, Layout, missing_split
 from .options import listed
-from .pixels import CHUNK, ImageSet, Watch, gather, in_order
+from .pixels import CHUNK, ImageSet, Resolution, Watch, gather, in_order
 
 SPLIT_FOLDERS = tuple(dict.fromkeys(name for names in SPLITS.values() for name in names))
 
@@ -31,7 +31,7 @@ class Folder(Layout):
     def files(self) -> list[Path]:
         return [file for file in _visible_files(self.path) if _is_image(file)]
 
-    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
+    def read(self, split: str, resolution: Resolution, watch: Watch) -> ImageSet:
         pillow()
         root = self._split(split)
         files, labels = _images_beside(root), []

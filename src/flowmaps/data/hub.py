@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .layouts import SPLITS, missing_split
-from .pixels import CHUNK, ImageSet, Watch
+from .pixels import CHUNK, ImageSet, Resolution, Watch
 from .rows import INSTALL, Rows, labels_hidden, one_line, read
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,7 +19,7 @@ def is_hub(name: str) -> bool:
     return HUB.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def read_hub(name: str, split: str, resolution: int, watch: Watch) -> ImageSet:
+def read_hub(name: str, split: str, resolution: Resolution, watch: Watch) -> ImageSet:
     """The images of a split of a data set of the Hugging Face hub; it is fetched into the hub's cache.
 
     Raises:

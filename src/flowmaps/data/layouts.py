@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from .pixels import ImageSet, Watch
+from .pixels import ImageSet, Resolution, Watch
 
 SPLITS = {  # names that a split may have in the files, the first one that is there is taken
     "train": ("train",),
@@ -35,12 +35,12 @@ class Layout(ABC):
         """The files of all splits, in a fixed order."""
 
     @abstractmethod
-    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
+    def read(self, split: str, resolution: Resolution, watch: Watch) -> ImageSet:
         """The images of a split, averaged down to `resolution` where that is not 0.
 
         Args:
             split: a name of `SPLITS`.
-            resolution: the size of a side, or 0.
+            resolution: of the images, or 0.
             watch: progress callback.
 
         Raises:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from . import about, arrays, fit, frames, hub, roles, tables
 from .labels import LABEL_NAMES
 from .layouts import SPLITS
 from .options import DataWarning, TableOptions
-from .pixels import ImageSet, Watch, quiet, shrink
+from .pixels import ImageSet, Resolution, Watch, quiet, shrink, sides
 from .places import BUILT_IN, WAYS_TO_GIVE_IMAGES, find_data, layout_of
 from .raw import RawTable
 from .sources import Board, Images, Points, Source
 
 ALL_ROWS = TableOptions(held_out=0.0)
+TEST = "test"
+"""In the place of a share that is held out: the images of the data's own test split."""
 
 
 def open_data(
     name: str,
     *,
-    resolution: int = 0,
+    resolution: Resolution = 0,
     flips: bool = False,
     labels: bool = True,
     split: str = "train",
+    held_out: float | str = 0.0,
     table: TableOptions = ALL_ROWS,
     watch: Watch | None = None,
 ) -> Source:
@@ -36,11 +41,13 @@ def open_data(
         name: `checkerboard`, `digits`, `cifar10`, `imagenet32`; the path of an array file (`.npy`, `.npz`), of a table
             (`.csv`, `.tsv`, `.parquet`, `.feather`, `.xlsx`), of an archive or of a folder of images (docs/data.md); or
             `user/name` on the Hugging Face hub.
-        resolution: crop images to the square in their middle and average it down to this many pixels a side; 0 leaves
-            them as they are, rectangles too.
+        resolution: crop images in their middle and average them down: to a square of so many pixels a side, or to
+            `"HxW"` or `(H, W)`, height and width; 0 leaves them as they are, rectangles too.
         flips: mirror images at random as they are drawn.
         labels: without them the data have no classes.
         split: `train`, `test`, or `validation` or `val`, which may stand for `test` and the other way round.
+        held_out: share of images or latents that is left out, for samples to be measured against, at least ten; or
+            `"test"` for the images of the data's own test split. Of a table it is `table.held_out`.
         table: how a table is read and learned; all its rows are used unless given.
         watch: progress callback.
 
@@ -51,12 +58,14 @@ def open_data(
     table.check()
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    if resolution < 0:
-        raise ValueError(f"--resolution must be 0 (as it is) or a number of pixels, got {resolution}.")
+    sides(resolution)  # which says what it may be
+    _check_held_out(held_out, split)
+    options = ImageReading(resolution, flips, labels, held_out)
     if name in BUILT_IN or not name or tables.is_array_file(name):
-        source = _arrays(name, resolution, flips, labels, split, table)
+        source = _arrays(name, options, split, table)
     else:
-        source = _images(_image_set(name, resolution, split, watch), resolution, flips, labels)
+        test = _image_set(name, resolution, "test", watch) if held_out == TEST else None
+        source = _images(_image_set(name, resolution, split, watch), options, test)
     if table != ALL_ROWS and (source.units.table is None) and _asks(table):
         raise ValueError(f"{name} is no table: {_asks(table)} is for tables alone, leave it out.")
     for note in source.notes:
@@ -71,37 +80,91 @@ def _asks(table: TableOptions) -> str:
     return next((f"--{name.replace('_', '-')}" for name in changed if name != "held_out"), "")
 
 
-def _images(images: ImageSet, resolution: int, flips: bool, labels: bool) -> Images:
-    """The source of a set of images, with or without its labels."""
-    targets, names = (images.labels, images.names) if labels else (None, ())
-    source = Images(images.pixels, targets, names, classes=images.classes, flips=flips)
+class ImageReading(NamedTuple):
+    """How images are read and learned, as in `open_data`."""
+
+    resolution: Resolution
+    flips: bool
+    labels: bool
+    held_out: float | str
+
+
+def _check_held_out(held_out: float | str, split: str) -> None:
+    number = isinstance(held_out, (int, float)) and not isinstance(held_out, bool) and 0 <= held_out < 1
+    if not number and held_out != TEST:
+        raise ValueError(
+            f"--held-out must be a share from 0 to below 1, or of images 'test' for the data's own test split, got "
+            f"{held_out!r:.40}."
+        )
+    if held_out and split != "train":
+        raise ValueError(f"images are held out of the training split, got held_out={held_out!r} of '{split}'.")
+
+
+def _images(images: ImageSet, options: ImageReading, test: ImageSet | None = None) -> Images:
+    """The source of a set of images, with or without its labels; with images held out of it, or those of `test`."""
+    train, held = (images, test) if test is not None or not options.held_out else _split(images, options.held_out)
+    targets, names = (train.labels, train.names) if options.labels else (None, ())
+    classes = images.classes or (0 if images.labels is None else int(images.labels.max()) + 1)
+    source = Images(train.pixels, targets, names, classes=classes, flips=options.flips)
     if targets is not None:
         source.units = dataclasses.replace(source.units, label_type=images.label_type)
-    source.notes, source.about = images.notes, about.image_lines(source, resolution > 0)
-    if images.labels is not None and not labels:
+    if held is not None:
+        if held.pixels.shape[1:] != source.shape:
+            got, wanted = (" x ".join(map(str, shape)) for shape in (held.pixels.shape[1:], source.shape))
+            raise ValueError(
+                f"the images of the test split are of {got}, those of the training split of {wanted}: pass "
+                "--resolution, or a share for --held-out."
+            )
+        source.held_out, source.held_out_labels = held.pixels, held.labels if options.labels else None
+        source.held_out_of = "" if test is None else "the data's own test split"
+    source.notes = (*images.notes, *about.held_out_notes(source))
+    source.about = about.image_lines(source, sides(options.resolution) is not None)
+    if images.labels is not None and not options.labels:
         source.about = (*source.about[:-1], "labels are there and not learned: pass --labels to learn them")
     return source
 
 
-def _arrays(name: str, resolution: int, flips: bool, labels: bool, split: str, table: TableOptions) -> Source:
+def _split(images: ImageSet, share: float | str) -> tuple[ImageSet, ImageSet]:
+    """The images that are trained on, and a share that is held out."""
+    assert not isinstance(share, str)
+    held = fit.held_out_rows(len(images.pixels), share)
+    if not len(held):
+        raise ValueError(
+            f"--held-out {share:g} of {len(images.pixels)} images is fewer than {fit.LEAST_HELD_OUT}: hold out more, "
+            "or none, --held-out 0."
+        )
+    train = np.setdiff1d(np.arange(len(images.pixels)), held)
+
+    def some(rows: np.ndarray) -> ImageSet:
+        chosen = torch.from_numpy(rows)
+        labels = None if images.labels is None else images.labels[chosen]
+        return images._replace(pixels=images.pixels[chosen], labels=labels)
+
+    return some(train), some(held)
+
+
+def _arrays(name: str, options: ImageReading, split: str, table: TableOptions) -> Source:
     """Built-in data, arrays and tables in files."""
     if not name:
         raise ValueError(
             f"no data given: pass --data with 'checkerboard', 'digits' or a file ending in "
             f"{', '.join(tables.SUFFIXES)}. {WAYS_TO_GIVE_IMAGES}."
         )
-    if split != "train" and name != "checkerboard":
+    if (split != "train" or options.held_out == TEST) and name != "checkerboard":
+        split = TEST if options.held_out == TEST else split
         raise ValueError(f"{name} has no split '{split}': an array is one set of points, the training data.")
     if name == "checkerboard":
         source: Source = Board()
     elif name == "digits":
-        source = _digits(labels)
+        source = _digits(options.labels)
     elif Path(name).suffix.lower() in tables.ARRAY_SUFFIXES:
-        source = _array(Path(name), resolution, flips, labels, table)
+        source = _array(Path(name), options, table)
     else:
-        source = _table(frames.read_table(Path(name), table.header), labels, table)
-    if (resolution or flips) and not isinstance(source, Images):
+        source = _table(frames.read_table(Path(name), table.header), options.labels, table)
+    if (sides(options.resolution) or options.flips) and not isinstance(source, Images):
         raise ValueError(f"{name} has no images: --resolution and --flips are for images alone.")
+    if options.held_out and (source.units.table is not None or name in BUILT_IN):
+        raise ValueError(f"{name} is no set of images or latents: pass held_out=0, and of a table table.held_out.")
     return source
 
 
@@ -115,19 +178,20 @@ def _digits(labels: bool) -> Points:
     return Points(data, torch.as_tensor(targets) if labels else None, torch.full((64,), 8.0), torch.full((64,), 8.0))
 
 
-def _array(path: Path, resolution: int, flips: bool, labels: bool, table: TableOptions) -> Source:
+def _array(path: Path, options: ImageReading, table: TableOptions) -> Source:
     found = tables.read_arrays(path)
     pixels, note = (found.array, "") if arrays.holds_pixels(found.array) else arrays.float_images(found.array, path)
     if pixels is not None:
         images = arrays.image_set(found, pixels, path)
-        shrunk = torch.from_numpy(shrink(images.pixels.numpy(), resolution, str(path)))
+        shrunk = torch.from_numpy(shrink(images.pixels.numpy(), options.resolution, str(path)))
         images = images._replace(pixels=shrunk, notes=(*images.notes, *([note] if note else [])))
-        return _images(images, resolution, flips, labels)
+        return _images(images, options)
     if found.array.ndim == 4:
-        source = arrays.points_of_latents(found, path, labels)
+        assert not isinstance(options.held_out, str)
+        source = arrays.points_of_latents(found, path, options.labels, options.held_out)
         source.notes, source.about = found.notes, about.latent_lines(source)
         return source
-    return _table(tables.raw_table(found, path), labels, table)
+    return _table(tables.raw_table(found, path), options.labels, table)
 
 
 def _table(raw: RawTable, labels: bool, table: TableOptions) -> Points:
@@ -141,7 +205,7 @@ def _table(raw: RawTable, labels: bool, table: TableOptions) -> Points:
     return source
 
 
-def _image_set(name: str, resolution: int, split: str, watch: Watch) -> ImageSet:
+def _image_set(name: str, resolution: Resolution, split: str, watch: Watch) -> ImageSet:
     path = find_data(name)
     if path is None and hub.is_hub(name):
         return hub.read_hub(name, split, resolution, watch)

@@ -23,6 +23,9 @@ class TableOptions:
     target that looks like classes."""
     label_bins: Annotated[int, Ge(0), Le(1_000)] = 0
     """Cut the numbers of --label-column into this many classes with equally many rows each; 0 for none."""
+    condition_columns: Names = ()
+    """Columns of numbers of a table on whose values the map is conditioned: they are not learned, but given to
+    `flowmaps sample` by --condition or --condition-file, and written beside the samples."""
     drop_columns: Names = ()
     """Columns of a table to leave out."""
     keep_columns: Names = ()
@@ -84,7 +87,7 @@ class TableOptions:
             raise ValueError(f"--integers must be round or float, got {self.integers!r:.40}.")
         if self.header not in ("auto", "names", "none"):
             raise ValueError(f"--header must be auto, names or none, got {self.header!r:.40}.")
-        for option in ("drop_columns", "keep_columns", "categories", "transform"):
+        for option in ("condition_columns", "drop_columns", "keep_columns", "categories", "transform"):
             names = getattr(self, option)
             if isinstance(names, str) or any(not isinstance(name, str) for name in names):
                 shown = option.replace("_", "-")

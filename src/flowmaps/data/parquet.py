@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .layouts import SPLITS, Layout, missing_split
-from .pixels import CHUNK, ImageSet, Watch
+from .pixels import CHUNK, ImageSet, Resolution, Watch
 from .rows import IMAGE_COLUMNS, INSTALL, Rows, columns_of_images, labels_hidden, one_line, read
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val)(?=[-_.])")
@@ -30,7 +30,7 @@ class Parquet(Layout):
     def files(self) -> list[Path]:
         return _parquets(self.path)
 
-    def read(self, split: str, resolution: int, watch: Watch) -> ImageSet:
+    def read(self, split: str, resolution: Resolution, watch: Watch) -> ImageSet:
         splits: dict[str, list[Path]] = {}
         for file in self.files():
             found = SPLIT.findall(file.name)

@@ -5,7 +5,9 @@ The mean of an area, rounded half up, is what a coarser camera would have seen: 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,33 @@ from ..system.progress import quiet as quiet
 A = TypeVar("A")
 B = TypeVar("B")
 CHUNK = 256  # images that a thread works on at a time: enough that starting it costs little
+
+
+Resolution = int | str | tuple[int, int]
+"""Size to which images are averaged down: 0 for as they are, pixels of each side, or height and width: 16, "16x32"."""
+RECTANGLE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+def sides(resolution: Resolution) -> tuple[int, int] | None:
+    """Height and width of a resolution; `None` for images as they are.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = RECTANGLE.fullmatch(resolution) if isinstance(resolution, str) else None
+    both = (int(match[1]), int(match[2])) if match else resolution
+    if isinstance(both, str) and both.isdecimal():
+        both = int(both)
+    if isinstance(both, int) and not isinstance(both, bool):
+        both = (both, both)
+    if both == (0, 0):
+        return None
+    if not isinstance(both, tuple) or len(both) != 2 or any(type(n) is not int or n < 1 for n in both):
+        raise ValueError(
+            "--resolution must be 0 (as it is), a number of pixels, or HEIGHTxWIDTH such as 16x32, got "
+            f"{resolution!s:.40}."
+        )
+    return both
 
 
 class ImageSet(NamedTuple):
@@ -43,42 +72,64 @@ class ImageSet(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def square(array: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of images `(..., H, W)`."""
-    height, width = array.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return array[..., top : top + side, left : left + side]
+def middle(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The largest rectangle in the middle of images `(..., H, W)` whose sides are as `height` to `width`."""
+    across, down = array.shape[-1], array.shape[-2]
+    if down * width <= across * height:  # as high as the image
+        kept = down, down * width // height
+    else:
+        kept = across * height // width, across
+    kept = max(1, kept[0]), max(1, kept[1])
+    top, left = (down - kept[0]) // 2, (across - kept[1]) // 2
+    return array[..., top : top + kept[0], left : left + kept[1]]
 
 
-def shrink(pixels: np.ndarray, resolution: int, where: str) -> np.ndarray:
-    """Images `(N, C, H, W)` uint8 cropped to a square and averaged down to `resolution`; unchanged if that is 0.
+def shrink(pixels: np.ndarray, resolution: Resolution, where: str) -> np.ndarray:
+    """Images `(N, C, H, W)` uint8 cropped to a resolution's shape and averaged down to it; unchanged if that is 0.
 
     Raises:
-        ValueError: the side is no multiple of `resolution`.
+        ValueError: the sides are no multiple of the resolution.
     """
-    if not resolution:
+    if (size := sides(resolution)) is None:
         return pixels
-    cropped = square(pixels)
-    side = cropped.shape[-1]
-    if side % resolution:
-        fits = [n for n in range(min(4, side), side + 1) if side % n == 0]
-        raise ValueError(
-            f"{where} has images of {side} pixels a side, no multiple of --resolution {resolution}: choose one of "
-            f"{', '.join(map(str, fits))}."
-        )
-    if side == resolution:
+    cropped = middle(pixels, *size)
+    if not is_multiple(cropped.shape[-2:], size):
+        raise ValueError(_no_multiple(pixels.shape[-2:], cropped.shape[-2:], size, where))
+    if cropped.shape[-2:] == size:
         return np.ascontiguousarray(cropped)
-    means = np.empty((*cropped.shape[:2], resolution, resolution), np.uint8)
+    means = np.empty((*cropped.shape[:2], *size), np.uint8)
     for first in range(0, len(cropped), CHUNK):
-        means[first : first + CHUNK] = area_mean(cropped[first : first + CHUNK], resolution)
+        means[first : first + CHUNK] = area_mean(cropped[first : first + CHUNK], size)
     return means
 
 
-def area_mean(pixels: np.ndarray, resolution: int) -> np.ndarray:
-    """The exact mean of each cell of images `(..., side, side)` uint8, rounded half up; the side is a multiple."""
-    times = pixels.shape[-1] // resolution
-    cells = pixels.reshape(*pixels.shape[:-2], resolution, times, resolution, times)
+def is_multiple(whole: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether both sides are the same multiple of a size."""
+    return whole[0] % size[0] == 0 and whole[0] * size[1] == whole[1] * size[0]
+
+
+def _no_multiple(have: tuple[int, ...], whole: tuple[int, ...], size: tuple[int, int], where: str) -> str:
+    """The refusal of a resolution that does not divide the sides of images, and those that do."""
+    if size[0] == size[1]:
+        side = whole[0]
+        fits = ", ".join(str(n) for n in range(min(4, side), side + 1) if side % n == 0)
+        return (
+            f"{where} has images of {side} pixels a side, no multiple of --resolution {size[0]}: choose one of {fits}."
+        )
+    common = math.gcd(*have)
+    fits = ", ".join(f"{have[0] // n}x{have[1] // n}" for n in range(common, 0, -1) if common % n == 0)
+    return (
+        f"{where} has images of {have[0]} x {have[1]} pixels (height x width), of which --resolution "
+        f"{size[0]}x{size[1]} is no whole part: without cropping there are {fits}."
+    )
+
+
+def area_mean(pixels: np.ndarray, resolution: Resolution) -> np.ndarray:
+    """The exact mean of each cell of images `(..., H, W)` uint8, rounded half up; the sides are one multiple of it."""
+    size = sides(resolution)
+    assert size is not None
+    times = pixels.shape[-2] // size[0]
+    cells = pixels.reshape(*pixels.shape[:-2], size[0], times, size[1], times)
     sums = cells.sum((-3, -1), dtype=np.uint32)
     return ((2 * sums + times**2) // (2 * times**2)).astype(np.uint8)
 

@@ -92,7 +92,7 @@ def check_complete(raw: RawTable, droppable: bool = False) -> None:
     name, within = raw.names[place], [raw.names[k] for k in np.flatnonzero(bad.any(0))]
     value = raw.columns[place][row]
     what = "is missing" if value is None or value != value else f"is {value:g}, which single precision does not hold"
-    drop = "" if len(within) == len(raw.names) and not droppable else f", or pass --drop-columns {quoted(within)}"
+    drop = "" if len(within) == len(raw.names) and not droppable else f", or pass {option('--drop-columns', within)}"
     raise ValueError(
         f"{raw.path}, {raw.where(row)}: {raw.called(name)} {what}. There are NaN or infinite values in {rows.sum()} of "
         f"{raw.rows} rows (first: row {row}, counted from 0): drop or fill those rows{drop}."
@@ -113,16 +113,16 @@ def check_numbers(raw: RawTable) -> None:
 
 def _why_text(raw: RawTable, name: str, column: np.ndarray) -> str:
     """What the first cell of text in a column is, and what can be done about it."""
-    texts, shell = texts_of(column), quoted([name])
-    row = next((k for k, value in enumerate(column) if value is not None and not is_number(str(value))), -1)
-    place, drop = f"{raw.path}, {raw.where(max(row, 0))}: {raw.called(name)} holds", f"--drop-columns {shell}"
-    ways = (
-        f"pass --label-column {shell} to learn them as classes, --categories {shell} to learn them as a column of "
-        "categories,"
+    texts = texts_of(column)
+    classes, categories, keep, drop = (
+        option(f"--{flag}", [name]) for flag in ("label-column", "categories", "keep-columns", "drop-columns")
     )
+    row = next((k for k, value in enumerate(column) if value is not None and not is_number(str(value))), -1)
+    place = f"{raw.path}, {raw.where(max(row, 0))}: {raw.called(name)} holds"
+    ways = f"pass {classes} to learn them as classes, {categories} to learn them as a column of categories,"
     if row < 0:
         kind, zeros = ("codes", " without leading zeros") if is_code(texts) else ("numbers as text", "")
-        keep = f"--keep-columns {shell} to learn them as numbers{zeros}"
+        keep += f" to learn them as numbers{zeros}"
         return f"{place} {kind} such as {texts[0][:40]!r}: {ways} {keep}, or {drop}"
     cell = str(column[row]).strip()
     place = f"{place} the text {str(column[row])[:40]!r}"
@@ -154,12 +154,14 @@ def check_whole(raw: RawTable, name: str, numbers: np.ndarray) -> None:
     if np.abs(numbers).max(initial=0) >= 2**53:
         raise ValueError(
             f"{raw.path}: {raw.called(name)} has whole numbers of 2^53 and more, which floating point does not hold: "
-            f"pass --drop-columns {quoted([name])}, or subtract a constant first."
+            f"pass {option('--drop-columns', [name])}, or subtract a constant first."
         )
 
 
-def quoted(names: list[str]) -> str:
-    """Names as a shell takes them."""
+def option(flag: str, names: list[str]) -> str:
+    """The words of a command line that give names to an option; a name that begins with a dash needs `=`."""
     import shlex
 
-    return shlex.join(names)
+    if any(name.startswith("-") for name in names):
+        return " ".join(shlex.quote(f"{flag}={name}") for name in names)
+    return f"{flag} {shlex.join(names)}"

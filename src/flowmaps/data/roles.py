@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .labels import Classes, classes_of, in_bins, look_like_classes, whole
 from .numerals import DIGITS, as_numbers, is_number, texts_of
 from .options import TableOptions, listed
-from .raw import RawTable, check_complete, check_numbers, check_whole, quoted
+from .raw import RawTable, check_complete, check_numbers, check_whole, option
 
 INDEX_NAMES = ("index", "id", "idx", "row", "rowid", "row_id", "key", "unnamed: 0")
 MIN_ROWS_OF_INDEX = 5
@@ -23,6 +24,8 @@ class Roles(NamedTuple):
 
     Attributes:
         raw: the columns to learn, complete; categories are still as the file has them.
+        conditions: the columns of numbers on which a map is conditioned, complete.
+        places: their places among the columns that are written.
         classes: of the rows, or `None`.
         label: name of the column or array of the classes.
         label_place: its place among the columns that are written; -1 where it is no column.
@@ -30,6 +33,8 @@ class Roles(NamedTuple):
     """
 
     raw: RawTable
+    conditions: RawTable
+    places: tuple[int, ...]
     classes: Classes | None
     label: str = ""
     label_place: int = -1
@@ -59,55 +64,90 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
     raw = raw.without([*options.drop_columns]) if options.drop_columns else raw
     raw = _with_kept_numbers(raw, options)
     raw = _without_index(raw, options)
-    label = _label_column(raw, options)
-    if label:
-        at = raw.names.index(label)
-        values, raw = raw.columns[at], raw.without([label])
-        if options.label_bins:
-            values = in_bins(values, options.label_bins, f"{raw.path}: {raw.called(label)}")
-    else:
-        at, values, label = -1, raw.labels, raw.label
-    raw.notes.extend(said for name, said in raw.asides.items() if name in (*raw.names, label))
+    written = list(raw.names)
+    conditions = raw.without([name for name in written if name not in options.condition_columns])
+    raw, values, label, at = _without_labels(raw, options)
+    raw = raw.without(conditions.names) if conditions.names else raw
+    raw.notes.extend(said for name, said in raw.asides.items() if name in (*raw.names, *conditions.names, label))
     if not raw.columns:
         raise ValueError(f"{raw.path} has no column left to learn: leave out fewer of them.")
     check_complete(raw)
     check_numbers(raw.without([*options.categories]))
+    _check_conditions(conditions)
     classes = None
     if values is not None and labels:
         where = f"{raw.path}, {'the array' if at < 0 else 'column'} {label!r}"
         if label and at >= 0:
             check_complete(RawTable(raw.path, [label], [values], raw.named, where=raw.where), droppable=True)
         classes = classes_of(values, raw.rows, where)
-    return Roles(raw, classes, label if classes is not None else "", at)
+    places = tuple(written.index(name) for name in conditions.names)
+    return Roles(raw, conditions, places, classes, label if classes is not None else "", at)
+
+
+def _without_labels(raw: RawTable, options: TableOptions) -> tuple[RawTable, np.ndarray | None, str, int]:
+    """The table without its column of classes; the labels, their name, and their place, -1 if they are no column."""
+    label = _label_column(raw, options)
+    if not label:
+        return raw, raw.labels, raw.label, -1
+    at = raw.names.index(label)
+    values, raw = raw.columns[at], raw.without([label])
+    if options.label_bins:
+        values = in_bins(values, options.label_bins, f"{raw.path}: {raw.called(label)}")
+    return raw, values, label, at
+
+
+def _check_conditions(conditions: RawTable) -> None:
+    """Refuse columns to condition on that are not numbers, have missing cells, or are the same in all rows."""
+    for name, column in zip(conditions.names, conditions.columns, strict=True):
+        called = f"{conditions.path}: {conditions.called(name)}"
+        if column.dtype.kind not in "biuf":
+            row = next((k for k, value in enumerate(column) if not (value is None or is_number(str(value)))), 0)
+            raise ValueError(
+                f"{conditions.path}, {conditions.where(row)}: {conditions.called(name)} holds the text "
+                f"{str(column[row])[:40]!r}, and --condition-columns takes numbers: leave it out there, and pass "
+                f"{option('--label-column', [name])} to condition on its values as classes."
+            )
+        check_complete(RawTable(conditions.path, [name], [column], conditions.named, where=conditions.where), True)
+        if column.dtype.kind in "iu":
+            check_whole(conditions, name, column.astype(np.float64))
+        if (column == column[0]).all():
+            raise ValueError(
+                f"{called} is {column[0]} in all rows, and a condition is a number that varies: leave it out of "
+                f"--condition-columns, or pass {option('--drop-columns', [name])} in its place."
+            )
 
 
 def _check_names(raw: RawTable, options: TableOptions) -> None:
     named = {
+        "--condition-columns": options.condition_columns,
         "--drop-columns": options.drop_columns,
         "--keep-columns": options.keep_columns,
         "--categories": options.categories,
         "--label-column": (options.label_column,) if options.label_column else (),
     }
     given: dict[str, str] = {}
-    for option, names in named.items():
+    for flag, names in named.items():
         for name in names:
             if name not in raw.names:
-                raise ValueError(f"{raw.path} has no column {name!r} for {option}: it has {listed(raw.names)}.")
-            if given.setdefault(name, option) != option:
-                raise ValueError(f"column {name!r} is given to {given[name]} and {option}: give it to one of them.")
+                near = difflib.get_close_matches(name, raw.names, 1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"{raw.path} has no column {name!r} for {flag}: {hint}it has {listed(raw.names)}.")
+            if given.setdefault(name, flag) != flag:
+                raise ValueError(f"column {name!r} is given to {given[name]} and {flag}: give it to one of them.")
     if options.label_bins and not options.label_column:
         raise ValueError("--label-bins cuts the numbers of a column: pass --label-column NAME too.")
 
 
 def _with_kept_numbers(raw: RawTable, options: TableOptions) -> RawTable:
-    """The table with the numbers of columns of text that are to be learned as numbers.
+    """The table with the numbers of columns of text that are to be learned, or given, as numbers.
 
     Raises:
         ValueError: they are whole and too large.
     """
     for k, name in enumerate(raw.names):
         column = raw.columns[k]
-        if name not in options.keep_columns or column.dtype.kind != "O" or not all(map(is_number, texts_of(column))):
+        asked = name in options.keep_columns or name in options.condition_columns
+        if not asked or column.dtype.kind != "O" or not all(map(is_number, texts_of(column))):
             continue
         raw.columns[k] = as_numbers(None if value is None else str(value) for value in column)
         if all(DIGITS.fullmatch(text.strip().lstrip("+-")) for text in texts_of(column)):
@@ -117,7 +157,7 @@ def _with_kept_numbers(raw: RawTable, options: TableOptions) -> RawTable:
 
 def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
     """The table without a column that numbers its rows; one that may be such a column is asked about."""
-    spoken_for = {*options.keep_columns, *options.categories, options.label_column} - {""}
+    spoken_for = {*options.keep_columns, *options.condition_columns, *options.categories, options.label_column} - {""}
     for name, column in zip(raw.names, raw.columns, strict=True):
         if name in spoken_for or len(raw.names) == 1 or raw.rows < MIN_ROWS_OF_INDEX:
             continue
@@ -133,10 +173,12 @@ def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
         if raw.named and (counts or (single and key)):
             raise ValueError(
                 f"{raw.path}: {raw.called(name)} looks like an index ({column[0]}, {column[1]}, {column[2]}, ...): "
-                f"pass --drop-columns {quoted([name])} to leave it out, or --keep-columns {quoted([name])} to learn it."
+                f"pass {option('--drop-columns', [name])} to leave it out, or {option('--keep-columns', [name])} to "
+                "learn it."
             )
         if counts:
-            raw.notes.append(f"{raw.called(name)} numbers the rows: pass --drop-columns {name} to leave it out")
+            drop = option("--drop-columns", [name])
+            raw.notes.append(f"{raw.called(name)} numbers the rows: pass {drop} to leave it out")
     if "" in raw.names:
         k = raw.names.index("")
         raw.names[k] = str(k + 1)
@@ -153,9 +195,9 @@ def _label_column(raw: RawTable, options: TableOptions) -> str:
     lower = {name.lower() for name in raw.names}
     for name, column in zip(raw.names, raw.columns, strict=True):
         coordinate = name.lower() == "y" and "x" in lower
-        asked = name in options.keep_columns or name in options.categories
+        asked = name in (*options.keep_columns, *options.condition_columns, *options.categories)
         if not asked and not coordinate and look_like_classes(name, column):
-            kept = f"--keep-columns {quoted([name])} learns it as a number"
+            kept = f"{option('--keep-columns', [name])} learns it as a number"
             raw.notes.append(f"{raw.called(name)} is taken for the classes; {kept}")
             return name
     return ""

@@ -16,7 +16,7 @@ import torch
 
 from .decode import decode, pillow
 from .labels import classes_of
-from .pixels import ImageSet, Watch, gather, in_order
+from .pixels import ImageSet, Resolution, Watch, gather, in_order
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "labels", "fine_label")
 INSTALL = "pip install 'flowmaps[images]'"
@@ -49,7 +49,7 @@ def labels_hidden(rows: Rows) -> bool:
     return first is not None and first.num_rows > 0 and set(first.column(label).to_pylist()) == {-1}
 
 
-def read(rows: Rows, resolution: int, watch: Watch) -> ImageSet:
+def read(rows: Rows, resolution: Resolution, watch: Watch) -> ImageSet:
     """The images of all rows, decoded.
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..exact import Checkerboard
+from ..shapes import Condition, condition_of, label_and_numbers, on_each
 from .units import Units
 
 HALF_RANGE = 127.5  # pixels 0..255 are to the network -1..1
@@ -48,8 +49,9 @@ class Source(ABC):
         return self.units.classes
 
     @abstractmethod
-    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """`number` points `(B, *shape)` in the network's coordinates, and their labels `(B,)` or `None`.
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """`number` points `(B, *shape)` in the network's coordinates, and their conditions or `None`: labels `(B,)`, or
+        of tables also numbers `(B, D)`, or `Conditions` of both.
 
         Args:
             number: B.
@@ -60,14 +62,19 @@ class Source(ABC):
     def to(self, device: torch.device | str) -> Source:
         """The same source with its tensors on `device`, where it draws from now on."""
 
-    def reference(self, number: int, generator: torch.Generator) -> Tensor:
-        """Points that samples are measured against, `(B, *shape)`: at most `number`; held-out rows where there are any.
+    def reference(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """Points that samples are measured against, `(B, *shape)`, and their conditions: at most `number`; held-out
+        rows where there are any.
 
         Args:
             number: of points.
             generator: of the random numbers, on the device of the source.
         """
-        return self.sample(number, generator)[0]
+        return self.sample(number, generator)
+
+    def conditions(self, number: int) -> Condition:
+        """Conditions for `number` samples, on the CPU: classes in turn; `None` for data without conditions."""
+        return self.units.labels_in_turn(number)
 
     def to_data(self, x: Tensor) -> Tensor:
         """From the network's coordinates to the data's units."""
@@ -99,6 +106,10 @@ class Points(Source):
 
     held_out: Tensor | None = None
     """Rows `(M, *shape)` that are not trained on, in the network's coordinates."""
+    held_out_cond: Condition = None
+    """Their conditions."""
+    numbers: Tensor | None = None
+    """Numbers `(N, D)` on which the rows are conditioned, in the network's coordinates."""
 
     def __init__(
         self, data: Tensor, labels: Tensor | None, shift: Tensor, scale: Tensor, names: tuple[str, ...] = ()
@@ -111,33 +122,58 @@ class Points(Source):
         self.labels, self.data = labels, ((data - shift.reshape(aligned)) / divisor).float()
 
     @classmethod
-    def of(cls, data: Tensor, labels: Tensor | None, units: Units, held_out: Tensor | None = None) -> Points:
+    def of(
+        cls,
+        data: Tensor,
+        cond: Condition,
+        units: Units,
+        held_out: Tensor | None = None,
+        held_out_cond: Condition = None,
+    ) -> Points:
         """Points that are in the network's coordinates already.
 
         Args:
             data: `(N, *shape)`, float32.
-            labels: `(N,)` integers from 0, or `None`.
+            cond: labels `(N,)`, integers from 0; numbers `(N, D)`; both in `Conditions`; or `None`.
             units: of the data.
             held_out: rows to measure against, `(M, *shape)`; none of them where M is 0.
+            held_out_cond: their conditions.
         """
         points = cls.__new__(cls)
-        absent = _absent(labels, units.classes)
-        points.data, points.labels, points.units = data, labels, dataclasses.replace(units, absent=absent)
-        points.held_out = held_out if held_out is not None and len(held_out) else None
+        points.data, (points.labels, points.numbers) = data, label_and_numbers(cond)
+        points.units = dataclasses.replace(units, absent=_absent(points.labels, units.classes))
+        if held_out is not None and len(held_out):
+            points.held_out, points.held_out_cond = held_out, held_out_cond
         return points
 
-    def reference(self, number: int, generator: torch.Generator) -> Tensor:
-        """The held-out rows, at most `number`; draws of all rows where none are held out."""
-        return super().reference(number, generator) if self.held_out is None else self.held_out[:number]
+    @property
+    def cond(self) -> Condition:
+        """The conditions of the rows: labels, numbers, both, or `None`."""
+        return condition_of(self.labels, self.numbers)
 
-    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def reference(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """The held-out rows, at most `number`, and their conditions; draws of all rows where none are held out."""
+        if self.held_out is None:
+            return super().reference(number, generator)
+        return self.held_out[:number], on_each(self.held_out_cond, lambda value: value[:number])
+
+    def conditions(self, number: int) -> Condition:
+        """Of data with numbers as conditions, those of held-out rows in turn, or of rows spread over all."""
+        if self.numbers is None:
+            return super().conditions(number)
+        cond, rows = (self.cond, len(self.data)) if self.held_out is None else (self.held_out_cond, len(self.held_out))
+        turn = torch.arange(number)
+        turn = turn % rows if number > rows or self.held_out is not None else turn * rows // number
+        return on_each(cond, lambda value: value.cpu()[turn])
+
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         rows = torch.randint(len(self.data), (number,), generator=generator, device=self.data.device)
-        return self.data[rows], None if self.labels is None else self.labels[rows]
+        return self.data[rows], on_each(self.cond, lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> Points:
         moved = copy.copy(self)
-        moved.data, moved.labels = self.data.to(device), None if self.labels is None else self.labels.to(device)
-        moved.held_out = None if self.held_out is None else self.held_out.to(device)
+        for name in ("data", "labels", "numbers", "held_out", "held_out_cond"):
+            setattr(moved, name, on_each(getattr(self, name), lambda value: value.to(device)))
         return moved
 
 
@@ -154,6 +190,13 @@ class Images(Source):
     Raises:
         ValueError: pixels of another type or shape, or labels that do not go with them.
     """
+
+    held_out: Tensor | None = None
+    """Images `(M, C, H, W)` that are not trained on, uint8; they stay on the CPU."""
+    held_out_labels: Tensor | None = None
+    """Their labels."""
+    held_out_of: str = ""
+    """Where they come from, such as "the data's own test split"; empty for a share of the images."""
 
     def __init__(
         self,
@@ -187,6 +230,18 @@ class Images(Source):
             mirrored = torch.rand(number, generator=generator, device=device) < 0.5
             drawn = torch.where(mirrored[:, None, None, None], drawn.flip(3), drawn)
         return drawn.float() / HALF_RANGE - 1, None if self.labels is None else self.labels[rows]
+
+    @property
+    def real(self) -> Tensor:
+        """The images that samples are measured against, as pixels: those held out, if any, else all."""
+        return self.pixels if self.held_out is None else self.held_out
+
+    def reference(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """The held-out images, at most `number`, and their labels; draws of all images where none are held out."""
+        if self.held_out is None:
+            return super().reference(number, generator)
+        labels = self.held_out_labels
+        return self.held_out[:number].float() / HALF_RANGE - 1, None if labels is None else labels[:number]
 
     def to(self, device: torch.device | str) -> Images:
         moved = copy.copy(self)

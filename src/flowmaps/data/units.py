@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .columns import Table
+from ..system.names import choose
+from .columns import ConditionColumn, Table
 from .labels import TYPES, as_in_file
+from .options import listed
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,38 @@ class Units:
             return None
         present = torch.tensor([k for k in range(self.classes) if k not in {*self.absent}])
         return present[torch.arange(number) % len(present)]
+
+    @property
+    def conditions(self) -> tuple[ConditionColumn, ...]:
+        """The columns of numbers on which a map is conditioned; none for most data."""
+        return () if self.table is None else self.table.conditions
+
+    @property
+    def condition_dim(self) -> int | None:
+        """How many numbers the condition of a row has; `None` for none."""
+        return len(self.conditions) or None
+
+    def to_condition(self, values: Mapping[str, Any]) -> Tensor:
+        """The numbers of a condition, in the units of the file, as the network sees them: `(B, condition_dim)`.
+
+        Args:
+            values: by the names of the columns: a number, or an array `(B,)`; one number stands for all rows.
+
+        Raises:
+            ValueError: a column is missing or unknown, or values are no finite numbers, or of another length.
+        """
+        names = [own.name for own in self.conditions]
+        for name in values:
+            choose("column to condition on", name, dict.fromkeys(names))
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"a condition has a value for each of {listed(names)}: {missing[0]!r} has none.")
+        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values[name])) for name in names))
+        found = []
+        for own, array in zip(self.conditions, arrays, strict=True):
+            if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+                raise ValueError(f"the values of {own.name} must be finite numbers, got {array[:3].tolist()}.")
+            found.append(own.encode(array))
+        return torch.from_numpy(np.stack(found, axis=1)).float()
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x * self._broadcast(self.scale, x) + self._broadcast(self.shift, x)

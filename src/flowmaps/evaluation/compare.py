@@ -143,7 +143,7 @@ def train_method(
 ) -> tuple[FlowMap, FlowMap | None, Row]:
     """Train one method: its map, its teacher, and what training took. Teachers are kept in the folder."""
     device = pick_device(plan.recipe.device)
-    flow_map = initial.new_map(plan.recipe, source.shape, source.classes).to(device)
+    flow_map = initial.new_map(plan.recipe, source.shape, source.classes, source.units.condition_dim).to(device)
     teacher: FlowMap | None = None
     total = sum(stage.steps for stage in plan.stages)
     training: Row = {"budget": budget, "distilled": plan.method.distils}

@@ -15,7 +15,7 @@ from ..metrics.images import Statistics
 from ..metrics.reference import Reference, reference
 from ..metrics.row import image_metrics
 from ..runs.recipes import Evaluation, ImageEvaluation
-from ..shapes import Field, on_each
+from ..shapes import Condition, Field, label_and_numbers, on_each
 from ..solvers import SolverFlow
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
@@ -36,8 +36,10 @@ class EvaluationInputs:
 
     Attributes:
         x0: noise that every sampler starts from, `(N, *shape)`.
-        cond: labels of the samples, `(N,)`, or `None`.
+        cond: conditions of the samples, or `None`.
         data: held-out rows or draws of the data, of images as pixels.
+        data_numbers: numbers on which the rows of `data` are conditioned, `(M, D)`; rows are compared together with
+            these, as samples with theirs. `None` for data without such.
         flow: X_{0,1} of the first points of `x0`, by data:
             checkerboard: of the exact flow.
             other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either.
@@ -52,6 +54,7 @@ class EvaluationInputs:
     flow: Tensor | None = None
     floor: float | None = None
     images: ImageInputs | None = None
+    data_numbers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,16 +96,22 @@ def evaluation_inputs(
     x0 = torch.randn(number, *source.shape, generator=generator(seed, NOISE_STREAM))
     if isinstance(source, Images):
         return _image_inputs(source, x0[: settings.samples], settings, device, watch)
-    _, cond = (None, None) if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))
-    data = source.reference(settings.points, generator(seed, DATA_STREAM))
+    if source.units.condition_dim is not None:  # of held-out rows, with which samples are then compared
+        cond = source.conditions(number)
+    else:
+        cond = None if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))[1]
+    data, data_cond = source.reference(settings.points, generator(seed, DATA_STREAM))
     starts, labels = x0[: settings.points], on_each(cond, lambda value: value[: settings.points])
     flow = None
     if teacher is not None or isinstance(source, Board):
         with torch.inference_mode():
-            labels = labels if labels is None else labels.to(device)
+            labels = on_each(labels, lambda value: value.to(device))
             flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
-    return EvaluationInputs(x0[: settings.samples], cond, data, flow, floor)
+    cond = on_each(cond, lambda value: value[: settings.samples])
+    return EvaluationInputs(
+        x0[: settings.samples], cond, data, flow, floor, data_numbers=label_and_numbers(data_cond)[1]
+    )
 
 
 def _image_inputs(
@@ -112,11 +121,12 @@ def _image_inputs(
     assert isinstance(settings, ImageEvaluation)
     cond = source.units.labels_in_turn(len(x0))
     features = open_features(settings.features)
-    pixels = source.pixels[spread(len(source.pixels), settings.reference_images or len(source.pixels))]
+    real = source.real
+    pixels = real[spread(len(real), settings.reference_images or len(real))]
     device = torch.device(device)
     options = {"batch": _feature_batch(device), "device": device, "watch": watch}
-    real = reference(features, pixels, keep=settings.points, **options)
-    return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, real, device))
+    found = reference(features, pixels, keep=settings.points, **options)
+    return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, found, device))
 
 
 def _feature_batch(device: torch.device) -> int:
@@ -124,7 +134,7 @@ def _feature_batch(device: torch.device) -> int:
     return 32 if device.type == "cpu" else 256
 
 
-def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+def true_flow(source: Source, teacher: Field | None, x0: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
     """X_{0,t}(x0): of the exact flow where it is known, else of the teacher's, solved to 1e-6; `(B, dim)`."""
     zero = torch.zeros_like(t)
     if isinstance(source, Board):
@@ -190,13 +200,17 @@ def _measure_points(
     x, data = source.units.to_measure(x), source.units.to_measure(inputs.data[:number])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
+    rows = x[:number]
+    if inputs.data_numbers is not None:  # rows and conditions together
+        rows = torch.cat([rows, label_and_numbers(inputs.cond)[1][:number].to(x)], 1)
+        data = torch.cat([data, inputs.data_numbers[:number].to(data)], 1)
     watch("W2", 0.0)
-    pairs = min(number, len(x), len(data))
-    row["w2"] = metrics.wasserstein2(x[:pairs], data[:pairs])
-    row["sliced_w2"] = metrics.sliced_wasserstein2(x[:pairs], data[:pairs], generator=generator(0))
+    pairs = min(len(rows), len(data))
+    row["w2"] = metrics.wasserstein2(rows[:pairs], data[:pairs])
+    row["sliced_w2"] = metrics.sliced_wasserstein2(rows[:pairs], data[:pairs], generator=generator(0))
     if not isinstance(source, Board):
         watch("energy distance", 0.5)
-        row["energy"] = metrics.energy_distance(x[:number], data)
+        row["energy"] = metrics.energy_distance(rows, data)
     if along_flow and inputs.flow is not None:
         row["map_error"] = metrics.map_error(x[:number], source.units.to_measure(inputs.flow[:number])[: len(x)])
     return row

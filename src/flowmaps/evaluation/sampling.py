@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..data import Units
 from ..data.options import listed
+from ..data.raw import option
 from ..maps import FlowMap
 from ..runs.folder import RunFolder
 from ..runs.recipes import Recipe
 from ..samplers import Jump, MultistepConsistency
-from ..shapes import Batch, Condition, Field, Guide, Time, on_each
+from ..shapes import Batch, Condition, Field, Guide, Time, condition_of, label_of, on_each
 from ..solvers import SolverFlow
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
@@ -55,13 +56,13 @@ class Samples:
 
     Attributes:
         x: `(B, *shape)`, on the CPU.
-        cond: their labels, `(B,)`, or `None`.
+        cond: their conditions, or `None`.
         nfe: network evaluations that each sample took.
         seconds: wall-clock time that all of them took.
     """
 
     x: Tensor
-    cond: Tensor | None
+    cond: Condition
     nfe: int = 0
     seconds: float = 0.0
 
@@ -151,8 +152,7 @@ def sample(
             evaluations.append(nfe)
             watch(title, min(first + chunk, number) / number)
     seconds = time.perf_counter() - begun
-    labels = inputs.cond if isinstance(inputs.cond, Tensor) else None
-    return Samples(torch.cat(points), labels, round(sum(evaluations) / len(evaluations)), seconds)
+    return Samples(torch.cat(points), label_of(inputs.cond), round(sum(evaluations) / len(evaluations)), seconds)
 
 
 class CompiledMap(FlowMap):
@@ -200,7 +200,8 @@ class RunSampler:
         steps: int,
         number: int,
         *,
-        label: str | None = None,
+        label: str | Tensor | None = None,
+        values: Mapping[str, Any] | None = None,
         seed: int = 0,
         guidance: float | None = None,
         watch: Watch = quiet,
@@ -210,7 +211,10 @@ class RunSampler:
         Args:
             steps: jumps from noise to data.
             number: how many samples.
-            label: their class, by name or, where classes have none, by number; all classes in turn unless given.
+            label: their class, by name or, where classes have none, by number, or the number of each; all classes in
+                turn unless given.
+            values: of the columns on which the map is conditioned, in the units of the file: one for all samples, or an
+                array `(number,)`, by the name of the column.
             seed: of the noise.
             guidance: weight, for a map that takes one; 1 unless given.
             watch: progress callback.
@@ -226,12 +230,30 @@ class RunSampler:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
-        labels = labels_of_samples(self.units, number, label)
+        labels = label if isinstance(label, Tensor) else labels_of_samples(self.units, number, label)
+        cond = condition_of(labels, numbers_of_samples(self.units, number, values or {}))
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
-        inputs = Inputs(x0, labels if guidance is None else _guide(recipe, labels, guidance))
+        inputs = Inputs(x0, cond if guidance is None else _guide(recipe, cond, number, guidance))
         sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
         options = {"chunk": recipe.evaluation.batch, "device": self.device, "title": steps_in_words(steps)}
         return sample(sampler, inputs, **options, watch=watch).x, labels
+
+
+def numbers_of_samples(units: Units, number: int, values: Mapping[str, Any]) -> Tensor | None:
+    """The numbers on which samples are conditioned, `(number, D)`; `None` where the map is conditioned on none."""
+    names = [own.name for own in units.conditions]
+    if not names and values:
+        raise ValueError("this map is not conditioned on numbers: leave out --condition and --condition-file.")
+    if not names:
+        return None
+    if not values:
+        example = ",".join(f"{own.name}={0.5 * (own.low + own.high):.3g}" for own in units.conditions[:10])
+        raise ValueError(
+            f"this map is conditioned on {listed(names)}: pass {option('--condition', [example])}, or --condition-file "
+            "FILE with a table of these columns, such as that of the training."
+        )
+    numbers = units.to_condition(values)
+    return numbers.expand(number, -1) if len(numbers) == 1 else numbers
 
 
 def labels_of_samples(units: Units, number: int, label: str | None) -> Tensor | None:
@@ -262,13 +284,12 @@ def _as_named(label: str, names: tuple[str, ...], kind: str) -> str:
     return label if kind in ("str", "bool") or label in names or number % 1 else str(int(number))
 
 
-def _guide(recipe: Recipe, labels: Tensor | None, weight: float) -> Guide:
-    """The labels with a guidance weight, for a map that was trained with a range of weights."""
+def _guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> Guide:
+    """The conditions with a guidance weight, for a map that was trained with a range of weights."""
     if len(recipe.guidance) != 2:
         raise ValueError(
             f"this map takes no guidance weight, got --guidance {weight:g}: train with --guidance LOW HIGH."
         )
     if not recipe.guidance[0] <= weight <= recipe.guidance[1]:
         raise ValueError(f"--guidance must be from {recipe.guidance[0]:g} to {recipe.guidance[1]:g}, got {weight:g}.")
-    assert labels is not None
-    return Guide(labels, torch.full((len(labels),), weight))
+    return Guide(cond, torch.full((number,), weight))

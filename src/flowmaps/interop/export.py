@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ..nn import MLP
 from ..nn.magnitude import fix_weights
 from ..nn.network import Network
 from ..samplers import GammaSampling, Jump, MultistepConsistency
-from ..shapes import Condition, Guide, on_each
+from ..shapes import Condition, Guide, condition_of, on_each
 from ..system.files import write_atomically
 from . import onnx_file
 from .units import InUnits, described
@@ -170,6 +171,7 @@ class SamplesOfNoise(nn.Module):
         x0, rest = inputs[0], iter(inputs[1:])
         noise = {"noise": next(rest)} if self.rounds else {}
         cond = on_each(self.cond, lambda _: next(rest))
+        cond = cond if self.in_units is None else self.in_units.condition(cond)
         x = self.scheme(self.flow_map, x0, cond=cond, **noise)
         return x if self.in_units is None else self.in_units(x)
 
@@ -180,8 +182,10 @@ class SamplesOfNoise(nn.Module):
         sizes = [(number, *shape), *([(self.rounds, number, *shape)] if self.rounds else [])]
         noise = [torch.randn(size, generator=generator, dtype=kind) for size in sizes]
         leaves: list[Tensor] = []
+        cond = cond if self.in_units is None else self.in_units.condition_in_units(cond)
         on_each(cond, lambda value: leaves.append(value.cpu()[torch.arange(number) % value.shape[0]]))
-        floats = [leaf.to(kind) if leaf.is_floating_point() else leaf for leaf in leaves]
+        in_units = self.in_units is not None and self.in_units.units.conditions  # in float64, whose digits are needed
+        floats = [leaf if in_units or not leaf.is_floating_point() else leaf.to(kind) for leaf in leaves]
         return (*noise, *floats)
 
 
@@ -211,14 +215,18 @@ def _network(flow_map: nn.Module) -> MLP | Network | None:
 
 
 def _example(network: MLP | Network | None) -> Condition:
-    """The labels and guidance weights that a network of flowmaps' own takes, one row a class and one for no class."""
+    """The conditions and guidance weights that a network of flowmaps' own takes: a row a class, the last for none."""
     if network is None:
         return None
-    classes = network.arguments["classes"]
-    labels = None if classes is None else torch.arange(classes + 1)
+    classes, dim = network.arguments["classes"], network.arguments["condition_dim"]
+    rows = 2 if classes is None else classes + 1
+    numbers = None if dim is None else torch.linspace(-1, 1, rows)[:, None].repeat(1, dim)
+    if numbers is not None:
+        numbers[-1] = math.nan
+    cond = condition_of(None if classes is None else torch.arange(rows), numbers)
     if not network.arguments["guidance"]:
-        return labels
-    return Guide(labels, torch.linspace(1, 3, 1 if labels is None else len(labels)))
+        return cond
+    return Guide(cond, torch.linspace(1, 3, 1 if cond is None else rows))
 
 
 def _shape(flow_map: FlowMap, network: MLP | Network | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:

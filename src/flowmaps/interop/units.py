@@ -3,6 +3,7 @@
     images       x -> round(scale x + shift) in 0..255, uint8, (B, H, W, C)
     a table      x -> one number a column, float64: whole numbers rounded, a category as its place among the values
     other data   x -> scale x + shift
+    a condition  the other way round, of the columns on which a map is conditioned
 
 They are the values of `data.Units.to_file` (of a table `to_data`), which computes the columns in numpy.
 """
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Units
-from ..data.columns import MAX_EXPONENT, Column, scores
+from ..data.columns import MAX_EXPONENT, Column, ConditionColumn, scores
+from ..shapes import Condition, Guide, condition_of, label_and_numbers
 
 
 class InUnits(nn.Module):
@@ -40,6 +42,31 @@ class InUnits(nn.Module):
         self.register_buffer("shift", torch.tensor(units.shift, dtype=kind).reshape(shape))
         whitening = () if table is None else table.whitening
         self.register_buffer("whitening", torch.tensor(whitening, dtype=kind) if whitening else None)
+        self.conditions = nn.ModuleList(map(_AsSeen, units.conditions))
+        if quantiles := [own.name for own in units.conditions if own.column.transform == "quantile"]:
+            raise ValueError(
+                f"{quantiles[0]}, on which the map is conditioned, is known to it by quantiles, which no file has: "
+                "export it with --raw (in Python, units=None), and give it units.to_condition(values)."
+            )
+
+    def condition(self, cond: Condition) -> Condition:
+        """A condition whose numbers are in the units of the table, float64, as the network takes it."""
+        label, numbers = label_and_numbers(cond)
+        if not self.units.conditions or numbers is None:
+            return cond
+        columns = zip(self.conditions, numbers.double().unbind(1), strict=True)
+        changed = condition_of(label, torch.stack([column(x) for column, x in columns], 1).float())  # type: ignore[operator]
+        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
+
+    def condition_in_units(self, cond: Condition) -> Condition:
+        """An example of a condition in the units of the table, from one in those of the network."""
+        label, numbers = label_and_numbers(cond)
+        if not self.units.conditions or numbers is None:
+            return cond
+        columns = zip(self.units.conditions, numbers.double().unbind(1), strict=True)
+        middle = [0.5 * (own.low + own.high) + 0.25 * (own.high - own.low) * x for own, x in columns]
+        changed = condition_of(label, torch.stack(middle, 1))
+        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
 
     def forward(self, x: Tensor) -> Tensor:
         if self.units.pixels:
@@ -63,18 +90,48 @@ class InUnits(nn.Module):
         return "in the units of the data, (batch, " + ", ".join(map(str, self.units.shape)) + ")"
 
 
+class _AsSeen(nn.Module):
+    """A column of conditions: values `(B,)` in its units as the network sees them, as `ConditionColumn.encode`.
+
+    Its numbers are buffers, as a file for ONNX has Python's numbers in float32.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, own: ConditionColumn) -> None:
+        super().__init__()
+        self.transform = own.column.transform
+        knots = own.column.knots if self.transform == "asinh" else ()
+        self.register_buffer("numbers", torch.tensor((own.shift, own.scale, *knots), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, scale, *knots = self.numbers.unbind()
+        if self.transform == "log":
+            x = x.log()
+        elif self.transform == "asinh":
+            y = (x - knots[0]) / knots[1]
+            x = (
+                y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()
+            )  # not asinh, which onnxruntime has in float32 alone
+        return (x - shift) / scale
+
+
 class _InUnits(nn.Module):
     """A column: `(B, width)` before shift and scale to values `(B,)`, as `Column.decode`."""
 
     knots: Tensor
     scores: Tensor
+    limits: Tensor | None
 
     def __init__(self, column: Column) -> None:
         super().__init__()
         self.column, self.width = column, column.width
-        if column.transform == "quantile":
+        if column.knots:
             self.register_buffer("knots", torch.tensor(column.knots, dtype=torch.float64))
+        if column.transform == "quantile":
             self.register_buffer("scores", torch.from_numpy(scores(len(column.knots))))
+        limits = torch.tensor(column.limits, dtype=torch.float64) if column.limits else None
+        self.register_buffer("limits", limits)
 
     def forward(self, y: Tensor) -> Tensor:
         column = self.column
@@ -86,10 +143,10 @@ class _InUnits(nn.Module):
         elif column.transform == "asinh":
             bounded = x.clamp(-MAX_EXPONENT, MAX_EXPONENT)
             # not sinh, which onnxruntime has in float32 alone
-            x = 0.5 * (bounded.exp() - (-bounded).exp()) * column.knots[1] + column.knots[0]
+            x = 0.5 * (bounded.exp() - (-bounded).exp()) * self.knots[1] + self.knots[0]
         elif column.transform == "quantile":
             x = self._between_knots(x)
-        return x.round().clamp(*column.limits) if column.limits else x
+        return x if self.limits is None else x.round().clamp(self.limits[0], self.limits[1])
 
     def _between_knots(self, x: Tensor) -> Tensor:
         """Linear between the knots, constant beyond them."""
@@ -109,6 +166,8 @@ def described(units: Units) -> dict[str, Any]:
             {"name": column.name, "type": column.type, **({"values": column.values} if column.values else {})}
             for column in units.table.columns
         ]
+    if units.conditions:
+        entries["condition"] = [{"name": own.name, "from": own.low, "to": own.high} for own in units.conditions]
     if units.classes is not None:
         entries["classes"] = units.names or [str(number) for number in range(units.classes)]
     return entries

@@ -74,6 +74,9 @@ class DiT(Network):
         dropout: share of each branch's output dropped while training.
         classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
             `None` does for the whole batch (to be learned, it must be among the labels of training).
+        condition_dim: how many numbers `cond` has: `cond` is then `(B, condition_dim)` of about unit scale, with
+            classes too a `Conditions(label, numbers)`. A row of NaN means no condition, as `None` does for the whole
+            batch (to be learned, it must be among the rows of training).
         guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
         frequencies: of the features of s and t - s.
         qk_norm: divide queries and keys by their root mean square, head by head, so that no logit grows without bound
@@ -94,6 +97,7 @@ class DiT(Network):
         ratio: float = 4.0,
         dropout: float = 0.0,
         classes: int | None = None,
+        condition_dim: int | None = None,
         guidance: bool = False,
         frequencies: int = 8,
         qk_norm: bool = True,
@@ -104,7 +108,9 @@ class DiT(Network):
         self.arguments["resolution"] = self.shape[1] if self.shape[1] == self.shape[2] else self.shape[1:]
         _check_sizes(self.arguments, *self.shape[1:])
         self.tokens = self.shape[1] // patch, self.shape[2] // patch
-        self.embedding = Embedding(width, frequencies=frequencies, classes=classes, guidance=guidance)
+        self.embedding = Embedding(
+            width, frequencies=frequencies, classes=classes, condition_dim=condition_dim, guidance=guidance
+        )
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
         _xavier(self.first)
         self.register_buffer("positions", sine_positions(*self.tokens, width), persistent=False)
@@ -117,7 +123,7 @@ class DiT(Network):
         """`(B, C, H, W), (B,), (B,), cond -> (B, C, H, W)`, in the type of x.
 
         Raises:
-            ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
+            ValueError: x is of another shape; labels, numbers or a guidance weight as in `Embedding`.
         """
         self.check_shape(x)
         embedded = self.embedding(x, s, t, cond)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch, Condition, Guide, Time, label_of
+from ..shapes import Batch, Condition, Guide, Time, label_and_numbers, label_of
 from .limits import MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
+
+if TYPE_CHECKING:
+    from .mlp import MLP
 
 
 class Fourier(nn.Module):
@@ -45,19 +49,86 @@ class Fourier(nn.Module):
         return self(t) - self(torch.zeros_like(t))
 
 
+class NumbersEmbedding(nn.Module):
+    """The embedding W (c, 0) of the numbers c `(B, D)` of a condition, and W (0, 1) of a row of NaN: no condition.
+
+    Args:
+        numbers: D, at least 1. They should be of about unit scale.
+        width: of the embedding.
+    """
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.linear = nn.Linear(numbers + 1, width, bias=False)
+
+    def forward(self, c: Tensor | None, x: Tensor) -> Tensor:
+        """`(B, D) -> (B, width)`; of x only the number of rows is used. Without numbers, no row has a condition.
+
+        Raises:
+            ValueError: numbers of another shape or type, or (on the CPU) infinite, or NaN in a part of a row.
+        """
+        kind = self.linear.weight.dtype
+        if c is None:
+            c = torch.full((x.shape[0], self.numbers), math.nan, dtype=kind, device=x.device)
+        self.check(c, x)
+        missing = c.isnan().any(1, keepdim=True)
+        return self.linear(torch.cat([c.masked_fill(missing, 0), missing], 1).to(kind))
+
+    def check(self, c: Any, x: Tensor) -> None:
+        """Refuse what is no condition of `x`, as `forward` does."""
+        wanted = f"cond must hold {self.numbers} numbers a row, of shape ({x.shape[0]}, {self.numbers})"
+        if not isinstance(c, Tensor):
+            raise ValueError(f"{wanted}, got a {type(c).__name__}: pass a tensor.")
+        if c.shape != (x.shape[0], self.numbers) or not c.is_floating_point():
+            raise ValueError(f"{wanted}, got {c.dtype} {tuple(c.shape)}.")
+        if torch.compiler.is_compiling() or c.device.type != "cpu":
+            return
+        missing = c.isnan()
+        if bool(c.isinf().any()) or not bool((missing.any(1) == missing.all(1)).all()):
+            raise ValueError(f"{wanted}, all finite, or all NaN for no condition; got infinite ones, or some NaN.")
+
+
+def embedded_condition(net: MLP | Embedding, cond: Condition, x: Tensor, name: str) -> list[Tensor]:
+    """The embeddings `(B, width)` of the labels and of the numbers of a condition, of those that a network takes.
+
+    Args:
+        net: with `label`, `classes` and `numbers`.
+        cond: the condition.
+        x: as many rows.
+        name: of the network in an error.
+
+    Raises:
+        ValueError: labels or numbers that the network does not take, or that are out of range.
+    """
+    label, numbers = label_and_numbers(cond) if net.numbers is not None else (label_of(cond), None)
+    found = []
+    if net.label is not None:
+        assert net.classes is not None
+        found.append(net.label(label_rows(label, net.classes, x)))
+    elif label is not None and net.numbers is not None:
+        net.numbers.check(label, x)  # which says what numbers are
+    elif label is not None:
+        what = "condition_dim=..." if isinstance(label, Tensor) and label.is_floating_point() else "classes=..."
+        raise ValueError(f"this {name} has no classes, got cond: build it with {what}, or leave cond out.")
+    return found if net.numbers is None else [*found, net.numbers(numbers, x)]
+
+
 class Embedding(nn.Module):
     """The embedding of (s, t, cond), `(B, width)`, that modulates each layer of an image network.
 
-        silu(W_2 silu(W_1 F(s) + V (F(t - s) - F(0)) / sqrt(n) + U w + E_label))
+        silu(W_2 silu(W_1 F(s) + V (F(t - s) - F(0)) / sqrt(n) + U w + E_label + C c))
 
     F are the n features of `Fourier`, w features of the guidance weight. V starts at zero, and its features are zero at
     t = s: training a velocity, at t = s alone, leaves it at zero, so that the network has u_{s,t} = v_s for every t. U
-    likewise, at guidance weight 1. The division by sqrt(n) gives V the learning pace of W_1.
+    likewise, at guidance weight 1. The division by sqrt(n) gives V the learning pace of W_1. C c is the embedding of
+    the numbers of the condition.
 
     Args:
         width: of the embedding.
         frequencies: of the features of s and t - s.
         classes: number of classes; the label `classes` means no class.
+        condition_dim: how many numbers `cond` has, if any; a row of NaN means none.
         guidance: whether `cond` may be a `Guide`, with a guidance weight.
         linear: class of the layers W_1 and W_2, called as `linear(inner, outer)`.
     """
@@ -68,6 +139,7 @@ class Embedding(nn.Module):
         *,
         frequencies: int = 8,
         classes: int | None = None,
+        condition_dim: int | None = None,
         guidance: bool = False,
         linear: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
@@ -83,6 +155,7 @@ class Embedding(nn.Module):
         self.weight = nn.Linear(2, width, bias=False) if guidance else None
         self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
         self.last = linear(width, width)
+        self.numbers = numbers_embedding("a network", condition_dim, width)
         self.act = nn.SiLU()
         self.zero_second_time()
         if self.weight is not None:
@@ -105,17 +178,26 @@ class Embedding(nn.Module):
                 h = h + self.weight(weight_features(cond, s).to(kind))
             elif isinstance(cond, Guide):
                 raise ValueError("this network takes no guidance weight, got one: build it with guidance=True.")
-            if self.label is not None:
-                assert self.classes is not None
-                h = h + self.label(label_rows(label_of(cond), self.classes, x))
-            elif label_of(cond) is not None:
-                raise ValueError("this network has no classes, got cond: build it with classes=..., or leave cond out.")
+            for embedded in embedded_condition(self, cond, x, "network"):
+                h = h + embedded
             return self.act(self.last(self.act(h)))
 
     @torch.no_grad()
     def zero_second_time(self) -> None:
         """Put V to zero: then the embedding is that of t = s for every t."""
         nn.init.zeros_(self.second_time.weight)
+
+
+def numbers_embedding(network: str, condition_dim: int | None, width: int) -> NumbersEmbedding | None:
+    """The layer of the numbers of a condition; `None` for a network that takes none.
+
+    Raises:
+        ValueError: `condition_dim` is no number from 1 on.
+    """
+    if condition_dim is None:
+        return None
+    check_integer(network, 1, MAX_SIZE, condition_dim=condition_dim)
+    return NumbersEmbedding(condition_dim, width)
 
 
 def weight_features(cond: Condition, s: Tensor) -> Tensor:

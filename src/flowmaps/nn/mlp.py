@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch, Condition, Guide, Time, label_of
-from .embeddings import Fourier, label_rows, weight_features
+from ..shapes import Batch, Condition, Guide, Time
+from .embeddings import Fourier, embedded_condition, numbers_embedding, weight_features
 from .limits import MAX_DEPTH, MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
 
 
@@ -26,6 +26,9 @@ class MLP(nn.Module):
         residual: add each hidden layer to its input.
         classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
             `None` does for the whole batch (to be learned, it must be among the labels of training).
+        condition_dim: how many numbers `cond` has: `cond` is then `(B, condition_dim)` of about unit scale, with
+            classes too a `Conditions(label, numbers)`. A row of NaN means no condition, as `None` does for the whole
+            batch (to be learned, it must be among the rows of training).
         time_frequencies: frequencies of the features of s and t - s; 0 for the plain times.
         space_frequencies: frequencies of the features of x; 0 for plain x.
         modulation: width of an embedding of (s, t) by which each layer after the first is scaled and shifted (Perez et
@@ -41,6 +44,7 @@ class MLP(nn.Module):
         depth: int = 4,
         residual: bool = False,
         classes: int | None = None,
+        condition_dim: int | None = None,
         time_frequencies: int = 0,
         space_frequencies: int = 0,
         modulation: int = 0,
@@ -54,6 +58,7 @@ class MLP(nn.Module):
             "depth": depth,
             "residual": residual,
             "classes": classes,
+            "condition_dim": condition_dim,
             "time_frequencies": time_frequencies,
             "space_frequencies": space_frequencies,
             "modulation": modulation,
@@ -74,23 +79,21 @@ class MLP(nn.Module):
             nn.init.zeros_(film.bias)
         self.films = nn.ModuleList(films)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)  # the last row: no class
+        self.numbers = numbers_embedding("MLP", condition_dim, width)
         self.act = nn.GELU(approximate="tanh")
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
         """`(B, dim), (B,), (B,), (B,) or None -> (B, dim)`.
 
         Raises:
-            ValueError: x is not `(B, dim)`, labels are out of range, or are given to a network without classes.
+            ValueError: x is not `(B, dim)`, or labels or numbers that the network does not take, or out of range.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"this MLP takes x of shape (B, {self.dim}), got {tuple(x.shape)}: flatten each sample.")
         times = torch.cat([self.time(s), self.time(t - s), *self._weights(cond, x)], 1)
         h = self.first(torch.cat([self._space(x), times], 1))
-        if self.label is not None:
-            assert self.classes is not None
-            h = h + self.label(label_rows(label_of(cond), self.classes, x))
-        elif label_of(cond) is not None:
-            raise ValueError("this MLP has no classes, got cond: build it with classes=..., or leave cond out.")
+        for given in embedded_condition(self, cond, x, "MLP"):
+            h = h + given
         h = self.act(h)
         embedded = None if self.embed is None else self.act(self.embed(times))
         for k, layer in enumerate(self.hidden):

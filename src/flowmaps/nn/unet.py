@@ -90,6 +90,9 @@ class UNet(Network):
             the first level has the resolution / patch.
         classes: number of classes; `cond` is then `(B,)` integer labels, where `classes` itself means no class, as
             `None` does for the whole batch (to be learned, it must be among the labels of training).
+        condition_dim: how many numbers `cond` has: `cond` is then `(B, condition_dim)` of about unit scale, with
+            classes too a `Conditions(label, numbers)`. A row of NaN means no condition, as `None` does for the whole
+            batch (to be learned, it must be among the rows of training).
         guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
         frequencies: of the features of s and t - s.
     """
@@ -107,6 +110,7 @@ class UNet(Network):
         dropout: float = 0.0,
         patch: int = 1,
         classes: int | None = None,
+        condition_dim: int | None = None,
         guidance: bool = False,
         frequencies: int = 8,
     ) -> None:
@@ -118,7 +122,12 @@ class UNet(Network):
         _check_sizes(self.arguments, *self.shape[1:])
         self.width = width * max(multipliers)  # of the embedding
         self.embedding = Embedding(
-            self.width, frequencies=frequencies, classes=classes, guidance=guidance, linear=Linear
+            self.width,
+            frequencies=frequencies,
+            classes=classes,
+            condition_dim=condition_dim,
+            guidance=guidance,
+            linear=Linear,
         )
         self.first = Conv(channels * patch**2 + 1, width, 3)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -159,7 +168,7 @@ class UNet(Network):
         """`(B, C, H, W), (B,), (B,), cond -> (B, C, H, W)`, in the type of x.
 
         Raises:
-            ValueError: x is of another shape; labels or a guidance weight as in `Embedding`.
+            ValueError: x is of another shape; labels, numbers or a guidance weight as in `Embedding`.
         """
         self.check_shape(x)
         embedded = self.embedding(x, s, t, cond)

@@ -10,7 +10,7 @@ from ..maps import FlowMap
 from ..modules import accepts, named
 from ..nn import MLP, Network
 from ..nn.embeddings import label_rows
-from ..shapes import Condition, check_condition, label_of
+from ..shapes import Condition, check_condition, label_and_numbers, label_of
 
 
 def check_map(flow_map: Any) -> None:
@@ -65,6 +65,11 @@ def _check_network(net: Any, x1: Tensor, cond: Condition) -> None:
             f"the network of a map takes (x, s, t, cond=None), times of shape (B,), got {named(net)}: write its "
             "forward so."
         )
-    label = label_of(cond)
-    if isinstance(net, (MLP, Network)) and net.arguments.get("classes") is not None and label is not None:
+    if not isinstance(net, (MLP, Network)) or cond is None:
+        return
+    own = (net if isinstance(net, MLP) else net.embedding).numbers
+    label, numbers = (label_of(cond), None) if own is None else label_and_numbers(cond)
+    if net.arguments["classes"] is not None and label is not None:
         label_rows(label, net.arguments["classes"], x1)
+    if own is not None and numbers is not None:
+        own.check(numbers, x1)

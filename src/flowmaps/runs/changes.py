@@ -27,51 +27,55 @@ Changes = dict[str, tuple[str, str]]
 """Option of a method's function -> the function's own value, and the recipe's."""
 
 
-def changes(stage: Stage, recipe: Recipe, classes: int | None = None) -> Changes:
+def changes(stage: Stage, recipe: Recipe, classes: int | None = None, condition_dim: int | None = None) -> Changes:
     """The options of the function of a stage that a recipe sets to other values than the function's own.
 
     Args:
         stage: of the recipe's plan.
         recipe: the recipe.
         classes: number of classes of the data, for a recipe with guidance.
+        condition_dim: how many numbers a row is conditioned on, likewise.
     """
-    both = objectives(stage, recipe, classes)
+    both = objectives(stage, recipe, classes, condition_dim)
     own, here = ({name: in_words(value) for name, value in _options(one).items()} for one in both)
     names = dict.fromkeys((*own, *here))
     pairs = {name: (own.get(name, "None"), here.get(name, "None")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def lines(plan: Plan, classes: int | None = None) -> list[str]:
+def lines(plan: Plan, classes: int | None = None, condition_dim: int | None = None) -> list[str]:
     """A line for each stage of a plan: its function, and what the recipe changes of that function's defaults."""
     found = []
     for stage in plan.stages:
-        listed = changes(stage, plan.recipe, classes)
+        listed = changes(stage, plan.recipe, classes, condition_dim)
         changed = "; ".join(f"{name} {own} -> {here}" for name, (own, here) in listed.items())
         found.append(f"{stage.name}, fm.methods.{stage.function.__name__}: {changed or 'nothing'}")
     return found
 
 
-def rows(plan: Plan, classes: int | None = None) -> list[tuple[str, str, str, str]]:
+def rows(plan: Plan, classes: int | None = None, condition_dim: int | None = None) -> list[tuple[str, str, str, str]]:
     """The same as rows of a table: stage and function, option, the function's own value, the recipe's."""
     return [
         (f"{stage.name}, fm.methods.{stage.function.__name__}", option, own, here)
         for stage in plan.stages
-        for option, (own, here) in changes(stage, plan.recipe, classes).items()
+        for option, (own, here) in changes(stage, plan.recipe, classes, condition_dim).items()
     ]
 
 
-def objectives(stage: Stage, recipe: Recipe, classes: int | None = None) -> tuple[Objective, Objective]:
+def objectives(
+    stage: Stage, recipe: Recipe, classes: int | None = None, condition_dim: int | None = None
+) -> tuple[Objective, Objective]:
     """The objectives of a small map as the function of a stage makes them by itself, and as the recipe does."""
     method = METHODS[stage.function.__name__]
     given = {"teacher": _zero} if method.distils and not method.copies_teacher else {}
     with torch.random.fork_rng(devices=[]):
-        own = stage.function(_small_map(recipe, classes), **given)
-        return own, stage.build(_small_map(recipe, classes), _zero)
+        own = stage.function(_small_map(recipe, classes, condition_dim), **given)
+        return own, stage.build(_small_map(recipe, classes, condition_dim), _zero)
 
 
-def _small_map(recipe: Recipe, classes: int | None) -> FlowMap:
-    net = MLP(1, width=2, depth=1, classes=classes, guidance=len(recipe.guidance) == 2)
+def _small_map(recipe: Recipe, classes: int | None, condition_dim: int | None) -> FlowMap:
+    guidance = len(recipe.guidance) == 2
+    net = MLP(1, width=2, depth=1, classes=classes, condition_dim=condition_dim, guidance=guidance)
     return METHODS[recipe.method].flow_map(net)
 
 

@@ -50,7 +50,8 @@ def recipe_for(teacher: str, guidance: tuple[float, ...] = ()) -> tuple[Recipe, 
     usual = replace(usual, **COMMON, teacher_steps=0 if model.exact else WARM_START_STEPS)
     if isinstance(usual, ImageRecipe):
         evaluation = replace(usual.evaluation, samples=2_000, points=1_000)
-        resolution = model.shape[-1] if model.shape else 0
+        height, width = model.shape[-2:] if model.shape else (0, 0)
+        resolution = height if height == width else f"{height}x{width}"
         labels = isinstance(model.condition, ClassCondition)
         usual = replace(usual, resolution=resolution, labels=labels, evaluation=evaluation)
     return usual, _found(model)

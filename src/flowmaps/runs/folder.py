@@ -293,8 +293,8 @@ def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None
     if not isinstance(recipe, ImageRecipe):
         table = TableOptions(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(TableOptions)})
         return open_data(recipe.data, split=split, table=table, watch=watch)
-    options: dict[str, Any] = {"resolution": recipe.resolution, "labels": recipe.labels}
-    source = open_data(recipe.data, split=split, watch=watch, **options)
+    options = {"resolution": recipe.resolution, "labels": recipe.labels, "held_out": recipe.held_out}
+    source = open_data(recipe.data, split=split, watch=watch, **options)  # type: ignore[arg-type]
     if isinstance(source, Images):  # latents have no mirror
         source.flips = recipe.flips
     return source

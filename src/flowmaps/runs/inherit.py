@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from ..data import Source, Units
+from ..data.options import listed
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..storage import models
@@ -112,6 +113,8 @@ def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: 
 
 def _data_of(recipe: Recipe, units: Units) -> str:
     classes = "no classes" if units.classes is None else f"{units.classes} classes"
+    if units.conditions:
+        classes += f", conditioned on {listed([own.name for own in units.conditions])}"
     return f"{recipe.data} ({' x '.join(map(str, units.shape))}, {classes})"
 
 

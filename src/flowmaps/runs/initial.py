@@ -13,17 +13,25 @@ from ..nn import MLP, DiT, Network, TwoTimes, UNet
 from .recipes import ImageRecipe, Recipe
 
 
-def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None) -> FlowMap:
+def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None, condition_dim: int | None = None) -> FlowMap:
     """A fresh map for samples of a shape, its weights drawn from the recipe's seed.
 
+    Args:
+        recipe: the recipe.
+        shape: of a sample.
+        classes: number of classes, or `None`.
+        condition_dim: how many numbers a row is conditioned on, or `None`.
+
     Raises:
-        ValueError: guidance is asked for, and the data have no classes; or the data are not of the recipe's kind.
+        ValueError: guidance is asked for, and the data have no classes or numbers to condition on; or the data are not
+            of the recipe's kind.
     """
     torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed keeps a traceback for each other device
-    if recipe.guidance and classes is None:
+    if recipe.guidance and classes is None and condition_dim is None:
         hint = "pass --labels, or " if isinstance(recipe, ImageRecipe) and not recipe.labels else ""
         raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")
-    net = _new_network(recipe, shape, {"classes": classes, "guidance": len(recipe.guidance) == 2})
+    inputs = {"classes": classes, "condition_dim": condition_dim, "guidance": len(recipe.guidance) == 2}
+    net = _new_network(recipe, shape, inputs)
     if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
         net.checkpointing = recipe.activation_checkpointing
     return METHODS[recipe.method].flow_map(net)

@@ -102,6 +102,8 @@ def check(model: Model, recipe: Recipe, source: Source, method: Method) -> None:
             f"{recipe.data} is standardised before training, and the model knows the data as they are: distil it in "
             "Python, with fm.fit on a tensor of its rows."
         )
+    if units.conditions:
+        raise ValueError("a model of another library is not conditioned on numbers: leave out --condition-columns.")
     if isinstance(condition, NoCondition) and source.classes is not None:
         raise ValueError("the model is unconditional, and the data have classes: leave --labels out.")
     if isinstance(condition, ClassCondition) and source.classes != condition.classes:

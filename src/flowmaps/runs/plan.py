@@ -296,5 +296,6 @@ def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) ->
         return {}
     low, high = recipe.guidance[0], recipe.guidance[-1]
     wanted = weight if weight is not None else low if low == high else (low, high)
-    classes = network_of(flow_map).arguments["classes"]
-    return {"guidance": Guidance(wanted, classes=classes, dropout=recipe.label_dropout, mix=None)}
+    own = network_of(flow_map).arguments
+    given = {"classes": own["classes"], "condition_dim": own["condition_dim"]}
+    return {"guidance": Guidance(wanted, **given, dropout=recipe.label_dropout, mix=None)}

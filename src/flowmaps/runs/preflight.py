@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..data import Source
+from ..data.options import listed
 from ..maps import FlowMap, Target
 from ..metrics.features import open_features
 from ..objectives import Objective
@@ -137,6 +138,8 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
     plan, source, device = ready.plan, ready.source, ready.placement.device
     recipe, o = plan.recipe, plan.recipe.optimiser
     classes = "no classes" if source.classes is None else f"{source.classes} classes"
+    if source.units.conditions:
+        classes += f", conditioned on {listed([own.name for own in source.units.conditions])}"
     kept = ", ".join(f"{decay:g}" for decay in (o.ema_decay, *o.ema_decays))
     widths = (
         f", and power functions of width {', '.join(f'{width:g}' for width in o.ema_widths)}" if o.ema_widths else ""
@@ -160,7 +163,7 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
         "device": f"{name}, {recipe.precision}, {compiled}",
     }
     lines |= {"precision": ready.chosen.removeprefix("precision ")} if ready.chosen else {}
-    changed = changes.lines(plan, source.classes)
+    changed = changes.lines(plan, source.classes, source.units.condition_dim)
     found = [*source.about, *(f"note: {note}" for note in source.notes)]
     shown = [f"{about:<11}{said}" for about, said in lines.items()]
     place = 1 + list(lines).index("data")

@@ -87,9 +87,9 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
 def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
     """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
     with torch.device("meta"):
-        weights = count(initial.new_map(recipe, source.shape, source.classes).parameters())
+        weights = count(initial.new_map(recipe, source.shape, source.classes, source.units.condition_dim).parameters())
     _check_memory(recipe, weights, placement)
-    return initial.new_map(recipe, source.shape, source.classes).to(placement.device)
+    return initial.new_map(recipe, source.shape, source.classes, source.units.condition_dim).to(placement.device)
 
 
 def _of_other_model(

@@ -246,7 +246,7 @@ def _fill(folder: Path, flow_map: maps.FlowMap, weights: Mapping[str, Tensor], *
 
 
 def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) -> None:
-    """Refuse a run's card whose sample shape or number of classes differs from its network's."""
+    """Refuse a run's card whose sample shape, number of classes or numbers of a condition are not its network's."""
     net = getattr(flow_map, "net", None)
     if "recipe" not in card or "units" not in card or not isinstance(net, tuple(NETWORKS.values())):
         return
@@ -256,6 +256,11 @@ def _check_run(folder: Path, card: Mapping[str, Any], flow_map: maps.FlowMap) ->
         raise ValueError(
             f"{folder / CARD} has samples of shape {units.shape} and {units.classes} classes, its network those of "
             f"{shape} and {classes}: the file was changed or damaged."
+        )
+    if units.condition_dim != net.arguments["condition_dim"]:
+        raise ValueError(
+            f"{folder / CARD} has {units.condition_dim} columns of conditions, its network takes "
+            f"{net.arguments['condition_dim']} numbers: the file was changed or damaged."
         )
     wrong = [f"units of {value!r:.40}" for value in (*units.shift, *units.scale) if not is_number(value)]
     if wrong:

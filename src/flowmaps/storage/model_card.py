@@ -86,11 +86,19 @@ def _code(card: Mapping[str, Any], name: str, units: Units | None) -> list[str]:
     size = ", ".join(map(str, shape)) if shape else "*shape_of_a_sample"
     lines.append(f"x0 = torch.randn(16, {size})")
     cond = f"torch.arange(16) % {classes}" if classes else "None"
+    if units is not None and units.conditions:
+        values = ", ".join(f"{own.name!r}: {0.5 * (own.low + own.high):.3g}" for own in units.conditions)
+        lines.append(f'card = json.load(open(hf_hub_download("{name}", "config.json")))')
+        lines.append('units = fm.data.Units.from_dict(card["units"])')
+        lines.append(f"condition = units.to_condition({{{values}}}).expand(16, -1)")
+        cond = f"fm.shapes.Conditions({cond}, condition)" if classes else "condition"
     if arguments.get("guidance"):
         cond = f"fm.shapes.Guide({cond}, torch.full((16,), {float((recipe.get('guidance') or [1])[0])}))"
     given = f", {cond}" if cond != "None" else ""
     lines.append(f"x = fm.samplers.Jump(steps={steps})(flow_map, x0{given})")
-    if units is not None:
+    if units is not None and units.conditions:
+        lines.append("samples = units.to_columns(x)")
+    elif units is not None:
         lines.append(f'card = json.load(open(hf_hub_download("{name}", "config.json")))')
         into = "to_columns" if units.table is not None else "to_file"
         lines.append(f'samples = fm.data.Units.from_dict(card["units"]).{into}(x)')

@@ -11,7 +11,8 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, astuple, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen, Predicate
 
@@ -124,6 +125,9 @@ LIMITS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
 def requirement(value: Any, hint: Any) -> str | None:
     """What a value must be, in words, if it has not the type or is not in the range of an annotation; else `None`."""
     kind, groups = _type_and_limits(hint)
+    if kinds := _alternatives(kind):
+        fits = [one for one in kinds if _has_type(value, plain(one))]
+        return requirement(value, fits[0]) if fits else type_in_words(kind)
     if not _has_type(value, kind):
         return type_in_words(kind)
     for entry in value if get_origin(kind) is tuple else ():
@@ -141,6 +145,16 @@ def _type_and_limits(hint: Any) -> tuple[Any, list[list[tuple[Callable[[Any, Any
     kind, *metadata = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     groups: list[list[Any]] = [list(one) if isinstance(one, GroupedMetadata) else [one] for one in metadata]
     return kind, [[(*LIMITS[type(limit)], *astuple(limit)) for limit in limits] for limits in groups]
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have, of an annotation that has several; none of one that has not."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+
+
+def plain(hint: Any) -> Any:
+    """The type of an annotation, without its range."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _limit_in_words(bound: Any) -> str:
@@ -161,6 +175,8 @@ def type_in_words(kind: Any) -> str:
     """A type of settings, in words."""
     if get_origin(kind) is Annotated:
         return type_in_words(get_args(kind)[0])
+    if kinds := _alternatives(kind):
+        return " or ".join(map(type_in_words, kinds))
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:

@@ -14,6 +14,7 @@ from ...maps import FlowMap
 from ...methods import Jumps
 from ...runs.plan import Plan
 from ...runs.recipes import Recipe
+from ...shapes import on_each
 from ...storage.models import device_of
 from ...system.seeds import generator
 from .. import figures
@@ -44,8 +45,8 @@ def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> 
     times = torch.linspace(0, 1, 33)
     device = device_of(flow_map)
     x, t = starts.repeat(len(times), 1).to(device), times.repeat_interleave(len(starts)).to(device)
-    turns = source.units.labels_in_turn(len(starts))
-    cond = None if turns is None else turns.repeat(len(times)).to(device)
+    turns = source.conditions(len(starts))
+    cond = on_each(turns, lambda value: value.repeat(len(times), *(1,) * (value.ndim - 1)).to(device))
     with torch.inference_mode():
         jumps = flow_map(x, torch.zeros_like(t), t, cond)
         exact = true_flow(source, (flow_map if teacher is None else teacher).velocity, x, t, cond)

@@ -83,7 +83,7 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
     recipe, units, device = plan.recipe, source.units, device_of(flow_map)
     number = IMAGE_ROWS**2 if units.pixels else DIGITS if recipe.data == "digits" else POINTS
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE_STREAM))
-    noise = Inputs(x0, units.labels_in_turn(number))
+    noise = Inputs(x0, source.conditions(number))
     chunk, samples = _chunk(recipe, units.pixels), dict[str, Samples]()
     for title, sampled_map, scheme in samplers_of_stage(plan, stage, flow_map):
         sampler, inputs = map_sampler(sampled_map, scheme, noise, recipe.seed)

@@ -111,6 +111,8 @@ def from_dict(fields: object) -> Recipe:
     try:
         if not isinstance(fields, Mapping):
             raise ValueError(f"it must hold names and values, got {settings.shown(fields)}.")
+        if "backbone" in fields and "condition_columns" not in fields:  # of a version that held out no images
+            fields = {**fields, "held_out": 0.0}
         recipe = settings.read(ImageRecipe if "backbone" in fields else Recipe, fields, renamed=RENAMED)
         validate(recipe)
     except (TypeError, ValueError, RecursionError) as error:

@@ -97,10 +97,10 @@ class Task:
     """Power of the adaptive weight of lmd, emd and neural_operator, and off the diagonal of lsd, esd, psd, shortcut and
     split_meanflow; 0 for none, the default in `fm.methods`. 0.5 keeps the boundaries between modes sharp."""
     guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
-    """Guidance weights to learn, for data with classes: none; one weight; or the lowest and the highest, between which
-    `flowmaps sample --guidance` chooses. 1 means no guidance."""
+    """Guidance weights to learn, for data with classes or --condition-columns: none; one weight; or the lowest and the
+    highest, between which `flowmaps sample --guidance` chooses. 1 means no guidance."""
     label_dropout: ShareBelowOne = 0.1
-    """Share of the rows whose label is dropped, with --guidance."""
+    """Share of the rows whose label, and numbers of --condition-columns, are dropped, with --guidance."""
     unstable_rate_scale: PositiveShare = 0.25
     """Factor on the learning rate of methods that are unstable at the full rate (esd, meanflow, sct, ayf_emd, ...)."""
     map_rate_scale: PositiveShare = 1.0

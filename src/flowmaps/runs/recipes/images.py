@@ -7,13 +7,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Len, Predicate
+from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
+from ...data.pixels import RECTANGLE
 from ...system.names import printable
 from ...training.settings import Count, CountOrZero, ShareBelowOne
 from .fields import Depth, Evaluation, Frequencies, Optimiser, Points, Recipe, Samples, SolverSteps, Width
 
 Pixels = Annotated[int, Ge(1), Le(2**14)]
+
+
+def height_x_width(text: str) -> bool:
+    """Whether a text is a height and a width, such as 16x32."""
+    match = RECTANGLE.fullmatch(text)
+    return match is not None and max(int(match[1]), int(match[2])) <= 2**14
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class ImageEvaluation(Evaluation):
     samples: Samples = 50_000
     """Samples for each row of the table; use 50,000 for results to be quoted."""
     reference_images: CountOrZero = 0
-    """Number of training images that samples are compared with, spread evenly over the data; 0 for all."""
+    """Number of images that samples are compared with, spread evenly over those held out, or over the data where none
+    are; 0 for all."""
     points: Points = 5_000
     """Samples for kernel distance, precision, recall and map error; for latents those for W2, fewer if latents are
     large."""
@@ -84,9 +92,12 @@ class ImageRecipe(Recipe):
 
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
-    resolution: Annotated[int, Ge(0), Le(2**14)] = 0
-    """Crop images to the square in their middle and average it down to this many pixels a side; 0 leaves them as they
-    are, rectangles too."""
+    resolution: Annotated[int, Ge(0), Le(2**14)] | Annotated[str, Predicate(height_x_width)] = 0
+    """Crop images in their middle and average them down to a square of this many pixels a side, or to HxW, height and
+    width, as in 16x32; 0 leaves them as they are, rectangles too."""
+    held_out: Annotated[float, Interval(ge=0, lt=1)] | Literal["test"] = field(default=0.0, kw_only=True)  # type: ignore[assignment]
+    """Share of the images that is not trained on, and that samples are measured against; `test` for the images of the
+    data's own test split. With 0 samples are measured against the images that are trained on, as is usual."""
     flips: bool = True
     """Mirror images at random while training; latents are never mirrored."""
     labels: bool = False
