@@ -68,14 +68,14 @@ def test_a_model_of_flow_matching(tmp_path: Path):
 
 def test_a_ddpm(tmp_path: Path):
     """Which predicts noise, so that its student learns the velocity first."""
-    net = boards.of_ddpm(steps=3_000)
+    net = boards.of_ddpm(steps=3_000, width=64)
     model = interop.ddpm(net, boards.ABAR, embedding="layers.0")
     assert not model.exact
     begun = time.process_time()
     settings = {"learning_rate": 2e-3, "decay": "cosine", "device": "cpu", "say": lambda text: None}
     model.warm_start(DATA, 2_000, batch=512, **settings)
     print(f"\nwarm start: 2,000 steps in {time.process_time() - begun:.0f} s")
-    distil(model, boards.by_ddim(net, NOISE), tmp_path / "ddpm", steps=3_000, rate=2e-3)
+    distil(model, boards.by_ddim(net, NOISE), tmp_path / "ddpm", steps=2_000, rate=2e-3)
 
 
 def test_an_edm(tmp_path: Path):
