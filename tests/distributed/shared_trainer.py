@@ -44,8 +44,9 @@ class FromRows(Times):
         self, rows: int, generator: torch.Generator | None = None, progress: float = 1.0, like: Tensor | None = None
     ) -> tuple[Time, Time]:
         assert like is not None
-        s = like[:, 0].sin().abs() / 2
-        return (s, s) if self.diagonal else (s, s + like[:, 1].cos().abs() / 2)
+        rows = like.flatten(1)
+        s = rows[:, 0].sin().abs() / 2
+        return (s, s) if self.diagonal else (s, s + rows[:, 1].cos().abs() / 2)
 
 
 def objective() -> Objective:
@@ -88,6 +89,27 @@ def fitted(folder: Path, stop_after: int | None = None) -> dict[str, np.ndarray]
     options: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0, "checkpoint_every": 2, "device": "cpu"}
     flow_map = fm.fit(made, batches, folder, steps=STEPS, batch=ROWS, stop=stop, say=lambda text: None, **options)
     return {name: value.detach().numpy().copy() for name, value in flow_map.named_parameters()}
+
+
+def students() -> dict[str, np.ndarray]:
+    """The weights of students of `diffusers` after `fit`, without LoRA and with it; each process has its images."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    sizes: dict[str, Any] = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
+    net = UNet2DModel(sample_size=4, layers_per_block=1, **sizes, **blocks).double()
+    pipeline, found = DDIMPipeline(net, DDIMScheduler(prediction_type="v_prediction")), dict[str, np.ndarray]()
+    images = torch.randn(3, ROWS, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"learning_rate": 1e-3, "warmup": 0, "ema_decay": 0.5, "device": "cpu"}
+    for lora in (None, 2):
+        torch.manual_seed(1)
+        model = fm.interop.diffusers(pipeline, lora=lora)
+        made = fm.methods.lmd(model.student, teacher=model.teacher, times=FromRows(), coupling=Folded())
+        mine = made.micro_batches(ROWS, ranks())[rank()]
+        flow_map = fm.fit(made, [part[mine] for part in images], steps=3, batch=ROWS, say=lambda text: None, **options)
+        found |= {f"{lora} {name}": value.detach().numpy().copy() for name, value in flow_map.named_parameters()}
+    return found
 
 
 class Counted(list):

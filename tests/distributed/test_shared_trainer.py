@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_trainer import STEPS, fitted, trained
+from shared_trainer import STEPS, fitted, students, trained
 from together import together
 
 
@@ -23,6 +23,18 @@ def test_two_processes_equal_one(shard: bool, tmp_path: Path):
         losses.append([line["loss"] for line in lines])
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_students_of_diffusers_as_one_does():
+    """Without LoRA and with it."""
+    for name in ("diffusers", "peft"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[test]'")
+    alone = students()
+    for found in together(2, students, seconds=600.0):
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_one_process_alone_trains_otherwise_on_its_half():

@@ -26,7 +26,9 @@ def test_the_lines_distil_a_network_of_points():
     assert names["model"].exact
 
 
-def test_the_lines_distil_a_pipeline_and_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_lines_distil_a_pipeline_and_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     page = (ROOT / "docs" / "interop.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1:])
     shorter = blocks.replace(
@@ -39,3 +41,7 @@ def test_the_lines_distil_a_pipeline_and_make_one(tmp_path: Path, monkeypatch: p
     exec(compile(shorter, "interop.md", "exec"), names)
     assert names["model"].exact
     assert (tmp_path / "few-steps" / "model_index.json").exists()
+    found = re.search(r"([\d,]+) bytes beside ([\d,]+)", capsys.readouterr().out)
+    assert found
+    adapter, whole = (int(size.replace(",", "")) for size in found.groups())
+    assert adapter < whole / 2

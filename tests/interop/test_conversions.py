@@ -314,7 +314,7 @@ def test_a_call_of_a_users_own_is_given_by_hand(tmp_path: Path):
 @pytest.mark.slow
 def test_a_student_of_diffusers_is_read_back_by_another_process(tmp_path: Path):
     """Which has not imported diffusers."""
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers, of the extra interop")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[test]'")
     net = diffusers.UNet2DModel(
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),

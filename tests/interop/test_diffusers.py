@@ -11,9 +11,7 @@ import torch
 from interop import pipelines_of_diffusers as tiny
 from torch import Tensor
 
-import flowmaps as fm
 from flowmaps import interop
-from flowmaps.interop import Model
 
 ROWS = 3
 
@@ -176,63 +174,6 @@ def test_flux_sees_latents_as_tokens_and_its_guidance_as_a_number():
     assert made.exact  # the weight is an input of the network
     with pytest.raises(ValueError, match="even height and width, got 7 x 8"):
         made.teacher(x[:, :, :7], t, cond)
-
-
-# three steps of training ----------------------------------------------------------------------------------------------
-
-
-def models(folder: Path) -> dict[str, tuple[Model, Any]]:
-    """Students of each family with a condition for three rows."""
-    features = tiny.text_features(ROWS)
-    made = {
-        "unet": (interop.diffusers(tiny.zero_terminal()), None),
-        "unet, noise": (interop.diffusers(tiny.ddpm()), None),
-        "dit": (interop.diffusers(tiny.dit()), torch.tensor([0, 3, 6])),
-        "sd3": (interop.diffusers(tiny.sd3()), features),
-        "flux": (interop.diffusers(tiny.flux()), features),
-    }
-    text = interop.diffusers(tiny.stable_diffusion(folder))
-    return made | {"stable diffusion": (text, text.condition(["a", "b", "c"]))}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet", "unet, noise", "dit", "sd3", "flux", "stable diffusion"])
-def test_students_of_each_family_train(name: str, tmp_path: Path):
-    """Three steps of each kind of equation reach the second time; those of lmd lower the loss of one fixed draw."""
-    for method in ("lmd", "meanflow", "consistency_distillation"):
-        made, cond = models(tmp_path)[name]
-        train_three_steps(made, cond, method)
-
-
-def test_a_student_of_a_unet_trains():
-    train_three_steps(interop.diffusers(tiny.zero_terminal()), None, "lmd")
-
-
-def train_three_steps(made: Model, cond: Any, method: str) -> None:
-    build = getattr(fm.methods, method)
-    objective = build(made.student) if method == "meanflow" else build(made.student, teacher=made.teacher)
-    size = min((made.shape or (4, 8, 8))[-1], 8)  # the usual one of Flux is 128
-    x1 = torch.randn(ROWS, (made.shape or (4,))[0], size, size, generator=torch.Generator().manual_seed(0))
-    weights = [value for value in made.student.parameters() if value.requires_grad]
-    optimiser = torch.optim.SGD(weights, lr=1e-4)
-
-    def loss() -> Any:
-        return objective(x1, cond=cond, generator=torch.Generator().manual_seed(1))
-
-    def residual() -> float:  # unweighted: an adaptive weight keeps the value near 1
-        return float(sum(part.detach().double().mean() for part in loss().parts.values()))
-
-    first = residual()
-    for _ in range(3):
-        optimiser.zero_grad()
-        loss().value.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-    slots = [module for module in made.student.modules() if type(module).__name__ == "SecondTime"]
-    assert all(bool(slot.last.weight.detach().any()) for slot in slots)  # type: ignore[union-attr, operator]
-    after = residual()
-    assert math.isfinite(after)
-    assert after < first or method != "lmd"  # the targets of the others are the map's own
 
 
 # refusals -------------------------------------------------------------------------------------------------------------

@@ -55,13 +55,13 @@ class OneSize(nn.Module):
 
 
 def by_onnx(path: Path, **inputs: Tensor) -> Tensor:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["samples"], {name: value.numpy() for name, value in inputs.items()})[0])
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[export]'")
     return onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
 
 
@@ -143,7 +143,7 @@ def test_noise_on_the_way_is_an_input(tmp_path: Path, scheme: Any, rounds: int):
 def test_onnxruntime_samples_images(tmp_path: Path, kind: str):
     options: dict[str, Any] = {}
     if kind == "diffusers":
-        pytest.importorskip("diffusers")
+        pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[test]'")
         from diffusers import UNet2DModel
 
         sizes = {"block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}

@@ -20,13 +20,15 @@ ROWS = 3
 
 
 def torchcfm_unet() -> tuple[nn.Module, Callable, tuple[int, ...], object]:
-    unet = pytest.importorskip("torchcfm.models.unet.unet", reason="needs torchcfm")
+    unet = pytest.importorskip(
+        "torchcfm.models.unet.unet", reason="torchcfm is not installed: pip install --no-deps torchcfm"
+    )
     net = unet.UNetModelWrapper(dim=(3, 8, 8), num_channels=64, num_res_blocks=1, channel_mult=[1, 1], num_heads=2)
     return net, lambda net, x, t, cond: net(t, x), (3, 8, 8), None
 
 
 def diffusers_unet() -> tuple[nn.Module, Callable, tuple[int, ...], object]:
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[test]'")
     options = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     sizes = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (32, 32)}
     net = diffusers.UNet2DModel(**options, **sizes, layers_per_block=1, norm_num_groups=8, num_class_embeds=4)
@@ -34,7 +36,7 @@ def diffusers_unet() -> tuple[nn.Module, Callable, tuple[int, ...], object]:
 
 
 def diffusers_dit() -> tuple[nn.Module, Callable, tuple[int, ...], object]:
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[test]'")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2}
     net = diffusers.DiTTransformer2DModel(**sizes, in_channels=3, out_channels=3, num_embeds_ada_norm=4, dropout=0.0)
     return net.eval(), lambda net, x, t, cond: net(x, t, class_labels=cond).sample, (3, 8, 8), torch.tensor([0, 3, 1])

@@ -111,10 +111,12 @@ def test_the_interpolant_comes_back(path: Interpolant, tmp_path: Path):
 def test_a_network_of_the_users_own(tmp_path: Path):
     flow_map = Endpoint(Own(seed=3), floor=0.01)
     fm.save(flow_map, tmp_path / "run")
-    again = fm.load(tmp_path / "run", net=Own(seed=4))
-    assert torch.equal(again(*batch()), flow_map(*batch()))
+    for again in (fm.load(tmp_path / "run"), fm.load(tmp_path / "run", net=Own(seed=4))):
+        assert torch.equal(again(*batch()), flow_map(*batch()))
+    flow_map.net.act = lambda x: x  # type: ignore[union-attr]
+    fm.save(flow_map, tmp_path / "changed")
     with pytest.raises(ValueError, match=r"network '.*Own' of its user's own: pass load\(folder, net=...\)"):
-        fm.load(tmp_path / "run")
+        fm.load(tmp_path / "changed")
 
 
 def test_a_network_called_like_ours_is_the_users_own(tmp_path: Path):

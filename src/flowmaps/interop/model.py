@@ -114,7 +114,7 @@ class Model:
         return self.student
 
     def save(self, folder: str | Path) -> Path:
-        """Write the student, which `fm.load(folder)` reads if it knows the network's class and its arguments.
+        """Write the student, which `fm.load(folder)` reads if it knows the network's class, its arguments or its parts.
 
         Else `fm.load(folder, net=model.student.net)` reads it into the student of such a model; a function `call=` of
         yours is given by `fm.load(folder, classes=[call])`.

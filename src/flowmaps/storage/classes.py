@@ -5,8 +5,9 @@
     {"class": ..., "arguments": {...}, "net": {...}}            one round a network, its argument `net`
 
 The arguments are the mapping `value.arguments` (or `value.config`, as diffusers has it), or the attributes of their
-names: numbers, texts, lists, tensors, functions by their import path, and such objects again. They are `None` where
-they cannot be told. `checked` keeps them only if what is built of them again is the same.
+names: numbers, texts, lists, tensors, functions by their import path, and such objects again. Where they cannot be told
+a network is described by its `parts` (see `structure`), and if these cannot be told either its arguments are `None`.
+`checked` keeps a description only if what is built of it again is the same.
 
 A class is built only if it is one of flowmaps' own, of a library of `fm.interop`, given by the caller, or imported by
 this process already, and is one of modules or interpolants. Nothing else is imported because a card names it.
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 from .. import maps
 from ..interpolants import CLASSES, Interpolant
 from ..nn import MLP, DiT, UNet
+from . import structure
+from .structure import NotTold, Unknown, path_of
 
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
@@ -36,35 +39,13 @@ OURS: dict[str, type] = {**MAPS, **NETWORKS, "Preconditioned": maps.Precondition
 """Classes that a card names without their module."""
 LIBRARIES = ("flowmaps.", "azula.", "diffusers.", "flow_matching.", "torchcfm.")
 """Packages, with a dot, whose classes are imported where a card names them."""
-FUNCTIONS = ("flowmaps.interop.", "flowmaps.nn.two_times.")
+FUNCTIONS = ("flowmaps.interop.", "flowmaps.nn.two_times.", "torch.nn.functional.")
 """Where the functions are that a card may name without its reader's word."""
 PLAIN = ("flow_matching.path.scheduler.",)
 """Where the classes are that are neither modules nor interpolants, and may be built."""
 TENSOR_TYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.int64)}
 MAX_NUMBERS = 10**5
 """Numbers of a tensor that is an argument."""
-
-
-class NotTold(ValueError):
-    """An argument is of a class, `str(error)`, that a card cannot hold."""
-
-
-class Unknown(Exception):
-    """A card names a class or function that this process does not know, or that cannot be built without `net`.
-
-    Attributes:
-        path: of the class.
-        told: whether its arguments are known, so that its class is enough.
-    """
-
-    def __init__(self, path: str, told: bool) -> None:
-        super().__init__(path)
-        self.path, self.told = path, told
-
-
-def path_of(kind: Any) -> str:
-    """The import path of a class or function."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 # into a card ----------------------------------------------------------------------------------------------------------
@@ -77,6 +58,7 @@ def checked(net: Any) -> dict[str, Any]:
         inner = described
         while "net" in inner:
             inner = inner["net"]
+        inner.pop("parts", None)
         inner["arguments"] = None
     return described
 
@@ -93,13 +75,13 @@ def rebuilds(value: nn.Module, described: Mapping[str, Any], net: nn.Module | No
 
 
 def of_object(value: Any) -> dict[str, Any]:
-    """An object by its class and the arguments of its constructor, `None` where these cannot be told."""
+    """An object by its class and the arguments of its constructor, a network else by its parts."""
     kind = type(value)
     name = kind.__name__ if OURS.get(kind.__name__) is kind else path_of(kind)
     arguments = attributes(value)
     described: dict[str, Any] = {"class": name, "arguments": None}
     if arguments is None:
-        return described
+        return described | _parts(value)
     net = getattr(arguments.get("net"), "_orig_mod", arguments.get("net"))
     try:
         if isinstance(net, nn.Module):
@@ -107,8 +89,18 @@ def of_object(value: Any) -> dict[str, Any]:
             described["net"] = of_object(net)
         described["arguments"] = {name: describe(entry) for name, entry in arguments.items()}
     except NotTold:
-        return {"class": name, "arguments": None}
+        return {"class": name, "arguments": None} | _parts(value)
     return described
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """The parts of a network whose arguments cannot be told, if they can; a map keeps its arguments."""
+    if not isinstance(value, nn.Module) or isinstance(value, maps.FlowMap):
+        return {}
+    try:
+        return {"arguments": {}, "parts": structure.describe(value, describe)}
+    except NotTold:
+        return {}
 
 
 def describe(value: Any) -> Any:
@@ -257,6 +249,8 @@ def build(described: Any, known: Sequence[Any] = (), net: nn.Module | None = Non
     if "arguments" not in described:
         return _path(described, known)
     name, arguments = described["class"], described["arguments"]
+    if "parts" in described and net is None:
+        return structure.build(described["parts"], lambda path: _part(path, known), lambda value: build(value, known))
     kind = OURS.get(name) or find(name, known)
     if kind is None or arguments is None:
         raise Unknown(name, arguments is not None)
@@ -266,6 +260,19 @@ def build(described: Any, known: Sequence[Any] = (), net: nn.Module | None = Non
     elif net is not None:
         raise ValueError(f"{name} has no argument net: leave net= out")
     return kind(**given)
+
+
+def _part(path: str, known: Sequence[Any]) -> type[nn.Module]:
+    """The class of a part of a network.
+
+    Raises:
+        Unknown: it is none that may be built.
+    """
+    kind = find(path, known)
+    others_of_torch = path.startswith("torch.") and not path.startswith(structure.TORCH_PARTS)
+    if kind is None or not issubclass(kind, nn.Module) or others_of_torch:
+        raise Unknown(path, True)
+    return kind
 
 
 def _path(described: Mapping[str, Any], known: Sequence[Any]) -> Interpolant:

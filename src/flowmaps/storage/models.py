@@ -95,7 +95,8 @@ def load(folder: str | Path, net: nn.Module | None = None, *, classes: Sequence[
 
     A network or map of a user's own is built again if its class has been imported already, is of a library that
     `fm.interop` knows, or is one of `classes`, and the arguments of its constructor are its attributes of the same
-    names (or a mapping `net.arguments` or `net.config`). Nothing else is imported because a card names it.
+    names (or a mapping `net.arguments` or `net.config`); a network without these is built of its parts, layers and
+    plain attributes. Nothing else is imported because a card names it.
 
     Args:
         folder: where `save` wrote it.
