@@ -315,7 +315,7 @@ def _traced(
                 return trace(MANY_ROWS, MANY_ROWS, MOST_ROWS)
         advice = "len(x) and int(...) in a network make its batch size a constant, x.shape[0] does not"
         if fixed and not may_differ:
-            advice += "; a network that treats small batches apart, as a UNet of diffusers does, has a path .onnx"
+            advice += "; a network that treats small batches apart, as a UNet of diffusers does, is exported as .onnx"
         what = "the batch size is fixed in this network" if fixed else "torch.export cannot trace it"
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"the map cannot be exported, {what}: {advice}; torch says: {words}") from error
