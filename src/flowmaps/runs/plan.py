@@ -17,6 +17,7 @@ import torch
 from .. import methods
 from ..equations import Stop
 from ..guidance import AtWeight, Guidance, GuidedMap
+from ..interop.model import weight_of
 from ..interpolants import BY_NAME, Interpolant
 from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
@@ -271,11 +272,13 @@ def _teacher_objective(recipe: Recipe, method: Method, path: Interpolant) -> Bui
 
 
 def _velocity_objective(path: Interpolant) -> Build:
-    """Regression of the map's own velocity on the teacher's, E |u_{t,t}(I_t) - b_t(I_t)|^2."""
+    """Regression of the map's own velocity on the teacher's, E w_t |u_{t,t}(I_t) - b_t(I_t)|^2."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         assert teacher is not None
-        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal())
+        owner = getattr(teacher, "__self__", None)  # the `Target` whose velocity it is
+        weight = weight_of(owner) if isinstance(owner, torch.nn.Module) else None
+        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal(), weight=weight)
 
     return build
 
