@@ -155,7 +155,9 @@ class Guidance:
             inside = inside & ~numbers.isnan().any(1)
         if self.null is not None and label is not None:
             same = list[Tensor]()
-            on_pairs(label, self.without(label), lambda own, none: same.append((own == none).reshape(len(t), -1).all(1)))
+            on_pairs(
+                label, self.without(label), lambda own, none: same.append((own == none).reshape(len(t), -1).all(1))
+            )
             inside = inside & ~torch.stack(same).all(0)
         return torch.where(inside, w, 1)
 

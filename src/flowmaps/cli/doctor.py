@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..runs.doctor import Cost, Diagnosis, ExaminedNetwork, examine, load_network
+from ..runs.doctor import Cost, Diagnosis, ExaminedNetwork, examine
+from ..runs.own_networks import load_network
 from ..system.devices import pick_device
 from .terminal import console, watching
 

@@ -94,6 +94,12 @@ class Latents(Source):
         """Labels or features of some rows, by their numbers."""
         return on_each(self.cond if self.labels is None else self.labels, lambda value: value[rows])
 
+    def conditions(self, number: int) -> Condition:
+        """Classes in turn, or the features of the rows in turn, on the CPU."""
+        if not self.units.features:
+            return self.units.labels_in_turn(number)
+        return on_each(self.condition(torch.arange(number) % len(self)), Tensor.cpu)
+
     def pictures(self, rows: Tensor) -> Tensor:
         """Some of them decoded, as pixels `(B, C, H, W)`, uint8."""
         return self.units.to_pixels((self.x[rows].cpu() - self._shift.cpu()) / self._scale.cpu())
