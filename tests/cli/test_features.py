@@ -87,9 +87,9 @@ def test_a_map_follows_features_with_guidance_away_from_those_of_an_empty_prompt
     for which in (0, 1):
         cond, none = prompt(which, 500), {name: value.expand(500, *value.shape[1:]) for name, value in NULL.items()}
 
-        def field(x: Tensor, t: Tensor, cond: Any = cond, none: Any = none) -> Tensor:
+        def field(x: Tensor, t: Tensor, _: Any, towards: Any = cond, none: Any = none) -> Tensor:
             away = teacher(x, t, none)
-            return away + 1.8 * (teacher(x, t, cond) - away)
+            return away + 1.8 * (teacher(x, t, towards) - away)
 
         with torch.no_grad():
             flow = SolverFlow(field, method="heun2", steps=40)(x0, zero, 1 + zero)
@@ -122,15 +122,16 @@ def test_a_network_of_the_users_own_reads_features_on_the_command_line(
 
 @pytest.mark.slow
 def test_a_pipeline_of_text_is_distilled_on_precomputed_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """SD3, with its own autoencoder to decode what it draws."""
-    tiny.sd3().save_pretrained(tmp_path / "sd3")
+    """Stable Diffusion, guided away from its empty prompt, with its own autoencoder to decode what it draws."""
+    pipeline = tiny.stable_diffusion(tmp_path)
+    pipeline.save_pretrained(tmp_path / "sd")
     latents = tmp_path / "latents"
-    latents.mkdir()
-    tiny.vae().save_pretrained(latents / "vae")
-    cond = tiny.text_features(24)
-    file = fm.data.save_latents(latents / "latents.safetensors", torch.randn(24, 4, 8, 8), cond=cond)
+    pipeline.vae.save_pretrained(latents / "vae")
+    prompts = ["a cat", "a dog", "an owl"] * 8
+    cond = fm.interop.diffusers(pipeline).condition(prompts)
+    fm.data.save_latents(latents / "latents.safetensors", torch.randn(24, 4, 8, 8), cond=cond)
     out = tmp_path / "run"
-    words = ["distill", "--teacher", str(tmp_path / "sd3"), "--lora", "2", *SMALL, *OF_IMAGES, "--out", str(out)]
+    words = ["distill", "--teacher", str(tmp_path / "sd"), "--guidance", "2", *SMALL, *OF_IMAGES, "--out", str(out)]
     main([*words, "--data", str(latents)])
     rows = json.loads((out / "metrics.json").read_text())["rows"]
     assert all("fd" in row for row in rows)
@@ -139,4 +140,3 @@ def test_a_pipeline_of_text_is_distilled_on_precomputed_features(tmp_path: Path,
     with pytest.raises(SystemExit):
         main([*words[:-1], str(tmp_path / "other"), "--data", str(bare)])
     assert "has no encoder_hidden_states: keep features beside the data" in " ".join(capsys.readouterr().err.split())
-    assert file.exists()

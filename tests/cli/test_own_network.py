@@ -100,7 +100,7 @@ def test_a_network_of_the_users_own_is_trained_resumed_sampled_and_exported(
         (["--net", "own_nets:number"], "own_nets:number gives a int, not an nn.Module"),
         (["--net", "no_such_nets:Net"], "the module no_such_nets cannot be imported"),
         (["--net", "own_nets:Other"], "name a class or a function of the module own_nets"),
-        (["--net", "own_nets"], "a network is named module:Class, got 'own_nets'"),
+        (["--net", "own_nets"], "--net takes module:Class, got 'own_nets'"),
         (["--net", "own_nets:OneTime"], "a network of one time becomes one of two by fm.nn.TwoTimes(net)"),
         (["--net", "own_nets:make", "--network.width", "8"], "--network.width is of the recipe's own network"),
         (["--net", "own_nets:make", "--method", "easy_consistency_tuning"], "needs a method zero_second_time()"),

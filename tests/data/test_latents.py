@@ -64,6 +64,7 @@ def test_pictures_are_encoded_once_with_their_classes_and_decoded(pictures: Path
     assert torch.equal(source.x, made.x)
     assert source.shape == (4, 4, 6)
     assert source.units.names == ("cat", "dog", "owl")
+    assert source.units.labels_in_file(torch.tensor([2, 0])).tolist() == ["owl", "cat"]
     assert source.units.pictures
     assert not source.units.pixels
     pixels = fm.data.open_data(str(pictures)).pixels  # type: ignore[attr-defined]

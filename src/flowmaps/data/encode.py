@@ -55,13 +55,17 @@ def encode(
     for first in range(0, total, batch):
         pictures = source.pixels[first : first + batch].float() / HALF_RANGE - 1
         parts.append(_encoded(codec, pictures))
+        if not first:
+            _check_size(codec, parts[0], pictures)
         watch(f"{min(first + batch, total):,} of {total:,}", min(first + batch, total) / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         new = Path(temporary) / "latents"
         new.mkdir()
         codec.vae.save_pretrained(new / VAE)
-        save_latents(new / FILE, torch.cat(parts), source.labels, names=_names(source))
+        save_latents(
+            new / FILE, torch.cat(parts), source.labels, names=_names(source), label_type=source.units.label_type
+        )
         sync_folder(new)
         new.rename(out)
         sync_folder(out.parent)
@@ -72,22 +76,26 @@ def _encoded(codec: Codec, pictures: Tensor) -> Tensor:
     """The latents of a few pictures.
 
     Raises:
-        ValueError: pictures of another number of channels, of a size that does not come back, or latents that are not
-            finite.
+        ValueError: pictures of another number of channels, or latents that are not finite.
     """
     if pictures.shape[1] == 1 and codec.channels == 3:
         pictures = pictures.expand(-1, 3, -1, -1)
     if pictures.shape[1] != codec.channels:
         raise ValueError(f"the autoencoder takes {codec.channels} channels, the pictures have {pictures.shape[1]}.")
     z = codec.encode(pictures)
-    factors = [side / latent for side, latent in zip(pictures.shape[2:], z.shape[2:], strict=True)]
-    if any(factor != int(factor) for factor in factors) or not bool(z.isfinite().all()):
-        size = " x ".join(map(str, pictures.shape[2:]))
-        raise ValueError(
-            f"pictures of {size} give latents of {' x '.join(map(str, z.shape[2:]))} that are not finite, or do not "
-            "decode to that size: give --resolution a multiple of the autoencoder's factor."
-        )
+    if not bool(z.isfinite().all()):
+        raise ValueError("the autoencoder gives latents that are not finite: take another, or another --device.")
     return z
+
+
+def _check_size(codec: Codec, z: Tensor, pictures: Tensor) -> None:
+    """Refuse pictures of a size that the autoencoder does not give back."""
+    size, back = (" x ".join(map(str, x.shape[2:])) for x in (pictures, codec.decode(z[:1])))
+    if size != back:
+        raise ValueError(
+            f"pictures of {size} do not decode to that size, but to {back}: give "
+            "--resolution, a multiple of its factor."
+        )
 
 
 def _names(source: Images) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class Latents(Source):
         cond: features of the rows, a tree of tensors `(N, ...)`; in the place of labels.
         null: those of no condition, a tree like it with one row.
         names: of the classes.
+        label_type: of the labels in the file that they come from, as of `Units`.
         vae: folder of the autoencoder that makes pictures of them; empty without.
         as_they_are: leave their scale; else each channel is standardised for the network.
 
@@ -58,6 +59,7 @@ class Latents(Source):
         cond: Condition = None,
         null: Condition = None,
         names: tuple[str, ...] = (),
+        label_type: str = "",
         vae: str = "",
         as_they_are: bool = False,
     ) -> None:
@@ -78,7 +80,7 @@ class Latents(Source):
         classes = None if labels is None else len(names) or int(labels.max()) + 1
         numbers = {"shift": tuple(shift.tolist()), "scale": tuple(scale.tolist())}
         features = () if cond is None else tuple(sorted(_flat(cond, "cond")))
-        about = {"names": names, "vae": vae, "features": features}
+        about = {"names": names, "label_type": label_type, "vae": vae, "features": features}
         self.units = Units(tuple(x.shape[1:]), classes, **numbers, **about)
         self._shift, self._scale = (value.float().reshape(-1, *(1,) * (x.ndim - 2)) for value in (shift, scale))
         self.about = _lines(self)
@@ -106,8 +108,8 @@ class Latents(Source):
 
     def as_encoded(self) -> Latents:
         """The same latents in their own scale, which a model that was trained on them knows."""
-        options = {"cond": self.cond, "null": self.null, "names": self.units.names, "vae": self.units.vae}
-        return Latents(self.x, self.labels, **options, as_they_are=True)
+        own = {name: getattr(self.units, name) for name in ("names", "label_type", "vae")}
+        return Latents(self.x, self.labels, cond=self.cond, null=self.null, **own, as_they_are=True)
 
     def to(self, device: torch.device | str) -> Latents:
         moved = copy.copy(self)
@@ -147,12 +149,13 @@ def save_latents(
     cond: Condition = None,
     null: Condition = None,
     names: tuple[str, ...] = (),
+    label_type: str = "",
 ) -> Path:
     """Write latents, or other rows, with labels or features to a file that `--data` takes.
 
     Args:
         file: where to, `.safetensors`.
-        x, labels, cond, null, names: as of `Latents`; of trees those of dictionaries.
+        x, labels, cond, null, names, label_type: as of `Latents`; of trees those of dictionaries.
 
     Raises:
         ValueError: as of `Latents`, or another tree or file name.
@@ -160,11 +163,12 @@ def save_latents(
     file = Path(file)
     if file.suffix.lower() != SUFFIX:
         raise ValueError(f"latents are written as {SUFFIX}, got {file}.")
-    Latents(x, labels, cond=cond, null=null, names=names)
+    Latents(x, labels, cond=cond, null=null, names=names, label_type=label_type)
     tensors = {"x": x} | ({} if labels is None else {"labels": labels})
     tensors |= _flat(cond, "cond") | _flat(null, "null")
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(file, safetensors.save(tensors, {"flowmaps": json.dumps({"names": list(names)})}))
+    about = {"names": list(names), "label_type": label_type}
+    write_atomically(file, safetensors.save(tensors, {"flowmaps": json.dumps(about)}))
     return file
 
 
@@ -183,7 +187,8 @@ def open_latents(name: str, labels: bool = True) -> Latents:
         raise ValueError(f"there is no file of latents {file or name}: make one by flowmaps encode, or save_latents.")
     try:
         with safe_open(file, framework="pt") as opened:
-            names = json.loads((opened.metadata() or {}).get("flowmaps", "{}")).get("names", [])
+            about = json.loads((opened.metadata() or {}).get("flowmaps", "{}"))
+            names, label_type = tuple(map(str, about.get("names", []))), str(about.get("label_type", ""))
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} could not be read ({' '.join(str(error).split())}): encode it again.") from None
@@ -201,7 +206,7 @@ def open_latents(name: str, labels: bool = True) -> Latents:
         found,
         cond=cond,
         null=null,
-        names=tuple(map(str, names)) if found is not None else (),
+        **({} if found is None else {"names": names, "label_type": label_type}),
         vae=str(vae.resolve()) if vae.is_dir() else "",
     )
 

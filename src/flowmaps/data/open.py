@@ -106,8 +106,8 @@ def _check_held_out(held_out: float | str, split: str) -> None:
 def _latents(name: str, options: ImageReading, split: str) -> Source:
     if split != "train" or options.resolution or options.flips or options.held_out:
         raise ValueError(
-            f"the latents in {name} are one set, the training data, of the size and side they were encoded at: leave out "
-            "split, --resolution, flips and --held-out."
+            f"the latents in {name} are one set, the training data, of the size and side they were encoded at: leave "
+            "out split, --resolution, flips and --held-out."
         )
     return open_latents(name, options.labels)
 

@@ -59,7 +59,7 @@ def open_model(teacher: str, guidance: tuple[float, ...] = (), lora: int = 0) ->
 
 def _called(name: str) -> Any:
     """What a callable returns, or an object that is none."""
-    found = find(name)
+    found = find(name, "--teacher")
     return found if isinstance(found, (nn.Module, Model)) else found()
 
 

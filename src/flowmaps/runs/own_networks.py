@@ -35,15 +35,19 @@ def import_module(name: str) -> Any:
         ) from error
 
 
-def find(place: str) -> Any:
+def find(place: str, option: str = "--net") -> Any:
     """What `module:name` is: a class, a function, or an object.
+
+    Args:
+        place: `module:name`.
+        option: that names it, for messages.
 
     Raises:
         ValueError: there is none.
     """
     module, colon, name = place.partition(":")
     if not (module and colon and name):
-        raise ValueError(f"a network is named module:Class, got {place!r}: for instance my_package.networks:Net.")
+        raise ValueError(f"{option} takes module:Class, got {place!r}: for instance my_package.networks:Net.")
     found = import_module(module)
     try:
         for part in name.split("."):
@@ -55,13 +59,16 @@ def find(place: str) -> Any:
     return found
 
 
-def load_network(place: str) -> nn.Module:
+def load_network(place: str, option: str = "--net") -> nn.Module:
     """The network at `module:name`: a class or a function without arguments, called, or a network itself.
+
+    Args:
+        place, option: as of `find`.
 
     Raises:
         ValueError: there is none, or it needs arguments.
     """
-    found = find(place)
+    found = find(place, option)
     try:
         network = found if isinstance(found, nn.Module) else found()
     except Exception as error:
