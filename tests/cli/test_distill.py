@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ import flowmaps as fm
 from flowmaps import interop
 from flowmaps.cli.main import main
 from flowmaps.runs.folder import RunFolder
+from flowmaps.runs.recipes import RECIPES
+from flowmaps.runs.recipes.checks import is_other_model
+from flowmaps.runs.run import with_absolute_paths
 
 SMALL = ["--steps", "2", "--checkpoint-every", "2", "--optimiser.batch", "8", "--device", "cpu"]
 CHEAP = ["--evaluation.samples", "100", "--evaluation.points", "10", "--evaluation.steps", "1"]
@@ -172,3 +176,14 @@ def test_adapters_alone_are_trained_and_written_beside_the_map(
 def test_a_rank_below_one_is_refused(of_noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
     assert "at least 1, got -1" in refused(["--teacher", str(of_noise), "--lora", "-1", *out], capsys)
+
+
+def test_a_pipeline_that_is_gone_is_one_still(of_noise: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a run keeps its name; and no teacher is none, in whatever folder the program runs."""
+    recipe = with_absolute_paths(replace(RECIPES["images"](), data="", teacher=str(of_noise)))
+    assert recipe.teacher == str(of_noise.resolve() / "model_index.json")
+    monkeypatch.chdir(of_noise)
+    assert not is_other_model("")
+    assert not with_absolute_paths(RECIPES["points"]()).teacher
+    of_noise.rename(of_noise.parent / "gone")
+    assert is_other_model(recipe.teacher)
