@@ -88,9 +88,9 @@ def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "distill": _distill,
-        "encode": _encode,
         "sample": lambda words: _make(Sample, words),
         "export": _export,
+        "encode": _encode,
         "evaluate": _evaluate,
         "average": lambda words: _make(Average, words),
         "compare": _compare,
