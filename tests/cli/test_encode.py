@@ -17,15 +17,8 @@ from flowmaps.data.vae import codec_at
 
 SMALL = ["--steps", "2", "--teacher-steps", "2", "--checkpoint-every", "2", "--optimiser.batch", "8", "--device", "cpu"]
 CHEAP = ["--evaluation.samples", "100", "--evaluation.points", "10", "--evaluation.steps", "1"]
-OF_IMAGES = [
-    *CHEAP,
-    "--precision",
-    "float32",
-    "--evaluation.solver-steps",
-    "1",
-    "--evaluation.features",
-    "efficientnet-lite0:32",
-]
+OF_IMAGES = [*CHEAP, "--precision", "float32", "--evaluation.features", "efficientnet-lite0:32"]
+OF_IMAGES += ["--evaluation.solver-steps", "1", "--evaluation.solver-tolerance", "0.5"]
 NET = ["--unet.width", "8", "--unet.multipliers", "1", "--unet.blocks", "1", "--unet.attention", "--unet.head", "8"]
 
 
@@ -108,7 +101,8 @@ def test_a_pipeline_of_latents_is_distilled_on_its_own_scale(tmp_path: Path):
     card = json.loads((out / "config.json").read_text())
     assert set(card["units"]["scale"]) == {1.0}
     assert set(card["units"]["shift"]) == {0.0}
-    assert all("fd" in row for row in json.loads((out / "metrics.json").read_text())["rows"])
+    rows = json.loads((out / "metrics.json").read_text())["rows"]
+    assert all("fd" in row for row in rows if row["sampler"] == "map")  # a teacher of random weights may diverge
 
 
 @pytest.mark.parametrize(
