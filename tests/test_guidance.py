@@ -142,6 +142,82 @@ def test_weights_that_were_to_be_drawn_are_asked_for():
         Guidance((1.0, 3.0), CLASSES).weights(torch.rand(7), labels())
 
 
+# features as the condition ---------------------------------------------------------------------------------------
+
+
+def features(rows: int, seed: int = 0) -> dict[str, Any]:
+    """A tree like that of a text encoder."""
+    rng = generator(seed)
+    text, pooled = torch.randn(rows, 3, 4, generator=rng), torch.randn(rows, 5, generator=rng)
+    return {"text": text.double(), "more": {"pooled": pooled.double()}}
+
+
+NULL = {"more": {"pooled": torch.full((1, 5), 7.0)}, "text": torch.full((1, 3, 4), 9.0)}  # another order of names
+
+
+def read(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """A field that depends on all features."""
+    assert cond is not None
+    return (1 + t[:, None]) * x * cond["text"].sum((1, 2))[:, None] + cond["more"]["pooled"].square().mean(1)[:, None]
+
+
+def rows_of_null(rows: int) -> dict[str, Any]:
+    return {
+        "text": NULL["text"].double().expand(rows, 3, 4),
+        "more": {"pooled": NULL["more"]["pooled"].double().expand(rows, 5)},  # type: ignore[index]
+    }
+
+
+def test_features_are_dropped_together_and_have_no_guidance_then():
+    before = features(ROWS)
+    after = Guidance(2.5, null=NULL, dropout=0.2).condition(before, data(ROWS), generator(1))
+    dropped = (after["text"] == 9).all((1, 2))
+    assert torch.equal(dropped, (after["more"]["pooled"] == 7).all(1))
+    assert torch.equal(after["text"][~dropped], before["text"][~dropped])
+    assert abs(float(dropped.double().mean()) - 0.2) < 4 * math.sqrt(0.16 / ROWS)
+    weights = Guidance(2.5, null=NULL).weights(torch.full((ROWS,), 0.5), after)
+    assert torch.equal(weights, torch.where(dropped, 1.0, 2.5))
+
+
+def test_a_teacher_is_guided_away_from_the_features_of_no_condition():
+    x, t, cond = data(), torch.rand(7, generator=generator(2)).double(), features(7)
+    guided = Guided(FromTeacher(read), Guidance(3.0, null=NULL, dropout=0))
+    expected = read(x, t, rows_of_null(7)) + 3 * (read(x, t, cond) - read(x, t, rows_of_null(7)))
+    torch.testing.assert_close(guided(x, t, cond), expected)
+
+
+class OfFeatures(nn.Module):
+    """A network of (x, s, t, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Parameter(torch.randn(2, 2, generator=generator(3), dtype=torch.float64))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return torch.sin(read(x, s, cond) + t[:, None]) @ self.last
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.4])
+def test_the_target_of_a_direct_method_is_guided_away_from_them_too(kappa: float):
+    """v_g = omega dI + kappa u(x | c) + (1 - omega - kappa) u(x | none) (2505.13447, equation 21)."""
+    cond = features(7)
+    draw, flow_map = a_draw(cond), AverageVelocity(OfFeatures())
+    x, guidance = Linear().point(draw.x0, draw.x1, draw.t), Guidance(2.0, null=NULL, mix=kappa)
+    got = SelfGuided(Linear(), flow_map, guidance).bind(draw)(x, draw.t, cond)
+    omega, none = 2 * (1 - kappa), flow_map.net(x, draw.t, draw.t, rows_of_null(7))
+    expected = omega * (draw.x1 - draw.x0) + kappa * flow_map.net(x, draw.t, draw.t, cond) + (1 - omega - kappa) * none
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_features_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="got both"):
+        Guidance(2.0, 3, null=NULL)
+    with pytest.raises(ValueError, match="a row for each of the 1 rows"):
+        Guidance(2.0, null=features(2))
+    with pytest.raises(ValueError, match="trees alike"):
+        Guidance(2.0, null=NULL, dropout=0.5).condition({"text": features(7)["text"]}, data(), generator(0))
+
+
 # what a direct method learns -----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 
 from .maps import FlowMap
-from .shapes import Batch, Condition, Field, Guide, Time, condition_of, label_and_numbers, label_of, like
+from .shapes import (
+    Batch,
+    Condition,
+    Field,
+    Guide,
+    Time,
+    check_condition,
+    condition_of,
+    label_and_numbers,
+    label_of,
+    like,
+    on_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Guidance:
             2505.13447, section 4.2); `None` for 1 - 1/w, which gives dI the factor 1 (improved MeanFlow, 2512.02012).
         negative: a weaker field `(x, t, cond)` in the place of b(none): autoguidance.
         condition_dim: how many numbers the condition has; a row of NaN means none. Needed for `dropout` of numbers.
+        null: the condition that means none, such as the features of an empty prompt: a tree like the condition, with
+            one row, in the place of the two above. A teacher is given it too; without, one is given no condition.
     """
 
     weight: float | tuple[float, float] = 1.0
@@ -49,6 +63,7 @@ class Guidance:
     mix: float | None = 0.0
     negative: Field | None = None
     condition_dim: int | None = None
+    null: Condition = None
 
     def __post_init__(self) -> None:
         low, high = self.weight if isinstance(self.weight, tuple) else (self.weight, self.weight)
@@ -56,10 +71,13 @@ class Guidance:
             raise ValueError(f"Guidance needs a weight > 0, or a pair 0 < low <= high, got {self.weight}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
-        if self.dropout and (self.classes is None or self.classes < 1) and self.condition_dim is None:
+        if self.null is not None and (self.classes is not None or self.condition_dim is not None):
+            raise ValueError("the features `null`, or `classes` and `condition_dim`, mean no condition, got both.")
+        check_condition(self.null, torch.empty(1), "no condition")
+        if self.dropout and not self.knows_none:
             raise ValueError(
-                "Guidance drops labels: pass classes=, the number of classes, or dropout=0; got "
-                f"classes={self.classes}."
+                "Guidance drops labels: pass classes=, the number of classes, or dropout=0, or for features null=, "
+                f"those of no condition; got classes={self.classes}."
             )
         if self.mix is not None and not 0 <= self.mix < 1:
             raise ValueError(f"Guidance needs a mix in [0, 1), or None for 1 - 1/w, got {self.mix}.")
@@ -75,19 +93,25 @@ class Guidance:
         if isinstance(cond, Guide):
             raise ValueError("guidance draws the weights itself, got cond=Guide(...): call objective(x1, cond=labels).")
         if self.dropout:
-            self._check_droppable(cond, x1)
+            if self.null is None:
+                self._check_droppable(cond, x1)
             drop = torch.rand(len(x1), device=x1.device, generator=generator) < self.dropout
-            pairs = zip(label_and_numbers(cond), label_and_numbers(self.without(cond)), strict=True)
-            kept = [own if own is None else torch.where(like(drop, own), none, own) for own, none in pairs]
-            cond = condition_of(*kept)
+            cond = on_pairs(cond, self.without(cond), lambda own, none: torch.where(like(drop, own), none, own))
         if not isinstance(self.weight, tuple):
             return cond
         uniform = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator)
         low, high = (math.log(weight) for weight in self.weight)
         return Guide(cond, torch.exp(low + (high - low) * uniform))
 
+    @property
+    def knows_none(self) -> bool:
+        """Whether there is a label, or there are numbers or features, that mean no condition."""
+        return bool(self.classes) or self.condition_dim is not None or self.null is not None
+
     def without(self, cond: Condition) -> Condition:
-        """The condition of no row: of the same shapes, with `classes` for labels and NaN for numbers."""
+        """The condition of no row, of the same shapes: `null`, or `classes` for labels and NaN for numbers."""
+        if self.null is not None:
+            return on_pairs(label_of(cond), self.null, lambda own, none: none.to(own).expand(own.shape))
         label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (label_of(cond), None)
         none = None if label is None else torch.full_like(label, self.classes)  # type: ignore[arg-type]
         return condition_of(none, None if numbers is None else torch.full_like(numbers, math.nan))
@@ -129,6 +153,12 @@ class Guidance:
             inside = inside & (label != self.classes)
         if numbers is not None:
             inside = inside & ~numbers.isnan().any(1)
+        if self.null is not None and label is not None:
+            same = list[Tensor]()
+            on_pairs(
+                label, self.without(label), lambda own, none: same.append((own == none).reshape(len(t), -1).all(1))
+            )
+            inside = inside & ~torch.stack(same).all(0)
         return torch.where(inside, w, 1)
 
 

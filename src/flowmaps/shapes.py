@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -89,6 +89,41 @@ def on_each(cond: Condition, fn: Callable[[Tensor], Any]) -> Any:
         f"a condition is a tensor, or a dict, tuple, list or dataclass of such, got a {type(cond).__name__}: "
         "cond=torch.as_tensor(labels) makes a tensor of it."
     )
+
+
+def on_pairs(cond: Condition, other: Condition, fn: Callable[[Tensor, Tensor], Any]) -> Any:
+    """Apply a function to each tensor of a condition and the tensor in its place in another one like it.
+
+    Raises:
+        ValueError: the other one is no such tree.
+    """
+    try:
+        found = iter([fn(*pair) for pair in _pairs(cond, other)])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"two conditions must be trees alike, of the same names ({type(error).__name__}: {error})."
+        ) from None
+    return on_each(cond, lambda _: next(found))
+
+
+def _pairs(cond: Condition, other: Condition) -> Iterator[tuple[Tensor, Tensor]]:
+    """In the order of `on_each`."""
+    if isinstance(cond, Tensor):
+        if not isinstance(other, Tensor):
+            raise TypeError(f"a tensor beside a {type(other).__name__}")
+        yield cond, other
+    elif isinstance(cond, Mapping):
+        if set(cond) != set(other):
+            raise KeyError(f"{', '.join(map(str, cond))} beside {', '.join(map(str, other))}")
+        for name, value in cond.items():
+            yield from _pairs(value, other[name])
+    elif isinstance(cond, (tuple, list)):
+        for value, beside in zip(cond, other, strict=True):
+            yield from _pairs(value, beside)
+    elif dataclasses.is_dataclass(cond):
+        for field in dataclasses.fields(cond):
+            if field.init:
+                yield from _pairs(getattr(cond, field.name), getattr(other, field.name))
 
 
 def check_condition(cond: Condition, x: Tensor, name: str = "x1") -> None:

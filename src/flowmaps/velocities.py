@@ -312,7 +312,8 @@ class Guided(Velocity):
 
     Args:
         velocity: the conditional source.
-        scale: w, where 1 is no guidance; or a `Guidance`, which can have a weight for each row.
+        scale: w, where 1 is no guidance; or a `Guidance`, which can have a weight for each row, and a `null` condition
+            for v(none).
         negative: the source in the place of v(none), called with the condition (autoguidance); unless given,
             `velocity` without the condition.
         interval: times between which guidance acts.
@@ -350,7 +351,8 @@ class Guided(Velocity):
     def _guide(self, source: Field, negative: Field | None, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         label = label_of(cond)
         towards = source(x, t, label)
-        away = source(x, t, None) if negative is None else negative(x, t, label)
+        none = None if self.guidance is None or self.guidance.null is None else self.guidance.without(label)
+        away = source(x, t, none) if negative is None else negative(x, t, label)
         # in the type of t: 1.1 is not rounded to float32
         return away + like(self._weight(t, cond), x).to(x.dtype) * (towards - away)
 
@@ -371,7 +373,7 @@ class SelfGuided(Velocity):
 
     Args:
         interpolant: the path.
-        flow_map: the map in training; its label `guidance.classes`, and numbers of NaN, mean no condition.
+        flow_map: the map in training; the condition `guidance.without` means none to it.
         guidance: w, kappa and the interval.
     """
 

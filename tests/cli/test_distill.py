@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from interop import pipelines_of_diffusers as tiny
+from safetensors import safe_open
 
 import flowmaps as fm
 from flowmaps import interop
 from flowmaps.cli.main import main
 from flowmaps.runs.folder import RunFolder
+from flowmaps.runs.recipes import RECIPES
+from flowmaps.runs.recipes.checks import is_other_model
+from flowmaps.runs.run import with_absolute_paths
 
 SMALL = ["--steps", "2", "--checkpoint-every", "2", "--optimiser.batch", "8", "--device", "cpu"]
 CHEAP = ["--evaluation.samples", "100", "--evaluation.points", "10", "--evaluation.steps", "1"]
@@ -134,3 +139,51 @@ def test_what_does_not_go_with_a_model_is_refused_in_a_line(
         assert line.startswith("flowmaps: "), line
         assert words in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_adapters_alone_are_trained_and_written_beside_the_map(
+    of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A resumed run ends with the weights of one that was not stopped; checkpoints have no weight that is frozen."""
+    words = ["distill", "--teacher", str(of_noise), "--data", str(pictures), "--lora", "2"]
+    words += ["--teacher-steps", "2", *SMALL, "--precision", "float32", *OF_IMAGES]  # auto chooses by the clock
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    main([*words, "--out", str(once)])
+    said = " ".join(capsys.readouterr().out.split())
+    net = interop.diffusers(of_noise, lora=2).student.net
+    counts = {kind: sum(p.numel() for p in net.parameters() if p.requires_grad is kind) for kind in (False, True)}
+    assert f"{counts[False]:,} parameters are frozen, {counts[True]:,} parameters are trained" in said
+    assert "trained: 4 steps in" in said
+    assert "of memory on cpu" in said
+    before, after = (fm.load(once / name).state_dict() for name in ("start", "."))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    assert all("lora_" in name or name.endswith((".first.weight", ".last.weight")) for name in changed)
+    adapter, whole = (once / name for name in ("adapter.safetensors", "weights.safetensors"))
+    assert 3 * adapter.stat().st_size < whole.stat().st_size
+    net.load_adapter(adapter)  # type: ignore[operator, union-attr]
+    assert all(torch.equal(value, after[f"net.{name}"]) for name, value in net.state_dict().items())
+    main([*words, "--out", str(twice), "--minutes", "1e-9"])
+    (kept,) = (twice / "checkpoints").glob("velocity-*1*")
+    with safe_open(next(kept.glob("*.safetensors")), "pt") as file:
+        names = [name for name in file.keys() if name.startswith(("parameter.", "frozen."))]  # noqa: SIM118
+    assert not [name for name in names if "base_layer" in name]
+    main([*words, "--out", str(twice), "--resume"])
+    assert all(torch.equal(value, after[name]) for name, value in fm.load(twice).state_dict().items())
+
+
+def test_a_rank_below_one_is_refused(of_noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert "at least 1, got -1" in refused(["--teacher", str(of_noise), "--lora", "-1", *out], capsys)
+
+
+def test_a_pipeline_that_is_gone_is_one_still(of_noise: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a run keeps its name; and no teacher is none, in whatever folder the program runs."""
+    recipe = with_absolute_paths(replace(RECIPES["images"](), data="", teacher=str(of_noise)))
+    assert recipe.teacher == str(of_noise.resolve() / "model_index.json")
+    monkeypatch.chdir(of_noise)
+    assert not is_other_model("")
+    assert not with_absolute_paths(RECIPES["points"]()).teacher
+    of_noise.rename(of_noise.parent / "gone")
+    assert is_other_model(recipe.teacher)

@@ -15,7 +15,8 @@ from flowmaps.dual.survey import survey
 from flowmaps.methods import METHODS
 from flowmaps.nn import MLP
 from flowmaps.runs import doctor
-from flowmaps.runs.doctor import ExaminedNetwork, examine, load_network
+from flowmaps.runs.doctor import ExaminedNetwork, examine
+from flowmaps.runs.own_networks import load_network
 
 WITH_DERIVATIVE = {"lmd", "lsd", "emd", "esd", "fmm", "meanflow", "sct", "eulerian_estimation"}
 WITHOUT = {"flow_matching", "psd", "shortcut", "consistency_training", "pfmm"}

@@ -27,9 +27,11 @@ from ..runs import run as runs
 from ..runs.folder import RunFolder
 from ..runs.plan import Plan
 from ..runs.preflight import check_packages, preflight
+from ..runs.prepare import in_bytes
 from ..runs.recipes import ImageRecipe, Recipe, validate
 from ..system.devices import can_compile
 from ..system.files import write_atomically
+from ..system.memory import high_water
 from ..system.processes import leave, ranks
 from ..training.guards import signals
 from ..training.loop import Step
@@ -91,6 +93,7 @@ def train(
             stopped = f"stopped after {asked() or limit}, at step {step:,} of {stage}; go on with{launcher}:"
             console.print(f"{stopped}\n  {resume_command}", soft_wrap=True)
             return
+    console.print(_cost(run), soft_wrap=True)
     leave()
     if FIRST:  # the evaluation takes one process
         try:
@@ -99,6 +102,15 @@ def train(
             raise KeyboardInterrupt(
                 f"interrupted while measuring; the map is trained and saved: flowmaps evaluate {folder} measures it."
             ) from None
+
+
+def _cost(run: runs.Run) -> str:
+    """What a training has taken, in words: steps, seconds, and the most memory of this process."""
+    assert run.trainer is not None
+    steps = sum(stage.steps for stage in run.plan.stages)
+    used = high_water(run.placement.device)
+    memory = "" if used is None else f", at most {in_bytes(used)} of memory on {run.placement.device}"
+    return f"trained: {steps:,} steps in {run.trainer.seconds:,.1f} s{memory}"
 
 
 def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
@@ -252,7 +264,7 @@ def _measured(
         for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, seed, watch=watch):
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")
-            samples[title] = drawn.first(IMAGES_KEPT) if source.units.pixels else drawn
+            samples[title] = drawn.first(IMAGES_KEPT) if source.units.pictures else drawn
             if not console.is_terminal:
                 console.print(f"{title}: {drawn.seconds:.1f} s")
     return rows, samples
@@ -263,7 +275,7 @@ def _few_samples(recipe: Recipe, units: Units) -> str | None:
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
         return "KL is biased upwards with so few samples: report values from flowmaps evaluate --samples 1000000."
-    if not units.pixels or number >= 10_000:
+    if not units.pictures or number >= 10_000:
         return None
     singular = ", and below some 1,300 means nothing" if number < 1_300 else ""
     return (
@@ -283,7 +295,10 @@ def notes(folder: RunFolder) -> list[str]:
         kind = f"the relative width {kept['width']}" if "width" in kept else f"the decay {kept.get('decay')}"
         words.append(f"The weights of its {kept.get('stage')} are the average of {kind} of the run {kept.get('of')}.")
     if plan.recipe.teacher:
-        words.append(f"Its teacher is the velocity of the run in {plan.recipe.teacher}, of which teacher/ is a copy.")
+        kind = "model" if plan.of_other_model else "run in"
+        words.append(f"Its teacher is the velocity of the {kind} {plan.recipe.teacher}, of which teacher/ is a copy.")
+    if plan.recipe.lora:
+        words.append(f"Adapters of rank {plan.recipe.lora} and the second time are trained: adapter.safetensors.")
     if plan.recipe.from_run:
         words.append(f"Its training started from the weights of the run in {plan.recipe.from_run}.")
     if method.jumps is Jumps.TO_DATA:

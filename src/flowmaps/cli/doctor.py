@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..runs.doctor import Cost, Diagnosis, ExaminedNetwork, examine, load_network
+from ..runs.doctor import Cost, Diagnosis, ExaminedNetwork, examine
+from ..runs.own_networks import load_network
 from ..system.devices import pick_device
 from .terminal import console, watching
 
@@ -29,7 +30,7 @@ def doctor(network: str, shape: str, classes: int | None, batch: int, device: st
     for name, number in {"--batch": batch, "--classes": classes}.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} must be positive, got {number}.")
-    examined = ExaminedNetwork(load_network(network), sizes, classes, batch, pick_device(device))
+    examined = ExaminedNetwork(load_network(network, "doctor"), sizes, classes, batch, pick_device(device))
     with watching("doctor") as watch:
         found = examine(examined, watch)
     for line in report(found, sizes, batch):

@@ -9,6 +9,7 @@ from ..data import Units
 from ..interop.export import SUFFIXES, export
 from ..interop.onnx_file import PRECISIONS
 from ..runs.folder import RunFolder
+from ..runs.own_networks import load_network
 from ..storage import cards, models
 from .terminal import console, watching
 
@@ -16,7 +17,9 @@ MAX_STEPS = 1_000
 """Each step is written out in the file."""
 
 
-def export_run(folder: Path, out: Path, *, steps: int = 4, precision: str = "float32", raw: bool = False) -> None:
+def export_run(
+    folder: Path, out: Path, *, steps: int = 4, precision: str = "float32", net: str = "", raw: bool = False
+) -> None:
     """Write the map of a run, or of `flowmaps.save`, with its sampler to a file; print its error.
 
     Args:
@@ -24,6 +27,7 @@ def export_run(folder: Path, out: Path, *, steps: int = 4, precision: str = "flo
         out: the file, which must not exist.
         steps: jumps from noise to data.
         precision: of its weights, as of `flowmaps.export`.
+        net: network of the user's own that the map is of, `module:Class`.
         raw: leave samples in the network's coordinates.
 
     Raises:
@@ -39,7 +43,10 @@ def export_run(folder: Path, out: Path, *, steps: int = 4, precision: str = "flo
     if precision not in PRECISIONS:
         raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}.")
     card = cards.read(folder)
-    given = _of_run(folder, steps, raw) if "recipe" in card else {"flow_map": models.load(folder), "steps": steps}
+    if "recipe" in card:
+        given = _of_run(folder, steps, raw, net)
+    else:
+        given = {"flow_map": models.load(folder, load_network(net) if net else None), "steps": steps}
     out.parent.mkdir(parents=True, exist_ok=True)
     with watching("export") as watch:
         watch("tracing, then comparing with the map", 0.0)
@@ -48,14 +55,18 @@ def export_run(folder: Path, out: Path, *, steps: int = 4, precision: str = "flo
     console.print(f"its samples: {written.metadata['samples']}", soft_wrap=True, markup=False)
 
 
-def _of_run(folder: Path, steps: int, raw: bool) -> dict[str, Any]:
+def _of_run(folder: Path, steps: int, raw: bool, net: str) -> dict[str, Any]:
     """The map of a run as it is sampled, its sampler, the units of its data and what the file says of it."""
-    run = RunFolder.open(folder)
+    run = RunFolder.open(folder, net)
     run.plan.check_steps([steps])
     flow_map, _ = run.plan.as_sampled(run.load_map(), None)
     units: Units = run.units
     about: dict[str, Any] = {"recipe": run.recipe.name, "method": run.plan.method.name}
     if len(run.recipe.guidance) == 2:
         about["guidance_weights"] = list(run.recipe.guidance)
-    given = {"flow_map": flow_map, "steps": run.plan.sampler(steps), "metadata": about}
+    given = {"flow_map": flow_map, "steps": run.plan.sampler(steps), "metadata": about, "shape": units.shape}
+    if units.features:
+        given["cond"] = run.open_source().conditions(2)
+    elif run.recipe.net or run.plan.of_other_model:  # whose conditions the network does not say
+        given["cond"] = units.labels_in_turn(units.classes or 0)
     return given | ({} if raw else {"units": units})

@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | distill | sample | export | evaluate | average | compare | doctor`.
+"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | average | compare | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -21,7 +21,19 @@ from ..methods import METHODS
 from ..runs.recipes import RECIPES, ImageRecipe, Recipe
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
-from .options import Average, Compare, Compared, Doctor, Evaluate, Export, ImageOptions, Sample, Train, changed_options
+from .options import (
+    Average,
+    Compare,
+    Compared,
+    Doctor,
+    Encode,
+    Evaluate,
+    Export,
+    ImageOptions,
+    Sample,
+    Train,
+    changed_options,
+)
 from .terminal import FIRST
 from .words import joined, unmarked
 
@@ -35,6 +47,8 @@ Learn a flow map, sample it in a few steps, measure it.
   train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
   distill --teacher NAME --data DATA --out DIR
                                      a map of a trained model: a folder or name of diffusers, a run, module:callable
+  encode --vae NAME --data DATA --out DIR
+                                     latents of pictures, once, by an autoencoder of diffusers, to train on
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
@@ -76,6 +90,7 @@ def _dispatch(words: list[str]) -> None:
         "distill": _distill,
         "sample": lambda words: _make(Sample, words),
         "export": _export,
+        "encode": _encode,
         "evaluate": _evaluate,
         "average": lambda words: _make(Average, words),
         "compare": _compare,
@@ -121,6 +136,7 @@ def _distill(words: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--teacher")
     parser.add_argument("--guidance", type=float, nargs="+", default=())
+    parser.add_argument("--lora", type=int, default=0)
     known, _ = parser.parse_known_args(words)
     if known.teacher is None and not {"-h", "--help"} & set(words):
         raise ValueError(
@@ -128,7 +144,7 @@ def _distill(words: list[str]) -> None:
         )
     usual, found = RECIPES["images"](), list[str]()
     if known.teacher is not None:
-        usual, found = recipe_for(known.teacher, tuple(known.guidance))
+        usual, found = recipe_for(known.teacher, tuple(known.guidance), known.lora)
     _run("distill", usual, words, ["distill", "--teacher", usual.teacher], found)
 
 
@@ -146,6 +162,7 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
     about = _about_training(usual) if {"-h", "--help"} & set(rest) else None
     given = _parse(Train, rest, program, Train(recipe=shown), about=about)
     recipe = _with_all_steps(type(usual)(**vars(given.recipe)), usual)
+    _check_own_network(recipe, usual)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
@@ -159,6 +176,15 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
+
+
+def _check_own_network(recipe: Recipe, usual: Recipe) -> None:
+    """Refuse sizes of the recipe's networks beside --net, which takes their place."""
+    groups = ("--network.", "--unet.", "--dit.", "--backbone")
+    if recipe.net and (words := [word for word in changed_options(recipe, usual) if word.startswith(groups)]):
+        raise ValueError(
+            f"{words[0]} is of the recipe's own network, and --net {recipe.net} takes its place: leave it out."
+        )
 
 
 def _about_training(usual: Recipe) -> str:
@@ -196,9 +222,16 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
 def _import(module: str | None) -> None:
     """Import the module of a user's network, where the user has named one."""
     if module is not None:
-        from ..runs.other_models import import_module
+        from ..runs.own_networks import import_module
 
         import_module(module)
+
+
+def _encode(words: list[str]) -> None:
+    given = _parse(Encode, words, "encode")
+    from . import encode
+
+    encode.encode_data(**vars(given))
 
 
 def _export(words: list[str]) -> None:
@@ -216,7 +249,7 @@ def _evaluate(words: list[str]) -> None:
 
     changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
     changes = {name: value for name, value in changes.items() if value is not None}
-    commands.evaluate(RunFolder.open(given.folder), changes, given.seed)
+    commands.evaluate(RunFolder.open(given.folder, given.net), changes, given.seed)
 
 
 def _compare(words: list[str]) -> None:

@@ -64,6 +64,8 @@ class Sample:
     """Seed of the noise."""
     import_module: str | None = None
     """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    net: str = ""
+    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,28 @@ class Export:
     """Jumps from noise to data."""
     precision: str = "float32"
     """float32, float16 or int8, the last two by onnxruntime's tools; the error against float32 is printed."""
+    net: str = ""
+    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
     raw: bool = False
     """Leave samples in the network's coordinates, not pixels or the units of the data."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encode a data set of pictures by an autoencoder of diffusers, once, into a folder that --data takes."""
+
+    vae: str
+    """Folder or name on the hub of the autoencoder, or of a pipeline with one."""
+    data: str
+    """Pictures, as --data of `flowmaps train` has them; their classes are kept."""
+    out: Path
+    """Folder to write; it must not exist."""
+    resolution: int = 0
+    """Crop pictures to the square in their middle and average it down to this many pixels a side; 0 leaves them."""
+    batch: int = 16
+    """Pictures at a time."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; the first GPU if there is one unless given."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,8 @@ class Evaluate:
     """Seed of noise and data; the recipe's unless given."""
     import_module: str | None = None
     """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    net: str = ""
+    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,8 @@ class Average:
     out: Path
     """Folder of the new one; it must not exist."""
     average: Annotated[averages.Average, tyro.conf.arg(name="")]
+    net: str = ""
+    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
 
 
 def _hiding(kind: type, title: str, names: Container[str]) -> Any:
@@ -121,8 +147,9 @@ def _hiding(kind: type, title: str, names: Container[str]) -> Any:
 OF_POINTS = ("network", *(f.name for f in fields(TableOptions) if f.name != "held_out"))
 ImageOptions = _hiding(ImageRecipe, "ImageOptions", OF_POINTS)
 """All that a run on images depends on."""
-UNUSED = ("name", "method", "teacher", "from_run", "fsdp", "show_every", "checkpoint_every", "keep_checkpoints",
-          "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps", "track")  # fmt: skip
+UNUSED = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_every", "checkpoint_every",
+          "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps",
+          "track")  # fmt: skip
 Compared = _hiding(Recipe, "Compared", UNUSED)
 """A recipe without the options that a comparison does not use."""
 

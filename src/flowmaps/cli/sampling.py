@@ -35,6 +35,7 @@ def sample(
     label: str | None = None,
     condition: Sequence[str] = (),
     condition_file: Path | None = None,
+    net: str = "",
     **options: Any,
 ) -> None:
     """Draw samples from a run's map into a file.
@@ -44,14 +45,15 @@ def sample(
         out: the file, which must not exist.
         steps, options: as in `RunSampler.sample`.
         number, label, condition, condition_file: as in `conditions.given`.
+        net: as of `RunSampler`.
 
     Raises:
         ValueError: the options are not for this map, or out of range; or `out` exists.
         OSError: `out` cannot be written.
     """
     _check(out, steps, number)
-    run = RunSampler(folder)
-    if out.suffix == ".png" and not run.units.pixels:
+    run = RunSampler(folder, net)
+    if out.suffix == ".png" and not run.units.pictures:
         raise ValueError(
             f"{folder} makes samples of shape {run.units.shape}, which are no images: take --out FILE.npz."
         )
@@ -97,6 +99,8 @@ def _write(
         write_atomically(out, write_table(out, table_columns(units, x, labels, values), named))
     else:
         arrays, buffer = {"x": units.to_file(x)}, io.BytesIO()
+        if units.vae:
+            arrays = {"x": units.to_pixels(x).movedim(1, 3).numpy(), "latents": arrays["x"]}
         if labels is not None:
             own = units.labels_in_file(labels)
             arrays["labels"] = own.astype(str) if own.dtype.kind == "O" else own  # objects would be pickled
@@ -134,13 +138,14 @@ def table_columns(
     return dict(named)
 
 
-def average(folder: Path, out: Path, average: Average) -> None:
+def average(folder: Path, out: Path, average: Average, net: str = "") -> None:
     """Write a run like a finished one, with another of its averages for weights.
 
     Args:
         folder: of the finished run.
         out: folder of the new run, which must not exist.
         average: which one.
+        net: as of `RunFolder.open`.
 
     Raises:
         ValueError: the run has no such average, or `out` exists.
@@ -148,6 +153,6 @@ def average(folder: Path, out: Path, average: Average) -> None:
     """
     with watching("average") as watch:
         watch("reading stored averages", 0.0)
-        save_averaged(folder, out, average, partial(console.print, soft_wrap=True))
+        save_averaged(folder, out, average, partial(console.print, soft_wrap=True), net)
     message = f"{out} is the run {folder} with this average for the weights of its {average.stage}"
     console.print(f"{message}; flowmaps evaluate {out} measures it.", soft_wrap=True)

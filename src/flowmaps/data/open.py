@@ -12,6 +12,7 @@ import torch
 
 from . import about, arrays, fit, frames, hub, roles, tables
 from .labels import LABEL_NAMES
+from .latents import file_of, open_latents
 from .layouts import SPLITS
 from .options import DataWarning, TableOptions
 from .pixels import ImageSet, Resolution, Watch, quiet, shrink, sides
@@ -61,7 +62,9 @@ def open_data(
     sides(resolution)  # which says what it may be
     _check_held_out(held_out, split)
     options = ImageReading(resolution, flips, labels, held_out)
-    if name in BUILT_IN or not name or tables.is_array_file(name):
+    if file_of(name) is not None:
+        source: Source = _latents(name, options, split)
+    elif name in BUILT_IN or not name or tables.is_array_file(name):
         source = _arrays(name, options, split, table)
     else:
         test = _image_set(name, resolution, "test", watch) if held_out == TEST else None
@@ -98,6 +101,15 @@ def _check_held_out(held_out: float | str, split: str) -> None:
         )
     if held_out and split != "train":
         raise ValueError(f"images are held out of the training split, got held_out={held_out!r} of '{split}'.")
+
+
+def _latents(name: str, options: ImageReading, split: str) -> Source:
+    if split != "train" or options.resolution or options.flips or options.held_out:
+        raise ValueError(
+            f"the latents in {name} are one set, the training data, of the size and side they were encoded at: leave "
+            "out split, --resolution, flips and --held-out."
+        )
+    return open_latents(name, options.labels)
 
 
 def _images(images: ImageSet, options: ImageReading, test: ImageSet | None = None) -> Images:

@@ -9,6 +9,7 @@ from pathlib import Path
 from . import hub, tables
 from .archives import Cifar, Downsampled
 from .folders import Folder
+from .latents import file_of
 from .layouts import Layout
 from .parquet import Parquet
 from .pixels import Watch, quiet
@@ -112,6 +113,8 @@ def fingerprint(name: str, watch: Watch | None = None) -> str | None:
     """
     if name in BUILT_IN or not name:
         return None
+    if (latents := file_of(name)) is not None:
+        return _file_checksum(latents, watch or quiet)
     if tables.is_array_file(name):
         return _file_checksum(Path(name))
     path = find_data(name)

@@ -51,7 +51,7 @@ class Source(ABC):
     @abstractmethod
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         """`number` points `(B, *shape)` in the network's coordinates, and their conditions or `None`: labels `(B,)`, or
-        of tables also numbers `(B, D)`, or `Conditions` of both.
+        of tables also numbers `(B, D)`, or `Conditions` of both; features of latents.
 
         Args:
             number: B.
@@ -221,6 +221,13 @@ class Images(Source):
         number, names = _number_of_classes(labels, names, classes), () if labels is None else names
         shape, absent = tuple(pixels.shape[1:]), _absent(labels, number)
         self.units = Units(shape, number, (HALF_RANGE,), (HALF_RANGE,), True, names, absent=absent, type="uint8")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def pictures(self, rows: Tensor) -> Tensor:
+        """Some of them as pixels `(B, C, H, W)`, uint8."""
+        return self.pixels[rows]
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         device = self.pixels.device

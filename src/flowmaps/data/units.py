@@ -15,6 +15,7 @@ from ..system.names import choose
 from .columns import ConditionColumn, Table
 from .labels import TYPES, as_in_file
 from .options import listed
+from .vae import codec_at
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Units:
         absent: classes that no row has, which are not sampled.
         type: numpy's name of the type of the numbers in the file.
         table: the columns of a table; `None` for other data.
+        vae: folder of the autoencoder that makes pictures of latents; empty for other data.
+        features: names of the tensors that are the condition in the place of classes.
 
     Raises:
         ValueError: numbers that do not go with the shape.
@@ -47,6 +50,8 @@ class Units:
     absent: tuple[int, ...] = ()
     type: str = "float32"
     table: Table | None = None
+    vae: str = ""
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shape or any(type(n) is not int or n < 1 for n in self.shape):
@@ -76,6 +81,11 @@ class Units:
     def dim(self) -> int:
         """Numbers a sample."""
         return math.prod(self.shape)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether samples can be shown as pictures: images, and latents with their autoencoder."""
+        return self.pixels or bool(self.vae)
 
     @property
     def in_plane(self) -> bool:
@@ -118,11 +128,13 @@ class Units:
         return self.standardised(x) * self._broadcast(self.scale, x.double()).ne(0)
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """From the network's coordinates `(B, C, H, W)` to pixels, uint8, rounded and clamped to 0..255.
+        """From the network's coordinates `(B, C, H, W)` to pixels, uint8, rounded and clamped; latents are decoded.
 
         Raises:
             ValueError: the samples are no images.
         """
+        if self.vae:
+            return codec_at(self.vae).pixels(self.to_data(x.float()))
         if not self.pixels:
             raise ValueError(f"samples of shape {self.shape} are no images: there are no pixels to show, use to_data.")
         return self.to_data(x.float()).round().clamp(0, 255).to(torch.uint8)
@@ -217,7 +229,7 @@ class Units:
             fields = dict(fields)
             if "dim" in fields:
                 fields["shape"] = (fields.pop("dim"),)
-            tuples = ("shape", "shift", "scale", "names", "absent")
+            tuples = ("shape", "shift", "scale", "names", "absent", "features")
             fields |= {name: tuple(fields[name]) for name in tuples if name in fields}
             if fields.get("table") is not None:
                 fields["table"] = Table.from_dict(fields["table"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..data import Board, Images, Source
+from ..data import Board, Images, Latents, Source
 from ..metrics.features import Features, extract, open_features, spread
 from ..metrics.images import Statistics
 from ..metrics.reference import Reference, reference
@@ -26,6 +26,8 @@ Row = dict[str, Any]
 DATA_STREAM, LABEL_STREAM = 2, 6  # streams of the seed
 MAX_NUMBERS_OF_POINTS = 2**22
 """Most numbers in the points of W2 and energy distance, which take hours for thousands of latents."""
+DECODED_AT_ONCE = 256
+"""Pictures of latents in memory at a time."""
 MAX_ABS = 1e3
 """Data are of order one: a sample with a greater coordinate, or one that is not finite, counts as lost."""
 
@@ -94,9 +96,11 @@ def evaluation_inputs(
     """
     number, source = max(settings.samples, settings.points), source.to("cpu")
     x0 = torch.randn(number, *source.shape, generator=generator(seed, NOISE_STREAM))
-    if isinstance(source, Images):
+    if isinstance(source, (Images, Latents)) and source.units.pictures:
         return _image_inputs(source, x0[: settings.samples], settings, device, watch)
-    if source.units.condition_dim is not None:  # of held-out rows, with which samples are then compared
+    if (
+        source.units.condition_dim is not None or source.units.features
+    ):  # of held-out rows, which samples are compared with
         cond = source.conditions(number)
     else:
         cond = None if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))[1]
@@ -115,18 +119,33 @@ def evaluation_inputs(
 
 
 def _image_inputs(
-    source: Images, x0: Tensor, settings: Evaluation, device: torch.device | str, watch: Watch
+    source: Images | Latents, x0: Tensor, settings: Evaluation, device: torch.device | str, watch: Watch
 ) -> EvaluationInputs:
     """`evaluation_inputs` of images: every class equally often as label; features of images spread over the data."""
     assert isinstance(settings, ImageEvaluation)
-    cond = source.units.labels_in_turn(len(x0))
-    features = open_features(settings.features)
+    cond = source.conditions(len(x0))
+    features, device = open_features(settings.features), torch.device(device)
+    if isinstance(source, Latents):
+        rows = spread(len(source), settings.reference_images or settings.samples)
+        found = _of_latents(source, rows, settings.points, features, device, watch)
+        return EvaluationInputs(x0, cond, source.x[rows], images=ImageInputs(features, found, device))
     real = source.real
     pixels = real[spread(len(real), settings.reference_images or len(real))]
-    device = torch.device(device)
     options = {"batch": _feature_batch(device), "device": device, "watch": watch}
     found = reference(features, pixels, keep=settings.points, **options)
     return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, found, device))
+
+
+def _of_latents(
+    source: Latents, rows: Tensor, keep: int, features: Features, device: torch.device, watch: Watch
+) -> Reference:
+    """The features of the pictures of latents, decoded a few at a time."""
+    parts = []
+    for part in rows.split(DECODED_AT_ONCE):
+        parts.append(extract(features, source.pictures(part), batch=_feature_batch(device), device=device))
+        watch("decoding the data", len(parts) * DECODED_AT_ONCE / max(len(rows), DECODED_AT_ONCE))
+    x = torch.cat(parts)
+    return Reference(Statistics.of(x, features.name), x[spread(len(x), keep)].clone())
 
 
 def _feature_batch(device: torch.device) -> int:
@@ -181,7 +200,8 @@ def measure(
         values = _measure_points(x, source, inputs, settings, along_flow, watch)
     else:
         options = {"batch": _feature_batch(images.device), "device": images.device, "watch": watch}
-        features = extract(images.features, source.units.to_pixels(x), **options)
+        parts = x.split(DECODED_AT_ONCE) if source.units.vae else (x,)
+        features = torch.cat([extract(images.features, source.units.to_pixels(part), **options) for part in parts])
         values = dict(image_metrics(features, images.real, images.features, images.teacher, watch=watch))
         if along_flow and inputs.flow is not None:
             values["pixel_error"] = metrics.map_error(x[: len(inputs.flow)], inputs.flow) / source.dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from ..data import Images, Source
+from ..data import Source
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..runs.plan import Plan
@@ -55,7 +55,7 @@ def metrics_rows(
     if inputs is None:
         inputs = evaluation_inputs(source, teacher and teacher.velocity, settings, seed, device, watch)
     if solvers is None:
-        solvers = ("dopri5", "heun2" if isinstance(source, Images) else "euler")
+        solvers = ("dopri5", "heun2" if source.units.pictures else "euler")
     if plan.recipe.compile and settings.samples >= MIN_SAMPLES_TO_COMPILE and can_compile():
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
     velocity = None if teacher is None else teacher.velocity

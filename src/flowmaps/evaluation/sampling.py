@@ -181,6 +181,7 @@ class RunSampler:
 
     Args:
         folder: of the run.
+        net: as of `RunFolder.open`.
 
     Attributes:
         units: of its samples.
@@ -189,9 +190,9 @@ class RunSampler:
         ValueError: there is no finished run in the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        run, self.device = RunFolder.open(folder), pick_device("auto")
-        self.plan = run.plan
+    def __init__(self, folder: Path, net: str = "") -> None:
+        run, self.device = RunFolder.open(folder, net), pick_device("auto")
+        self._run, self.plan = run, run.plan
         self.flow_map, _ = self.plan.as_sampled(run.load_map().to(self.device), None)
         self.units = run.units
 
@@ -232,6 +233,7 @@ class RunSampler:
             )
         labels = label if isinstance(label, Tensor) else labels_of_samples(self.units, number, label)
         cond = condition_of(labels, numbers_of_samples(self.units, number, values or {}))
+        cond = self._run.open_source().conditions(number) if self.units.features else cond
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, cond if guidance is None else _guide(recipe, cond, number, guidance))
         sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
@@ -266,7 +268,7 @@ def labels_of_samples(units: Units, number: int, label: str | None) -> Tensor | 
         return units.labels_in_turn(number)
     names = units.names or tuple(map(str, range(units.classes)))
     given, label = label, _as_named(label, names, units.label_type)
-    if label not in names and not (units.pixels and label.isdecimal() and int(label) < units.classes):
+    if label not in names and not (units.pictures and label.isdecimal() and int(label) < units.classes):
         allowed = listed(names) if units.names else f"from 0 to {units.classes - 1}"
         raise ValueError(f"--label must be {'one of ' if units.names else ''}{allowed}, got {given}.")
     chosen = names.index(label) if label in names else int(label)

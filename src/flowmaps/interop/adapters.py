@@ -31,6 +31,7 @@ def velocity(
     time_factor: float = 1.0,
     embedding: Embedding = None,
     call: Call | None = None,
+    lora: int | None = None,
 ) -> Model:
     """A network that returns the velocity of the linear path, such as one of torchcfm, SiT, SD3 or Flux.
 
@@ -42,6 +43,7 @@ def velocity(
         time_factor: of its time, such as 1000 for a network that takes 0..1000.
         embedding: as of `flowmaps.nn.TwoTimes`.
         call: `call(net, x, t, cond)` in the place of `order`.
+        lora: rank of adapters of the student, as of `flowmaps.nn.TwoTimes`.
 
     Raises:
         ValueError: an unknown order, or as of `flowmaps.nn.TwoTimes`.
@@ -53,16 +55,18 @@ def velocity(
         raise ValueError(f"time_factor must be above 0, got {time_factor}.")
     clock = SameClock(time_factor, reverse=reverse)
     prediction: Prediction = "reverse velocity" if reverse else "velocity"
-    return model(net, Conversion(prediction, clock, call or calls[order]), embedding=embedding)
+    return model(net, Conversion(prediction, clock, call or calls[order]), embedding=embedding, lora=lora)
 
 
-def flow_matching(net: nn.Module, path: Any, *, embedding: Embedding = None, call: Call | None = None) -> Model:
+def flow_matching(
+    net: nn.Module, path: Any, *, embedding: Embedding = None, call: Call | None = None, lora: int | None = None
+) -> Model:
     """A velocity trained with Meta's `flow_matching` on one of its affine paths.
 
     Args:
         net: `net(x, t)`, or `net(x, t, **cond)` for a condition that is a dictionary.
         path: such as `AffineProbPath(CondOTScheduler())`, of which the `scheduler` is asked.
-        embedding, call: as of `velocity`.
+        embedding, call, lora: as of `velocity`.
 
     Raises:
         ValueError: the path has no scheduler of (alpha, sigma), or as of `flowmaps.nn.TwoTimes`.
@@ -77,7 +81,7 @@ def flow_matching(net: nn.Module, path: Any, *, embedding: Embedding = None, cal
         ) from None
     times, angles = torch.linspace(1, 0, PATH_KNOTS, dtype=torch.float64), torch.atan2(sigma, alpha).flip(0)
     clock = TableClock(angles, times, (alpha.square() + sigma.square()).sqrt().flip(0))
-    return model(net, Conversion("v", clock, PathVelocity(scheduler, call)), embedding=embedding)
+    return model(net, Conversion("v", clock, PathVelocity(scheduler, call)), embedding=embedding, lora=lora)
 
 
 class PathVelocity(nn.Module):
@@ -109,6 +113,7 @@ def ddpm(
     learned_variance: bool = False,
     embedding: Embedding = None,
     call: Call | None = None,
+    lora: int | None = None,
 ) -> Model:
     """A network trained with a discrete noise schedule, z = sqrt(abar_k) x1 + sqrt(1 - abar_k) x0, k = 0, 1, ...
 
@@ -121,14 +126,14 @@ def ddpm(
         prediction: what it returns, in the words of `diffusers`.
         time_factor: of k, such as 1 / 1000 for a network that takes 0..1.
         learned_variance: it returns a variance too, in as many channels after the first ones, which are cut off.
-        embedding, call: as of `velocity`.
+        embedding, call, lora: as of `velocity`.
 
     Raises:
         ValueError: no schedule that falls, an unknown prediction, one that says nothing at an end of the schedule, or
             as of `flowmaps.nn.TwoTimes`.
     """
     made = DiffusersCall(learned_variance) if call is None else call
-    return model(net, ddpm_conversion(alphas_cumprod, prediction, time_factor, made), embedding=embedding)
+    return model(net, ddpm_conversion(alphas_cumprod, prediction, time_factor, made), embedding=embedding, lora=lora)
 
 
 def ddpm_conversion(alphas_cumprod: Tensor, prediction: str, time_factor: float, call: Call) -> Conversion:
@@ -185,6 +190,7 @@ def edm(
     data_std: float = 0.5,
     embedding: Embedding = None,
     call: Call | None = None,
+    lora: int | None = None,
 ) -> Model:
     """A denoiser D(x1 + sigma x0, sigma) with EDM's preconditioning, from which its student starts exactly.
 
@@ -195,7 +201,7 @@ def edm(
         sigma_min, sigma_max: noise levels between which it was trained: those of the network, or else 0.002 and 80,
             unless given.
         data_std: of the data.
-        embedding, call: as of `velocity`.
+        embedding, call, lora: as of `velocity`.
 
     Raises:
         ValueError: no interval of noise levels, or as of `flowmaps.nn.TwoTimes`.
@@ -207,17 +213,17 @@ def edm(
     if not 0 < data_std < math.inf:
         raise ValueError(f"edm needs data_std > 0, got {data_std}.")
     gain = math.sqrt(1 + data_std**2)
-    return model(net, Conversion("sample", SigmaClock(low, high), call, gain=gain), embedding=embedding)
+    return model(net, Conversion("sample", SigmaClock(low, high), call, gain=gain), embedding=embedding, lora=lora)
 
 
-def azula(denoiser: nn.Module, *, embedding: Embedding = None) -> Model:
+def azula(denoiser: nn.Module, *, embedding: Embedding = None, lora: int | None = None) -> Model:
     """A denoiser of `azula`, the mean of whose posterior is the data, with its schedule z = alpha x1 + sigma x0.
 
     That of a `KarrasDenoiser` is an exact student; others learn the velocity first, by `Model.warm_start`.
 
     Args:
         denoiser: `denoiser(z, t, **cond).mean`, with `schedule(t)` in [0, 1], from data to noise.
-        embedding: as of `velocity`.
+        embedding, lora: as of `velocity`.
 
     Raises:
         ValueError: it has no such schedule, or as of `flowmaps.nn.TwoTimes`.
@@ -234,7 +240,7 @@ def azula(denoiser: nn.Module, *, embedding: Embedding = None) -> Model:
     # the output of its network is multiplied by sin(a), and sin(a) / (1 - t) = 1 / r, which is at most sqrt(2)
     exact = type(denoiser).__name__ == "KarrasDenoiser"
     gain = math.sqrt(2) if exact else None
-    return model(denoiser, Conversion("sample", clock, AzulaCall(), gain=gain), embedding=embedding)
+    return model(denoiser, Conversion("sample", clock, AzulaCall(), gain=gain), embedding=embedding, lora=lora)
 
 
 def _finite(value: Any, default: float) -> float:

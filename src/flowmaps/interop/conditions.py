@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.vae import Codec
 from ..shapes import Condition
 
 Prompt = str | Sequence[str]
@@ -125,20 +126,15 @@ Encoder = NoCondition | ClassCondition | TextCondition | GivenCondition
 
 
 class Decoder:
-    """Pictures of latents: `vae.decode(z / scale + shift)`, with the factors of its configuration.
+    """Pictures of latents, by the scale of the autoencoder's configuration.
 
     Args:
         vae: of `diffusers`.
     """
 
     def __init__(self, vae: Any) -> None:
-        config = vae.config
-        self.vae, self.scale = vae, float(config.get("scaling_factor") or 1.0)
-        self.shift = float(config.get("shift_factor") or 0.0)
+        self.vae, self.codec = vae, Codec(vae)
 
-    @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
         """`(B, channels, height, width)` latents -> `(B, 3, height, width)` pictures in about [-1, 1]."""
-        weights = next(self.vae.parameters())
-        z = (z / self.scale + self.shift).to(weights.device, weights.dtype)
-        return self.vae.decode(z, return_dict=False)[0]
+        return self.codec.decode(z)

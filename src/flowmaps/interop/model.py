@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..couplings import Coupling, Independent
 from ..interpolants import Interpolant, Linear
+from ..losses import Weight
 from ..maps import AverageVelocity, FlowMap
 from ..nn.two_times import TwoTimes
 from ..objectives import VelocityMatching
@@ -20,10 +21,7 @@ from ..storage import models
 from ..times import Diagonal, Times, Triangle
 from ..training.fit import fit
 from ..velocities import FromTeacher
-from .conversion import Conversion, Prediction
-
-MAX_GAIN = 4.0
-"""Greatest factor on a network's output with which it is a student as it is."""
+from .conversion import MAX_GAIN, Conversion, Prediction
 
 
 def _unchanged(value: Any) -> Any:
@@ -90,10 +88,15 @@ class Model:
     shape: tuple[int, ...] | None = None
     about: str = ""
 
+    @property
+    def weight(self) -> Weight | None:
+        """A weight w_t for losses against the teacher's velocity at t, as that of `lmd`; `None` for w = 1."""
+        return weight_of(self.teacher)
+
     def warm_start(self, data: Any, steps: int = 1_000, **settings: Any) -> FlowMap:
         """Regress the student's velocity on the teacher's at points of the path: what `exact` students need not.
 
-            E |u_{t,t}(I_t) - b_t(I_t)|^2
+            E w_t |u_{t,t}(I_t) - b_t(I_t)|^2
 
         Args:
             data: as of `fm.fit`.
@@ -109,6 +112,7 @@ class Model:
             FromTeacher(copy.deepcopy(self.teacher)),
             times=Diagonal(),
             coupling=self.coupling,
+            weight=self.weight,
         )
         self.student = fit(objective, data, steps=steps, **settings)
         return self.student
@@ -126,6 +130,16 @@ class Model:
         if self.shape is None:
             raise ValueError("the model does not say the shape of its samples: fm.interop.to_pipeline(student, shape).")
         return to_pipeline(self.student, self.shape, getattr(self.decode, "vae", None))
+
+
+def weight_of(teacher: nn.Module) -> Weight | None:
+    """The weight of losses against a teacher's velocity: `PerGain` where that comes from noise or data.
+
+    Args:
+        teacher: of a `Model`, or a map round it.
+    """
+    conversions = [module for module in teacher.modules() if isinstance(module, Conversion)]
+    return conversions[0].weight if len(conversions) == 1 else None
 
 
 def to_pipeline(flow_map: FlowMap, shape: tuple[int, ...], vae: Any = None) -> Any:

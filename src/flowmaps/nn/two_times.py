@@ -159,6 +159,16 @@ class TwoTimes(nn.Module):
             for slot in slots:
                 slot._gap = None  # type: ignore[assignment]
 
+    @property
+    def lora(self) -> int | None:
+        """Rank of its adapters; `None` without."""
+        return self._lora
+
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """The weights under its adapters, which are never trained; none without adapters."""
+        return {} if self._lora is None else {k: v for k, v in self.named_parameters() if not v.requires_grad}
+
     def merged(self) -> TwoTimes:
         """A copy whose adapters are merged into its weights: a plain module with the same output."""
         other = copy.deepcopy(self)

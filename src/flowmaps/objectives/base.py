@@ -210,8 +210,7 @@ class Objective(nn.Module, ABC):
         """
         if self.guidance is None or self.guidance.weight == 1:
             return FromInterpolant(self.interpolant)
-        droppable = self.guidance.classes or self.guidance.condition_dim
-        if self.guidance.negative is None and not (droppable and self.guidance.dropout):
+        if self.guidance.negative is None and not (self.guidance.knows_none and self.guidance.dropout):
             raise ValueError(
                 "guidance of a method that learns from data needs classes= or condition_dim=, and dropout > 0, for the "
                 "map to learn what no condition means, or a negative= field."

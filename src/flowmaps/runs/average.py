@@ -49,7 +49,7 @@ class Average:
             raise ValueError("--step goes with --width: the average of a decay is that of the last step, leave it out.")
 
 
-def save_averaged(folder: Path, out: Path, average: Average, say: Callable[[str], None]) -> None:
+def save_averaged(folder: Path, out: Path, average: Average, say: Callable[[str], None], net: str = "") -> None:
     """Write a run like a finished one, with another of its averages for weights.
 
     Args:
@@ -57,6 +57,7 @@ def save_averaged(folder: Path, out: Path, average: Average, say: Callable[[str]
         out: folder of the new run, which must not exist.
         average: which one. That of an earlier stage than the last goes into the subfolder of the stage.
         say: prints a line: a warning where the average is far from exact.
+        net: as of `RunFolder.open`.
 
     Raises:
         ValueError: the run has no such average or stage, or has not finished, or `out` exists.
@@ -64,7 +65,7 @@ def save_averaged(folder: Path, out: Path, average: Average, say: Callable[[str]
     """
     if out.exists():
         raise ValueError(f"{out} already exists: choose another --out, or remove it.")
-    run, stage = RunFolder.open(folder), average.stage
+    run, stage = RunFolder.open(folder, net), average.stage
     names = [entry.name for entry in run.plan.stages]
     if stage not in names:
         raise ValueError(f"--stage must be one of the stages of this run, {', '.join(names)}, got {stage}.")

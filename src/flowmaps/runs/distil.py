@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..interop import Model
-from ..interop.conditions import ClassCondition
+from ..interop.conditions import ClassCondition, Decoder
 from ..methods import METHODS, lmd
 from ..training.optimisers import Optimiser
 from .folder import RunFolder
@@ -29,12 +29,12 @@ WARM_START_STEPS = 2_000
 """Steps in which a student learns the velocity that its network's output is not."""
 
 
-def recipe_for(teacher: str, guidance: tuple[float, ...] = ()) -> tuple[Recipe, list[str]]:
+def recipe_for(teacher: str, guidance: tuple[float, ...] = (), lora: int = 0) -> tuple[Recipe, list[str]]:
     """The usual recipe to distil a teacher, and what was found, in lines.
 
     Args:
         teacher: a folder of a run, or a model of another library.
-        guidance: as of `open_model`.
+        guidance, lora: as of `open_model`.
 
     Raises:
         ValueError: there is no such teacher.
@@ -44,13 +44,14 @@ def recipe_for(teacher: str, guidance: tuple[float, ...] = ()) -> tuple[Recipe, 
         method = other.method if METHODS[other.method].distils else lmd.__name__
         found = f"teacher    a run of {other.method} on {other.data}"
         return replace(other, name="distilled", method=method, teacher=teacher, from_run=""), [found]
-    model = open_model(teacher, guidance)
+    model = open_model(teacher, guidance, lora)
     images = model.shape is not None and len(model.shape) == 3
     usual: Recipe = replace(RECIPES["images" if images else "points"](), name="distilled", teacher=teacher)
     usual = replace(usual, **COMMON, teacher_steps=0 if model.exact else WARM_START_STEPS)
     if isinstance(usual, ImageRecipe):
         evaluation = replace(usual.evaluation, samples=2_000, points=1_000)
-        height, width = model.shape[-2:] if model.shape else (0, 0)
+        latents = isinstance(model.decode, Decoder)  # which have no resolution to be brought to
+        height, width = model.shape[-2:] if model.shape and not latents else (0, 0)
         resolution = height if height == width else f"{height}x{width}"
         labels = isinstance(model.condition, ClassCondition)
         usual = replace(usual, resolution=resolution, labels=labels, evaluation=evaluation)
@@ -61,9 +62,10 @@ def _found(model: Model) -> list[str]:
     """What was found in a model: what it is, and what its student trains."""
     weights = list(model.student.parameters())
     trained = sum(p.numel() for p in weights if p.requires_grad)
+    frozen = sum(p.numel() for p in weights) - trained
     start = "has the teacher's velocity from the start" if model.exact else "learns the teacher's velocity first"
     return [
         f"teacher    {model.about or type(model.teacher).__name__}",
-        f"student    on the linear path, {trained:,} of {sum(p.numel() for p in weights):,} parameters are trained; it "
+        f"student    on the linear path, {frozen:,} parameters are frozen, {trained:,} parameters are trained; it "
         f"{start}",
     ]

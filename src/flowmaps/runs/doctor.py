@@ -10,10 +10,7 @@ value, derivative in t and gradient of both, beside a plain forward and backward
 from __future__ import annotations
 
 import copy
-import importlib
-import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -85,32 +82,6 @@ class Diagnosis:
     costs: dict[str, Cost]
     compiled: str
     methods: dict[str, str]
-
-
-def load_network(place: str) -> nn.Module:
-    """The network at `module:name`: a class or a function without arguments, called, or a network itself.
-
-    Raises:
-        ValueError: there is none, or it needs arguments.
-    """
-    module_name, colon, name = place.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"doctor takes module:Class, got {place!r}: for instance my_package.networks:Net.")
-    if (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-        network = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # a stranger's module may raise anything
-        raise ValueError(
-            f"{place} gives no network ({type(error).__name__}: {first_line(error)}): name an importable module and in "
-            "it a class, or a function that returns the network, that is called without arguments."
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{place} gives a {type(network).__name__}, not an nn.Module: return the network.")
-    return network
 
 
 class ExaminedNetwork:

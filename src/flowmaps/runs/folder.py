@@ -2,7 +2,7 @@
 
 config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
 teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
-start/: a copy of the map of --from-run
+start/: a copy of the map of --from-run              adapter.safetensors: what --lora trains
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from ..data import Images, Source, TableOptions, Units, fingerprint, open_data
+from ..data import Images, Latents, Source, TableOptions, Units, fingerprint, open_data
 from ..maps import FlowMap
 from ..storage import cards, checkpoints, models
 from ..system.devices import pick_device
@@ -27,12 +27,15 @@ from ..training.failures import CHECKPOINTS
 from ..training.guards import LOCK, lock
 from ..training.settings import values
 from . import recipes
+from .own_networks import load_network
 from .plan import Plan, resolve
 from .recipes import ImageRecipe, Recipe
-from .recipes.checks import CALLABLE
+from .recipes.checks import CALLABLE, is_other_model
 
 START = "start"
 """Where in a folder the copy of the map is that the training starts from, of --from-run or of another model."""
+ADAPTER = "adapter.safetensors"
+"""The weights that --lora trains, alone."""
 RESUMABLE = ("device", "compile", "fsdp", "log-every", "checkpoint-every", "keep-checkpoints", "keep-checkpoints-every",
              "store-averages-every", "show-every", "track", "max-skipped-steps", "activation-checkpointing",
              "evaluation", "optimiser.accumulate", "steps", "teacher-steps")  # fmt: skip
@@ -51,16 +54,22 @@ class RunFolder:
         path: where it is.
         card: the content of its config.json.
         plan: of the recipe in the card.
+        net: `module:Class` of the network of a recipe with one, as the user of this process names it.
     """
 
     path: Path
     card: dict[str, Any]
     plan: Plan
+    net: str = ""
     _lock: BaseFileLock | None = None
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, net: str = "") -> RunFolder:
         """The folder of a run that has begun.
+
+        Args:
+            path: where it is.
+            net: the network of the user's own that it is of, `module:Class`, where it is of one.
 
         Raises:
             ValueError: there is none, or config.json is damaged, of another version, or not that of a run.
@@ -71,7 +80,10 @@ class RunFolder:
                 f"{path}/config.json has no recipe: it holds a map saved by flowmaps.save, not a run of flowmaps train "
                 "(flowmaps.fit saves a map too): draw from it in Python, with flowmaps.load and flowmaps.samplers."
             )
-        return cls(path, card, resolve(recipes.from_dict(card["recipe"])))
+        found = cls(path, card, resolve(recipes.from_dict(card["recipe"])), net)
+        if net and not found.recipe.net:
+            raise ValueError(f"{path} is a run of a network of flowmaps, got --net {net}: leave it out.")
+        return found
 
     @classmethod
     def new(cls, path: Path, plan: Plan, data_sha256: str | None) -> RunFolder:
@@ -83,7 +95,7 @@ class RunFolder:
             data_sha256: checksum of its data, from `fingerprint`.
         """
         card = {"format": models.FORMAT, "recipe": dataclasses.asdict(plan.recipe), "data_sha256": data_sha256}
-        return cls(path, card, plan)
+        return cls(path, card, plan, plan.recipe.net)
 
     def create(self) -> None:
         """Make the folder, lock it, and write config.json."""
@@ -159,7 +171,11 @@ class RunFolder:
             raise ValueError(
                 f"the map of {self.path} is of a network of {module}: import it first, with --import-module {module}."
             )
-        return models.load(self.path / stage)
+        if self.recipe.net and not self.net:
+            raise ValueError(
+                f"the map of {self.path} is of a network of your own: name it again, with --net {self.recipe.net}."
+            )
+        return models.load(self.path / stage, load_network(self.net) if self.net else None)
 
     def load_teacher(self) -> FlowMap | None:
         """The map whose velocity was the teacher; `None` for a method without one.
@@ -297,4 +313,6 @@ def open_source(recipe: Recipe, split: str = "train", watch: Watch | None = None
     source = open_data(recipe.data, split=split, watch=watch, **options)  # type: ignore[arg-type]
     if isinstance(source, Images):  # latents have no mirror
         source.flips = recipe.flips
+    if isinstance(source, Latents) and is_other_model(recipe.teacher):  # which knows them in their own scale
+        source = source.as_encoded()
     return source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -10,9 +11,10 @@ from ..data import Source, Units
 from ..data.options import listed
 from ..maps import FlowMap
 from ..methods import Jumps
+from ..nn import MLP, Network
 from ..storage import models
 from .folder import RunFolder
-from .initial import network_of
+from .initial import network_of, zero_second_time
 from .plan import Plan
 from .recipes import Recipe
 
@@ -52,7 +54,7 @@ def given_teacher(plan: Plan, source: Source, data_sha256: str | None) -> FlowMa
         ValueError: the folder is no finished run, or its velocity is another than that of the recipe's flow: of other
             data, another path, or without what guidance needs.
     """
-    recipe, other = plan.recipe, RunFolder.open(Path(plan.recipe.teacher))
+    recipe, other = plan.recipe, _opened(plan.recipe.teacher, plan)
     flow_map, subject = other.load_map(), f"the teacher in {plan.recipe.teacher} was trained"
     _check_same_flow(plan, other, source, data_sha256, subject)
     theirs = other.plan
@@ -89,10 +91,16 @@ def given_start(plan: Plan, source: Source, data_sha256: str | None) -> FlowMap:
     Raises:
         ValueError: the folder is no finished run, or its map is of other data or another path.
     """
-    other = RunFolder.open(Path(plan.recipe.from_run))
+    other = _opened(plan.recipe.from_run, plan)
     flow_map = other.load_map()
     _check_same_flow(plan, other, source, data_sha256, f"the map in {plan.recipe.from_run} was trained")
     return flow_map
+
+
+def _opened(folder: str, plan: Plan) -> RunFolder:
+    """Another run; if it is of a network of the user's own, it is of the one that this run names."""
+    found = RunFolder.open(Path(folder))
+    return replace(found, net=plan.recipe.net if found.recipe.net else "")
 
 
 def _check_same_flow(plan: Plan, other: RunFolder, source: Source, data_sha256: str | None, subject: str) -> None:
@@ -130,8 +138,9 @@ def copy_weights(flow_map: FlowMap, source: FlowMap, what: str) -> None:
         ValueError: their networks differ.
     """
     own, its = network_of(flow_map), network_of(source)
-    free = ("dropout",) if its.arguments["guidance"] else ("dropout", "guidance")
-    differ = [name for name in its.arguments if name not in free and own.arguments.get(name) != its.arguments[name]]
+    mine, theirs = ((net.arguments if isinstance(net, (MLP, Network)) else {}) for net in (own, its))
+    free = ("dropout",) if theirs.get("guidance") else ("dropout", "guidance")
+    differ = [name for name in theirs if name not in free and mine.get(name) != theirs[name]]
     if type(own) is not type(its) or type(flow_map) is not type(source):
         differ = [f"{type(source).__name__} of {type(its).__name__}"]
     if differ:
@@ -140,6 +149,8 @@ def copy_weights(flow_map: FlowMap, source: FlowMap, what: str) -> None:
             "trained with, such as --labels, --backbone or --unet.width."
         )
     state, fresh = source.state_dict(), flow_map.state_dict()
+    if not theirs and {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in fresh.items()}:
+        raise ValueError(f"the network of {what} has other weights than {type(own).__name__} of --net has now.")
     for name, weights in state.items():  # a guidance weight's own start at zero; those of an MLP are its last columns
         if weights.shape != fresh[name].shape:
             state[name] = F.pad(weights, (0, fresh[name].shape[1] - weights.shape[1]))
@@ -153,4 +164,4 @@ def start_from_teacher(flow_map: FlowMap, teacher: FlowMap) -> None:
         ValueError: their networks differ.
     """
     copy_weights(flow_map, teacher, "the teacher")
-    network_of(flow_map).zero_second_time()
+    zero_second_time(flow_map)

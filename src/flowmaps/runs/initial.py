@@ -6,14 +6,23 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..maps import FlowMap
 from ..methods import METHODS
-from ..nn import MLP, DiT, Network, TwoTimes, UNet
+from ..nn import MLP, DiT, Network, UNet
+from ..shapes import Condition
+from . import own_networks
 from .recipes import ImageRecipe, Recipe
 
 
-def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None, condition_dim: int | None = None) -> FlowMap:
+def new_map(
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    classes: int | None,
+    condition_dim: int | None = None,
+    example: Condition = None,
+) -> FlowMap:
     """A fresh map for samples of a shape, its weights drawn from the recipe's seed.
 
     Args:
@@ -21,6 +30,7 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None, conditi
         shape: of a sample.
         classes: number of classes, or `None`.
         condition_dim: how many numbers a row is conditioned on, or `None`.
+        example: two rows of the condition, for a network of the user's own.
 
     Raises:
         ValueError: guidance is asked for, and the data have no classes or numbers to condition on; or the data are not
@@ -31,7 +41,8 @@ def new_map(recipe: Recipe, shape: tuple[int, ...], classes: int | None, conditi
         hint = "pass --labels, or " if isinstance(recipe, ImageRecipe) and not recipe.labels else ""
         raise ValueError(f"--guidance is for data with classes, {recipe.data} has none: {hint}leave it out.")
     inputs = {"classes": classes, "condition_dim": condition_dim, "guidance": len(recipe.guidance) == 2}
-    net = _new_network(recipe, shape, inputs)
+    own = bool(recipe.net)
+    net = own_networks.for_recipe(recipe, shape, classes, example) if own else _new_network(recipe, shape, inputs)
     if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
         net.checkpointing = recipe.activation_checkpointing
     return METHODS[recipe.method].flow_map(net)
@@ -51,10 +62,18 @@ def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any])
 _OTHER = {"images": "take the recipe images", "points": "take the recipe points"}
 
 
-def network_of(flow_map: FlowMap) -> MLP | Network | TwoTimes:
+def network_of(flow_map: FlowMap) -> nn.Module:
     """The network of a map from `new_map`, or of one made of a model of another library."""
-    assert isinstance(flow_map.net, (MLP, Network, TwoTimes))
+    assert isinstance(flow_map.net, nn.Module)
     return flow_map.net
+
+
+def zero_second_time(flow_map: FlowMap) -> bool:
+    """Make the jumps of a map X = x + (t - s) b_s(x), where its network can; whether it can."""
+    zero = getattr(network_of(flow_map), "zero_second_time", None)
+    if zero is not None:
+        zero()
+    return zero is not None
 
 
 def disable_dropout(flow_map: FlowMap) -> FlowMap:

@@ -10,8 +10,7 @@ model nor its name again, except to import the module of a network of the user's
 
 from __future__ import annotations
 
-import importlib
-import sys
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,16 +22,18 @@ from ..interop.conditions import ClassCondition, NoCondition
 from ..interop.model import VelocityNetwork
 from ..maps import AverageVelocity, FlowMap
 from ..methods import Method
+from .own_networks import find
 from .recipes import Recipe
-from .recipes.checks import CALLABLE
+from .recipes.checks import CALLABLE, PIPELINE
 
 
-def open_model(teacher: str, guidance: tuple[float, ...] = ()) -> Model:
+def open_model(teacher: str, guidance: tuple[float, ...] = (), lora: int = 0) -> Model:
     """The model that a name stands for.
 
     Args:
         teacher: the name.
         guidance: weight of classifier-free guidance of its velocity; none, or one number.
+        lora: rank of the student's adapters; 0 for none.
 
     Raises:
         ValueError: there is no such model, or it cannot be guided like this.
@@ -40,44 +41,25 @@ def open_model(teacher: str, guidance: tuple[float, ...] = ()) -> Model:
     if len(guidance) > 1:
         raise ValueError("a model of another library is distilled at one guidance weight: give --guidance one number.")
     if not CALLABLE.fullmatch(teacher):
-        return interop.diffusers(teacher, guidance=guidance[0] if guidance else None)
+        folder = Path(teacher).parent if Path(teacher).name == PIPELINE else teacher
+        return interop.diffusers(folder, guidance=guidance[0] if guidance else None, lora=lora or None)
     if guidance:
         raise ValueError(f"--guidance is for pipelines of diffusers: let {teacher} return a guided velocity.")
     made = _called(teacher)
     if isinstance(made, Model):
+        if lora:
+            raise ValueError(f"--lora is for a network: let {teacher} make its fm.interop.Model with lora={lora}.")
         return made
     if not isinstance(made, nn.Module):
         raise ValueError(
             f"{teacher} must be or return an fm.interop.Model or a network (x, t), got {type(made).__name__}."
         )
-    return interop.velocity(made)
-
-
-def import_module(name: str) -> Any:
-    """A module by its name; the working directory is looked into.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"the module {name} cannot be imported ({error}): name one of this folder or environment."
-        ) from None
+    return interop.velocity(made, lora=lora or None)
 
 
 def _called(name: str) -> Any:
     """What a callable returns, or an object that is none."""
-    module, _, path = name.partition(":")
-    found = import_module(module)
-    try:
-        for part in path.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise ValueError(f"{name} cannot be imported ({error}): give module:callable, as in my_models:make.") from None
+    found = find(name, "--teacher")
     return found if isinstance(found, (nn.Module, Model)) else found()
 
 
@@ -104,15 +86,21 @@ def check(model: Model, recipe: Recipe, source: Source, method: Method) -> None:
         )
     if units.conditions:
         raise ValueError("a model of another library is not conditioned on numbers: leave out --condition-columns.")
-    if isinstance(condition, NoCondition) and source.classes is not None:
-        raise ValueError("the model is unconditional, and the data have classes: leave --labels out.")
+    if isinstance(condition, NoCondition) and (source.classes is not None or units.features):
+        what = "features, for which there is --net" if units.features else "classes: leave --labels out"
+        raise ValueError(f"the model is unconditional, and the data have {what}.")
     if isinstance(condition, ClassCondition) and source.classes != condition.classes:
         raise ValueError(
             f"the model is of {condition.classes} classes, {recipe.data} has {source.classes or 'none'}: give "
             "--labels, or data with the same classes."
         )
-    if getattr(condition, "needs", ()) and not isinstance(condition, ClassCondition):
-        raise ValueError("the model takes text, and this data set has none: distil it in Python (docs/interop.md).")
+    needs = () if isinstance(condition, ClassCondition) else getattr(condition, "needs", ())
+    given = {name.split(".")[1] for name in units.features if "." in name}
+    if units.features != ("cond",) and (missing := [name for name in needs if name not in given]):
+        raise ValueError(
+            f"the model takes text, and {recipe.data} has no {missing[0]}: keep features beside the data, by "
+            "fm.data.save_latents(file, x, cond=model.condition(prompts)) (docs/latents.md)."
+        )
 
 
 def teacher_map(model: Model) -> FlowMap:

@@ -17,6 +17,7 @@ import torch
 from .. import methods
 from ..equations import Stop
 from ..guidance import AtWeight, Guidance, GuidedMap
+from ..interop.model import weight_of
 from ..interpolants import BY_NAME, Interpolant
 from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
@@ -29,7 +30,7 @@ from ..system.names import choose
 from ..times import Diagonal, FromBase, Mixture, Square, Strip, Times, TowardsData, Triangle
 from ..training.optimisers import Optimiser
 from ..velocities import FromTeacher
-from .initial import disable_dropout, network_of
+from .initial import disable_dropout, network_of, zero_second_time
 from .recipes import Evaluation, ImageRecipe, Recipe, validate
 from .recipes.checks import is_other_model
 
@@ -247,8 +248,11 @@ def _map_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
     """A function that builds the objective of the map; with a teacher the map has no dropout."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
-        if method.starts_along_velocity:
-            network_of(flow_map).zero_second_time()
+        if method.starts_along_velocity and not zero_second_time(flow_map):
+            raise ValueError(
+                f"{method.name} starts from jumps along the velocity, for which {recipe.net} needs a method "
+                "zero_second_time() that makes net(x, s, t) the same for all t: take lmd, or fm.nn.TwoTimes."
+            )
         if method.distils:
             disable_dropout(flow_map)
         given = {"teacher": teacher} if method.distils and not method.copies_teacher else {}
@@ -271,11 +275,13 @@ def _teacher_objective(recipe: Recipe, method: Method, path: Interpolant) -> Bui
 
 
 def _velocity_objective(path: Interpolant) -> Build:
-    """Regression of the map's own velocity on the teacher's, E |u_{t,t}(I_t) - b_t(I_t)|^2."""
+    """Regression of the map's own velocity on the teacher's, E w_t |u_{t,t}(I_t) - b_t(I_t)|^2."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         assert teacher is not None
-        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal())
+        owner = getattr(teacher, "__self__", None)  # the `Target` whose velocity it is
+        weight = weight_of(owner) if isinstance(owner, torch.nn.Module) else None
+        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal(), weight=weight)
 
     return build
 
@@ -296,6 +302,7 @@ def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) ->
         return {}
     low, high = recipe.guidance[0], recipe.guidance[-1]
     wanted = weight if weight is not None else low if low == high else (low, high)
-    own = network_of(flow_map).arguments
-    given = {"classes": own["classes"], "condition_dim": own["condition_dim"]}
+    net: Any = network_of(flow_map)
+    own = {"classes": net.classes} if recipe.net else net.arguments
+    given = {"classes": own["classes"], "condition_dim": own.get("condition_dim")}
     return {"guidance": Guidance(wanted, **given, dropout=recipe.label_dropout, mix=None)}

@@ -150,12 +150,12 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
     size = max(size.checkpoint(recipe) for size in sizes)
     name = "cpu" if device.type == "cpu" else str(device)
     compiled = "compiled" if plan.compiles(device) and can_compile() else "not compiled"
-    sample = "a row" if len(source.shape) == 1 else "an image" if source.units.pixels else "a sample"
+    sample = "a row" if len(source.shape) == 1 else "an image" if source.units.pictures else "a sample"
     lines = {
         "recipe": f"{recipe.name}, {recipe.method}",
         "data": f"{recipe.data}, {' x '.join(map(str, source.shape))} numbers {sample}, {classes}",
         "stages": plan.summary(),
-        "weights": f"{sizes[-1].weights:,}",
+        "weights": f"{sizes[-1].weights:,}" + (f", adapters of rank {recipe.lora} are trained" if recipe.lora else ""),
         "step": f"{o.kind}, {_parts(recipe)}",
         "averages": f"decay {kept}{widths}",
         "checkpoint": f"{in_bytes(size)}, every {recipe.checkpoint_every:,} steps; "

@@ -86,6 +86,16 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
 
 def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
     """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
+    if recipe.net:  # whose constructor may not know the meta device
+        shapes = source.shape, source.classes, source.units.condition_dim
+        flow_map = initial.new_map(recipe, *shapes, source.conditions(2))
+        _check_memory(recipe, count(flow_map.parameters()), placement)
+        return flow_map.to(placement.device)
+    if source.units.features:
+        raise ValueError(
+            f"the condition of {recipe.data} is features, and the networks of flowmaps take classes: give --net "
+            "module:Class, a network of your own (docs/latents.md)."
+        )
     with torch.device("meta"):
         weights = count(initial.new_map(recipe, source.shape, source.classes, source.units.condition_dim).parameters())
     _check_memory(recipe, weights, placement)
@@ -109,9 +119,9 @@ def _of_other_model(
     if folder is not None:
         return models.load(folder / START).train().to(placement.device), None
     torch.manual_seed(plan.recipe.seed)
-    model = other_models.open_model(plan.recipe.teacher, plan.recipe.guidance)
+    model = other_models.open_model(plan.recipe.teacher, plan.recipe.guidance, plan.recipe.lora)
     other_models.check(model, plan.recipe, source, plan.method)
-    _check_memory(plan.recipe, count(model.student.parameters()), placement)
+    _check_memory(plan.recipe, count(p for p in model.student.parameters() if p.requires_grad), placement)
     return model.student.to(placement.device), other_models.teacher_map(model).to(placement.device)
 
 

@@ -13,6 +13,7 @@ import torch
 from ..data import Source
 from ..data import resolve as resolve_data
 from ..maps import FlowMap, Target
+from ..nn import TwoTimes
 from ..shapes import Field
 from ..storage import checkpoints
 from ..system.processes import each, on_first
@@ -25,10 +26,11 @@ from ..training.settings import Settings
 from ..training.trackers import Trackers, open_trackers
 from ..training.trainer import Trainer
 from . import inherit
-from .folder import START, RunFolder
+from .folder import ADAPTER, START, RunFolder
 from .plan import Plan, Stage
 from .prepare import prepare
 from .recipes import Recipe
+from .recipes.checks import PIPELINE
 
 MAP = ""
 """Where in a folder the map of the last stage is: in the folder itself."""
@@ -75,7 +77,11 @@ class Run:
         resume = resume or resume_from is not None
         ready = prepare(recipe, path, resume=resume, watch=watch)
         plan = dataclasses.replace(ready.plan, recipe=with_absolute_paths(ready.plan.recipe))
-        folder = each(lambda: RunFolder.open(path)) if resume else RunFolder.new(path, plan, ready.data_sha256)
+        folder = (
+            each(lambda: RunFolder.open(path, plan.recipe.net))
+            if resume
+            else RunFolder.new(path, plan, ready.data_sha256)
+        )
         plan = each(lambda: _with_chosen_precision(plan, folder)) if resume else plan
         run = cls(plan, folder, ready.source, ready.data_sha256, ready.flow_map, ready.placement, say=say)
         try:
@@ -226,6 +232,9 @@ class Run:
         extra["units"] = dataclasses.asdict(self.source.units)
         with writing(self.folder.path):
             on_first(lambda: self.folder.save_map(flow_map, where, **extra))
+            net = flow_map.net
+            if isinstance(net, TwoTimes) and net.lora and where == MAP:
+                on_first(lambda: net.save_adapter(self.folder.path / ADAPTER))
 
 
 def _with_chosen_precision(plan: Plan, folder: RunFolder) -> Plan:
@@ -242,4 +251,6 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     """A copy of the recipe with absolute paths, so that the run can be used from any working directory."""
     paths = {name: getattr(recipe, name) for name in ("teacher", "from_run")}
     found = {name: str(Path(path).resolve()) if Path(path).exists() and path else path for name, path in paths.items()}
+    if found["teacher"] and (Path(found["teacher"]) / PIPELINE).exists():  # which says that it is one when it is gone
+        found["teacher"] = str(Path(found["teacher"], PIPELINE))
     return dataclasses.replace(recipe, data=resolve_data(recipe.data), **found)

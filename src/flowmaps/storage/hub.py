@@ -79,8 +79,10 @@ def _copy(run: Path, folder: Path) -> None:
     models.read_weights(run / models.WEIGHTS, card.get("sha256"))
     recipe = card.get("recipe") or {}
     for entry in LOCAL_PATHS:
-        if Path(str(recipe.get(entry) or "")).is_absolute():
-            recipe[entry] = Path(recipe[entry]).name
+        if (path := Path(str(recipe.get(entry) or ""))).is_absolute():
+            recipe[entry] = "/".join(path.parts[-2:]) if path.name == "model_index.json" else path.name
+    if (card.get("units") or {}).get("vae"):  # a folder of this machine
+        card["units"]["vae"] = ""
     write_atomically(folder / cards.CARD, json.dumps(card, indent=2) + "\n")
     for name in (models.WEIGHTS, METRICS, PICTURE):
         if (run / name).is_file():

@@ -31,7 +31,7 @@ def model_card(
     method = METHODS.get(recipe.get("method", ""))
     tags = ["flow-map", *([method.name] if method else [])]
     about = ["library_name: flowmaps", "tags:", *(f"- {tag}" for tag in tags)]
-    if units is not None and units.pixels:
+    if units is not None and units.pictures:
         about.append("pipeline_tag: unconditional-image-generation")
     parts = ["---\n" + "\n".join(about) + "\n---", f"# {name.rpartition('/')[2]}", _introduction(card, units)]
     if picture:

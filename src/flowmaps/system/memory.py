@@ -1,4 +1,6 @@
-"""The memory that a computation needs beyond what is there before: the greatest sum of tensors alive at once.
+"""The most memory that a process has had, and the memory that a computation needs beyond what is there before it.
+
+The latter is the greatest sum of tensors alive at once:
 
 peak = max over time t of the sum over allocations before t of their bytes, less those freed before t
 """
@@ -6,11 +8,34 @@ peak = max over time t of the sum over allocations before t of their bytes, less
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def high_water(device: torch.device) -> int | None:
+    """The most memory that this process has had so far, in bytes: of tensors on a GPU, of the whole process on the CPU.
+
+    Args:
+        device: whose memory.
+
+    Returns:
+        Bytes; `None` where they are not counted.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int | None:

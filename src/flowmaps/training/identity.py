@@ -23,7 +23,7 @@ from ..shapes import Condition, on_each
 from ..storage.classes import known_arguments
 from ..velocities import FromTeacher
 from .optimisers import Optimiser
-from .state import frozen
+from .state import frozen, under_adapters
 
 MAX_HASHED_ROWS = 2**16
 """Rows of the data that are compared, evenly spaced."""
@@ -53,6 +53,8 @@ def identity(
         "interpolant": repr(objective.interpolant),
         "parts": {**dict(own.of("flow_map", objective.flow_map)), **dict(own.of("objective", objective))},
     }
+    if base := under_adapters(objective):
+        described["base"] = checksum(base)
     described |= settings | {"seed": seed, "precision": precision}
     if data is None:
         return described | {"data": None}

@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from .. import dual
 from ..maps import Target
+from ..nn import TwoTimes
 from ..objectives import Loss, Objective
 from ..storage.cards import plain_name
 from ..system.processes import full, ranks
@@ -232,13 +233,21 @@ def _check_same(name: str, kept: Tensor | None, value: Tensor) -> None:
 def frozen(objective: Objective) -> dict[str, Tensor]:
     """The parameters by name that are not trained, such as random Fourier features.
 
-    Those of targets, of teachers and of the distance are left out: a resume compares them instead, by their checksum.
+    Those of targets, of teachers, of the distance and under adapters are left out: a resume compares them instead, by
+    their checksum.
     """
     fixed = [module for module in objective.modules() if isinstance(module, (Target, FromTeacher))]
     fixed += [part.distance for part in objective.modules() if isinstance(part, Objective)]
     others = {id(value) for part in fixed if isinstance(part, nn.Module) for value in part.parameters()}
+    others |= {id(value) for value in under_adapters(objective).values()}
     named = {plain_name(name): value for name, value in objective.named_parameters() if not value.requires_grad}
     return {name: value for name, value in named.items() if id(value) not in others}
+
+
+def under_adapters(objective: Objective) -> dict[str, Tensor]:
+    """The weights by name to which adapters are added, as `TwoTimes(lora=...)` has them, but for those of targets."""
+    networks = [module for module in objective.flow_map.modules() if isinstance(module, TwoTimes)]
+    return {name: value for network in networks for name, value in network.base.items()}
 
 
 def begin(

@@ -107,5 +107,5 @@ def _data_of(source: Source, classes: Tensor, each: int, draws: torch.Generator)
             images += to_pixels(source.units, x[labels == k][: each - len(images)])
         if all(len(images) == each for images in found.values()):
             break
-    blank = torch.full(source.shape, 255, dtype=torch.uint8)
+    blank = torch.full_like(next(images[0] for images in found.values() if images), 255)
     return torch.stack([image for images in found.values() for image in images + [blank] * (each - len(images))])

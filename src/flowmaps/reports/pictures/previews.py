@@ -68,7 +68,7 @@ def preview(run: Run, stage: str, step: int, say: Callable[[str], None]) -> Path
 
 def can_preview(recipe: Recipe, source: Source) -> bool:
     """Whether samples of these data make a picture: points of the plane, digits, images."""
-    return source.units.in_plane or recipe.data == "digits" or source.units.pixels
+    return source.units.in_plane or recipe.data == "digits" or source.units.pictures
 
 
 def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) -> Figure:
@@ -81,10 +81,10 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
         source: the data, on the device of the map.
     """
     recipe, units, device = plan.recipe, source.units, device_of(flow_map)
-    number = IMAGE_ROWS**2 if units.pixels else DIGITS if recipe.data == "digits" else POINTS
+    number = IMAGE_ROWS**2 if units.pictures else DIGITS if recipe.data == "digits" else POINTS
     x0 = torch.randn(number, *source.shape, generator=generator(recipe.seed, NOISE_STREAM))
     noise = Inputs(x0, source.conditions(number))
-    chunk, samples = _chunk(recipe, units.pixels), dict[str, Samples]()
+    chunk, samples = _chunk(recipe, units.pictures), dict[str, Samples]()
     for title, sampled_map, scheme in samplers_of_stage(plan, stage, flow_map):
         sampler, inputs = map_sampler(sampled_map, scheme, noise, recipe.seed)
         drawn = sample(sampler, inputs, chunk=chunk, device=device)
@@ -92,9 +92,9 @@ def preview_figure(plan: Plan, stage: str, flow_map: FlowMap, source: Source) ->
     if recipe.data == "digits":
         return digits(samples)
     draws = generator(recipe.seed, DATA_STREAM, device=device)
-    data = source.sample(IMAGE_ROWS * DATA_COLUMNS if units.pixels else POINTS, draws)[0].float().cpu()
+    data = source.sample(IMAGE_ROWS * DATA_COLUMNS if units.pictures else POINTS, draws)[0].float().cpu()
     columns = {title: drawn.x for title, drawn in samples.items()}
-    if not units.pixels:
+    if not units.pictures:
         return figures.samples({title: units.to_data(x) for title, x in ({"data": data} | columns).items()})
     rows = [to_pixels(units, x).unflatten(0, (IMAGE_ROWS, -1)) for x in (*columns.values(), data)]
     blocks = dict.fromkeys(columns, IMAGE_ROWS) | {"data": DATA_COLUMNS}

@@ -64,7 +64,7 @@ def draw(
     source = source.to("cpu")
     if plan.recipe.data == "digits":
         made["Digits of the class above each column, drawn in N steps from the same noise."] = "digits", digits(samples)
-    elif source.units.pixels:
+    elif source.units.pictures:
         made, numbers = _images(plan, flow_map, teacher, source, samples, watch)
     elif source.units.in_plane:
         made = plane(plan, flow_map, teacher, source, samples)
@@ -98,8 +98,11 @@ def _images(
     made: Made = {
         beside: ("samples", grid(source, title, drawn, plan.recipe.seed)),
         steps: ("strip", steps_grid(units, samples)),
-        between: ("interpolation", interpolations(plan, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))),
     }
+    if not units.features:
+        made[between] = "interpolation", interpolations(plan, flow_map, units, watch=partial(_part, watch, 0.0, 0.25))
+    if units.vae:  # an error of latents is none of pixels
+        return made, {}
     inversion = invert(plan, flow_map, teacher, source, watch=partial(_part, watch, 0.25, 1.0))
     if inversion is None:
         return made, {}

@@ -42,13 +42,17 @@ FLOAT16_SKIPS = 16
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+PIPELINE = "model_index.json"
+"""The file that makes a folder a pipeline of diffusers."""
 
 
 def is_other_model(teacher: str) -> bool:
     """Whether `--teacher` names a model of another library, and not the folder of a run."""
     path = Path(teacher)
+    if not teacher or path.name == PIPELINE:  # the latter as a run keeps it, whose model may be gone
+        return bool(teacher)
     if path.exists():
-        return (path / "model_index.json").exists()
+        return (path / PIPELINE).exists()
     return bool(CALLABLE.fullmatch(teacher) or ON_HUB.fullmatch(teacher))
 
 
@@ -97,6 +101,13 @@ def _others(recipe: Recipe) -> Iterator[str]:
         yield (
             f"--max-skipped-steps must be at least {FLOAT16_SKIPS} with --precision float16, whose first steps may be "
             f"skipped to find the scale of the loss, got {recipe.max_skipped_steps}."
+        )
+    if recipe.net and is_other_model(recipe.teacher):
+        yield f"the network of --teacher {recipe.teacher} is its own, got --net {recipe.net}: leave one of them out."
+    if recipe.lora and not is_other_model(recipe.teacher):
+        yield (
+            f"--lora is for a --teacher of another library, got --lora {recipe.lora} and --teacher "
+            f"{recipe.teacher or 'none'}: leave it out."
         )
     if recipe.guidance not in ((), (1,)) and not recipe.label_dropout:
         yield ("--label-dropout must be positive with --guidance, which needs the velocity without labels, got 0.")

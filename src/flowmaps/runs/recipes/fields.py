@@ -110,6 +110,12 @@ class Task:
     teacher: PathOrEmpty = ""
     """Folder of a finished run whose velocity is the teacher, for a method that learns from one; by default a
     teacher is trained first."""
+    net: PathOrEmpty = ""
+    """Network of your own in the place of the recipe's, `module:Class`, or a function without arguments that returns
+    it: called as net(x, s, t, cond), it returns a tensor like x (docs/networks.md)."""
+    lora: Annotated[int, Ge(0), Le(2**12)] = 0
+    """Rank of the adapters (LoRA, peft) that are trained of a --teacher of another library, with the second time; 0
+    trains the whole network."""
     from_run: PathOrEmpty = ""
     """Folder of a finished run from whose weights the map starts; a method whose first stage trains a velocity or
     a strip uses these weights and leaves that stage out."""
