@@ -72,6 +72,25 @@ def test_data_lie_at_no_distance_from_themselves():
     assert row["fd_name"] == "FD (means of quarters, 120 samples)"
 
 
+def test_the_distance_of_other_real_images_stands_beside():
+    source, settings = images(300), replace(SETTINGS, reference_images=100)
+    ref = measure.evaluation_inputs(source, None, settings, 0)
+    other = torch.ones(300, dtype=torch.bool)
+    other[torch.linspace(0, 299, 100).round().long()] = False
+    pixels = source.pixels[other][torch.linspace(0, 199, 120, dtype=torch.float64).round().long()]
+    row, _ = measure.measure(Samples(pixels.float() / 127.5 - 1, None), source, ref, settings)
+    assert row["fd_floor"] == pytest.approx(row["fd"], rel=1e-9)  # of these images themselves
+    assert row["fd_floor"] > 0
+    few = measure.evaluation_inputs(source, None, replace(settings, reference_images=200), 0)
+    assert few.images is not None
+    assert few.images.floor is None
+    assert "fd_floor" not in measure.measure(Samples(pixels.float() / 127.5 - 1, None), source, few, settings)[0]
+    source.held_out = source.pixels[:50]
+    held = measure.evaluation_inputs(source, None, settings, 0)  # fewer are held out than are drawn: those of training
+    assert held.images is not None
+    assert held.images.floor is not None
+
+
 def test_real_images_are_spread_over_the_data_and_classes_come_equally_often():
     source = images(40)
     ref = measure.evaluation_inputs(source, None, replace(SETTINGS, reference_images=14), 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import metrics
 from ..data import Board, Images, Latents, Source
 from ..metrics.features import Features, extract, open_features, spread
-from ..metrics.images import Statistics
+from ..metrics.images import Statistics, frechet_distance
 from ..metrics.reference import Reference, reference
 from ..metrics.row import image_metrics
 from ..runs.recipes import Evaluation, ImageEvaluation
@@ -68,12 +68,14 @@ class ImageInputs:
         real: statistics and features of real images.
         device: of the feature network.
         teacher: statistics of the teacher's samples by dopri5 from the same noise, once they are measured.
+        floor: Fréchet distance of as many other real images; `None` where the data have too few.
     """
 
     features: Features
     real: Reference
     device: torch.device
     teacher: Statistics | None = None
+    floor: float | None = None
 
 
 def evaluation_inputs(
@@ -130,10 +132,22 @@ def _image_inputs(
         found = _of_latents(source, rows, settings.points, features, device, watch)
         return EvaluationInputs(x0, cond, source.x[rows], images=ImageInputs(features, found, device))
     real = source.real
-    pixels = real[spread(len(real), settings.reference_images or len(real))]
+    chosen = spread(len(real), settings.reference_images or len(real))
+    pixels, others = real[chosen], _other_images(source, chosen, len(x0))
     options = {"batch": _feature_batch(device), "device": device, "watch": watch}
-    found = reference(features, pixels, keep=settings.points, **options)
-    return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, found, device))
+    found, floor = reference(features, pixels, keep=settings.points, **options), None
+    if others is not None:
+        floor = frechet_distance(reference(features, others, keep=1, **options).statistics, found.statistics)
+    return EvaluationInputs(x0, cond, pixels, images=ImageInputs(features, found, device, floor=floor))
+
+
+def _other_images(source: Images, chosen: Tensor, number: int) -> Tensor | None:
+    """So many real images that are none of those chosen of `source.real`; `None` where there are too few."""
+    left = torch.ones(len(source.real), dtype=torch.bool).index_fill_(0, chosen, False)
+    for pool in (source.real[left], *([] if source.held_out is None else [source.pixels])):
+        if len(pool) >= number:
+            return pool[spread(len(pool), number)]
+    return None
 
 
 def _of_latents(
@@ -203,6 +217,7 @@ def measure(
         parts = x.split(DECODED_AT_ONCE) if source.units.vae else (x,)
         features = torch.cat([extract(images.features, source.units.to_pixels(part), **options) for part in parts])
         values = dict(image_metrics(features, images.real, images.features, images.teacher, watch=watch))
+        values |= {} if images.floor is None else {"fd_floor": images.floor}
         if along_flow and inputs.flow is not None:
             values["pixel_error"] = metrics.map_error(x[: len(inputs.flow)], inputs.flow) / source.dim
         if becomes_reference:

@@ -58,8 +58,17 @@ def name_of(row: Row) -> str:
 
 def above_floor(row: Row) -> float | None:
     """KL less the KL of as many exact samples, where the row has both."""
-    kl, floor = row.get("kl"), row.get("kl_floor")
-    return None if kl is None or floor is None else kl - floor
+    return _difference(row, "kl", "kl_floor")
+
+
+def above_real(row: Row) -> float | None:
+    """Fréchet distance less that of as many other real images, where the row has both."""
+    return _difference(row, "fd", "fd_floor")
+
+
+def _difference(row: Row, of: str, floor: str) -> float | None:
+    own, least = row.get(of), row.get(floor)
+    return None if own is None or least is None else own - least
 
 
 def array(x: Any) -> np.ndarray:

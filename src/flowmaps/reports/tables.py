@@ -16,7 +16,7 @@ from rich.table import Table
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
 from ..methods import METHODS, Jumps
-from .style import above_floor, name_of
+from .style import above_floor, above_real, name_of
 
 NO_VALUE = "–"
 
@@ -89,6 +89,10 @@ COLUMNS = (
         "Features, size of the image, and number of samples; only Inception's is an FID.",
         "fd_name",
     ),
+    Column("real images", "", "The FD of as many other real images: what a perfect sampler would read.", "fd_floor"),
+    Column(
+        "above real", "", "FD less that of as many other real images: the part that is the sampler's own.", above_real
+    ),
     Column("to teacher", "", "The same distance, to the teacher's dopri5 samples from the same noise.", "fd_teacher"),
     Column("KD", "", "Kernel distance (unbiased, degree 3) of the features; mean over subsets.", "kd"),
     Column("precision", "", "Share of samples among the data, by nearest neighbours of features.", "precision"),
@@ -98,7 +102,7 @@ COLUMNS = (
 )
 
 
-ONLY_IN_REPORT = ("FD name", "KD", "precision", "recall")
+ONLY_IN_REPORT = ("FD name", "real images", "KD", "precision", "recall")
 """Headings of the columns for which a terminal has no room."""
 
 
