@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making an environment in .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing flowmaps and what it needs into .venv (minutes the first time) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt $(PIP_ARGS)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps torchcfm==1.0.7 azula==0.11.1 # which ask for torchvision
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps torchcfm==1.0.7 azula==0.11.1 flow_matching==1.0.10 # which ask for torchvision
 	@touch $@
 
 demo: $(STAMP)

@@ -223,7 +223,8 @@ def test_all_stands_for_all_methods_and_is_the_default(tmp_path: Path, monkeypat
 def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         main(["compare", "checkerboard", "--help"])
-    options = {word for word in capsys.readouterr().out.split() if word.startswith("--")}
+    lines = (line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    options = {line.split()[0] for line in lines if line.startswith("--")}
     assert {"--methods", "--resume", "--network.width"} <= options
     assert not {"--method", "--name", "--log-every", "--checkpoint-every", "--teacher", "--from-run"} & options
     with pytest.raises(SystemExit) as stop:

@@ -69,7 +69,8 @@ def _check_network(net: Any, x1: Tensor, cond: Condition) -> None:
         return
     own = (net if isinstance(net, MLP) else net.embedding).numbers
     label, numbers = (label_of(cond), None) if own is None else label_and_numbers(cond)
-    if net.arguments["classes"] is not None and label is not None:
-        label_rows(label, net.arguments["classes"], x1)
+    classes = net.arguments.get("classes")
+    if classes is not None and label is not None:
+        label_rows(label, classes, x1)
     if own is not None and numbers is not None:
         own.check(numbers, x1)
