@@ -110,6 +110,7 @@ def test_weights_by_row_are_one_outside_the_interval_and_without_a_label():
         ({"dropout": -0.1, "classes": 2}, r"dropout in \[0, 1\), got -0.1"),
         ({}, "drops labels: pass classes=, the number of classes, or dropout=0"),
         ({"classes": 0}, "drops labels: pass classes="),
+        ({"condition_dim": 0}, "condition_dim >= 1, or None for no numbers, got 0"),
         ({"classes": 2, "mix": 1.0}, r"mix in \[0, 1\), or None for 1 - 1/w, got 1.0"),
         ({"classes": 2, "mix": -0.5}, r"mix in \[0, 1\), or None for 1 - 1/w, got -0.5"),
         ({"classes": 2, "interval": (0.5, 0.5)}, r"Guidance needs an interval inside \[0, 1\], got \(0.5, 0.5\)"),

@@ -73,6 +73,8 @@ class Guidance:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
         if self.null is not None and (self.classes is not None or self.condition_dim is not None):
             raise ValueError("the features `null`, or `classes` and `condition_dim`, mean no condition, got both.")
+        if self.condition_dim is not None and self.condition_dim < 1:
+            raise ValueError(f"Guidance needs condition_dim >= 1, or None for no numbers, got {self.condition_dim}.")
         check_condition(self.null, torch.empty(1), "no condition")
         if self.dropout and not self.knows_none:
             raise ValueError(
@@ -136,7 +138,7 @@ class Guidance:
             )
 
     def weights(self, t: Time, cond: Condition) -> Time:
-        """w of each row, `(B,)`: 1 outside the interval, and for rows without a label and numbers.
+        """w of each row, `(B,)`: 1 outside the interval, and for rows with neither a label nor numbers.
 
         Raises:
             ValueError: w is drawn for each row, and the condition is not a `Guide` with these weights.
@@ -149,17 +151,14 @@ class Guidance:
             w = torch.full_like(t, self.weight)
         inside = within(t, self.interval)
         label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (label_of(cond), None)
+        given = list[Tensor]()
         if self.classes is not None and label is not None:
-            inside = inside & (label != self.classes)
+            given.append(label != self.classes)
         if numbers is not None:
-            inside = inside & ~numbers.isnan().any(1)
+            given.append(~numbers.isnan().all(1))
         if self.null is not None and label is not None:
-            same = list[Tensor]()
-            on_pairs(
-                label, self.without(label), lambda own, none: same.append((own == none).reshape(len(t), -1).all(1))
-            )
-            inside = inside & ~torch.stack(same).all(0)
-        return torch.where(inside, w, 1)
+            on_pairs(label, self.without(label), lambda own, none: given.append((own != none).flatten(1).any(1)))
+        return torch.where(inside & torch.stack(given).any(0) if given else inside, w, 1)
 
 
 def within(t: Time, interval: tuple[float, float]) -> Tensor:

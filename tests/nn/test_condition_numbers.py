@@ -15,6 +15,7 @@ from flowmaps import methods
 from flowmaps.guidance import Guidance
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP, DiT, UNet
+from flowmaps.nn.embeddings import NumbersEmbedding
 from flowmaps.shapes import Conditions, Guide, condition_of, label_and_numbers
 
 ROWS, DIM = 5, 2
@@ -111,6 +112,20 @@ def test_conditions_that_are_refused(cond: Any, words: str):
         net(x, s, t, cond)
 
 
+def test_a_row_that_lacks_some_numbers_is_never_taken_for_one_without_a_condition():
+    """Values are checked on the CPU alone, outside the compiler: elsewhere such a row gives NaN, which a loss shows."""
+    layer = NumbersEmbedding(DIM, 4)
+    layer.check = lambda c, x: None  # type: ignore[method-assign]
+    out = layer(torch.tensor([[0.0, math.nan], [math.nan, math.nan], [0.0, 1.0]]), torch.zeros(3, 1))
+    assert out.isnan().all(1).tolist() == [True, False, False]
+
+
+def test_numbers_in_the_place_of_labels_are_refused_by_a_network_of_numbers_alone():
+    x, s, t, c = inputs("mlp")
+    with pytest.raises(ValueError, match="no classes, only numbers, got labels: build it with classes="):
+        build("mlp")(x, s, t, Conditions(torch.zeros(ROWS, DIM), c))
+
+
 def test_numbers_are_refused_by_a_network_without_them():
     x, s, t, c = inputs("mlp")
     with pytest.raises(ValueError, match="no classes, got cond: build it with condition_dim="):
@@ -135,6 +150,13 @@ def test_labels_and_numbers_are_dropped_together(classes: int | None):
     assert torch.equal(guidance.weights(torch.rand(rows), cond) == 1, dropped)
     if label is not None:
         assert torch.equal(found == 3, dropped)
+
+
+def test_rows_with_a_label_or_with_numbers_are_guided():
+    cond = Conditions(
+        torch.tensor([0, 3, 0, 3]), torch.tensor([[1.0] * DIM, [1.0] * DIM, [math.nan] * DIM, [math.nan] * DIM])
+    )
+    assert Guidance(2.0, 3, condition_dim=DIM).weights(torch.rand(4), cond).tolist() == [2, 2, 2, 1]
 
 
 def test_what_cannot_be_dropped_is_refused():

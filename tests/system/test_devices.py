@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import flowmaps as fm
 from flowmaps.system import devices
 
 
@@ -18,6 +19,24 @@ def test_a_compiled_tanh_is_right_to_the_last_digits(dtype: torch.dtype, error: 
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e30, -200.0, -1e-30, 0.0, 1e-30, 200.0, 1e30])])
     x = x.to(dtype)
     assert (fn(x).double() - torch.tanh(x.double())).abs().max() <= error
+
+
+@pytest.mark.skipif(not devices.can_compile(), reason="no C++ compiler")
+def test_a_loss_of_a_derivative_and_its_gradient_are_those_without_the_compiler():
+    torch.manual_seed(0)
+    net = fm.nn.MLP(dim=2, width=16, depth=2)  # tanh-GELU
+    objective = fm.methods.lsd(fm.maps.AverageVelocity(net))
+    draw = objective.draw(torch.randn(64, 2), generator=torch.Generator().manual_seed(0), progress=0.5)
+    compiled = devices.compiled(objective.evaluate, print)
+    assert compiled is not None
+    found = []
+    for evaluate in (compiled, objective.evaluate):
+        net.zero_grad()
+        loss = evaluate(draw).value
+        loss.backward()
+        found.append([loss.detach(), *(weights.grad.clone() for weights in net.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(not devices.can_compile(), reason="no C++ compiler")

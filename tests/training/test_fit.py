@@ -170,6 +170,11 @@ def test_a_data_loader_trains_and_says_that_its_resume_is_not_to_the_bit(tmp_pat
     [
         (torch.arange(12).reshape(4, 3), r"floating-point rows \(N, \*shape\), got torch.int64 \(4, 3\)"),
         (torch.full((4, 3), float("nan")), "data must be finite"),
+        (
+            (ROWS, torch.tensor([[0.0, float("nan")]] * len(ROWS))),
+            "conditions must be finite, or all NaN in a row .* row 0",
+        ),
+        ((ROWS, torch.full((len(ROWS),), float("inf"))), "conditions must be finite"),
         ((ROWS, LABELS[:5]), r"a row for each of the 101 rows of data, got \(5,\)"),
         (7, "got a int"),
         ("board.npy", "got a str"),

@@ -135,11 +135,17 @@ def test_a_signal_asks_and_a_late_ctrl_c_interrupts(
     assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
-def test_a_signal_amid_a_line_that_is_printed_asks_all_the_same(handlers: dict[signal.Signals, Any]):
-    """A buffered stream refuses a second write within a first one."""
-
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>"),  # a second write within a first one
+        BrokenPipeError(),  # its reader has ended
+        ValueError("I/O operation on closed file."),
+    ],
+)
+def test_a_signal_whose_line_cannot_be_printed_asks_all_the_same(error: Exception, handlers: dict[signal.Signals, Any]):
     def busy(line: str) -> None:
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+        raise error
 
     with signals(busy) as asked:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -232,7 +232,11 @@ class RunSampler:
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
         labels = label if isinstance(label, Tensor) else labels_of_samples(self.units, number, label)
-        cond = condition_of(labels, numbers_of_samples(self.units, number, values or {}))
+        numbers_of_rows = numbers_of_samples(self.units, number, values or {})
+        for given in (labels, numbers_of_rows):
+            if given is not None and len(given) != number:
+                raise ValueError(f"{number:,} samples need as many conditions, got {len(given):,}.")
+        cond = condition_of(labels, numbers_of_rows)
         cond = self._run.open_source().conditions(number) if self.units.features else cond
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
         inputs = Inputs(x0, cond if guidance is None else _guide(recipe, cond, number, guidance))

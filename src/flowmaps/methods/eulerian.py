@@ -149,8 +149,8 @@ def slim_esd(
     The paper:
         Time runs from noise to data, as here. Velocity and derivative are detached, the derivative in s included, which
         `esd` keeps: 1.5 to 2 times less memory by its figures. The update is no longer the gradient of a loss; what the
-        paper proves is that the true map is the only stationary point of the expected update. We know the paper by a
-        summary; rows and weight are those of `esd`.
+        paper proves is that the true map is the only stationary point of the expected update. Written from a
+        summary of the paper; rows and weight are those of `esd`.
 
     When to use:
         In the place of `esd` where memory limits the network or the batch. MeanFlow with the map's own velocity in the
@@ -266,7 +266,7 @@ def pixel_meanflow(
         Time runs from data to noise; its x = z_t - t u is the output of the network of `maps.Endpoint`: with
         another map this is `improved_meanflow`. Data near a manifold are easier to return than noise: patches of
         16 pixels, without a latent space, will do. A perceptual loss beside it, near the data alone, is not part of
-        this: pass `distance=Perceptual(...)`. We know the paper by a summary; all else is `improved_meanflow`.
+        this: pass `distance=Perceptual(...)`. Written from a summary of the paper; all else is `improved_meanflow`.
 
     When to use:
         On pixels rather than latents, with large patches. In few dimensions put `weight=Constant()`.

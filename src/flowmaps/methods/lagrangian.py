@@ -149,7 +149,7 @@ def slim_lsd(
         Time runs from noise to data, as here. The derivative in t and the velocity at the end of the jump are detached,
         so that the backward pass is that of plain regression: 1.5 to 2 times less memory than `lsd` by its figures. The
         update is no longer the gradient of a loss; what the paper proves is that the true map is the only stationary
-        point of the expected update. We know the paper by a summary; rows and weight are those of `lsd`.
+        point of the expected update. Written from a summary of the paper; rows and weight are those of `lsd`.
 
     When to use:
         In the place of `lsd` where memory limits the network or the batch. A step costs less too, and its tangent needs

@@ -72,7 +72,7 @@ class NumbersEmbedding(nn.Module):
         if c is None:
             c = torch.full((x.shape[0], self.numbers), math.nan, dtype=kind, device=x.device)
         self.check(c, x)
-        missing = c.isnan().any(1, keepdim=True)
+        missing = c.isnan().all(1, keepdim=True)  # a row with some NaN stays NaN
         return self.linear(torch.cat([c.masked_fill(missing, 0), missing], 1).to(kind))
 
     def check(self, c: Any, x: Tensor) -> None:
@@ -108,6 +108,7 @@ def embedded_condition(net: MLP | Embedding, cond: Condition, x: Tensor, name: s
         found.append(net.label(label_rows(label, net.classes, x)))
     elif label is not None and net.numbers is not None:
         net.numbers.check(label, x)  # which says what numbers are
+        raise ValueError(f"this {name} has no classes, only numbers, got labels: build it with classes=..., too.")
     elif label is not None:
         what = "condition_dim=..." if isinstance(label, Tensor) and label.is_floating_point() else "classes=..."
         raise ValueError(f"this {name} has no classes, got cond: build it with {what}, or leave cond out.")

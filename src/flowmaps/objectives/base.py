@@ -212,8 +212,8 @@ class Objective(nn.Module, ABC):
             return FromInterpolant(self.interpolant)
         if self.guidance.negative is None and not (self.guidance.knows_none and self.guidance.dropout):
             raise ValueError(
-                "guidance of a method that learns from data needs classes= or condition_dim=, and dropout > 0, for the "
-                "map to learn what no condition means, or a negative= field."
+                "guidance of a method that learns from data needs classes=, condition_dim= or null=, and dropout > 0, "
+                "for the map to learn what no condition means, or a negative= field."
             )
         return SelfGuided(self.interpolant, self.flow_map, self.guidance)
 

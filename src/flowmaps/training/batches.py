@@ -44,17 +44,35 @@ def check_rows(x1: Tensor, cond: Condition, dtype: torch.dtype) -> None:
     check_condition(cond, x1, "data")
 
 
+def _check_numbers(cond: Tensor) -> None:
+    if not cond.is_floating_point():
+        return
+    rows = cond.flatten(1) if cond.ndim > 1 else cond[:, None]
+    bad = rows.isinf().any(1) | (rows.isnan().any(1) & ~rows.isnan().all(1))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"conditions must be finite, or all NaN in a row for no condition, got NaN or infinity in "
+            f"{int(bad.sum()):,} rows, the first of them row {row} (counted from 0): leave these rows out."
+        )
+
+
 class FromRows(FromSource):
     """Rows of tensors, drawn with replacement.
 
     Args:
         x1: data, `(N, *shape)`, floating-point and finite.
-        cond: their conditions, a tree of tensors of N rows; none unless given.
+        cond: their conditions, a tree of tensors of N rows; none unless given. A row of numbers is finite, or all NaN
+            for no condition.
+
+    Raises:
+        ValueError: data or conditions that are not so.
     """
 
     def __init__(self, x1: Tensor, cond: Condition = None) -> None:
         if not bool(x1.isfinite().all()):
             raise ValueError("data must be finite, got rows with NaN or infinity: leave them out.")
+        on_each(cond, _check_numbers)
         self.x1, self.cond = x1.detach(), on_each(cond, Tensor.detach)
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:

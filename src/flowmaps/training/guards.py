@@ -138,7 +138,7 @@ def signals(say: Callable[[str], None]) -> Iterator[Callable[[], str | None]]:
             raise KeyboardInterrupt
         asked.append((signal.Signals(number).name, now))
         if len(asked) == 1:
-            with suppress(RuntimeError):  # of a stream that was being written to when the signal came
+            with suppress(Exception):  # a stream that is closed, or was being written to when the signal came
                 say(f"{asked[0][0]}: training stops after this step; Ctrl-C stops it at once.")
 
     for number in numbers:
