@@ -17,7 +17,7 @@ from ...storage.models import device_of
 from ...system.progress import Watch, quiet
 from ...system.seeds import generator
 from ..image_grid import image_grid
-from .parts import COLUMNS, class_names, rows_by_class, steps_nearest_four, ten_rows, to_pixels
+from .parts import COLUMNS, class_names, classes_in, rows_by_class, steps_nearest_four, ten_rows, to_pixels
 
 DATA_STREAM, END_STREAM = 11, 12  # streams of the seed
 DATA_COLUMNS = 3
@@ -32,12 +32,13 @@ def samples_nearest_four(samples: Mapping[str, Samples]) -> tuple[str, Samples]:
 def grid(source: Source, title: str, samples: Samples, seed: int) -> Figure:
     """The first 100 samples beside 30 images of the data; with classes a row a class, at most ten of them."""
     units, draws = source.units, generator(seed, DATA_STREAM)
-    if samples.cond is None:
+    numbers = classes_in(samples.cond)
+    if numbers is None:
         height = min(COLUMNS, len(samples.x) // COLUMNS)
         x, labels = samples.x[: height * COLUMNS], []
         data = units.to_pixels(source.sample(height * DATA_COLUMNS, draws)[0])
     else:
-        classes, found = rows_by_class(samples.cond, lambda number: COLUMNS * max(1, 10 // number))
+        classes, found = rows_by_class(numbers, lambda number: COLUMNS * max(1, 10 // number))
         rows_each = max(1, found.shape[1] // COLUMNS)
         height, x = len(classes) * rows_each, samples.x[found[:, : rows_each * COLUMNS].flatten()]
         labels = [name if k == 0 else "" for name in class_names(units, classes) for k in range(rows_each)]
@@ -54,7 +55,7 @@ def steps_grid(units: Units, samples: Mapping[str, Samples]) -> Figure:
     for title in [title for title in samples if title.startswith("teacher")][:1]:
         titles[title] = "\n".join(f"{title}, {samples[title].nfe} evals".split(", ", 1))
     first = next(iter(samples.values()))
-    rows, labels = ten_rows(len(first.x), first.cond)
+    rows, labels = ten_rows(len(first.x), classes_in(first.cond))
     images = torch.cat([to_pixels(units, samples[title].x[rows]) for title in titles])
     return image_grid(images, len(titles), list(titles.values()), columns=class_names(units, labels))
 

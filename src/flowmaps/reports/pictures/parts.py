@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...data import Units
 from ...runs.plan import Plan
+from ...shapes import Condition, label_and_numbers
 
 COLUMNS = 10
 """Columns of samples in a picture."""
@@ -27,6 +28,12 @@ def to_pixels(units: Units, x: Tensor) -> Tensor:
 def class_names(units: Units, labels: Tensor | None) -> list[str]:
     """The names of labels `(B,)`; none where there are no labels."""
     return [] if labels is None else [units.names[k] if units.names else f"class {k}" for k in labels.tolist()]
+
+
+def classes_in(cond: Condition) -> Tensor | None:
+    """The labels of classes in a condition, `(B,)`; `None` where it has none."""
+    label = label_and_numbers(cond)[0]
+    return label if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point() else None
 
 
 def rows_by_class(labels: Tensor, number: Callable[[int], int]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ...storage.models import device_of
 from ...system.seeds import generator
 from .. import figures
 from ..image_grid import image_grid, ink_on_paper
+from .parts import classes_in
 
 DATA_STREAM, START_STREAM, BACKGROUND_STREAM = 3, 4, 5  # streams of the seed
 
@@ -59,7 +60,7 @@ def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> 
 
 def digits(samples: Mapping[str, Samples], each: int = 2) -> Figure:
     """A row a title: `each` digits of each class, the class above its column, from the same noise in every row."""
-    labels = next(iter(samples.values())).cond
+    labels = classes_in(next(iter(samples.values())).cond)
     assert labels is not None
     found = [(labels == k).nonzero()[:each, 0] for k in range(10)]
     rows = torch.cat([of_class[n : n + 1] for n in range(each) for of_class in found])

@@ -19,7 +19,7 @@ from ...training.log import read_log
 from .. import figures
 from .images import grid, interpolations, samples_nearest_four, steps_grid
 from .inversion import invert
-from .parts import steps_nearest_four
+from .parts import classes_in, steps_nearest_four
 from .points import digits, plane
 
 Made = dict[str, tuple[str, Figure]]
@@ -87,7 +87,7 @@ def _images(
     """The four pictures of a map of images, and the numbers of its inversion."""
     units = source.units
     title, drawn = samples_nearest_four(samples)
-    classes = "" if drawn.cond is None else ", a row a class"
+    classes = "" if classes_in(drawn.cond) is None else ", a row a class"
     beside = f"Samples of the map in {title}, as they came{classes}; beside them images of the data."
     solver = ", and the flow itself by a solver" if any(name.startswith("teacher") for name in samples) else ""
     steps = f"More and more steps{solver}: every row starts from the same noise."
