@@ -145,7 +145,8 @@ def test_what_does_not_go_with_a_model_is_refused_in_a_line(
 def test_adapters_alone_are_trained_and_written_beside_the_map(
     of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A resumed run ends with the weights of one that was not stopped; checkpoints have no weight that is frozen."""
+    """Checkpoints have no weight that is frozen; a resumed run ends with the weights of one that was not stopped but for
+    rounding: the gradient of adapters of 1 x 1 convolutions comes out otherwise by 1e-7 in the step after a resume."""
     words = ["distill", "--teacher", str(of_noise), "--data", str(pictures), "--lora", "2"]
     words += ["--teacher-steps", "2", *SMALL, "--precision", "float32", *OF_IMAGES]  # auto chooses by the clock
     once, twice = tmp_path / "once", tmp_path / "twice"
@@ -170,7 +171,9 @@ def test_adapters_alone_are_trained_and_written_beside_the_map(
         names = [name for name in file.keys() if name.startswith(("parameter.", "frozen."))]  # noqa: SIM118
     assert not [name for name in names if "base_layer" in name]
     main([*words, "--out", str(twice), "--resume"])
-    assert all(torch.equal(value, after[name]) for name, value in fm.load(twice).state_dict().items())
+    for name, value in fm.load(twice).state_dict().items():
+        trained = name in changed
+        torch.testing.assert_close(value, after[name], rtol=1e-4 if trained else 0, atol=1e-8 if trained else 0)
 
 
 def test_a_rank_below_one_is_refused(of_noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
