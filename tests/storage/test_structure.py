@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,6 +148,114 @@ def test_a_network_that_its_parts_do_not_tell_is_asked_for(change: Callable[[Any
         fm.load(tmp_path / "mine", classes=[plain])  # type: ignore[list-item]
 
 
+class Kept(nn.Module):
+    """Whose arguments are all attributes, with a state beside them that its weights do not hold."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width, self.layer = width, nn.Linear(3, width)
+        self.scales, self.cfg, self.act, self._gain = [1.0, 2.0], {"gain": 2}, torch.tanh, 1.0
+        self.freq, self.rows = (0.5, 0.25), np.ones(2)
+        self.last, self.both = nn.Linear(width, 3), lambda x: self.last(x)
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        gain = self.scales[1] * self.cfg["gain"] * self._gain * float(self.rows.sum()) + self.freq[0]
+        return self.both(self.act(self.layer(x))) * gain * (s + t)[:, None]
+
+
+def own_function(x: Tensor) -> Tensor:
+    return x.sin() + x
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "list": {"scales": [1.0, 3.0]},
+    "dict": {"cfg": {"gain": 5}},
+    "tuple": {"freq": (0.7, 0.25)},
+    "array": {"rows": np.array([0.3, 0.4])},
+    "function of torch": {"act": torch.sin},
+    "function": {"act": own_function},
+    "private": {"_gain": 4.0},
+    "several": {"act": F.silu, "cfg": {"gain": 7}},
+}
+
+
+class Told(Kept):
+    """Without the lambda, which no card holds."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.both = nn.Sequential(self.last)
+
+
+class Drawn(Told):
+    """It draws its state."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.scales, self.rows = [random.random(), random.random()], np.random.randn(2)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_state_beside_the_weights_is_loaded_or_asked_for(change: str, tmp_path: Path):
+    for kind in (Told, Kept):
+        net = kind(5)
+        vars(net).update(CHANGES[change])
+        flow_map, folder = AverageVelocity(net).eval(), tmp_path / kind.__name__
+        fm.save(flow_map, folder)
+        if kind is Kept:  # with a lambda in it
+            with pytest.raises(ValueError, match=r"Kept' of its user's own: pass load\(folder, net=...\)\.$"):
+                fm.load(folder)
+        loaded = fm.load(folder, net) if kind is Kept else fm.load(folder, classes=[own_function])  # type: ignore[list-item]
+        assert torch.equal(jumps(loaded, (3,)), jumps(flow_map, (3,)))
+
+
+def test_drawn_state_is_loaded_and_saving_draws_nothing(tmp_path: Path):
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    flow_map = AverageVelocity(Drawn(5)).eval()
+    random.seed(0)  # the constructor would draw the same again
+    np.random.seed(0)  # noqa: NPY002
+    states = random.getstate(), torch.get_rng_state()
+    fm.save(flow_map, tmp_path / "mine")
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    random.seed(1)
+    assert torch.equal(jumps(fm.load(tmp_path / "mine"), (3,)), jumps(flow_map, (3,)))
+
+
+def test_a_network_as_its_constructor_leaves_it_is_told_by_its_arguments(tmp_path: Path):
+    flow_map = AverageVelocity(Kept(5)).eval()
+    fm.save(flow_map, tmp_path / "mine")
+    card = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert card["map"]["net"] == {"class": f"{__name__}.Kept", "arguments": {"width": 5}}
+    assert torch.equal(jumps(fm.load(tmp_path / "mine"), (3,)), jumps(flow_map, (3,)))
+
+
+def test_layers_that_were_put_in_later_are_told_by_parts(tmp_path: Path):
+    """The arguments alone would build the first ones."""
+    net = Told(5)
+    net.layer = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))  # type: ignore[assignment]
+    flow_map = AverageVelocity(net).eval()
+    fm.save(flow_map, tmp_path / "mine")
+    assert torch.equal(jumps(fm.load(tmp_path / "mine"), (3,)), jumps(flow_map, (3,)))
+
+
+@pytest.mark.parametrize("make", [lambda: Told(5), NETWORKS["own"][0]], ids=["arguments", "parts"])
+def test_frozen_parameters_stay_frozen(make: Callable[[], nn.Module], tmp_path: Path):
+    flow_map = AverageVelocity(make())  # type: ignore[arg-type]
+    flow_map.net.last.requires_grad_(False)  # type: ignore[union-attr]
+    fm.save(flow_map, tmp_path / "mine")
+    loaded = fm.load(tmp_path / "mine")
+    flags = [{name: value.requires_grad for name, value in each.named_parameters()} for each in (flow_map, loaded)]
+    assert flags[0] == flags[1]
+    assert not flags[0]["net.last.weight"]
+    path = tmp_path / "mine" / "config.json"
+    card = json.loads(path.read_text())
+    del card["map"]["frozen"]  # as of an older version
+    path.write_text(json.dumps(card))
+    assert all(value.requires_grad for value in fm.load(tmp_path / "mine").parameters())
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -154,6 +265,9 @@ def test_a_network_that_its_parts_do_not_tell_is_asked_for(change: Callable[[Any
         {"class": f"{__name__}.Untold", "parameters": {"gain": {"shape": [2], "type": "load"}}},
         {"class": f"{__name__}.Untold", "parameters": {"gain": {"same_as": "nowhere"}}},
         {"class": f"{__name__}.Untold", "settings": 3},
+        {"class": f"{__name__}.Untold", "settings": {"_forward_hooks": {"0": {"function": "torch.sin"}}}},
+        {"class": f"{__name__}.Untold", "settings": {"act": {"function": "torch.load"}}},
+        {"class": f"{__name__}.Untold", "settings": {"act": {"array": [1], "type": "object"}}},
     ],
 )
 def test_a_changed_card_builds_no_other_part(part: dict[str, Any], tmp_path: Path):
@@ -163,6 +277,18 @@ def test_a_changed_card_builds_no_other_part(part: dict[str, Any], tmp_path: Pat
     card["map"]["net"]["parts"][""] = {"settings": {}, "parameters": {}, "buffers": {}} | part
     path.write_text(json.dumps(card))
     with pytest.raises(ValueError, match=r"of its user's own|is not a card of a flow map"):
+        fm.load(tmp_path / "mine")
+
+
+def test_a_class_of_torch_that_is_no_layer_is_not_called(tmp_path: Path):
+    """It writes Python and runs it."""
+    fm.save(AverageVelocity(Told(4)), tmp_path / "mine")
+    path = tmp_path / "mine" / "config.json"
+    card = json.loads(path.read_text())
+    card["map"]["net"] = {"class": "torch.fx.graph_module.GraphModule", "arguments": {"root": {}, "graph": "x"}}
+    path.write_text(json.dumps(card))
+    assert importlib.import_module("torch.fx.graph_module")
+    with pytest.raises(ValueError, match=r"GraphModule' of its user's own"):
         fm.load(tmp_path / "mine")
 
 

@@ -116,7 +116,7 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
         NotSaved: it is of a kind that is not saved, or of a class of its user's whose arguments cannot be told.
     """
     kind, net = type(flow_map), getattr(flow_map, "net", None)
-    described = classes.of_object(flow_map)
+    described = {**classes.of_object(flow_map), **_frozen(flow_map)}
     if described["class"] in MAPS:
         return {**described, "net": classes.checked(net)}
     if not kind.__module__.startswith("flowmaps."):
@@ -129,6 +129,30 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
         f"only maps of the classes {', '.join(MAPS)} are saved, and those of your own whose arguments are attributes "
         f"of the same names, got {kind.__name__}: save the map inside it, or keep its arguments as attributes."
     )
+
+
+def _frozen(flow_map: maps.FlowMap) -> dict[str, list[str]]:
+    """The names of the parameters that are not trained, for networks that may have some."""
+    frozen = [plain_name(name) for name, value in _real_parameters(flow_map) if not value.requires_grad]
+    return (
+        {"frozen": frozen} if frozen or not isinstance(getattr(flow_map, "net", None), tuple(NETWORKS.values())) else {}
+    )
+
+
+def _freeze(flow_map: maps.FlowMap, frozen: Any) -> None:
+    """Freeze the parameters of these names, and no others; none is changed where an older card names none."""
+    if frozen is None:
+        return
+    if not isinstance(frozen, list):
+        raise TypeError(f"frozen is {frozen!r:.40}, no list of names")
+    for name, value in _real_parameters(flow_map):
+        value.requires_grad_(plain_name(name) not in frozen)
+
+
+def _real_parameters(flow_map: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Those that can be trained: of whole numbers none can."""
+    values = flow_map.named_parameters()
+    return [(name, value) for name, value in values if value.is_floating_point() or value.is_complex()]
 
 
 def build(
@@ -211,6 +235,7 @@ def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None, known: Se
         kind = card["map"]["class"]
         if kind in MAPS or (isinstance(kind, str) and _is_map(classes.find(kind, known))):
             made: Any = classes.build(card["map"], known, net)
+            _freeze(made, card["map"].get("frozen"))
             return made
     except classes.Unknown as error:
         hint = ", or import its class first, or pass classes=[...]" if error.told else ""

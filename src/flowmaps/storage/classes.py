@@ -18,20 +18,24 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import maps
 from ..interpolants import CLASSES, Interpolant
 from ..nn import MLP, DiT, UNet
 from . import structure
-from .structure import NotTold, Unknown, path_of
+from .alike import alike, other_draws
+from .structure import RESERVED, NotTold, Unknown, path_of
 
 MAPS = {kind.__name__: kind for kind in (maps.AverageVelocity, maps.Endpoint, maps.Trigonometric)}
 NETWORKS = {kind.__name__: kind for kind in (MLP, UNet, DiT)}
@@ -41,6 +45,15 @@ LIBRARIES = ("flowmaps.", "azula.", "diffusers.", "flow_matching.", "torchcfm.")
 """Packages, with a dot, whose classes are imported where a card names them."""
 FUNCTIONS = ("flowmaps.interop.", "flowmaps.nn.two_times.", "torch.nn.functional.")
 """Where the functions are that a card may name without its reader's word."""
+OF_TORCH: dict[str, Any] = {
+    f"{place}.{name}": getattr(module, name)
+    for place, module, names in (
+        ("torch", torch, "abs cos cosh erf exp log1p relu rsqrt sigmoid sin sinc sinh softmax sqrt square tan tanh"),
+        ("torch.nn.functional", functional, "gelu logsigmoid softplus"),
+    )
+    for name in names.split()
+}
+"""Functions of torch written in C++, which have no import path, by their names."""
 PLAIN = ("flow_matching.path.scheduler.",)
 """Where the classes are that are neither modules nor interpolants, and may be built."""
 TENSOR_TYPES = {str(kind).removeprefix("torch."): kind for kind in (torch.float64, torch.float32, torch.int64)}
@@ -52,24 +65,50 @@ MAX_NUMBERS = 10**5
 
 
 def checked(net: Any) -> dict[str, Any]:
-    """A network for a card; its arguments are `None` if what they build is another network."""
+    """A network for a card, by its arguments or else its parts; its arguments are `None` if they build another one."""
     described = of_object(getattr(net, "_orig_mod", net))
-    if described["class"] not in NETWORKS and _is_told(described) and not rebuilds(net, described):
-        inner = described
-        while "net" in inner:
-            inner = inner["net"]
-        inner.pop("parts", None)
-        inner["arguments"] = None
-    return described
+    if described["class"] in NETWORKS or not _is_told(described):
+        return described
+    by_parts = (parts for parts in _with_parts(net, described))
+    found = next((told for told in itertools.chain([described], by_parts) if rebuilds(net, told)), None)
+    return (
+        _with_inner(described, {"class": _chain(described)[-1]["class"], "arguments": None}) if found is None else found
+    )
+
+
+def _with_parts(net: Any, described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A description with the innermost network by its parts, then with the one round it, and so on."""
+    nets = [getattr(net, "_orig_mod", net)]
+    while len(nets) < len(_chain(described)):
+        inner = known_arguments(nets[-1])["net"]
+        nets.append(getattr(inner, "_orig_mod", inner))
+    for depth in reversed(range(len(nets))):
+        if parts := _parts(nets[depth]):
+            yield _with_inner(described, {"class": _chain(described)[depth]["class"], **parts}, depth)
+
+
+def _chain(described: Any) -> list[Any]:
+    """A description, that of its network, and so on."""
+    found = [described]
+    while "net" in found[-1]:
+        found.append(found[-1]["net"])
+    return found
+
+
+def _with_inner(described: Mapping[str, Any], inner: dict[str, Any], depth: int = -1) -> dict[str, Any]:
+    """A description with another one at a depth of its chain of networks, by default the innermost."""
+    for outer in reversed(_chain(described)[:depth]):
+        inner = {**outer, "net": inner}
+    return inner
 
 
 def rebuilds(value: nn.Module, described: Mapping[str, Any], net: nn.Module | None = None) -> bool:
     """Whether a description builds the module again that it was made of; `net` in the place of its own network."""
     value = getattr(value, "_orig_mod", value)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with other_draws():
             again = build(described, list(kinds(value)), copy.deepcopy(net))
-        return of_object(again) == of_object(value) and _alike(value, again)
+        return of_object(again) == of_object(value) and alike(value, again)
     except Exception:  # of whatever kind: the constructor is its user's
         return False
 
@@ -114,12 +153,18 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(entry) for entry in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        if {"class", "tensor", "function"}.isdisjoint(value):
+        if RESERVED.isdisjoint(value):
             return {key: describe(entry) for key, entry in value.items()}
     elif isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         if kind in TENSOR_TYPES and value.numel() <= MAX_NUMBERS and bool(value.isfinite().all()):
             return {"tensor": value.tolist(), "type": kind}
+    elif isinstance(value, np.ndarray):
+        if str(value.dtype) in TENSOR_TYPES and value.size <= MAX_NUMBERS and bool(np.isfinite(value).all()):
+            return {"array": value.tolist(), "type": str(value.dtype)}
+    elif isinstance(value, BuiltinFunctionType):
+        if name := next((name for name, function in OF_TORCH.items() if function is value), None):
+            return {"function": name}
     elif isinstance(value, FunctionType):
         if "<" not in value.__qualname__ and not value.__closure__:
             return {"function": path_of(value)}
@@ -177,48 +222,22 @@ def _is_told(described: Any) -> bool:
 
 def kinds(value: Any) -> Iterator[Any]:
     """The classes of a module, of its parts, and of what their constructors were given; functions too."""
-    found, waiting = list[Any](), list[Any]([value])
-    while waiting and len(found) < MAX_NUMBERS:
+    found, seen, waiting = list[Any](), dict[int, Any](), list[Any]([value])  # seen are kept, so that ids stay theirs
+    while waiting and len(seen) < MAX_NUMBERS:
         entry = waiting.pop()
         entry = getattr(entry, "_orig_mod", entry)
+        if id(entry) in seen:
+            continue
+        seen[id(entry)] = entry
         if isinstance(entry, FunctionType):
             found.append(entry)
         elif isinstance(entry, (nn.Module, Interpolant)) or path_of(type(entry)).startswith(PLAIN):
             found.append(type(entry))
             waiting += (attributes(entry) or {}).values()
-        elif isinstance(entry, (list, tuple)):
-            waiting += entry
+            waiting += (*vars(entry).values(), *entry.children()) if isinstance(entry, nn.Module) else ()
+        elif isinstance(entry, (list, tuple, Mapping)):
+            waiting += entry.values() if isinstance(entry, Mapping) else entry
     yield from dict.fromkeys(found)
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have the same parts with the same settings, and the same tensors outside their weights."""
-    ones, others = dict(one.named_modules()), dict(other.named_modules())
-    shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (one, other)]
-    if ones.keys() != others.keys() or shapes[0] != shapes[1]:
-        return False
-    for name, part in ones.items():
-        mine, theirs = _settings(part), _settings(others[name])
-        if type(part) is not type(others[name]) or mine.keys() != theirs.keys():
-            return False
-        if not all(type(value) is type(theirs[key]) and _equal(value, theirs[key]) for key, value in mine.items()):
-            return False
-    return True
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two settings are equal; tensors up to the type and device to which a network was moved."""
-    if isinstance(one, Tensor):
-        return one.shape == other.shape and torch.equal(one, other.to(one))
-    return one == other
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers, texts and tensors of a module that are not in its `state_dict`."""
-    kept = {name: value for name, value in vars(module).items() if name != "training"}
-    kept |= {name: value for name, value in module._buffers.items() if name in module._non_persistent_buffers_set}
-    plain = (bool, int, float, str, bytes, type(None), torch.Tensor)
-    return {name: value for name, value in kept.items() if isinstance(value, plain) and not name.startswith("_")}
 
 
 # out of a card --------------------------------------------------------------------------------------------------------
@@ -242,6 +261,10 @@ def build(described: Any, known: Sequence[Any] = (), net: nn.Module | None = Non
         return described
     if "tensor" in described:
         return torch.tensor(described["tensor"], dtype=TENSOR_TYPES[described["type"]])
+    if "array" in described:
+        if described["type"] not in TENSOR_TYPES:
+            raise TypeError(f"{described['type']!r} is no type of an array")
+        return np.array(described["array"], dtype=described["type"])
     if "function" in described:
         return find_function(described["function"], known)
     if "class" not in described:
@@ -269,8 +292,7 @@ def _part(path: str, known: Sequence[Any]) -> type[nn.Module]:
         Unknown: it is none that may be built.
     """
     kind = find(path, known)
-    others_of_torch = path.startswith("torch.") and not path.startswith(structure.TORCH_PARTS)
-    if kind is None or not issubclass(kind, nn.Module) or others_of_torch:
+    if kind is None or not issubclass(kind, nn.Module) or _runs_more(path):
         raise Unknown(path, True)
     return kind
 
@@ -293,8 +315,14 @@ def find(path: str, known: Sequence[Any] = ()) -> Any:
     """A class by its import path, if it may be built; `None` for one that this process does not know."""
     given = [kind for kind in known if isinstance(kind, type)]
     found = _among(path, given) or _imported(path)
-    may = isinstance(found, type) and (found in given or issubclass(found, (nn.Module, Interpolant)))
+    safe = isinstance(found, type) and issubclass(found, (nn.Module, Interpolant)) and not _runs_more(path)
+    may = isinstance(found, type) and (found in given or safe)
     return found if may or (isinstance(found, type) and path.startswith(PLAIN)) else None
+
+
+def _runs_more(path: str) -> bool:
+    """Whether a class is one of torch's that are no layers, some of which run code or fetch what they are given."""
+    return path.startswith("torch.") and not path.startswith(structure.TORCH_PARTS)
 
 
 def find_function(path: str, known: Sequence[Any] = ()) -> Callable[..., Any]:
@@ -303,6 +331,8 @@ def find_function(path: str, known: Sequence[Any] = ()) -> Callable[..., Any]:
     Raises:
         Unknown: it is another.
     """
+    if path in OF_TORCH:
+        return OF_TORCH[path]
     found = _among(path, [one for one in known if not isinstance(one, type)])
     if found is None and str(path).startswith(FUNCTIONS):
         found = _imported(path)

@@ -21,7 +21,7 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 HOOKS = tuple(name for name in OF_EVERY_MODULE if name.endswith("_hooks"))
 PEFT = "peft_config"
 """What `peft` adds to a network with adapters, which `TwoTimes` gives it again."""
-RESERVED = frozenset({"class", "tensor", "function", "tuple"})
+RESERVED = frozenset({"class", "tensor", "array", "function", "tuple"})
 """Keys by which a card tells an object from a plain dictionary."""
 TORCH_PARTS = "torch.nn.modules."
 """Where those classes of torch are that may be parts."""
@@ -145,6 +145,8 @@ def _build_part(
     kind: type[nn.Module],
     value_of: Callable[[Any], Any],
 ) -> nn.Module:
+    if not OF_EVERY_MODULE.isdisjoint(part["settings"]):
+        raise TypeError(f"{path or 'the network'} has settings of nn.Module itself")
     module = object.__new__(kind)
     nn.Module.__init__(module)
     vars(module).update({name: _unsetting(value, value_of) for name, value in part["settings"].items()})
