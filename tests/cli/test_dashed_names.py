@@ -42,7 +42,9 @@ def test_the_words_that_give_names_give_them_all(names: list[str]):
 
 
 def test_options_with_underscores_may_be_given_again():
-    words = joined(["--condition_columns", "a_b", "--seed", "1", "--condition-columns", "c", "--condition_columns=--d_e"])
+    words = joined(
+        ["--condition_columns", "a_b", "--seed", "1", "--condition-columns", "c", "--condition_columns=--d_e"]
+    )
     assert unmarked(tuple(words)) == ("--seed", "1", "--condition-columns", "a_b", "c", "--d_e")
 
 
