@@ -132,9 +132,15 @@ def test_numbers_are_dropped_for_guidance(data: Path, tmp_path: Path, weights: l
         (["--condition-file", "there.txt"], "--condition-file must end in .csv"),
         (["--condition-file", "missing.csv"], "there is no file missing.csv"),
         (["--condition-file", "gap.csv"], "gap.csv, line 3: column 'speed' is missing"),
-        (["--condition-file", "text.csv"], "text.csv: column 'speed' holds text"),
+        (["--condition-file", "text.csv"], "text.csv, line 2: column 'speed' holds the text 'fast', and the map is"),
         (["--condition-file", "other.csv"], "unknown column in other.csv, 'speed': did you mean 'sped'?"),
-        (["--condition-file", "class.csv"], "--label must be one of a, b, got z"),
+        (
+            ["--condition-file", "class.csv"],
+            "class.csv, line 3: column 'kind' is 'z', and the map has learned the",
+        ),
+        (["--condition-file", "missing.csv"], "pass --condition-file FILE"),
+        (["--condition-file", "large.csv"], "large.csv: column 'speed' has whole numbers of 2^53 and more"),
+        (["--condition", "speed=1e39"], "speed is 1e+39, which single precision does not hold"),
     ],
 )
 def test_conditions_that_are_refused(
@@ -148,6 +154,7 @@ def test_conditions_that_are_refused(
 ):
     monkeypatch.chdir(tmp_path)
     files = {"gap": "speed,b\n1,2\n,3\n", "text": "speed\nfast\nslow\n", "other": "sped\n1\n2\n"}
+    files["large"] = f"speed\n{2**53 + 1}\n1\n"
     for name, content in (files | {"class": "speed,kind\n1,a\n2,z\n"}).items():
         (tmp_path / f"{name}.csv").write_text(content)
     before = contents(tmp_path)

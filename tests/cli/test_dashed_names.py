@@ -41,6 +41,13 @@ def test_the_words_that_give_names_give_them_all(names: list[str]):
     assert all(word.count(MARK) <= 1 for word in words)
 
 
+def test_options_with_underscores_may_be_given_again():
+    words = joined(
+        ["--condition_columns", "a_b", "--seed", "1", "--condition-columns", "c", "--condition_columns=--d_e"]
+    )
+    assert unmarked(tuple(words)) == ("--seed", "1", "--condition-columns", "a_b", "c", "--d_e")
+
+
 def test_the_words_that_resume_a_run_repeat_such_names(tmp_path: Path):
     (tmp_path / "a.csv").write_text("--x,b,-y\n" + "".join(f"1.5,{k}.5,2.5\n" for k in range(30)))
     changed = replace(points(), drop_columns=("--x", "-y"), label_column="--x")

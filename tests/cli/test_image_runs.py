@@ -263,9 +263,10 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
         ),
         (["cifar10-lmd", "--data", tmp_path / "odd.npy", *plain], "divisible by 2 .patch 2"),
         (["cifar10-lmd", *TINY, "--resolution", 7], "no multiple of --resolution 7: choose one of"),
-        (["cifar10-lmd", *TINY, "--resolution", "4by8"], "--resolution must be height x width, got 4by8"),
+        (["cifar10-lmd", *TINY, "--resolution", "4by8"], "--resolution must be height x width such as 16x32, got 4by8"),
         (["cifar10-lmd", *TINY, "--resolution", "4x6"], "divisible by .*, got 6|is no whole part"),
         (["cifar10-lmd", *TINY, "--held-out", 0.1], "--held-out 0.1 of 35 images is fewer than 10: hold out more"),
+        (["cifar10-lmd", *TINY, "--held-out", "tests"], "--held-out must be a share below 1 or test, got tests"),
         (["cifar10-lmd", *TINY, "--held-out", 1.5], "--held-out must be at least 0 and below 1, got 1.5"),
         (
             ["cifar10-lmd", *TINY, "--evaluation.reference-images", -1],

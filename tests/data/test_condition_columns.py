@@ -85,12 +85,11 @@ def test_conditions_may_be_transformed(tmp_path: Path, kind: str):
         np.testing.assert_allclose(
             numbers, (np.log(frame.speed) - np.log(frame.speed).mean()) / np.log(frame.speed).std()
         )
-    beyond = {"log": (-1.0, "speed is positive"), "quantile": (1e9, "quantiles do not tell values beyond")}
-    if kind in beyond:
-        with pytest.raises(ValueError, match=beyond[kind][1]):
-            source.units.to_condition({"speed": beyond[kind][0]})
-    else:
-        source.units.to_condition({"speed": 1e9})
+    if kind == "log":
+        with pytest.raises(ValueError, match="speed is positive"):
+            source.units.to_condition({"speed": -1.0})
+    far = source.units.to_condition({"speed": np.array([frame.speed.max(), 1e9])})[:, 0]
+    assert far[1] == far[0] if kind == "quantile" else far[1] > far[0]  # quantiles take it for the end
 
 
 def test_held_out_rows_keep_their_conditions_and_are_what_samples_get(tmp_path: Path):
@@ -142,6 +141,107 @@ def test_missing_cells_and_constants_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"column 'speed' is 3 in all rows.*--drop-columns speed"):
         opened(tmp_path, frame.assign(speed=3), condition_columns=("speed",))
     opened(tmp_path, frame.assign(speed=3), drop_columns=("speed",))  # the advice works
+
+
+@pytest.mark.parametrize(
+    "cells, words",
+    [
+        (["3"] * ROWS, "take it out of --condition-columns and pass --drop-columns b"),
+        (
+            ["", *map(str, range(1, ROWS))],
+            "line 2: column 'b' is missing.*take it out of --condition-columns and ",
+        ),
+        ([str(2**60 + k) for k in range(ROWS)], "take it out of --condition-columns and pass --drop-columns b, or sub"),
+        (
+            ["n/k", *map(str, range(1, ROWS))],
+            "holds the text 'n/k', and --con.*mend or drop such cells, or take it",
+        ),
+        (["1,5", "2,5", "n/k", "m"] * (ROWS // 4), "write numbers as 1234.5, with no other sign, or take it out of"),
+        (["2024-01-05", "2024-02-06"] * (ROWS // 2), r"when = pandas.to_datetime\(frame\['b'\]\)"),
+        (["0 days 00:01:00", "1 days 00:02:00"] * (ROWS // 2), r"frame\['b'\] = pandas.to_timedelta\(frame\['b'\]"),
+    ],
+)
+def test_advice_for_faulty_columns_keeps_the_options_apart(tmp_path: Path, cells: list[str], words: str):
+    frame = FRAME[["speed", "drag"]].assign(b=cells)
+    with pytest.raises(ValueError, match=words) as caught:
+        opened(tmp_path, frame, condition_columns=("b", "speed"))
+    assert "--label-column" not in str(caught.value)
+    opened(tmp_path, frame, condition_columns=("speed",), drop_columns=("b",))  # the advice works
+
+
+def test_values_that_single_precision_does_not_hold_are_refused(tmp_path: Path):
+    units = opened(tmp_path, FRAME[["speed", "drag"]], condition_columns=("speed",)).units
+    with pytest.raises(ValueError, match=r"speed is 1e\+39, which single precision does not hold"):
+        units.to_condition({"speed": 1e39})
+    small = FRAME[["speed", "drag"]].assign(speed=FRAME.speed / 1e6)
+    units = opened(tmp_path, small, condition_columns=("speed",)).units
+    with pytest.raises(ValueError, match="speed is too far from"):
+        units.to_condition({"speed": 1e38})
+    own = units.conditions[0]
+    one = dataclasses.replace(own, column=dataclasses.replace(own.column, type="float32"))
+    values = np.array([1e39, 1.5])
+    assert one.written(values).tolist() == values.tolist()  # in float64, as float32 does not hold them
+    assert one.written(values[1:]).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"column": {"name": "speed", "transform": "asinh"}},
+        {"column": {"name": "speed", "transform": "asinh", "knots": [0.0, -1.0]}},
+        {"column": {"name": "speed", "transform": "quantile"}},
+        {"column": {"name": "speed", "transform": "quantile", "knots": [2.0, 1.0]}},
+        {"column": {"name": "speed", "type": "complex64"}},
+        {"column": {"name": "speed", "type": "str"}},
+        {"column": {"name": "speed", "transform": "cube"}},
+        {"column": {"name": "drag"}},
+        {"column": {"name": "speed", "transform": "log"}, "low": -1.0},
+        {"place": 2},
+        {"place": -1},
+        {"place": 1.0},
+        {"low": 5.0, "high": 1.0},
+        {"scale": 0.0},
+        {"scale": 1e-305},
+        {"scale": "1"},
+    ],
+)
+def test_a_card_with_a_broken_condition_is_refused(tmp_path: Path, change: dict[str, Any]):
+    units = opened(tmp_path, FRAME[["speed", "drag"]], condition_columns=("speed",)).units
+    card = json.loads(json.dumps(dataclasses.asdict(units)))
+    assert Units.from_dict(card) == units
+    card["table"]["conditions"][0] |= change
+    with pytest.raises(ValueError, match="does not say what its data are like"):
+        Units.from_dict(card)
+
+
+def test_two_conditions_of_a_card_have_two_places(tmp_path: Path):
+    units = opened(tmp_path, FRAME, condition_columns=("speed", "when"), label_column="kind").units
+    card = json.loads(json.dumps(dataclasses.asdict(units)))
+    assert Units.from_dict(card) == units
+    for place in (0, 2):  # of the other one, and of the classes
+        card["table"]["conditions"][1]["place"] = place
+        with pytest.raises(ValueError, match="different places among 5 columns"):
+            Units.from_dict(card)
+
+
+def test_a_column_without_a_name_gets_a_name_that_is_free(tmp_path: Path):
+    rows = "".join(f"{k * k % 7}.5,{k}.25,{k % 3}.5\n" for k in range(30))
+    for header, name in ((",1,v", "unnamed 1"), (",b,v", "1")):
+        (tmp_path / "a.csv").write_text(f"{header}\n{rows}")
+        names = [name, *header.split(",")[1:]]
+        cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
+            ({}, names),
+            ({"drop_columns": (name,)}, names[1:]),
+            ({"condition_columns": (name,)}, names[1:]),
+            ({"keep_columns": (name,)}, names),
+        )
+        for options, learned in cases:
+            source = open_data(str(tmp_path / "a.csv"), table=TableOptions(**options))
+            assert isinstance(source, Points)
+            assert source.units.table is not None
+            assert [own.name for own in source.units.table.columns] == learned
+            said = [note for note in source.notes if "without a name" in note]
+            assert said == ([] if "drop_columns" in options else [f"its column without a name is called {name!r}"])
 
 
 def test_a_column_that_counts_or_looks_like_classes_may_be_a_condition(tmp_path: Path):

@@ -237,7 +237,7 @@ def test_small_tables_are_read(tmp_path: Path, content: str, shape: tuple[int, i
 
 def test_a_table_of_one_row_says_so(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
-    with pytest.warns(DataWarning, match="all rows are the same: samples will be copies of it"):
+    with pytest.warns(DataWarning, match="only one row is trained on: samples will be copies of it"):
         open_data(str(tmp_path / "a.csv"))
 
 

@@ -89,7 +89,7 @@ def test_sizes_that_differ_need_a_resolution(tmp_path: Path):
     flat = np.full((12, 9, 3), 40, np.uint8)
     for k, image in enumerate([colour(0, 8, 8), colour(1, 8, 8), flat, colour(3, 16, 24)]):
         save(tmp_path / f"{k}.png", image)
-    refused(tmp_path, r"2.png has 9 x 12 pixels, .*0.png has 8 x 8: pass --resolution")
+    refused(tmp_path, r"2.png has 9 x 12 pixels, .*0.png has 8 x 8: pass --resolution 8, the least side of all")
     source = opened(tmp_path, resolution=4)
     assert source.shape == (3, 4, 4)
     np.testing.assert_array_equal(source.pixels[0].numpy(), area_mean(colour(0, 8, 8).transpose(2, 0, 1), 4))

@@ -90,8 +90,8 @@ def test_what_cannot_be_held_out_is_refused(tmp_path: Path):
         ("a.npz", 0.1, "--held-out 0.1 of 60 images is fewer than 10: hold out more, or none, --held-out 0"),
         ("a.npz", 1.0, "--held-out must be a share from 0 to below 1, or of images 'test'"),
         ("a.npz", "train", "--held-out must be a share from 0 to below 1, or of images 'test'"),
-        ("a.npz", "test", "has no split 'test'"),
-        ("flat", "test", "has no split 'test'"),
+        ("a.npz", "test", "has no split 'test': pass a share to hold out of .*, such as --held-out 0.1"),
+        ("flat", "test", "has no split 'test'.*: pass a share to hold out of .*, such as --held-out 0.1"),
         ("table.npy", 0.5, "is no set of images or latents: pass held_out=0, and of a table table.held_out"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -104,7 +104,12 @@ def test_classes_are_counted_over_all_images(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels, labels=[0] * 39 + [1])
     for share in (0.3, 0.9):
-        assert opened(tmp_path / "a.npz", held_out=share).classes == 2
+        source = opened(tmp_path / "a.npz", held_out=share)
+        assert source.classes == 2
+        assert source.labels is not None
+        said = any("no image that is trained on has the class 1: it is not sampled" in note for note in source.notes)
+        assert said == (1 not in source.labels)
+    assert said
 
 
 def test_latents_are_held_out_and_standardised_by_the_others(tmp_path: Path):
@@ -126,7 +131,16 @@ def test_latents_are_held_out_and_standardised_by_the_others(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "given, both", [(0, None), ("0", None), (16, (16, 16)), ("16", (16, 16)), ("16x32", (16, 32)), ((4, 8), (4, 8))]
+    "given, both",
+    [
+        (0, None),
+        ("0", None),
+        (16, (16, 16)),
+        ("16", (16, 16)),
+        ("16x32", (16, 32)),
+        ("16X32", (16, 32)),
+        ((4, 8), (4, 8)),
+    ],
 )
 def test_a_resolution_is_one_number_or_two(given: Any, both: Any):
     assert sides(given) == both

@@ -51,6 +51,16 @@ def test_conditions_in_the_units_of_a_table_are_those_of_the_network(tmp_path: P
     assert bool(found[1][3].isnan().all())
 
 
+def test_a_logarithm_of_no_positive_number_is_not_taken_for_no_condition(tmp_path: Path):
+    source = opened(tmp_path)
+    given = torch.from_numpy(np.stack([*values(source).values()], axis=1))
+    given[1:3, 1] = torch.tensor([0.0, -1.0])
+    given[3] = torch.nan
+    seen = label_and_numbers(InUnits(source.units).condition(Conditions(torch.zeros(4).long(), given)))[1]
+    assert seen[1:3, 1].tolist() == [-torch.inf] * 2
+    assert seen.isnan().any(1).tolist() == [False, False, False, True]
+
+
 def test_conditions_of_quantiles_are_refused_with_the_way_out(tmp_path: Path):
     with pytest.raises(ValueError, match=r"when, on which the map is conditioned, is known to it by quantiles.*--raw"):
         InUnits(opened(tmp_path, "quantile").units)
@@ -69,3 +79,9 @@ def test_a_file_takes_conditions_in_the_units_of_the_table(tmp_path: Path):
     (samples,) = session.run(None, inputs | {"condition.numbers": np.stack([*given.values()], axis=1)})
     x = fm.samplers.Jump(2)(flow_map, noise, Conditions(label, source.units.to_condition(given)))
     np.testing.assert_allclose(samples, source.units.to_data(x.detach()).numpy(), rtol=0, atol=1e-3)
+    wrong = np.stack([*given.values()], axis=1)
+    wrong[1:, 1] = -1, 0, np.nan  # of the logarithm, and of no condition: NaN is whole rows
+    wrong[3] = np.nan
+    (samples,) = session.run(None, inputs | {"condition.numbers": wrong})
+    assert np.isnan(samples).all(1).tolist() == [False, True, True, False]
+    assert np.isfinite(samples[[0, 3]]).all()

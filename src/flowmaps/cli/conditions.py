@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data import Units
+from ..data.columns import ConditionColumn
 from ..data.frames import TABLE_SUFFIXES, read_table
 from ..data.numerals import as_numbers, is_number, texts_of
 from ..data.options import listed
-from ..data.raw import RawTable, check_complete
+from ..data.raw import RawTable, check_complete, check_whole, missing, refuse_text
+from ..data.roles import name_all
 from ..data.tables import ARRAY_SUFFIXES, raw_table, read_arrays
 from ..evaluation.sampling import RunSampler, labels_of_samples
 from ..runs.recipes import Recipe
@@ -46,9 +48,10 @@ class Given(NamedTuple):
             values = self.values.get(own.name, np.zeros(0))
             if number := int(own.outside(values).sum()):
                 which = f"{number:,} of {len(values):,} values of" if len(values) > 1 else "the value of"
+                ends = " and counts as the nearer end" if own.column.transform == "quantile" else ""
                 said.append(
-                    f"{which} {own.name} outside {own.low:g} to {own.high:g}, where all rows of the training are: the "
-                    "map has learned nothing about such rows."
+                    f"{which} {own.name} outside {own.ends}, where all rows of the training are{ends}: the map has "
+                    "learned nothing about such rows."
                 )
         return said
 
@@ -74,7 +77,7 @@ def given(
         raise ValueError("this map is not conditioned on numbers: leave out --condition and --condition-file.")
     if file is None:
         number = NUMBER if number is None else number
-        return Given(number, {name: np.array([x]) for name, x in _of_words(run.units, words).items()}, label)
+        return Given(number, {name: np.array([x]) for name, x in of_words(run.units, words).items()}, label)
     raw = _read(file, run.plan.recipe)
     number = raw.rows if number is None else number
     turn = np.arange(number) % raw.rows
@@ -83,49 +86,82 @@ def given(
     return Given(number, values, label if labels is None else labels[torch.from_numpy(turn)])
 
 
-def _of_words(units: Units, words: Sequence[str]) -> dict[str, float]:
-    """The values by name; none where there are no words."""
-    names, values = dict.fromkeys(own.name for own in units.conditions), dict[str, float]()
+def of_words(units: Units, words: Sequence[str]) -> dict[str, float]:
+    """The values by name; none where there are no words.
+
+    Args:
+        units: of the data.
+        words: `NAME=NUMBER`, or several of them with commas.
+
+    Raises:
+        ValueError: a column is unknown, missing or given twice, or a value is no number that single precision holds.
+    """
+    names, values = {own.name: own for own in units.conditions}, dict[str, float]()
     for word in words:
-        for part in [word] if word.rpartition("=")[0] in names else word.split(","):
+        whole = word.rpartition("=")[0]
+        alone = "," in whole and (whole in names or whole.strip() in names)
+        word = word.rstrip().removesuffix(",")
+        parts = [word] if alone else [part for part in word.split(",") if part.strip()]
+        for part in parts:
             name, equals, text = part.rpartition("=")
-            choose("column to condition on", name if equals else text, names)
-            if not equals or not is_number(text) or not math.isfinite(value := float(text)):
-                raise ValueError(f"--condition takes NAME=NUMBER, got {part!r}: give {name or text}=3.2, for example.")
+            if not equals and values and is_number(text):
+                raise ValueError(f"--condition takes decimals with a point, got {word!r}: write 1.5 for 1,5.")
+            name = name if name in names else name.strip()
+            own = choose("column to condition on", name if equals else text.strip(), names)
             if name in values:
                 raise ValueError(f"--condition has {name} twice: leave one out.")
-            values[name] = value
-    if words and (missing := [name for name in names if name not in values]):
+            values[name] = _number(own, part, text.strip() if equals else "")
+    if words and (lacking := [name for name in names if name not in values]):
         raise ValueError(
-            f"the map is conditioned on {listed(list(names))}, and --condition has no {missing[0]}: add "
-            f"{missing[0]}=NUMBER."
+            f"the map is conditioned on {listed(list(names))}, and --condition has no {lacking[0]}: add "
+            f"{lacking[0]}={names[lacking[0]].example}, for example."
         )
     return values
+
+
+def _number(own: ConditionColumn, part: str, text: str) -> float:
+    """The number in a word such as NAME=NUMBER; of a column of truth values, true or false too."""
+    if own.column.type == "bool" and text.lower() in ("true", "false"):
+        return float(text.lower() == "true")
+    if not is_number(text) or not math.isfinite(value := float(text)):
+        raise ValueError(f"--condition takes NAME=NUMBER, got {part!r}: give {own.name}={own.example}, for example.")
+    if missing(np.array([value])).any():
+        raise ValueError(f"--condition {part.strip()}: {own.name} is {value:g}, which single precision does not hold.")
+    return value
 
 
 def _read(file: Path, recipe: Recipe) -> RawTable:
     suffix = file.suffix.lower()
     if suffix not in (*TABLE_SUFFIXES, *ARRAY_SUFFIXES):
         raise ValueError(f"--condition-file must end in {', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, got {file}.")
-    return raw_table(read_arrays(file), file) if suffix in ARRAY_SUFFIXES else read_table(file, recipe.header)
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}: pass --condition-file FILE with a table, one row a sample.")
+    raw = raw_table(read_arrays(file), file) if suffix in ARRAY_SUFFIXES else read_table(file, recipe.header)
+    name_all(raw)  # as in training
+    return raw
 
 
 def _numbers(raw: RawTable, name: str) -> np.ndarray:
     """A column of numbers without gaps, as float64."""
     choose(f"column in {raw.path},", name, dict.fromkeys(raw.names))
     column = raw.columns[raw.names.index(name)]
-    if column.dtype.kind == "O" and all(map(is_number, texts_of(column))):
+    text = column.dtype.kind == "O"
+    if text and all(map(is_number, texts_of(column))):
         column = as_numbers(None if value is None else str(value) for value in column)
+    instead = "give the values by --condition"
     if column.dtype.kind not in "biuf":
-        raise ValueError(f"{raw.path}: {raw.called(name)} holds text, and the map is conditioned on its numbers.")
+        refuse_text(raw, name, "the map is conditioned on its numbers", instead)
     check_complete(RawTable(raw.path, [name], [column], raw.named, where=raw.where))
-    return column.astype(np.float64)
+    numbers = column.astype(np.float64)
+    if column.dtype.kind in "iu" or (text and (numbers % 1 == 0).all()):
+        check_whole(raw, name, numbers, f"mend them, or {instead}")
+    return numbers
 
 
 def _labels(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
     """The numbers of the classes of a file's rows, `(N,)`; `None` where it has no column of classes."""
     label = "" if units.table is None or units.classes is None else units.table.label
-    if label not in raw.names:
+    if not label or label not in raw.names:
         return None
     if recipe.label_bins:
         raise ValueError(
@@ -133,5 +169,26 @@ def _labels(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
             "column out of the file."
         )
     column: list[Any] = raw.columns[raw.names.index(label)].tolist()
-    numbers = {value: labels_of_samples(units, 1, str(value)) for value in dict.fromkeys(column)}
-    return torch.cat([numbers[value] for value in column])  # type: ignore[misc]
+    numbers = dict[Any, Tensor]()
+    for row, value in enumerate(column):
+        if value not in numbers:
+            numbers[value] = _class_of(raw, units, label, row, value)
+    return torch.cat([numbers[value] for value in column])
+
+
+def _class_of(raw: RawTable, units: Units, label: str, row: int, value: Any) -> Tensor:
+    """The number of the class of a row, `(1,)`."""
+    where = f"{raw.path}, {raw.where(row)}: {raw.called(label)}"
+    ways = f"mend it in the --condition-file, leave {raw.called(label)} out of the file, or pass --label CLASS"
+    if value is None or value != value:
+        raise ValueError(f"{where} is missing: {ways}.")
+    try:
+        number = labels_of_samples(units, 1, str(value))
+    except ValueError:
+        present = [k for k in range(units.classes or 0) if k not in units.absent]
+        names = listed([units.names[k] if units.names else str(k) for k in present])
+        raise ValueError(
+            f"{where} is {str(value)[:40]!r}, and the map has learned the classes {names}: {ways}."
+        ) from None
+    assert number is not None
+    return number

@@ -34,6 +34,7 @@ def joined(words: Sequence[str]) -> list[str]:
     others, current = list[str](), ""
     for word in words:
         name, equals, value = word.partition("=")
+        name = name.replace("_", "-") if name.startswith("--") else name  # which tyro takes for the same option
         if name in LISTS:
             found.setdefault(name, []).extend([MARK + value] if equals else [])
             current = "" if equals else name

@@ -40,14 +40,21 @@ def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
             f"{_called(raw, codes)} at most {FEW_VALUES} different whole numbers, learned as a scale and rounded: if "
             f"they are codes without an order, pass {option('--categories', codes)}"
         )
-    if not len(source.data[source.data.ne(source.data[0]).any(1)]):
+    if len(source.data) == 1:
+        notes.append("only one row is trained on: samples will be copies of it")
+    elif not len(source.data[source.data.ne(source.data[0]).any(1)]):
         notes.append("all rows are the same: samples will be copies of it")
     if roles.classes is not None and roles.classes.said:
         notes.append(f"the classes of {roles.label!r} are {roles.classes.said}")
-    if source.units.absent:
-        names = [source.units.names[k] if source.units.names else str(k) for k in source.units.absent]
-        notes.append(f"no row that is trained on has the class {listed(names)}: it is not sampled")
-    return tuple(notes)
+    return (*notes, *absent_notes(source, "row"))
+
+
+def absent_notes(source: Points | Images, one: str = "image") -> tuple[str, ...]:
+    """The classes that nothing that is trained on has; `one` is what a sample is called."""
+    names = [source.units.names[k] if source.units.names else str(k) for k in source.units.absent]
+    if not names:
+        return ()
+    return (f"no {one} that is trained on has the class {listed(names)}: it is not sampled",)
 
 
 def table_lines(roles: Roles, source: Points) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ All in float64: a column far from zero beside its spread keeps its digits.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from .labels import TYPES, as_in_file
 from .options import TRANSFORMS
-from .raw import option
+from .raw import in_digits, option
 
 MAX_KNOTS = 1_000
 """Knots of a quantile transform."""
@@ -116,10 +117,16 @@ class ConditionColumn:
     place: int
 
     def __post_init__(self) -> None:
-        if not all(map(_is_number, (self.shift, self.scale, self.low, self.high))) or not self.scale > 0:
+        if not all(map(_is_number, (self.shift, self.scale, self.low, self.high))) or not self.scale > 1 / MAX_NUMBER:
             raise ValueError("a column of conditions has finite numbers, and a scale above 0.")
-        if type(self.place) is not int or self.column.width != 1 or self.column.transform == "categories":
+        if self.low > self.high:
+            raise ValueError(f"the least value of a condition is not above the greatest, got {self.low}, {self.high}.")
+        _check(self.column)
+        kind = self.column.type
+        if type(self.place) is not int or self.column.transform == "categories" or kind == "str":
             raise ValueError("a column of conditions has a place, and holds numbers.")
+        if self.column.transform == "log" and self.low <= 0:
+            raise ValueError(f"a condition whose logarithm is taken is positive, got {self.low} for the least value.")
 
     @property
     def name(self) -> str:
@@ -130,28 +137,38 @@ class ConditionColumn:
         """Values `(N,)` as the network sees them, `(N,)` in float64.
 
         Raises:
-            ValueError: values that the transform does not take, or of quantiles does not tell apart.
+            ValueError: values that the transform does not take; quantiles take those beyond the data for the ends.
         """
         x = values.astype(np.float64)
         if self.column.transform == "log" and x.min(initial=1.0) <= 0:
             raise ValueError(f"{self.name} is positive, as its logarithm is taken, got {x.min():g}.")
-        if self.column.transform == "quantile" and (self.outside(x)).any():
-            raise ValueError(
-                f"{self.name} is from {self.low:g} to {self.high:g} in the data, and its quantiles do not tell values "
-                f"beyond from those ends, got {x[self.outside(x)][0]:g}."
-            )
         return (self.column.encode(x)[:, 0] - self.shift) / self.scale
 
     def written(self, values: np.ndarray) -> np.ndarray:
         """Values `(N,)` in the file's type; as float64 where that does not hold them."""
         kind = np.dtype(self.column.type)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             cast = values.astype(kind)
-        return cast if kind.kind == "f" or np.array_equal(cast.astype(np.float64), values) else values
+        if kind.kind == "f":
+            return cast if np.array_equal(np.isfinite(cast), np.isfinite(values)) else values
+        return cast if np.array_equal(cast.astype(np.float64), values) else values
 
     def outside(self, values: np.ndarray) -> np.ndarray:
         """Which values `(N,)` are beyond those of the rows that were trained on."""
         return (values < self.low) | (values > self.high)
+
+    @property
+    def ends(self) -> str:
+        """The least and the greatest value, with as many digits as tell them apart."""
+        return " to ".join(in_digits(end, self.high - self.low) for end in (self.low, self.high))
+
+    @property
+    def example(self) -> str:
+        """A value between the least and the greatest, as text: whole where the file has whole numbers."""
+        middle = self.low / 2 + self.high / 2
+        if np.dtype(self.column.type).kind in "iub":
+            middle = float(np.floor(middle + 0.5))
+        return in_digits(middle, self.high - self.low, 3)
 
 
 @dataclass(frozen=True)
@@ -188,6 +205,17 @@ class Table:
             raise ValueError("names of columns are text.")
         if type(self.label_place) is not int:
             raise ValueError(f"the place of the classes is a whole number, got {self.label_place!r:.40}.")
+        self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        """Refuse conditions that have the name or the place of another column, or a place beyond all columns."""
+        names = [one.name for one in (*self.columns, *self.conditions)]
+        if self.conditions and len({*names}) < len(names):
+            raise ValueError("two columns have one name.")
+        places = [one.place for one in self.conditions] + [self.label_place] * (self.label_place >= 0)
+        number = len(self.columns) + len(places)
+        if self.conditions and (len({*places}) < len(places) or not all(0 <= at < number for at in places)):
+            raise ValueError(f"conditions have different places among {number} columns, got {places}.")
 
     @property
     def width(self) -> int:
@@ -292,6 +320,8 @@ def _check(column: Column) -> None:
             raise ValueError(f"whole numbers of type {column.type} are not from {column.limits[0]:g} on.")
     if column.transform == "asinh" and column.knots[1] <= 0:
         raise ValueError(f"the width of asinh is positive, got {column.knots[1]}.")
+    if column.transform == "quantile" and any(a > b for a, b in itertools.pairwise(column.knots)):
+        raise ValueError("the knots of quantile are in order.")
 
 
 def _is_number(value: Any) -> bool:

@@ -48,9 +48,13 @@ class Layout(ABC):
         """
 
 
-def missing_split(path: Path, split: str, found: list[str]) -> ValueError:
+class NoSplitError(ValueError):
+    """A split is not there."""
+
+
+def missing_split(path: Path, split: str, found: list[str]) -> NoSplitError:
     """The error of a split that is not there."""
     has = f"it has {', '.join(found)}" if found else "it has none"
     inside = next((name for name in found if (path / name).is_dir()), "")
     hint = f": call it train, or pass --data {path / inside} to train on it" if split == "train" and inside else ""
-    return ValueError(f"{path} has no split '{split}' ({has}; {' or '.join(SPLITS[split])} would do){hint}.")
+    return NoSplitError(f"{path} has no split '{split}' ({has}; {' or '.join(SPLITS[split])} would do){hint}.")

@@ -13,7 +13,7 @@ import torch
 from . import about, arrays, fit, frames, hub, roles, tables
 from .labels import LABEL_NAMES
 from .latents import file_of, open_latents
-from .layouts import SPLITS
+from .layouts import SPLITS, NoSplitError
 from .options import DataWarning, TableOptions
 from .pixels import ImageSet, Resolution, Watch, quiet, shrink, sides
 from .places import BUILT_IN, WAYS_TO_GIVE_IMAGES, find_data, layout_of
@@ -23,6 +23,7 @@ from .sources import Board, Images, Points, Source
 ALL_ROWS = TableOptions(held_out=0.0)
 TEST = "test"
 """In the place of a share that is held out: the images of the data's own test split."""
+A_SHARE = "pass a share to hold out of the training images, such as --held-out 0.1"
 
 
 def open_data(
@@ -67,7 +68,7 @@ def open_data(
     elif name in BUILT_IN or not name or tables.is_array_file(name):
         source = _arrays(name, options, split, table)
     else:
-        test = _image_set(name, resolution, "test", watch) if held_out == TEST else None
+        test = _test_set(name, resolution, watch) if held_out == TEST else None
         source = _images(_image_set(name, resolution, split, watch), options, test)
     if table != ALL_ROWS and (source.units.table is None) and _asks(table):
         raise ValueError(f"{name} is no table: {_asks(table)} is for tables alone, leave it out.")
@@ -129,7 +130,7 @@ def _images(images: ImageSet, options: ImageReading, test: ImageSet | None = Non
             )
         source.held_out, source.held_out_labels = held.pixels, held.labels if options.labels else None
         source.held_out_of = "" if test is None else "the data's own test split"
-    source.notes = (*images.notes, *about.held_out_notes(source))
+    source.notes = (*images.notes, *about.held_out_notes(source), *(() if held is None else about.absent_notes(source)))
     source.about = about.image_lines(source, sides(options.resolution) is not None)
     if images.labels is not None and not options.labels:
         source.about = (*source.about[:-1], "labels are there and not learned: pass --labels to learn them")
@@ -163,8 +164,9 @@ def _arrays(name: str, options: ImageReading, split: str, table: TableOptions) -
             f"{', '.join(tables.SUFFIXES)}. {WAYS_TO_GIVE_IMAGES}."
         )
     if (split != "train" or options.held_out == TEST) and name != "checkerboard":
-        split = TEST if options.held_out == TEST else split
-        raise ValueError(f"{name} has no split '{split}': an array is one set of points, the training data.")
+        held = options.held_out == TEST
+        why = A_SHARE if held else "an array is one set of points, the training data"
+        raise ValueError(f"{name} has no split '{TEST if held else split}': {why}.")
     if name == "checkerboard":
         source: Source = Board()
     elif name == "digits":
@@ -215,6 +217,14 @@ def _table(raw: RawTable, labels: bool, table: TableOptions) -> Points:
     if source.classes is None:
         source.about = (*source.about, f"no classes: no column or array of labels ({', '.join(LABEL_NAMES)}) was found")
     return source
+
+
+def _test_set(name: str, resolution: Resolution, watch: Watch) -> ImageSet:
+    """The images of the data's own test split."""
+    try:
+        return _image_set(name, resolution, "test", watch)
+    except NoSplitError as error:
+        raise NoSplitError(f"{str(error).removesuffix('.')}: {A_SHARE}.") from None
 
 
 def _image_set(name: str, resolution: Resolution, split: str, watch: Watch) -> ImageSet:

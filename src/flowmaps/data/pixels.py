@@ -5,6 +5,7 @@ The mean of an area, rounded half up, is what a coarser camera would have seen: 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -22,12 +23,14 @@ from ..system.progress import quiet as quiet
 
 A = TypeVar("A")
 B = TypeVar("B")
+MOST_LOOKED_AT = 2_000
+"""Images whose sizes are looked at after the first one that has another size."""
 CHUNK = 256  # images that a thread works on at a time: enough that starting it costs little
 
 
 Resolution = int | str | tuple[int, int]
 """Size to which images are averaged down: 0 for as they are, pixels of each side, or height and width: 16, "16x32"."""
-RECTANGLE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+RECTANGLE = re.compile(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})")
 
 
 def sides(resolution: Resolution) -> tuple[int, int] | None:
@@ -148,16 +151,21 @@ def gather(images: Iterable[np.ndarray], number: int, where: Callable[[int], str
         ValueError: there are none, or their sizes differ.
     """
     pixels, size, row = np.empty((0, 1, 0, 0), np.uint8), (0, 0), -1
-    for row, image in enumerate(images):
+    remaining = iter(images)
+    for row, image in enumerate(remaining):
         if not row:
             size = image.shape[:2]
             pixels = _allocate((number, 3 if image.ndim == 3 else 1, *size), where(0))
         if row == number:
             break
         if image.shape[:2] != size:
+            more = [other.shape[:2] for other in itertools.islice(remaining, MOST_LOOKED_AT)]
+            least, seen = min(map(min, [size, image.shape[:2], *more])), row + 1 + len(more)
+            which = "all" if seen == number else f"the first {seen:,}"
             raise ValueError(
                 f"{where(row)} has {image.shape[1]} x {image.shape[0]} pixels, {where(0)} has {size[1]} x {size[0]}: "
-                f"pass --resolution with the size of all, to which they are cropped in the middle and averaged."
+                f"pass --resolution {least}, the least side of {which}, or less, to which they are cropped in the "
+                "middle and averaged."
             )
         if image.ndim == 3 and pixels.shape[1] == 1:
             pixels = np.repeat(pixels, 3, axis=1)

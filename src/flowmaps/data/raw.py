@@ -13,6 +13,7 @@ import numpy as np
 from .numerals import DATE_OR_TIME, NUMBER_WITH_SIGNS, is_code, is_number, texts_of
 from .options import listed
 
+WRITE_NUMBERS = "write numbers as 1234.5, with no other sign"
 INSTALL = "pip install 'flowmaps[tables]'"
 
 
@@ -31,6 +32,7 @@ class RawTable:
         asides: name of a column -> how it was read, said if the column is used.
         labels: `(N,)` labels beside the columns, and the name of their array; or `None`.
         label: the name of that array.
+        unnamed: what a column that has no name in the file is called; empty where all have names.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class RawTable:
     asides: dict[str, str] = field(default_factory=dict)
     labels: np.ndarray | None = None
     label: str = ""
+    unnamed: str = ""
 
     @property
     def rows(self) -> int:
@@ -73,12 +76,13 @@ def missing(column: np.ndarray) -> np.ndarray:
     return np.zeros(len(column), bool)
 
 
-def check_complete(raw: RawTable, droppable: bool = False) -> None:
+def check_complete(raw: RawTable, droppable: bool = False, instead: str = "") -> None:
     """Refuse a table with cells that are missing, or no finite numbers, in the columns that it still has.
 
     Args:
         raw: the table.
         droppable: whether there are other columns, so that all of these may be dropped.
+        instead: what to do with a column, in the place of dropping it.
 
     Raises:
         ValueError: names the first such cell by file, line and column, and says how many rows have one.
@@ -93,6 +97,7 @@ def check_complete(raw: RawTable, droppable: bool = False) -> None:
     value = raw.columns[place][row]
     what = "is missing" if value is None or value != value else f"is {value:g}, which single precision does not hold"
     drop = "" if len(within) == len(raw.names) and not droppable else f", or pass {option('--drop-columns', within)}"
+    drop = f", or {instead}" if instead else drop
     raise ValueError(
         f"{raw.path}, {raw.where(row)}: {raw.called(name)} {what}. There are NaN or infinite values in {rows.sum()} of "
         f"{raw.rows} rows (first: row {row}, counted from 0): drop or fill those rows{drop}."
@@ -109,6 +114,37 @@ def check_numbers(raw: RawTable) -> None:
     if text:
         others = f" There is text in {listed(text[1:])} too." if len(text) > 1 else ""
         raise ValueError(f"{_why_text(raw, text[0], raw.columns[raw.names.index(text[0])])}.{others}")
+
+
+def refuse_text(raw: RawTable, name: str, why: str, instead: str, classes: str = "") -> None:
+    """Refuse a column to condition on that has text.
+
+    Args:
+        raw: the table.
+        name: of the column.
+        why: what takes numbers.
+        instead: what to do with the column otherwise.
+        classes: what to do with a column of classes.
+
+    Raises:
+        ValueError: names the first cell of text by file, line and column, and says how to make it a number.
+    """
+    column = raw.columns[raw.names.index(name)]
+    texts = texts_of(column)
+    row = next((k for k, value in enumerate(column) if value is not None and not is_number(str(value))), 0)
+    cell = str(column[row]).strip()
+    ways = f"write numbers there, or {instead}"
+    if 2 * sum(map(is_number, texts)) >= len(texts):
+        ways = f"mend or drop such cells, or {instead}"
+    elif DATE_OR_TIME.fullmatch(cell):
+        ways = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}; or {instead}"
+    elif NUMBER_WITH_SIGNS.fullmatch(cell):
+        ways = f"{WRITE_NUMBERS}, or {instead}"
+    elif classes:
+        ways = classes
+    raise ValueError(
+        f"{raw.path}, {raw.where(row)}: {raw.called(name)} holds the text {str(column[row])[:40]!r}, and {why}: {ways}."
+    )
 
 
 def _why_text(raw: RawTable, name: str, column: np.ndarray) -> str:
@@ -134,7 +170,7 @@ def _why_text(raw: RawTable, name: str, column: np.ndarray) -> str:
     if DATE_OR_TIME.fullmatch(cell):
         seconds = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}"
         return f"{place}: {seconds}; or pass {drop}"
-    hint = "; write numbers as 1234.5, with no other sign" if NUMBER_WITH_SIGNS.fullmatch(cell) else ""
+    hint = f"; {WRITE_NUMBERS}" if NUMBER_WITH_SIGNS.fullmatch(cell) else ""
     return f"{place}, one of {len({*texts})} values: {ways} or {drop}{hint}"
 
 
@@ -145,8 +181,14 @@ def _in_seconds(name: str, text: str) -> str:
     return f"when = pandas.to_datetime(frame[{name!r}]); frame[{name!r}] = (when - when.min()).dt.total_seconds()"
 
 
-def check_whole(raw: RawTable, name: str, numbers: np.ndarray) -> None:
+def check_whole(raw: RawTable, name: str, numbers: np.ndarray, ways: str = "") -> None:
     """Refuse whole numbers that float64 does not hold.
+
+    Args:
+        raw: the table.
+        name: of the column.
+        numbers: of the column, `(N,)`.
+        ways: what to do about it, in the place of dropping the column.
 
     Raises:
         ValueError: the column has some.
@@ -154,8 +196,16 @@ def check_whole(raw: RawTable, name: str, numbers: np.ndarray) -> None:
     if np.abs(numbers).max(initial=0) >= 2**53:
         raise ValueError(
             f"{raw.path}: {raw.called(name)} has whole numbers of 2^53 and more, which floating point does not hold: "
-            f"pass {option('--drop-columns', [name])}, or subtract a constant first."
+            f"{ways or 'pass ' + option('--drop-columns', [name]) + ', or subtract a constant first'}."
         )
+
+
+def in_digits(value: float, spread: float, least: int = 6) -> str:
+    """A number as text: whole numbers in full, others with `least` digits, or more to be within spread / 1000."""
+    if value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    texts = (f"{value:.{digits}g}" for digits in range(least, 18))
+    return next((text for text in texts if abs(float(text) - value) <= spread / 1_000), repr(value))
 
 
 def option(flag: str, names: list[str]) -> str:

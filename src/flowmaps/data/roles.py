@@ -10,7 +10,7 @@ import numpy as np
 from .labels import Classes, classes_of, in_bins, look_like_classes, whole
 from .numerals import DIGITS, as_numbers, is_number, texts_of
 from .options import TableOptions, listed
-from .raw import RawTable, check_complete, check_numbers, check_whole, option
+from .raw import RawTable, check_complete, check_numbers, check_whole, option, refuse_text
 
 INDEX_NAMES = ("index", "id", "idx", "row", "rowid", "row_id", "key", "unnamed: 0")
 MIN_ROWS_OF_INDEX = 5
@@ -60,10 +60,13 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
     Raises:
         ValueError: a column is named that is not there; what a column is for is open; or cells are missing or text.
     """
+    name_all(raw)
     _check_names(raw, options)
     raw = raw.without([*options.drop_columns]) if options.drop_columns else raw
     raw = _with_kept_numbers(raw, options)
     raw = _without_index(raw, options)
+    if raw.unnamed in raw.names:
+        raw.notes.append(f"its column without a name is called {raw.unnamed!r}")
     written = list(raw.names)
     conditions = raw.without([name for name in written if name not in options.condition_columns])
     raw, values, label, at = _without_labels(raw, options)
@@ -99,22 +102,38 @@ def _without_labels(raw: RawTable, options: TableOptions) -> tuple[RawTable, np.
 def _check_conditions(conditions: RawTable) -> None:
     """Refuse columns to condition on that are not numbers, have missing cells, or are the same in all rows."""
     for name, column in zip(conditions.names, conditions.columns, strict=True):
-        called = f"{conditions.path}: {conditions.called(name)}"
+        instead = _instead(name)
         if column.dtype.kind not in "biuf":
-            row = next((k for k, value in enumerate(column) if not (value is None or is_number(str(value)))), 0)
-            raise ValueError(
-                f"{conditions.path}, {conditions.where(row)}: {conditions.called(name)} holds the text "
-                f"{str(column[row])[:40]!r}, and --condition-columns takes numbers: leave it out there, and pass "
-                f"{option('--label-column', [name])} to condition on its values as classes."
-            )
-        check_complete(RawTable(conditions.path, [name], [column], conditions.named, where=conditions.where), True)
+            classes = f"leave it out there, and pass {option('--label-column', [name])} to condition on its values as"
+            refuse_text(conditions, name, "--condition-columns takes numbers", instead, f"{classes} classes")
+        check_complete(
+            RawTable(conditions.path, [name], [column], conditions.named, where=conditions.where), instead=instead
+        )
         if column.dtype.kind in "iu":
-            check_whole(conditions, name, column.astype(np.float64))
+            check_whole(conditions, name, column.astype(np.float64), f"{instead}, or subtract a constant first")
         if (column == column[0]).all():
             raise ValueError(
-                f"{called} is {column[0]} in all rows, and a condition is a number that varies: leave it out of "
-                f"--condition-columns, or pass {option('--drop-columns', [name])} in its place."
+                f"{conditions.path}: {conditions.called(name)} is {column[0]} in all rows, and a condition is a number "
+                f"that varies: {instead}."
             )
+
+
+def _instead(name: str) -> str:
+    """What to do with a column that cannot be a condition."""
+    return f"take it out of --condition-columns and pass {option('--drop-columns', [name])}"
+
+
+def name_all(raw: RawTable) -> None:
+    """Call a column without a name by its number from 1, or where another column is called so, by a name like it."""
+    if "" not in raw.names:
+        return
+    at = raw.names.index("")
+    name = str(at + 1)
+    while name in raw.names:
+        name = f"unnamed {name}"
+    raw.names[at], raw.unnamed = name, name
+    if "" in raw.asides:
+        raw.asides[name] = raw.asides.pop("")
 
 
 def _check_names(raw: RawTable, options: TableOptions) -> None:
@@ -151,7 +170,8 @@ def _with_kept_numbers(raw: RawTable, options: TableOptions) -> RawTable:
             continue
         raw.columns[k] = as_numbers(None if value is None else str(value) for value in column)
         if all(DIGITS.fullmatch(text.strip().lstrip("+-")) for text in texts_of(column)):
-            check_whole(raw, name, raw.columns[k])
+            ways = f"{_instead(name)}, or subtract a constant first" if name in options.condition_columns else ""
+            check_whole(raw, name, raw.columns[k], ways)
     return raw
 
 
@@ -165,7 +185,7 @@ def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
         counts = kind in "iuf" and whole(column) and bool((np.diff(column.astype(np.float64)) == 1).all())
         counts = counts and column[0] in (0, 1)
         single = (kind in "iuO" or (kind == "f" and whole(column))) and len({*column.tolist()}) == len(column)
-        if name == "" and (counts or single):
+        if name == raw.unnamed and (counts or single):
             return raw.without([name], "its column without a name numbers the rows and is left out")
         if raw.named and counts and name.lower() in INDEX_NAMES:
             return raw.without([name], f"{raw.called(name)} numbers the rows and is left out")
@@ -179,10 +199,6 @@ def _without_index(raw: RawTable, options: TableOptions) -> RawTable:
         if counts:
             drop = option("--drop-columns", [name])
             raw.notes.append(f"{raw.called(name)} numbers the rows: pass {drop} to leave it out")
-    if "" in raw.names:
-        k = raw.names.index("")
-        raw.names[k] = str(k + 1)
-        raw.notes.append(f"its column without a name is called {k + 1}")
     return raw
 
 

@@ -15,6 +15,7 @@ from ..system.names import choose
 from .columns import ConditionColumn, Table
 from .labels import TYPES, as_in_file
 from .options import listed
+from .raw import missing
 from .vae import codec_at
 
 
@@ -202,14 +203,22 @@ class Units:
         names = [own.name for own in self.conditions]
         for name in values:
             choose("column to condition on", name, dict.fromkeys(names))
-        if missing := [name for name in names if name not in values]:
-            raise ValueError(f"a condition has a value for each of {listed(names)}: {missing[0]!r} has none.")
+        if lacking := [name for name in names if name not in values]:
+            raise ValueError(f"a condition has a value for each of {listed(names)}: {lacking[0]!r} has none.")
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values[name])) for name in names))
         found = []
         for own, array in zip(self.conditions, arrays, strict=True):
             if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
                 raise ValueError(f"the values of {own.name} must be finite numbers, got {array[:3].tolist()}.")
+            if (beyond := missing(array.astype(np.float64))).any():
+                value = float(array[beyond][0])
+                raise ValueError(f"a value of {own.name} is {value:g}, which single precision does not hold.")
             found.append(own.encode(array))
+            if missing(found[-1]).any():
+                raise ValueError(
+                    f"a value of {own.name} is too far from {own.ends}, where all rows of the training are: give a "
+                    "value that is closer."
+                )
         return torch.from_numpy(np.stack(found, axis=1)).float()
 
     def _scaled(self, x: Tensor) -> Tensor:

@@ -253,13 +253,19 @@ def numbers_of_samples(units: Units, number: int, values: Mapping[str, Any]) -> 
     if not names:
         return None
     if not values:
-        example = ",".join(f"{own.name}={0.5 * (own.low + own.high):.3g}" for own in units.conditions[:10])
+        example = f"{option('--condition', example_of(units))}, or " if len(names) <= 10 else ""
         raise ValueError(
-            f"this map is conditioned on {listed(names)}: pass {option('--condition', [example])}, or --condition-file "
-            "FILE with a table of these columns, such as that of the training."
+            f"this map is conditioned on {listed(names)}: pass {example}--condition-file FILE with a table of these "
+            "columns, such as that of the training."
         )
     numbers = units.to_condition(values)
     return numbers.expand(number, -1) if len(numbers) == 1 else numbers
+
+
+def example_of(units: Units) -> list[str]:
+    """Words for --condition, with a value within the data for each column; one word unless a name has a comma."""
+    words = [f"{own.name}={own.example}" for own in units.conditions]
+    return words if any("," in own.name or "=" in own.name for own in units.conditions) else [",".join(words)]
 
 
 def labels_of_samples(units: Units, number: int, label: str | None) -> Tensor | None:

@@ -107,7 +107,8 @@ class _AsSeen(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shift, scale, *knots = self.numbers.unbind()
         if self.transform == "log":
-            x = x.log()
+            # not NaN, which is no condition: of -inf the network makes NaN, which no one takes for a sample
+            x = torch.where(x <= 0, -torch.inf, x.log())
         elif self.transform == "asinh":
             y = (x - knots[0]) / knots[1]
             x = (

@@ -17,10 +17,15 @@ from .fields import Depth, Evaluation, Frequencies, Optimiser, Points, Recipe, S
 Pixels = Annotated[int, Ge(1), Le(2**14)]
 
 
-def height_x_width(text: str) -> bool:
+def height_x_width_such_as_16x32(text: str) -> bool:
     """Whether a text is a height and a width, such as 16x32."""
     match = RECTANGLE.fullmatch(text)
     return match is not None and max(int(match[1]), int(match[2])) <= 2**14
+
+
+def a_share_below_1_or_test(text: str) -> bool:
+    """Whether a text in the place of a share names the test split."""
+    return text == "test"
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,12 @@ class ImageRecipe(Recipe):
 
     backbone: Literal["unet", "dit"] = "unet"
     """The network: a U-Net or a transformer."""
-    resolution: Annotated[int, Ge(0), Le(2**14)] | Annotated[str, Predicate(height_x_width)] = 0
+    resolution: Annotated[int, Ge(0), Le(2**14)] | Annotated[str, Predicate(height_x_width_such_as_16x32)] = 0
     """Crop images in their middle and average them down to a square of this many pixels a side, or to HxW, height and
     width, as in 16x32; 0 leaves them as they are, rectangles too."""
-    held_out: Annotated[float, Interval(ge=0, lt=1)] | Literal["test"] = field(default=0.0, kw_only=True)  # type: ignore[assignment]
+    held_out: Annotated[float, Interval(ge=0, lt=1)] | Annotated[str, Predicate(a_share_below_1_or_test)] = field(
+        default=0.0, kw_only=True
+    )  # type: ignore[assignment]
     """Share of the images that is not trained on, and that samples are measured against; `test` for the images of the
     data's own test split. With 0 samples are measured against the images that are trained on, as is usual."""
     flips: bool = True
