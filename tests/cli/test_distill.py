@@ -145,7 +145,7 @@ def test_what_does_not_go_with_a_model_is_refused_in_a_line(
 def test_adapters_alone_are_trained_and_written_beside_the_map(
     of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Checkpoints have no weight that is frozen; a resumed run ends with the weights of one that was not stopped but for
+    """Checkpoints have no weight that is frozen; a resumed run ends with the weights of one that was not stopped up to
     rounding: the gradient of adapters of 1 x 1 convolutions comes out otherwise by 1e-7 in the step after a resume."""
     words = ["distill", "--teacher", str(of_noise), "--data", str(pictures), "--lora", "2"]
     words += ["--teacher-steps", "2", *SMALL, "--precision", "float32", *OF_IMAGES]  # auto chooses by the clock

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import random
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -267,6 +268,11 @@ def test_frozen_parameters_stay_frozen(make: Callable[[], nn.Module], tmp_path: 
         {"class": f"{__name__}.Untold", "settings": 3},
         {"class": f"{__name__}.Untold", "settings": {"_forward_hooks": {"0": {"function": "torch.sin"}}}},
         {"class": f"{__name__}.Untold", "settings": {"act": {"function": "torch.load"}}},
+        {"class": f"{__name__}.Untold", "settings": {"forward": {"function": "torch.sin"}}},
+        {"class": f"{__name__}.Untold", "settings": {"_load_from_state_dict": {"function": "torch.sin"}}},
+        {"class": f"{__name__}.Untold", "settings": {"train": 5}},
+        {"class": f"{__name__}.Untold", "parameters": {"gain": {"shape": [2], "type": "onnx"}}},
+        {"same_as": ""},
         {"class": f"{__name__}.Untold", "settings": {"act": {"array": [1], "type": "object"}}},
     ],
 )
@@ -277,6 +283,19 @@ def test_a_changed_card_builds_no_other_part(part: dict[str, Any], tmp_path: Pat
     card["map"]["net"]["parts"][""] = {"settings": {}, "parameters": {}, "buffers": {}} | part
     path.write_text(json.dumps(card))
     with pytest.raises(ValueError, match=r"of its user's own|is not a card of a flow map"):
+        fm.load(tmp_path / "mine")
+
+
+class Pair(NamedTuple):
+    scale: float
+
+
+@pytest.mark.parametrize("value", [Pair(2.0), OrderedDict(a=1), defaultdict(int, a=1)])
+def test_containers_of_other_types_are_asked_for_not_made_plain(value: Any, tmp_path: Path):
+    net = NETWORKS["sequential"][0]()
+    net.kept = value
+    fm.save(AverageVelocity(net), tmp_path / "mine")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="net="):
         fm.load(tmp_path / "mine")
 
 

@@ -23,6 +23,13 @@ PEFT = "peft_config"
 """What `peft` adds to a network with adapters, which `TwoTimes` gives it again."""
 RESERVED = frozenset({"class", "tensor", "array", "function", "tuple"})
 """Keys by which a card tells an object from a plain dictionary."""
+WEIGHT_TYPES = {
+    str(kind).removeprefix("torch."): kind
+    for kind in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
 TORCH_PARTS = "torch.nn.modules."
 """Where those classes of torch are that may be parts."""
 
@@ -103,6 +110,8 @@ def _setting(value: Any, value_of: Callable[[Any], Any]) -> Any:
     """An attribute as JSON; a network or weight that is no part of its module would be lost."""
     if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.requires_grad):
         raise NotTold(f"{type(value).__name__} in a list")
+    if isinstance(value, (tuple, list, Mapping)) and type(value) not in (tuple, list, torch.Size, dict):
+        raise NotTold(f"a {type(value).__name__}")
     if type(value) in (tuple, list, torch.Size):
         entries = [_setting(entry, value_of) for entry in value]
         return entries if type(value) is list else {"tuple": entries}
@@ -128,6 +137,8 @@ def build(
     """
     made, tensors = dict[str, Any](), dict[str, Tensor]()
     for path, part in parts.items():
+        if part is not None and "same_as" in part and f"{path}.".startswith(part["same_as"] and part["same_as"] + "."):
+            raise TypeError(f"{path} is inside of itself")
         if part is None or "same_as" in part:
             made[path] = None if part is None else made[part["same_as"]]
         else:
@@ -145,8 +156,9 @@ def _build_part(
     kind: type[nn.Module],
     value_of: Callable[[Any], Any],
 ) -> nn.Module:
-    if not OF_EVERY_MODULE.isdisjoint(part["settings"]):
-        raise TypeError(f"{path or 'the network'} has settings of nn.Module itself")
+    for name in part["settings"]:  # none may take the place of a method
+        if name in OF_EVERY_MODULE or hasattr(nn.Module, name) or callable(getattr(kind, name, None)):
+            raise TypeError(f"{path or 'the network'} has a setting {name!r}, which its class defines")
     module = object.__new__(kind)
     nn.Module.__init__(module)
     vars(module).update({name: _unsetting(value, value_of) for name, value in part["settings"].items()})
@@ -168,10 +180,7 @@ def _build_part(
 
 
 def _empty(described: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, described["type"])
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{described['type']!r} is no type of a tensor")
-    return torch.empty(described["shape"], dtype=dtype)
+    return torch.empty(described["shape"], dtype=WEIGHT_TYPES[described["type"]])
 
 
 def _unsetting(value: Any, value_of: Callable[[Any], Any]) -> Any:
