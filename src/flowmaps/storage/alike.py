@@ -117,6 +117,8 @@ def _unsaved(module: nn.Module) -> list[str]:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     kept = {name: value for name, value in sorted(vars(module).items()) if name not in NOT_COMPARED}
+    if type(module).__module__.startswith("flowmaps."):  # whose private ones are of a call
+        kept = {name: value for name, value in kept.items() if not name.startswith("_")}
     for name, value in kept.items():
         if isinstance(value, Mapping) and value is getattr(module, "config", None):  # of diffusers, with its version
             kept[name] = {key: entry for key, entry in value.items() if not str(key).startswith("_")}
