@@ -139,6 +139,10 @@ def test_numbers_are_dropped_for_guidance(data: Path, tmp_path: Path, weights: l
             "class.csv, line 3: column 'kind' is 'z', and the map has learned the",
         ),
         (["--condition-file", "missing.csv"], "pass --condition-file FILE"),
+        (
+            ["--condition-file", "date.csv"],
+            "as the training's file has them: write numbers there, or give the values by",
+        ),
         (["--condition-file", "large.csv"], "large.csv: column 'speed' has whole numbers of 2^53 and more"),
         (["--condition", "speed=1e39"], "speed is 1e+39, which single precision does not hold"),
     ],
@@ -154,6 +158,7 @@ def test_conditions_that_are_refused(
 ):
     monkeypatch.chdir(tmp_path)
     files = {"gap": "speed,b\n1,2\n,3\n", "text": "speed\nfast\nslow\n", "other": "sped\n1\n2\n"}
+    files["date"] = "speed\n2024-01-05\n2024-01-06\n"
     files["large"] = f"speed\n{2**53 + 1}\n1\n"
     for name, content in (files | {"class": "speed,kind\n1,a\n2,z\n"}).items():
         (tmp_path / f"{name}.csv").write_text(content)

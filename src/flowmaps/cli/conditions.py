@@ -150,7 +150,7 @@ def _numbers(raw: RawTable, name: str) -> np.ndarray:
         column = as_numbers(None if value is None else str(value) for value in column)
     instead = "give the values by --condition"
     if column.dtype.kind not in "biuf":
-        refuse_text(raw, name, "the map is conditioned on its numbers", instead)
+        refuse_text(raw, name, "the map is conditioned on its numbers, as the training's file has them", instead)
     check_complete(RawTable(raw.path, [name], [column], raw.named, where=raw.where))
     numbers = column.astype(np.float64)
     if column.dtype.kind in "iu" or (text and (numbers % 1 == 0).all()):

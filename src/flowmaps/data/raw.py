@@ -124,7 +124,7 @@ def refuse_text(raw: RawTable, name: str, why: str, instead: str, classes: str =
         name: of the column.
         why: what takes numbers.
         instead: what to do with the column otherwise.
-        classes: what to do with a column of classes.
+        classes: what to do with a column of classes; empty for a file beside that of the training.
 
     Raises:
         ValueError: names the first cell of text by file, line and column, and says how to make it a number.
@@ -136,7 +136,7 @@ def refuse_text(raw: RawTable, name: str, why: str, instead: str, classes: str =
     ways = f"write numbers there, or {instead}"
     if 2 * sum(map(is_number, texts)) >= len(texts):
         ways = f"mend or drop such cells, or {instead}"
-    elif DATE_OR_TIME.fullmatch(cell):
+    elif classes and DATE_OR_TIME.fullmatch(cell):  # in a file beside that of the training seconds count from its start
         ways = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}; or {instead}"
     elif NUMBER_WITH_SIGNS.fullmatch(cell):
         ways = f"{WRITE_NUMBERS}, or {instead}"
