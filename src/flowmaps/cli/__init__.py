@@ -1,1 +1,1 @@
-"""The command line: `flowmaps train | distill | sample | evaluate | average | compare | export | doctor`."""
+"""The command line: `flowmaps train | distill | sample | evaluate | average | compare | export | encode | doctor`."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..system.files import sync_folder
 from .latents import FILE, VAE, Latents, open_latents, save_latents
 from .open import open_data
-from .pixels import Watch, quiet
-from .sources import HALF_RANGE, Images
+from .pixels import HALF_RANGE, Watch, quiet
+from .sources import Images
 from .vae import Codec, open_vae
 
 

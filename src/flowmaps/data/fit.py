@@ -79,7 +79,7 @@ def _conditions(
             )
         low, high = float(x[train].min()), float(x[train].max())
         found.append(ConditionColumn(column, float(shift[0]), float(scale[0]), low, high, place))
-        numbers.append((column.encode(x)[:, 0] - shift[0]) / scale[0])
+        numbers.append(found[-1].encode(x))
     return tuple(found), torch.from_numpy(np.stack(numbers, axis=1)).float() if numbers else None
 
 

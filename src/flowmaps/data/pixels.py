@@ -21,6 +21,8 @@ from torch import Tensor
 from ..system.progress import Watch as Watch
 from ..system.progress import quiet as quiet
 
+HALF_RANGE = 127.5
+"""Pixels 0..255 are to a network -1..1: x / HALF_RANGE - 1."""
 A = TypeVar("A")
 B = TypeVar("B")
 MOST_LOOKED_AT = 2_000

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..exact import Checkerboard
 from ..shapes import Condition, condition_of, label_and_numbers, on_each
+from .pixels import HALF_RANGE
 from .units import Units
-
-HALF_RANGE = 127.5  # pixels 0..255 are to the network -1..1
 
 
 class Source(ABC):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..system.devices import pick_device
+from .pixels import HALF_RANGE
 
-HALF_RANGE = 127.5
 DECODED_AT_ONCE = 16
 """Pictures of a call of the decoder."""
 INSTALL = "pip install 'flowmaps[diffusers]'"

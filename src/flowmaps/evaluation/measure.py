@@ -100,10 +100,8 @@ def evaluation_inputs(
     x0 = torch.randn(number, *source.shape, generator=generator(seed, NOISE_STREAM))
     if isinstance(source, (Images, Latents)) and source.units.pictures:
         return _image_inputs(source, x0[: settings.samples], settings, device, watch)
-    if (
-        source.units.condition_dim is not None or source.units.features
-    ):  # of held-out rows, which samples are compared with
-        cond = source.conditions(number)
+    if source.units.condition_dim is not None or source.units.features:
+        cond = source.conditions(number)  # of held-out rows, which samples are compared with
     else:
         cond = None if source.classes is None else source.sample(number, generator(seed, LABEL_STREAM))[1]
     data, data_cond = source.reference(settings.points, generator(seed, DATA_STREAM))
@@ -142,7 +140,7 @@ def _image_inputs(
 
 
 def _other_images(source: Images, chosen: Tensor, number: int) -> Tensor | None:
-    """So many real images that are none of those chosen of `source.real`; `None` where there are too few."""
+    """`number` real images that are not among those chosen of `source.real`; `None` where there are too few."""
     left = torch.ones(len(source.real), dtype=torch.bool).index_fill_(0, chosen, False)
     for pool in (source.real[left], *([] if source.held_out is None else [source.pixels])):
         if len(pool) >= number:

@@ -110,10 +110,8 @@ class _AsSeen(nn.Module):
             # not NaN, which is no condition: of -inf the network makes NaN, which no one takes for a sample
             x = torch.where(x <= 0, -torch.inf, x.log())
         elif self.transform == "asinh":
-            y = (x - knots[0]) / knots[1]
-            x = (
-                y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()
-            )  # not asinh, which onnxruntime has in float32 alone
+            y = (x - knots[0]) / knots[1]  # asinh written out: onnxruntime has it in float32 alone
+            x = y.sign() * (y.abs() + (y.square() + 1).sqrt()).log()
         return (x - shift) / scale
 
 

@@ -114,13 +114,8 @@ def _check_call(net: nn.Module, name: str, shape: tuple[int, ...], cond: Conditi
             out = net(x, time, time, cond)
     except Exception as error:
         labels = isinstance(cond, torch.Tensor) and not cond.is_floating_point()
-        kind = (
-            ""
-            if cond is None
-            else " with integer labels as cond"
-            if labels
-            else " with the features or numbers as cond"
-        )
+        what = "integer labels" if labels else "the features or numbers"
+        kind = "" if cond is None else f" with {what} as cond"
         raise ValueError(
             f"{name} cannot be called as net(x, s, t, cond){kind} for x of shape {tuple(x.shape)} "
             f"({type(error).__name__}: {first_line(error)}): a network of one time becomes one of two by "

@@ -86,8 +86,8 @@ def prepare(recipe: Recipe, folder: Path | None, *, resume: bool = False, watch:
 
 def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
     """A new map on the device, unless its training does not fit the memory; weights are counted before they exist."""
+    shapes = source.shape, source.classes, source.units.condition_dim
     if recipe.net:  # whose constructor may not know the meta device
-        shapes = source.shape, source.classes, source.units.condition_dim
         flow_map = initial.new_map(recipe, *shapes, source.conditions(2))
         _check_memory(recipe, count(flow_map.parameters()), placement)
         return flow_map.to(placement.device)
@@ -97,9 +97,9 @@ def _first_map(recipe: Recipe, source: Source, placement: Placement) -> FlowMap:
             "module:Class, a network of your own (docs/latents.md)."
         )
     with torch.device("meta"):
-        weights = count(initial.new_map(recipe, source.shape, source.classes, source.units.condition_dim).parameters())
+        weights = count(initial.new_map(recipe, *shapes).parameters())
     _check_memory(recipe, weights, placement)
-    return initial.new_map(recipe, source.shape, source.classes, source.units.condition_dim).to(placement.device)
+    return initial.new_map(recipe, *shapes).to(placement.device)
 
 
 def _of_other_model(

@@ -45,6 +45,7 @@ def check_rows(x1: Tensor, cond: Condition, dtype: torch.dtype) -> None:
 
 
 def _check_numbers(cond: Tensor) -> None:
+    """Refuse rows of numbers that are infinite, or NaN in a part of the row."""
     if not cond.is_floating_point():
         return
     rows = cond.flatten(1) if cond.ndim > 1 else cond[:, None]
