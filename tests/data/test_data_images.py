@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,6 @@ def test_every_pixel_comes_back():
 
 
 def test_units_survive_the_json_of_a_card():
-    import dataclasses
     import json
 
     for units in (Units((2,)), Units((3, 4, 4), 2, (127.5,), (127.5,), True, ("cat", "dog"))):
@@ -77,6 +78,18 @@ def test_units_survive_the_json_of_a_card():
 def test_units_that_are_none(fields: Any):
     with pytest.raises(ValueError, match=r"the run's config.json does not say what its data are like"):
         Units.from_dict(fields)
+
+
+@pytest.mark.parametrize("wrong", [None, 2, 1.5, True, float("nan"), "x", [], [[]], [2, "a"], {}, {"a": 1}])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Units)])
+def test_a_field_of_another_type_is_refused_or_used(field: str, wrong: Any):
+    """Whatever a card says: one line, when it is read or when samples are written."""
+    card = {"shape": [3, 2, 2], "shift": [0.0], "scale": [2.0], "classes": 2, "names": ["a", "b"], field: wrong}
+    with contextlib.suppress(ValueError):  # what is used does not fail otherwise
+        units = Units.from_dict(card)
+        units.to_data(torch.zeros(1, *units.shape))
+        units.labels_in_turn(3)
+        _ = units.pictures and units.to_pixels(torch.zeros(1, *units.shape))
 
 
 def test_points_have_no_pixels():

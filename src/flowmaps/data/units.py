@@ -59,6 +59,8 @@ class Units:
             raise ValueError(
                 f"a sample's shape must be positive integers such as (2,) or (3, 32, 32), got {self.shape}."
             )
+        if any(type(number) not in (int, float) for number in (*self.shift, *self.scale)):
+            raise ValueError("shift and scale are numbers.")
         if len(self.shift) != len(self.scale) or len(self.shift) not in (0, 1, self.shape[0]):
             raise ValueError(
                 f"shift and scale must be 0, 1 or {self.shape[0]} numbers each for samples of shape {self.shape}, "
@@ -70,8 +72,8 @@ class Units:
             raise ValueError(f"images have the shape (1 or 3, height, width), got {self.shape}.")
         if self.type not in TYPES or self.label_type not in ("", *TYPES):
             raise ValueError(f"there is no type of numbers {self.type!r:.40} or of labels {self.label_type!r:.40}.")
-        if any(type(name) is not str for name in self.names):
-            raise ValueError("names of classes are text.")
+        if any(type(name) is not str for name in (*self.names, *self.features, self.vae)):
+            raise ValueError("names of classes and features, and the autoencoder's folder, are text.")
         as_in_file(np.zeros(1, np.int64), self.names, self.label_type)  # which says what is not of its type
         if self.absent and not {*self.absent} < {*range(self.classes or 0)}:
             raise ValueError(f"of {self.classes} classes some have rows, got {len(self.absent)} without.")
