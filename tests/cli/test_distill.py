@@ -34,9 +34,10 @@ class Net(nn.Module):
         super().__init__()
         self.width = width
         self.time_embed, self.first, self.last = nn.Linear(1, width), nn.Linear(2, width), nn.Linear(width, 2)
+        self.drop = nn.Dropout(0.5)  # which a student leaves out, as its teacher does
 
     def forward(self, x, t):
-        return self.last(torch.tanh(self.first(x) + self.time_embed(t[:, None])))
+        return self.last(self.drop(torch.tanh(self.first(x) + self.time_embed(t[:, None]))))
 
 def make():
     torch.manual_seed(0)
@@ -145,8 +146,7 @@ def test_what_does_not_go_with_a_model_is_refused_in_a_line(
 def test_adapters_alone_are_trained_and_written_beside_the_map(
     of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Checkpoints have no weight that is frozen; a resumed run ends with the weights of one that was not stopped up to
-    rounding: the gradient of adapters of 1 x 1 convolutions comes out otherwise by 1e-7 in the step after a resume."""
+    """Checkpoints have no weight that is frozen; a resumed run ends with the weights of one that was not stopped."""
     words = ["distill", "--teacher", str(of_noise), "--data", str(pictures), "--lora", "2"]
     words += ["--teacher-steps", "2", *SMALL, "--precision", "float32", *OF_IMAGES]  # auto chooses by the clock
     once, twice = tmp_path / "once", tmp_path / "twice"
@@ -172,8 +172,7 @@ def test_adapters_alone_are_trained_and_written_beside_the_map(
     assert not [name for name in names if "base_layer" in name]
     main([*words, "--out", str(twice), "--resume"])
     for name, value in fm.load(twice).state_dict().items():
-        trained = name in changed
-        torch.testing.assert_close(value, after[name], rtol=1e-4 if trained else 0, atol=1e-8 if trained else 0)
+        assert torch.equal(value, after[name]), name
 
 
 def test_a_rank_below_one_is_refused(of_noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

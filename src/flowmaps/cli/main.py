@@ -131,7 +131,7 @@ def _train(words: list[str]) -> None:
 
 
 def _distill(words: list[str]) -> None:
-    from ..runs.distil import recipe_for
+    from ..runs.distill import recipe_for
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--teacher")

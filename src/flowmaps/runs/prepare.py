@@ -117,12 +117,18 @@ def _of_other_model(
         ValueError: there is no such model, or the data do not go with it.
     """
     if folder is not None:
-        return models.load(folder / START).train().to(placement.device), None
+        return _without_dropout(models.load(folder / START)).to(placement.device), None
     torch.manual_seed(plan.recipe.seed)
     model = other_models.open_model(plan.recipe.teacher, plan.recipe.guidance, plan.recipe.lora)
     other_models.check(model, plan.recipe, source, plan.method)
     _check_memory(plan.recipe, count(p for p in model.student.parameters() if p.requires_grad), placement)
-    return model.student.to(placement.device), other_models.teacher_map(model).to(placement.device)
+    return _without_dropout(model.student).to(placement.device), other_models.teacher_map(model).to(placement.device)
+
+
+def _without_dropout(student: FlowMap) -> FlowMap:
+    """A student whose network stays as its teacher's is, in evaluation mode, whatever mode it came or was loaded in."""
+    student.eval().training = True  # of the map alone: the trainer leaves the modes of such a map as they are
+    return student
 
 
 def _check_memory(recipe: Recipe, weights: int, placement: Placement) -> None:
