@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from amount import named, pairs_of
 from shared_runs import command, saved
 from together import Failed, Group, free_port
 
@@ -45,8 +46,7 @@ def words(folder: Path, *more: str) -> list[str]:
     return ["train", "checkerboard", "--out", str(folder), *TINY, *more]
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["copies", "shares"])
-@pytest.mark.parametrize("killed", [1, 0])
+@pairs_of(killed=named([1, 0]), shard={"copies": False, "shares": True})
 def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path: Path, killed: int, shard: bool):
     """By itself, with exit code 2 and one line; the last checkpoint is good."""
     folder, given = tmp_path / "run", LONG + ["--fsdp"] * shard

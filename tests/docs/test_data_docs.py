@@ -10,6 +10,7 @@ import pytest
 from places import ROOT
 from program import refused, run
 
+pytestmark = pytest.mark.slow  # all follow the whole page, once
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
 SHORT = "--no-compile --device cpu --show-every 0 --optimiser.batch 32 --evaluation.samples 100 --evaluation.steps 1"
@@ -40,7 +41,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return folder, said
 
 
-@pytest.mark.slow
 def test_the_page_is_followed_to_its_end(done: tuple[Path, dict[str, str]]):
     folder, said = done
     assert len(said) == 10
