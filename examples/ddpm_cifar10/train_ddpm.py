@@ -58,7 +58,7 @@ def save(folder: Path, net: UNet2DModel, ema: EMAModel, optimiser: torch.optim.O
 
 def main() -> None:
     options = parse()
-    source = open_data("cifar10", split="train", resolution=RESOLUTION)
+    source = open_data(options.data, resolution=RESOLUTION)
     assert isinstance(source, Images)
     pixels, scheduler = source.pixels, DDPMScheduler()
     torch.manual_seed(0)
@@ -101,6 +101,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the state and of the pipeline")
+    parser.add_argument("--data", default="cifar10", help="images: a name, a folder or a file")
     parser.add_argument("--minutes", type=float, default=30.0, help="to train for in this call")
     parser.add_argument("--steps", type=int, default=100_000, help="at most, over all calls")
     return parser.parse_args()
