@@ -166,8 +166,8 @@ class State:
             return [draw]
         if len(draw.s) != self.micro_batch_rows.numel():
             raise ValueError(
-                f"gradient accumulation takes batches of {self.micro_batch_rows.numel()} rows, got {len(draw.s)}: give "
-                "batch=, or leave out accumulate."
+                f"gradient accumulation takes batches of {self.micro_batch_rows.numel() // self.objective.draws} rows, "
+                f"got {len(draw.s) // self.objective.draws}: give batch=, or leave out accumulate."
             )
         return [draw.micro_batch(rows) for rows in self.micro_batch_rows]
 
@@ -275,7 +275,7 @@ def begin(
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
-    rows = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
+    rows = objective.micro_batches(settings.batch // ranks() * objective.draws, settings.accumulate).to(device)
     return State(
         objective,
         module,
