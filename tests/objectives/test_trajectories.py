@@ -165,7 +165,7 @@ def test_a_step_in_parts_and_a_compiled_one_are_the_same():
 def test_rows_of_a_trajectory_share_noise_condition_and_guidance_weight():
     """Guided as the method is: v(none) + w (v(cond) - v(none)), with the weight that the map is told."""
     flow_map = AverageVelocity(Conditioned())
-    own = guidance.Guidance((1.0, 3.0), null=torch.zeros(DIM, dtype=torch.float64))
+    own = guidance.Guidance((1.0, 3.0), null=torch.zeros(1, DIM, dtype=torch.float64))
     loss = methods.warm_up(flow_map, teacher=field, points=1, pairs=3, guidance=own)
     cond = 0.3 * torch.randn(6, DIM, dtype=torch.float64, generator=generator(8))
     draw = loss.draw(data(6), cond=cond, generator=generator(4))
