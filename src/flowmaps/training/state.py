@@ -41,8 +41,11 @@ class LossModule(nn.Module):
         self.compared = False
 
     def forward(self, draw: RandomInputs) -> Loss:
-        """The loss of a draw; before the first one, the values of networks along a derivative are compared."""
-        if not self.compared:
+        """The loss of a draw; before the first one, the values of networks along a derivative are compared.
+
+        Where terms take turns, that is before the first draw with rows of the last one.
+        """
+        if not self.compared and (not draw.counts or draw.counts[-1]):
             self.compared = True
             dual.agree(lambda: self.objective.evaluate(draw), draw)
         return self.evaluate(draw)
