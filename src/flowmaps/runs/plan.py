@@ -220,7 +220,9 @@ def _check_warm_up(recipe: Recipe, method: Method) -> None:
     if method.copies_teacher and recipe.guidance:
         raise ValueError(f"{method.name} with --guidance has no warm-up: its teacher is guided already, {given}")
     if is_other_model(recipe.teacher) and not method.distils:
-        raise ValueError(f"{method.name} learns from data, and --teacher {recipe.teacher} is of another library, {given}")
+        raise ValueError(
+            f"{method.name} learns from data, and --teacher {recipe.teacher} is of another library, {given}"
+        )
 
 
 def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
