@@ -165,10 +165,10 @@ class Objective(nn.Module, ABC):
         if self.draws == 1:
             return self.coupling.pair(x1, x0, generator, cond)
         rows = len(x1) // self.draws
-        pairs = [
-            self.coupling.pair(*(copy_of(value, k, rows) for value in (x1, x0)), generator, copy_of(cond, k, rows))
-            for k in range(self.draws)
-        ]
+        pairs = []
+        for k in range(self.draws):
+            one, other, label = (copy_of(value, k, rows) for value in (x1, x0, cond))
+            pairs.append(self.coupling.pair(one, other, generator, label))
         x0, x1 = (torch.cat(ends) for ends in zip(*pairs, strict=True))
         return x0, x1
 

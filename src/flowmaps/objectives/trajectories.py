@@ -84,7 +84,8 @@ class TrajectoryMatching(Objective):
         own = torch.arange(rows, device=first.device) % number
         label = copy_of(repeated(label, self.pairs), 0, rows)
         start, end = self._on_grid(inputs.s, inputs.t)
-        s, t = (first.new_tensor(self.points)[index].to(inputs.s) for index in (start, end))
+        times = torch.stack([inputs.s.new_full((), time) for time in self.points])  # no copy, which a device waits for
+        s, t = times[start], times[end]
         return inputs._replace(x0=trajectories[start, own], x1=trajectories[end, own], z=None, s=s, t=t, cond=label)
 
     @torch.no_grad()
