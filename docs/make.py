@@ -116,7 +116,7 @@ def arguments(name: str) -> str:
         defaults = [shown(parameters[key].default) for key in keys.split(", ")]
         given = ", ".join(f"`{word}`" for word in defaults if word)
         lines += [f"- `{keys}`{f' = {given}' if given else ''}: {words}"]
-    shared = "`interpolant`, `times`, `distance`, `weight`, `coupling`, `guidance`"
+    shared = "`interpolant`, `times`, `distance`, `weight`, `coupling`, `guidance`, `draws`"
     return "\n".join(
         [*lines, f"- {shared}: of every method, see `flowmaps.methods.Options`; the paper's unless given."]
     )

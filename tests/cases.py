@@ -222,6 +222,7 @@ METHODS: dict[str, Method] = {
     "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT),
     "pixel_meanflow": Method(methods.pixel_meanflow, {}, plain=_UNIT),
     "anyflow": Method(methods.anyflow, {"engine": "dual"}, descends=False, plain=_UNIT),
+    "anyflow-taught": Method(methods.anyflow, {"engine": "dual"}, "teacher", plain=_UNIT),
     "soflow": Method(methods.soflow, {"first_leg": 0.3}, exact=False, plain=_UNIT),
     "facm": Method(methods.facm, {}, descends=False, plain={**_UNIT, "distance": losses.squared}),
     "facm-taught": Method(methods.facm, {}, "teacher", plain=_UNIT),

@@ -17,6 +17,18 @@ SMALL = """--no-compile --device cpu --teacher-steps 1 --network.width 8 --netwo
            --evaluation.solver-tolerance 0.1"""
 
 
+def test_the_lines_of_the_warm_up_run(capsys: pytest.CaptureFixture):
+    page = (ROOT / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    small = block.replace("dim=2", "dim=2, width=8, depth=2").replace("10_000", "300")
+    small = re.sub(r"steps=\d_000\)", 'steps=3, batch=16, device="cpu", compile=False)', small)
+    assert small.count("steps=3") == 3
+    given: dict = {}
+    exec(compile(small, "training.md", "exec"), given)
+    assert given["samples"].shape == (300, 2)
+    assert given["samples"].isfinite().all()
+
+
 @pytest.mark.slow
 def test_the_commands_for_a_longer_run_and_one_from_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -333,6 +333,13 @@ def anyflow(p: Paper) -> Tensor:
     return adaptive(squares(u(z, r, t) - (v - (t - r)[:, None] * change).detach()), 1e-5)
 
 
+def anyflow_taught(p: Paper) -> Tensor:
+    """The same along the teacher's velocity: u - (v + (t - s) du) is -dX along v."""
+    x, s = p.I(p.draw.s), p.draw.s
+    u = p.u(x, s, p.draw.t)
+    return adaptive(squares(u - (u + p.d_s(x) + p.grad(x, p.b(x, s))).detach()), 1e-5)
+
+
 def facm(taught: bool) -> Formula:
     """(1 - t^0.5) cos(pi t / 2) d / (d + c)^0.5, d the Huber distance of F - v - (1 - t) dF/dt (2507.03738)."""
 
@@ -438,6 +445,7 @@ PAPERS: dict[str, Formula] = {
     "pixel_meanflow": beside(0.5, meanflow_diagonal, improved_meanflow),
     "tvm": beside(0.5, matching, lagrangian_average),
     "anyflow": beside(0.5, matching, anyflow),
+    "anyflow-taught": beside(0.5, matching_teacher, anyflow_taught),
     "soflow": beside(0.75, soflow_diagonal, soflow),
     "facm": beside(0.5, matching, facm(False)),
     "facm-taught": beside(0.5, matching_teacher, facm(True)),

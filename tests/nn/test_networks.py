@@ -80,9 +80,11 @@ def test_no_label_is_the_last_and_no_weight_is_one(name: str):
     assert not torch.equal(net(x, s, t), net(x, s, t, LABELS))
 
 
-def test_a_transformer_is_the_composition_that_its_docstring_says():
-    net = build("dit", qk_norm=False)
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_transformer_is_the_composition_that_its_docstring_says(norm: str):
+    net = build("dit", qk_norm=False, norm=norm)
     assert isinstance(net, DiT)
+    norm_of = {"layer": _standardised, "rms": _of_unit_square}[norm]
     x, s, t = inputs()
     embedded = net.embedding(x, s, t)[:, None]
     tokens = F.unfold(x, 2, stride=2).mT  # (B, 4, 2 * 2 * 2), each row-major over (channel, row, column)
@@ -91,17 +93,17 @@ def test_a_transformer_is_the_composition_that_its_docstring_says():
     h = h + net.first.bias
     for block in net.blocks:
         shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(embedded).chunk(6, 2)  # type: ignore[operator]
-        y = _standardised(h) * (1 + scale1) + shift1
+        y = norm_of(h) * (1 + scale1) + shift1
         q, k, v = (block.qkv(y)[..., 8 * i : 8 * i + 8] for i in range(3))  # type: ignore[operator]
         heads = []
         for part in (slice(0, 4), slice(4, 8)):
             scores = q[..., part] @ k[..., part].mT / 4**0.5
             heads.append(torch.softmax(scores, 2) @ v[..., part])
         h = h + gate1 * block.out(torch.cat(heads, 2))  # type: ignore[operator]
-        y = F.gelu(block.wide(_standardised(h) * (1 + scale2) + shift2), approximate="tanh")  # type: ignore[operator]
+        y = F.gelu(block.wide(norm_of(h) * (1 + scale2) + shift2), approximate="tanh")  # type: ignore[operator]
         h = h + gate2 * block.narrow(y)  # type: ignore[operator]
     shift, scale = net.modulation(embedded).chunk(2, 2)
-    out = net.last(_standardised(h) * (1 + scale) + shift).reshape(3, 2, 2, 2, 2, CHANNELS)
+    out = net.last(norm_of(h) * (1 + scale) + shift).reshape(3, 2, 2, 2, 2, CHANNELS)
     wanted = torch.zeros_like(x)
     for row in range(SIDE):
         for column in range(SIDE):
@@ -112,6 +114,17 @@ def test_a_transformer_is_the_composition_that_its_docstring_says():
 def _standardised(h: Tensor) -> Tensor:
     centred = h - h.mean(2, keepdim=True)
     return centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()
+
+
+def _of_unit_square(h: Tensor) -> Tensor:
+    return h / (h.square().mean(2, keepdim=True) + 1e-6).sqrt()
+
+
+def test_the_norm_has_no_parameters_and_the_default_is_unchanged():
+    default, rms = build("dit"), build("dit", norm="rms")
+    assert default.state_dict().keys() == rms.state_dict().keys()
+    assert torch.equal(default(*inputs()), build("dit", norm="layer")(*inputs()))
+    assert not torch.allclose(default(*inputs()), rms(*inputs()))
 
 
 def test_normalised_queries_keep_logits_bounded():
@@ -259,6 +272,7 @@ OWN = [
     (DiT, {"resolution": 31}, "resolution divisible by patch, got 31 and 2: take another patch"),
     (DiT, {"width": 380}, "width divisible by heads and by 4, got 380 and 6"),
     (DiT, {"width": 30}, "width divisible by heads and by 4, got 30 and 6"),
+    (DiT, {"norm": "batch"}, "DiT takes norm='layer' or norm='rms', got 'batch'"),
     (DiT, {"ratio": 0.0}, r"ratio \* width >= 1, got 0.0 and 384"),
 ]
 REFUSED = [(network, options, words) for options, words in COMMON for network in (UNet, DiT)] + OWN

@@ -203,6 +203,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet, patch 2": ("unet", {"patch": 2}),
     "dit": ("dit", {}),
     "dit, plain queries": ("dit", {"qk_norm": False}),
+    "dit, rms": ("dit", {"norm": "rms"}),
     "dit, patch 1": ("dit", {"patch": 1, "depth": 1}),
     "dit, one token": ("dit", {"patch": 4, "heads": 1}),
 }

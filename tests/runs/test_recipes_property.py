@@ -132,7 +132,7 @@ def of_images(folder: Path) -> st.SearchStrategy[ImageRecipe]:
                      frequencies=st.integers(0, 2))  # fmt: skip
     dit = st.builds(DiTNetwork, patch=st.sampled_from([2, 4]), width=st.just(8), depth=st.integers(1, 2),
                     heads=st.integers(1, 2), ratio=st.just(2.0), dropout=share,
-                    frequencies=st.integers(0, 2))  # fmt: skip
+                    frequencies=st.integers(0, 2), norm=st.sampled_from(["layer", "rms"]))  # fmt: skip
     own = {"backbone": st.sampled_from(["unet", "dit"]), "resolution": st.sampled_from([0, 4])}
     own |= {name: st.booleans() for name in ("flips", "labels", "activation_checkpointing")}
     return st.builds(ImageRecipe, **common(folder, "images"), **own, unet=unet, dit=dit).map(fitting)

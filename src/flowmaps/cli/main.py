@@ -207,7 +207,8 @@ def _with_all_steps(recipe: Recipe, usual: Recipe) -> Recipe:
     """
     method = METHODS.get(recipe.method)
     given = recipe.steps != usual.steps and recipe.teacher_steps == usual.teacher_steps
-    return replace(recipe, teacher_steps=0) if method and given and "teacher" not in method.stages else recipe
+    without = method and "teacher" not in method.stages and not recipe.warm_up_steps
+    return replace(recipe, teacher_steps=0) if without and given else recipe
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:

@@ -7,7 +7,8 @@ left out, or `None`, is the paper's; exceptions are in the docstring.
 
 Sorted by their equation: `diagonal` (the velocity alone), `lagrangian` (`lmd`, `lsd`, ...), `eulerian`, `semigroup`
 with legs of a teacher or a frozen map, `semigroup_self_distillation` with legs of the map itself (`psd`, `shortcut`,
-...), and `consistency` for the models of t = 1, whose first step is short. "FMM" is 2406.07507, "SD" is 2505.18825.
+...), and `consistency` for the models of t = 1, whose first step is short. `trajectories` has `warm_up`, which is no
+method of its own but a stage that may come before one. "FMM" is 2406.07507, "SD" is 2505.18825.
 """
 
 from . import consistency, diagonal, eulerian, lagrangian, method, semigroup, semigroup_self_distillation
@@ -19,6 +20,7 @@ from .lagrangian import *
 from .method import *
 from .semigroup import *
 from .semigroup_self_distillation import *
+from .trajectories import *
 
 METHODS = method.by_name(
     *lagrangian.METHODS,

@@ -29,7 +29,7 @@ class Options(Common, total=False):
     `interpolant`: the path, `Linear()` unless the paper has its own. `times`: the law of (s, t) off the diagonal.
     `distance`: of the residual; the squared norm unless the paper has its own. `weight`: w_{s,t}; a
     self-distillation applies it off the diagonal, and its `diagonal_weight` on it. `coupling`: the law of (x0, x1).
-    `guidance`: classifier-free guidance, and label dropout.
+    `guidance`: classifier-free guidance, and label dropout. `draws`: of noise and times for each row of data.
     """
 
     interpolant: Interpolant | None

@@ -284,6 +284,7 @@ def pixel_meanflow(
 def anyflow(
     flow_map: FlowMap,
     *,
+    teacher: Velocity | Field | None = None,
     share: float = 0.5,
     diagonal: Times | None = None,
     diagonal_weight: Weight | None = None,
@@ -295,6 +296,7 @@ def anyflow(
         E w |u_{s,t}(I_s) - sg(dI_s + (t - s) D u_{s,t}(I_s))|^2,    D along dI,    w = sg 1 / (|.|^2 + c)
 
     and E |u_{t,t}(I_t) - dI_t|^2 on `share` of the rows. Off the diagonal one half has t = 1, the other any s <= t.
+    With a teacher its velocity stands in the place of dI.
 
     Reference: "AnyFlow", 2026, arXiv 2605.13724, first stage.
 
@@ -311,6 +313,7 @@ def anyflow(
         `weight=Constant()`.
 
     Args:
+        teacher: field `(x, t, cond=None) -> like x`, guided by `guidance`; dI unless given.
         share: part of the rows with s = t.
         diagonal: law of t there; uniform unless given.
         diagonal_weight: weight of the rows with s = t; 1 unless given.
@@ -319,7 +322,8 @@ def anyflow(
     rest: dict[str, Any] = {**options, "times": options.get("times") or Mixture(ToData(), Triangle(), 0.5)}
     rest["weight"] = options.get("weight") or Adaptive(1.0, 1e-5)
     on_diagonal = diagonal or Diagonal(), diagonal_weight or Constant()
-    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine), share, on_diagonal, rest)  # type: ignore[arg-type]
+    velocity = None if teacher is None else teacher_velocity(teacher, flow_map, "anyflow", options)
+    return _meanflow(flow_map, Eulerian(Stop.TARGET, engine), share, on_diagonal, rest, velocity)  # type: ignore[arg-type]
 
 
 def _meanflow(
@@ -328,11 +332,12 @@ def _meanflow(
     share: float,
     on_diagonal: tuple[Times | None, Weight | None],
     options: Options,
+    velocity: Velocity | None = None,
 ) -> Objective:
     path, rest = with_defaults(options, times=LogitNormal(Triangle()), weight=Adaptive())
-    matching = MapMatching(flow_map, path, equation, **rest)
+    matching = MapMatching(flow_map, path, equation, velocity, **rest)
     law, weight = on_diagonal[0] or LogitNormal(Diagonal()), on_diagonal[1] or rest["weight"]
-    return with_diagonal_term(law, matching, share, **{**rest, "weight": weight})
+    return with_diagonal_term(law, matching, share, velocity, **{**rest, "weight": weight})
 
 
 def ayf_emd(

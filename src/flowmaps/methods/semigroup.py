@@ -6,7 +6,7 @@ u_{s,t}  =  l u_{s,w} + (1 - l) u_{w,t}(X_{s,w}),    w = s + l (t - s)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from .. import schedules, times
 from ..equations import Semigroup, Stop
@@ -169,7 +169,8 @@ def ctm(
         flow_map, path, equation, flow, split=times.UniformLeg(), target=target, compare=Compare.DATA, **rest
     )
     diagonal = velocity if options.get("guidance") else None  # of a guided teacher the guided velocity
-    return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **rest | {"weight": None})], [1.0, matching])
+    beside: dict[str, Any] = {**rest, "weight": None}
+    return Sum([jumps, VelocityMatching(flow_map, path, diagonal, **beside)], [1.0, matching])
 
 
 METHODS = (

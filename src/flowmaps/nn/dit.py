@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from .magnitude import unit_pixels
 from .network import Network, without_autocast, zero_initialised
 
 _EPS = 1e-6
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class Block(nn.Module):
@@ -28,12 +31,15 @@ class Block(nn.Module):
         ratio: hidden width of the perceptron over `width`.
         dropout: share of each branch's output dropped while training.
         qk_norm: divide queries and keys by their root mean square, head by head, and scale each dimension.
+        norm: `layer` or `rms`, both without parameters.
     """
 
-    def __init__(self, width: int, heads: int, ratio: float, *, dropout: float = 0.0, qk_norm: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, ratio: float, *, dropout: float = 0.0, qk_norm: bool = True, norm: str = "layer"
+    ) -> None:
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        self.norm = _norm(norm, width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.scales = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
         self.wide, self.narrow = nn.Linear(width, int(ratio * width)), nn.Linear(int(ratio * width), width)
@@ -81,6 +87,9 @@ class DiT(Network):
         frequencies: of the features of s and t - s.
         qk_norm: divide queries and keys by their root mean square, head by head, so that no logit grows without bound
             in half precision (Esser et al., 2024, arXiv 2403.03206).
+        norm: of tokens before each branch and at the end: `layer`, or `rms`, which divides by the root mean square
+            without subtracting the mean. Neither has parameters. Terminal velocity matching (2511.19797) takes `rms`
+            without parameters, to bound how fast the network changes.
     """
 
     positions: Tensor
@@ -101,6 +110,7 @@ class DiT(Network):
         guidance: bool = False,
         frequencies: int = 8,
         qk_norm: bool = True,
+        norm: Literal["layer", "rms"] = "layer",
     ) -> None:
         super().__init__()
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -114,8 +124,9 @@ class DiT(Network):
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
         _xavier(self.first)
         self.register_buffer("positions", sine_positions(*self.tokens, width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, ratio, dropout=dropout, qk_norm=qk_norm) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        of_blocks: dict[str, Any] = {"dropout": dropout, "qk_norm": qk_norm, "norm": norm}
+        self.blocks = nn.ModuleList(Block(width, heads, ratio, **of_blocks) for _ in range(depth))
+        self.norm = _norm(norm, width)
         self.modulation = zero_initialised(nn.Linear(width, 2 * width))
         self.last = zero_initialised(nn.Linear(width, patch * patch * channels))
 
@@ -154,6 +165,11 @@ def sine_positions(down: int, across: int, width: int) -> Tensor:
     return torch.cat([rows, columns], 2).flatten(0, 1).float()
 
 
+def _norm(name: str, width: int) -> nn.Module:
+    """A norm of tokens without parameters."""
+    return NORMS[name](width, eps=_EPS, elementwise_affine=False)
+
+
 def _xavier(layer: nn.Linear | nn.Conv2d) -> None:
     """Initialise a layer with Xavier's uniform weights, of its filters as one matrix, and a bias of zero."""
     nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
@@ -168,6 +184,8 @@ def _check_sizes(sizes: dict, *resolutions: int) -> None:
     check_number("DiT", 0, 1, dropout=sizes["dropout"])
     check_number("DiT", 0, MAX_SIZE, ratio=sizes["ratio"])
     check_bool("DiT", qk_norm=sizes["qk_norm"])
+    if sizes["norm"] not in NORMS:
+        raise ValueError(f"DiT takes norm='layer' or norm='rms', got {sizes['norm']!r}.")
     for side in resolutions:
         if side % sizes["patch"]:
             raise ValueError(

@@ -10,8 +10,9 @@ with the residual of a velocity, u_{t,t}(I_t) - dI_t, or of an equation at (I_s,
 """
 
 from .base import Common, DrawnTimes, Loss, Objective
-from .combined import SplitRows, Sum
+from .combined import SplitRows, Sum, in_turns
 from .matching import Compare, MapMatching, RoundTrip, VelocityMatching
+from .trajectories import TrajectoryMatching
 
 __all__ = [
     "Common",
@@ -23,5 +24,7 @@ __all__ = [
     "RoundTrip",
     "SplitRows",
     "Sum",
+    "TrajectoryMatching",
     "VelocityMatching",
+    "in_turns",
 ]

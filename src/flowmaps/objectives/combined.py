@@ -1,19 +1,23 @@
 """Objectives made of others: each on its share of the rows, or all on the same rows.
 
     SplitRows    (n first(rows 1..n) + (B - n) second(rows n+1..B)) / B,    n = share B
+    in_turns     the same, with all rows of the second objective in one step of several
     Sum          sum_k scale_k term_k
 
-The objectives must share their map, interpolant, coupling and guidance.
+The objectives must share their map, interpolant, coupling, guidance and draws.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch
+from ..shapes import Batch, Condition
 from ..velocities import RandomInputs
 from .base import DrawnTimes, Loss, Objective
+from .inputs import check_inputs
 from .matching import MapMatching, VelocityMatching
 
 
@@ -26,24 +30,69 @@ class SplitRows(Objective):
     Args:
         first, second: objectives of one map, interpolant and coupling.
         share: share of the rows that `first` takes, between 0 and 1.
+        every: `second` has its turn in the last of every so many steps, and `first` takes all rows of the others. The
+            share stays that of the rows of all steps: in its turn `second` has every (1 - share) of the rows, so that
+            the expected gradient is that of every = 1, and no term is weighed anew. With share = 3/4 and every = 4 it
+            has all of them (Pocket TTS). In training such an objective is told the step; in evaluation mode, where it
+            is not told, both terms have their turn.
+
+    Raises:
+        ValueError: the objectives do not go together, or the rows of `second` do not fit one step of so many.
     """
 
-    def __init__(self, first: Objective, second: Objective, share: float = 0.75) -> None:
+    def __init__(self, first: Objective, second: Objective, share: float = 0.75, every: int = 1) -> None:
         if not 0 < share < 1:
             raise ValueError(f"SplitRows needs 0 < share < 1, got {share}.")
+        most = math.floor(1 / (1 - share) + 1e-9)
+        if type(every) is not int or not 1 <= every <= most:
+            raise ValueError(
+                f"SplitRows needs a whole number 1 <= every <= {most} with share={share:g}, whose second objective has "
+                f"{1 - share:g} of the rows, got {every!r}: take one of these, or a larger share."
+            )
         _check_shared([first, second], "SplitRows")
         super().__init__(first.flow_map, first.interpolant, times=first.times, **first.shared())
-        self.first, self.second, self.share = first, second, share
+        self.first, self.second, self.share, self.every = first, second, share, every
+
+    def draw(
+        self,
+        x1: Batch,
+        x0: Batch | None = None,
+        cond: Condition = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float | None = None,
+        step: int | None = None,
+    ) -> RandomInputs:
+        if self._second_has_turn(step):
+            return super().draw(x1, x0, cond, generator=generator, progress=progress)
+        progress = self._progress.of_draw(progress, self)
+        check_inputs(self.flow_map, x1, x0, cond)
+        inputs = self.first.draw_inputs(x1, x0, cond, generator, progress)
+        first = self.first.counts(len(inputs.x1)) or (len(inputs.x1),)
+        return inputs._replace(counts=(*first, *[0] * self.second.number_of_parts))
+
+    def _second_has_turn(self, step: int | None) -> bool:
+        """Whether the second objective has rows in the step after `step` others."""
+        if self.every == 1 or (step is None and not self.training):
+            return True
+        if step is None:
+            raise ValueError(
+                f"the second term of this objective has its turn in one of {self.every} steps, and was not told the "
+                "step: call objective(x1, progress=step / steps, step=step)."
+            )
+        return (step + 1) % self.every == 0
 
     def rows_of_first(self, rows: int) -> int:
-        """How many of `rows` the first objective takes; each of the two takes at least one.
+        """How many of `rows` the first objective takes where both have their turn, each of them at least one; none if
+        the second has all.
 
         Raises:
             ValueError: fewer than two rows.
         """
         if rows < 2:
             raise ValueError(f"a batch for two objectives needs at least 2 rows, got {rows}.")
-        return min(max(round(self.share * rows), 1), rows - 1)
+        share = self.share if self.every == 1 else 1 - self.every * (1 - self.share)
+        return 0 if share < 1e-9 else min(max(round(share * rows), 1), rows - 1)
 
     def _divides(self, rows: int, number: int) -> bool:
         return (
@@ -111,6 +160,29 @@ class SplitRows(Objective):
         return Loss((n * one.value + (rows - n) * two.value) / rows, _merged(parts))
 
 
+def in_turns(objective: Objective, every: int) -> SplitRows:
+    """A self-distillation whose rows off the diagonal all come in one of `every` steps, and the velocity's in the rest.
+
+        objective = fm.objectives.in_turns(fm.methods.lsd(flow_map), 4)       # the map's loss on a quarter of the steps
+
+    The share of rows on the diagonal, over all steps, stays as it is, and with it the expected gradient: see
+    `SplitRows`. All rows of a step may then be of one kind, and most steps cost a velocity matching's.
+
+    Args:
+        objective: a `SplitRows`, as `fm.methods.lsd`, `esd`, `psd`, `meanflow` and others return.
+        every: number of steps in which the second term has one turn.
+
+    Raises:
+        ValueError: the objective is of another kind, or the rows do not fit one step of so many.
+    """
+    if not isinstance(objective, SplitRows):
+        raise ValueError(
+            f"in_turns is for an objective whose terms split the rows of a batch, such as fm.methods.lsd(flow_map), "
+            f"got {type(objective).__name__}, all of whose rows are of one kind: leave it out."
+        )
+    return SplitRows(objective.first, objective.second, objective.share, every)
+
+
 class Sum(Objective):
     """A weighted sum of objectives on the same random inputs.
 
@@ -176,12 +248,14 @@ def _check_places(part: Objective, s: Tensor, t: Tensor) -> None:
 
 
 def _check_shared(parts: list[Objective], name: str) -> None:
+    if any(isinstance(part, SplitRows) and part.every > 1 for part in parts):
+        raise ValueError(f"an objective whose terms take turns is no part of a {name}: leave out its every=.")
     first = parts[0]
     for other in parts[1:]:
         if other.flow_map is not first.flow_map or other.interpolant != first.interpolant:
             raise ValueError(f"the objectives of a {name} must share their flow map and their interpolant.")
         if other.shared() != first.shared():
-            raise ValueError(f"the objectives of a {name} must share their coupling and their guidance.")
+            raise ValueError(f"the objectives of a {name} must share their coupling, guidance and draws.")
 
 
 def _merged(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:

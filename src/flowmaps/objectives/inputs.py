@@ -1,4 +1,6 @@
-"""What a caller hands to an objective: rows of data, their partners and conditions, checked in the caller's words."""
+"""What a caller hands to an objective: rows of data, their partners and conditions, checked in the caller's words,
+and repeated where a row has several draws.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from ..maps import FlowMap
 from ..modules import accepts, named
 from ..nn import MLP, Network
 from ..nn.embeddings import label_rows
-from ..shapes import Condition, check_condition, label_and_numbers, label_of
+from ..shapes import Condition, check_condition, label_and_numbers, label_of, on_each
 
 
 def check_map(flow_map: Any) -> None:
@@ -24,6 +26,26 @@ def check_map(flow_map: Any) -> None:
             f"an objective trains a flow map, got {type(flow_map).__name__}: pass fm.maps.AverageVelocity(net) for a "
             "network net(x, s, t, cond=None)."
         )
+
+
+def check_draws(draws: Any) -> None:
+    """Refuse a number of draws that is none.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    if type(draws) is not int or draws < 1:
+        raise ValueError(f"draws must be a whole number of at least 1, got {draws!r}.")
+
+
+def repeated(rows: Condition, times: int) -> Condition:
+    """Rows of data or conditions, `(B, ...)`, so many times one after the other, `(times B, ...)`; `None` stays."""
+    return rows if times == 1 else on_each(rows, lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
+
+
+def copy_of(rows: Condition, number: int, length: int) -> Condition:
+    """One of the copies that `repeated` made of `length` rows, counted from 0."""
+    return on_each(rows, lambda value: value[number * length : (number + 1) * length])
 
 
 def check_inputs(flow_map: FlowMap, x1: Any, x0: Any, cond: Condition) -> None:

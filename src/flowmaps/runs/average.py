@@ -139,7 +139,7 @@ def _write_run(folder: Path, out: Path, subfolder: str, flow_map: FlowMap, about
         new = Path(temporary) / "run"
         new.mkdir()
         _copy(folder, new, (models.CARD, models.WEIGHTS, LOG))
-        for name in ("teacher", "strip"):
+        for name in ("teacher", "velocity", "warm_up", "strip"):
             if os.path.lexists(folder / name):
                 _check_kind(folder / name, Path.is_dir)
                 (new / name).mkdir()

@@ -66,8 +66,8 @@ def objectives(
     stage: Stage, recipe: Recipe, classes: int | None = None, condition_dim: int | None = None
 ) -> tuple[Objective, Objective]:
     """The objectives of a small map as the function of a stage makes them by itself, and as the recipe does."""
-    method = METHODS[stage.function.__name__]
-    given = {"teacher": _zero} if method.distils and not method.copies_teacher else {}
+    method = METHODS.get(stage.function.__name__)  # a warm-up is none, and has a teacher
+    given = {"teacher": _zero} if method is None or (method.distils and not method.copies_teacher) else {}
     with torch.random.fork_rng(devices=[]):
         own = stage.function(_small_map(recipe, classes, condition_dim), **given)
         return own, stage.build(_small_map(recipe, classes, condition_dim), _zero)
@@ -90,7 +90,7 @@ def _options(objective: Objective) -> dict[str, Any]:
         first, second = _options(objective.first), _options(objective.second)
         names = {name: "diagonal" if name == "times" else f"diagonal_{name}" for name in first}
         own = {names[name]: value for name, value in first.items() if name not in (*objective.shared(), "interpolant")}
-        return {**second, **own, "share": objective.share}
+        return {**second, **own, "share": objective.share, "every": objective.every}
     if isinstance(objective, Sum):
         first: dict[str, Any] = _options(objective.terms[0])  # type: ignore[arg-type]
         return {**first, "scales": objective.scales}

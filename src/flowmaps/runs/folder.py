@@ -1,7 +1,7 @@
 """`RunFolder`: a run's folder with its card, plan, maps, checkpoints and lock; what a resume may change.
 
 config.json  log.jsonl  weights.safetensors  metrics.json  report.html  *.png     and while it trains: checkpoints/
-teacher/ (or strip/): the map as an earlier stage left it        averages/: other averages of the weights
+teacher/ warm_up/ strip/: the map as an earlier stage left it     averages/: other averages of the weights
 start/: a copy of the map of --from-run              adapter.safetensors: what --lora trains
 """
 

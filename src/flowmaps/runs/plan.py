@@ -22,7 +22,7 @@ from ..interpolants import BY_NAME, Interpolant
 from ..losses import Adaptive, Constant, Learned
 from ..maps import FlowMap
 from ..methods import METHODS, Choices, Jumps, LearnsFrom, Method
-from ..objectives import Objective, VelocityMatching
+from ..objectives import Objective, VelocityMatching, in_turns
 from ..samplers import Jump, MultistepConsistency
 from ..schedules import Anneal
 from ..shapes import Field
@@ -45,7 +45,7 @@ class Stage:
     """A part of the training.
 
     Attributes:
-        name: `teacher`, `velocity`, `strip` or `map`.
+        name: `teacher`, `velocity`, `warm_up`, `strip` or `map`.
         steps: optimiser steps.
         optimiser: its settings.
         function: of `flowmaps.methods`, whose defaults hold where the recipe says nothing.
@@ -191,10 +191,14 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
     """
     validate(recipe, processes)
     method = choose("method", recipe.method, METHODS)
-    if recipe.teacher and not method.distils:
+    if recipe.warm_up_steps:
+        _check_warm_up(recipe, method)
+    elif recipe.teacher and not method.distils:
         raise ValueError(f"{method.name} has no teacher, got --teacher {recipe.teacher}: leave it out.")
-    if not recipe.teacher_steps and "teacher" in method.stages and not recipe.teacher:
-        raise ValueError(f"{method.name} trains a teacher first, for which --teacher-steps must be at least 1, got 0.")
+    taught = "teacher" in method.stages or recipe.warm_up_steps
+    if taught and not (recipe.teacher_steps or recipe.teacher):
+        why = "a warm-up" if recipe.warm_up_steps else method.name
+        raise ValueError(f"{why} trains a teacher first, for which --teacher-steps must be at least 1, got 0.")
     path = method.interpolant or BY_NAME[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
 
@@ -202,16 +206,55 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
 # stages --------------------------------------------------------------------------------------------------------------
 
 
+def _check_warm_up(recipe: Recipe, method: Method) -> None:
+    """Refuse a warm-up on the trajectories of a teacher where it would teach nothing, or be lost.
+
+    Raises:
+        ValueError: the method or the recipe goes without one.
+    """
+    given = f"got --warm-up-steps {recipe.warm_up_steps}: leave it out."
+    if method.jumps is Jumps.NONE:
+        raise ValueError(f"{method.name} learns no jumps, which a warm-up teaches, {given}")
+    if recipe.from_run:
+        raise ValueError(f"a run that starts from the weights of --from-run has no warm-up, {given}")
+    if method.copies_teacher and recipe.guidance:
+        raise ValueError(f"{method.name} with --guidance has no warm-up: its teacher is guided already, {given}")
+    if is_other_model(recipe.teacher) and not method.distils:
+        raise ValueError(
+            f"{method.name} learns from data, and --teacher {recipe.teacher} is of another library, {given}"
+        )
+
+
 def _stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
-    """The stages of a recipe; without a teacher stage its steps are added to the map's."""
+    """The stages of a recipe; a warm-up comes after its teacher, which is trained for a method without one too."""
+    if not recipe.warm_up_steps:
+        return _own_stages(recipe, method, path)
+    rate = recipe.map_rate_scale * recipe.optimiser.learning_rate
+    build = _warm_up_objective(recipe, method, path)
+    optimiser = replace(recipe.optimiser, learning_rate=rate)
+    warm_up = Stage("warm_up", recipe.warm_up_steps, optimiser, methods.warm_up, build)
+    if "teacher" in method.stages:
+        *before, last = _own_stages(recipe, method, path)
+        return [*before, warm_up, last]
+    rest = _own_stages(replace(recipe, teacher_steps=0), method, path)
+    before = [] if recipe.teacher else [_teacher_stage(recipe, method, path)]
+    return [*before, warm_up, *rest]
+
+
+def _teacher_stage(recipe: Recipe, method: Method, path: Interpolant) -> Stage:
+    build = _teacher_objective(recipe, method, path)
+    return Stage("teacher", recipe.teacher_steps, recipe.optimiser, methods.flow_matching, build)
+
+
+def _own_stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage]:
+    """The stages of a method; without a teacher stage its steps are added to the map's."""
     own = recipe.optimiser
     build = _map_objective(recipe, method, path)
     last = Stage("map", recipe.steps, _map_optimiser(recipe, method), method.objective, build)
     if "teacher" in method.stages:
-        build = _teacher_objective(recipe, method, path)
-        first = Stage("teacher", recipe.teacher_steps, own, methods.flow_matching, build)
+        first = _teacher_stage(recipe, method, path)
         if is_other_model(recipe.teacher) and recipe.teacher_steps:
-            return [replace(first, name="velocity", build=_velocity_objective(path)), last]
+            return [replace(first, name="velocity", build=_velocity_objective(recipe, path)), last]
         given = recipe.teacher or (recipe.from_run and not method.distils)
         return [last] if given else [first, last]
     both = recipe.steps + recipe.teacher_steps
@@ -248,7 +291,8 @@ def _map_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
     """A function that builds the objective of the map; with a teacher the map has no dropout."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
-        if method.starts_along_velocity and not zero_second_time(flow_map):
+        along_velocity = method.starts_along_velocity and not recipe.warm_up_steps  # which a warm-up is ahead of
+        if along_velocity and not zero_second_time(flow_map):
             raise ValueError(
                 f"{method.name} starts from jumps along the velocity, for which {recipe.net} needs a method "
                 "zero_second_time() that makes net(x, s, t) the same for all t: take lmd, or fm.nn.TwoTimes."
@@ -256,7 +300,8 @@ def _map_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
         if method.distils:
             disable_dropout(flow_map)
         given = {"teacher": teacher} if method.distils and not method.copies_teacher else {}
-        return method.build(flow_map, _choices(recipe, path), **given, **_guidance(recipe, flow_map))
+        objective = method.build(flow_map, _choices(recipe, path), **given, **_common(recipe, flow_map))
+        return objective if recipe.off_diagonal_every == 1 else in_turns(objective, recipe.off_diagonal_every)
 
     return build
 
@@ -268,20 +313,39 @@ def _teacher_objective(recipe: Recipe, method: Method, path: Interpolant) -> Bui
         choices = _choices(recipe, path)
         options = {"interpolant": path, "times": choices.velocity_times, "weight": choices.weight}
         return methods.flow_matching(
-            flow_map, **options, **_guidance(recipe, flow_map, None if method.copies_teacher else 1.0)
+            flow_map, **options, **_common(recipe, flow_map, None if method.copies_teacher else 1.0)
         )
 
     return build
 
 
-def _velocity_objective(path: Interpolant) -> Build:
+def _warm_up_objective(recipe: Recipe, method: Method, path: Interpolant) -> Build:
+    """A function that builds the regression on solved trajectories of the teacher, of the jumps that the method learns.
+
+    The residual is a function of (x, s, t), so that its weight may be adaptive.
+    """
+
+    def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
+        if method.distils:
+            disable_dropout(flow_map)
+        choices = _choices(recipe, path)
+        pairs = choices.strip if method.strip_on_images and isinstance(recipe, ImageRecipe) else choices.pairs
+        options = {"interpolant": path, "weight": choices.residual_weight, "jumps": method.jumps}
+        options |= {"times": pairs} if method.jumps is Jumps.ANY else {}
+        return methods.warm_up(flow_map, teacher=teacher, **options, **_common(recipe, flow_map))
+
+    return build
+
+
+def _velocity_objective(recipe: Recipe, path: Interpolant) -> Build:
     """Regression of the map's own velocity on the teacher's, E w_t |u_{t,t}(I_t) - b_t(I_t)|^2."""
 
     def build(flow_map: FlowMap, teacher: Field | None) -> Objective:
         assert teacher is not None
         owner = getattr(teacher, "__self__", None)  # the `Target` whose velocity it is
         weight = weight_of(owner) if isinstance(owner, torch.nn.Module) else None
-        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), times=Diagonal(), weight=weight)
+        options = {"times": Diagonal(), "weight": weight, "draws": recipe.draws}
+        return VelocityMatching(disable_dropout(flow_map), path, FromTeacher(teacher), **options)
 
     return build
 
@@ -291,13 +355,17 @@ def _strip_objective(recipe: Recipe, path: Interpolant) -> Build:
 
     def build(flow_map: FlowMap, _: Field | None) -> Objective:
         options = {"interpolant": path, "times": Strip(STRIP_WIDTH), "weight": _choices(recipe, path).weight}
-        return methods.fmm(flow_map, **options, **_guidance(recipe, flow_map))
+        return methods.fmm(flow_map, **options, **_common(recipe, flow_map))
 
     return build
 
 
-def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) -> dict[str, Any]:
-    """The recipe's guidance as an option of a method, or guidance of another weight."""
+def _common(recipe: Recipe, flow_map: FlowMap, weight: float | None = None) -> dict[str, Any]:
+    """The recipe's draws and guidance as options of a method; `weight` is another weight of guidance."""
+    return {"draws": recipe.draws, **_guidance(recipe, flow_map, weight)}
+
+
+def _guidance(recipe: Recipe, flow_map: FlowMap, weight: float | None) -> dict[str, Any]:
     if not recipe.guidance or is_other_model(recipe.teacher):  # the model's velocity is guided already
         return {}
     low, high = recipe.guidance[0], recipe.guidance[-1]

@@ -71,7 +71,7 @@ def _inputs(plan: Plan, objective: Objective, source: Source) -> RandomInputs:
     rows = min(rows, ROWS) if device.type == "cpu" else rows
     rng = generator(plan.recipe.seed, device=device)
     x1, cond = source.sample(rows, rng)
-    return objective.draw(x1, cond=cond, generator=rng, progress=0.0)
+    return objective.draw(x1, cond=cond, generator=rng, progress=0.0, step=plan.recipe.off_diagonal_every - 1)
 
 
 def _step(objective: Objective, inputs: RandomInputs, precision: torch.dtype) -> float:

@@ -103,7 +103,8 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
     trained = [value for value in objective.parameters() if value.requires_grad]
     device = trained[0].device
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
-    draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed), progress=0.0)
+    when = {"progress": 0.0, "step": recipe.off_diagonal_every - 1}
+    draw = objective.draw(x1, cond=cond, generator=torch.Generator(device).manual_seed(recipe.seed), **when)
     try:
         found = _loss_and_norm(objective, draw, getattr(torch, recipe.precision))
     except torch.OutOfMemoryError as error:

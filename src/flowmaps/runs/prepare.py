@@ -174,11 +174,12 @@ def _memory(device: torch.device) -> int | None:
 
 
 def _check_steps(plan: Plan, flow_map: FlowMap) -> None:
-    """Refuse a batch that a stage cannot split into equal parts, and an optimiser that does not suit the weights."""
+    """Refuse a batch that a stage cannot split into equal parts, an optimiser that does not suit the weights, and turns
+    of an objective that has none."""
     own = plan.recipe.optimiser
-    if ranks() * own.accumulate == 1 and own.kind != "muon":
+    if ranks() * own.accumulate == 1 and own.kind != "muon" and plan.recipe.off_diagonal_every == 1:
         return
     for stage in plan.stages:
         objective = stage.build(copy.deepcopy(flow_map), Target(flow_map).velocity)
         build({name: value for name, value in objective.named_parameters() if value.requires_grad}, stage.optimiser)
-        objective.micro_batches(own.batch, ranks() * own.accumulate)
+        objective.micro_batches(own.batch * objective.draws, ranks() * own.accumulate)

@@ -89,7 +89,8 @@ def train(
             x1, cond = source.sample(rows, source_of_noise)
             state.zero_grad()
             with torch.enable_grad():
-                draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, progress=progress)
+                when = {"progress": progress, "step": state.step}
+                draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, **when)
                 loss = state.accumulate_gradient(draw)
             rate = schedule(settings, state.step, progress)
             state.consistent = False

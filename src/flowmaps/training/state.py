@@ -41,8 +41,11 @@ class LossModule(nn.Module):
         self.compared = False
 
     def forward(self, draw: RandomInputs) -> Loss:
-        """The loss of a draw; before the first one, the values of networks along a derivative are compared."""
-        if not self.compared:
+        """The loss of a draw; before the first one, the values of networks along a derivative are compared.
+
+        Where terms take turns, that is before the first draw with rows of the last one.
+        """
+        if not self.compared and (not draw.counts or draw.counts[-1]):
             self.compared = True
             dual.agree(lambda: self.objective.evaluate(draw), draw)
         return self.evaluate(draw)
@@ -166,8 +169,8 @@ class State:
             return [draw]
         if len(draw.s) != self.micro_batch_rows.numel():
             raise ValueError(
-                f"gradient accumulation takes batches of {self.micro_batch_rows.numel()} rows, got {len(draw.s)}: give "
-                "batch=, or leave out accumulate."
+                f"gradient accumulation takes batches of {self.micro_batch_rows.numel() // self.objective.draws} rows, "
+                f"got {len(draw.s) // self.objective.draws}: give batch=, or leave out accumulate."
             )
         return [draw.micro_batch(rows) for rows in self.micro_batch_rows]
 
@@ -275,7 +278,7 @@ def begin(
     optimisers = build(parameters, settings)
     averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
-    rows = objective.micro_batches(settings.batch // ranks(), settings.accumulate).to(device)
+    rows = objective.micro_batches(settings.batch // ranks() * objective.draws, settings.accumulate).to(device)
     return State(
         objective,
         module,

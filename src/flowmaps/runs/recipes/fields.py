@@ -82,6 +82,10 @@ class Task:
     teacher_steps: CountOrZero = 6_000
     """Optimiser steps of the teacher, for a method that needs one. A method without a teacher trains its map for this
     many steps more, unless --steps is given. With --teacher no teacher is trained."""
+    warm_up_steps: CountOrZero = 0
+    """Optimiser steps of a warm-up before the method (CMT, arXiv 2509.24526): the map learns jumps between points of
+    trajectories that are solved from noise with the teacher's velocity. For a method without a teacher one is trained
+    first, for --teacher-steps, which are then not added to the map's. 0 for none."""
     interpolant: InterpolantName = "linear"
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
@@ -101,6 +105,12 @@ class Task:
     highest, between which `flowmaps sample --guidance` chooses. 1 means no guidance."""
     label_dropout: ShareBelowOne = 0.1
     """Share of the rows whose label, and numbers of --condition-columns, are dropped, with --guidance."""
+    draws: Annotated[int, Ge(1), Le(1_024)] = 1
+    """Draws of noise and times for each row of data in a batch: a step's loss has --optimiser.batch times this many
+    rows."""
+    off_diagonal_every: Annotated[int, Ge(1), Le(1_024)] = 1
+    """Take the rows off the diagonal of a self-distillation all in one of so many steps, and the velocity's alone in
+    the others; the share of either over all steps stays."""
     unstable_rate_scale: PositiveShare = 0.25
     """Factor on the learning rate of methods that are unstable at the full rate (esd, meanflow, sct, ayf_emd, ...)."""
     map_rate_scale: PositiveShare = 1.0

@@ -68,6 +68,8 @@ class DiTNetwork:
     """Share of activations dropped while training the teacher, or a map without one."""
     frequencies: Frequencies = 8
     """Frequencies of the features of s and t - s."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Norm of tokens, without parameters: `rms` does not subtract their mean (arXiv 2511.19797)."""
 
 
 @dataclass(frozen=True)
