@@ -8,6 +8,7 @@ A teacher is trained once for each seed, and shared by the methods that distil i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -23,7 +24,6 @@ import torch
 
 from ..data import Board, Source, fingerprint
 from ..maps import FlowMap, Target
-from ..methods import Jumps
 from ..objectives import Objective
 from ..runs import initial
 from ..runs.folder import open_source
@@ -150,7 +150,7 @@ class Comparison:
             say(f"{cell.name} diverged: its loss or its weights are not finite.")
             return [{**head, "sampler": "map"}], curves, {}
         try:
-            inputs, solvers = self._shared_inputs(cell.seed), solvers_of(plan, self.source)
+            inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
             rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, watch=watch)
         except ValueError as error:
             say(f"{cell.name} cannot be measured: {error}")
@@ -181,12 +181,6 @@ def _is_measured(row: Row) -> bool:
     return row["sampler"] == "map" and any(name in row for name in ("kl", "energy", "fd"))
 
 
-def solvers_of(plan: Plan, source: Source) -> tuple[str, ...]:
-    """The solvers of the ODE in a comparison: dopri5, for images Heun's; for a velocity alone Euler's too."""
-    first = "heun2" if source.units.pictures else "dopri5"
-    return (first, "euler") if plan.method.jumps is Jumps.NONE else (first,)
-
-
 def train_method(
     plan: Plan,
     source: Source,
@@ -213,7 +207,7 @@ def train_method(
         objective = stage.build(flow_map, teacher and teacher.velocity).to(device)
         train_it = partial(train_stage, plan, stage, source, objective, share, **options)
         if stage.name == "teacher":
-            weights = folder / teacher_file(objective, share, plan.recipe.seed, unit)
+            weights = folder / teacher_file(stage, objective, share, plan.recipe.seed, unit)
             with alone(weights, say):
                 training |= _teacher_from(weights, flow_map) or _teacher_into(weights, flow_map, train_it)
         else:
@@ -242,10 +236,13 @@ def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row])
     return training
 
 
-def teacher_file(objective: Objective, budget: float, seed: int, unit: Unit = "seconds") -> str:
-    """The name of a teacher's file, by which methods of the same map, path, budget and seed share a teacher."""
+def teacher_file(stage: Stage, objective: Objective, budget: float, seed: int, unit: Unit = "seconds") -> str:
+    """The name of a teacher's file, by which methods share one: those with the same map, path, budget, seed, settings
+    of the optimiser, times and weight."""
     kinds = type(objective.flow_map).__name__, type(objective.interpolant).__name__
-    return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}.safetensors"
+    settings = repr((stage.optimiser, objective.times, type(objective.weight).__name__))
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
+    return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}-{digest}.safetensors"
 
 
 def train_stage(

@@ -182,8 +182,11 @@ def rows_of_dots(
     spread they lie a little above each other, each with a line of one standard deviation on either side. The axis has
     room for the `others`, values that are drawn elsewhere.
     """
-    means = [*others, *(value.mean for line in lines for value in line.values())]
-    positive = sorted(value for value in means if value > 0) or [1.0]
+    spreads = [value for line in lines for value in line.values()]
+    reached = [value.mean + sign * (value.std or 0.0) for value in spreads for sign in (-1, 1)]
+    least = min((value.mean for value in spreads if value.mean > 0), default=1.0) / 4  # a bar may reach below zero
+    shown = [*(value for value in others if value > 0), *(value for value in reached if value > least)]
+    positive = sorted(shown) or [1.0]
     low, high = positive[0] / 1.25, min(positive[-1], 1e3 * positive[len(positive) // 2]) * 1.25
     ax.set_xscale("log")
     ax.set_xlim(low / 1.1, high * 1.1)
