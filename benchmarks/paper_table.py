@@ -92,14 +92,15 @@ HEADING = (
 RULE = "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 NOTES = """\
 KL in nats. *KL, 64,000* is by the protocol of SD: 64,000 samples, a histogram of 50 x 50 cells over the whole square
-[-1, 1]^2, nothing subtracted; it is what stands beside the published figures of SD. *KL above floor* is of {samples:,} samples on the same grid, less the KL of as many exact samples ({floor}).
-*W2* is the exact distance of {points:,} samples to as many data, in units of x. *Other cell* is the share of {points:,}
-points of noise that end nearest to another cell of the board than the exact flow takes them, *of teacher* the same
-against the ODE (dopri5) of the teacher or, without one, of the map's own diagonal. {seeds}
+[-1, 1]^2, nothing subtracted; the published figures of SD stand beside it. *KL above floor* is of {samples:,} samples
+on the same grid, less the KL of as many exact samples ({floor}). *W2* is the exact distance of {points:,} samples to as
+many data, in units of x. *Other cell* is the share of {points:,} points of noise that end nearest to another cell of
+the board than the exact flow takes them; *of teacher* is the same against the ODE (dopri5) of the teacher or, without
+one, of the map's own diagonal. {seeds}
 
-Differences from the papers: the network (256 wide, 4 deep, residual, features of x, against 512 wide, 5 deep in SD), the
-budget ({budget:g} {unit} a method, teacher included, against 150,000 to 250,000 steps of 100,000 rows on an A100), the
-optimiser, and the settings of the recipe (a quarter of the rows at s = 0, an adaptive weight off the diagonal). The
+Differences from the papers: the network ({width} wide, {depth} deep, residual, features of x; in SD 512 wide, 5 deep),
+the budget ({budget:g} {unit} a method, a teacher included; in SD 150,000 to 250,000 steps of 100,000 rows on an A100),
+the optimiser, and the settings of the recipe (a quarter of the rows at s = 0, an adaptive weight off the diagonal). The
 masses of the exact law stand in the place of a second histogram of data, whose own noise would add to the published
 figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us: its figures
 stand beside our KL above floor."""
@@ -120,6 +121,7 @@ def table(rows: list[Row], content: Mapping[str, Any]) -> str:
     floor = format_value(Spread.of([row["kl_floor"] for row in measured]).mean)
     unit = "steps" if content["budget_in"] == "optimiser steps" else content["budget_in"].partition(",")[0]
     about = {"samples": evaluation["samples"], "points": evaluation["points"], "floor": floor, "seeds": several}
+    about |= {name: content["options"]["network"][name] for name in ("width", "depth")}
     return "\n".join(lines) + "\n\n" + NOTES.format(**about, budget=content["budget"], unit=unit) + "\n"
 
 

@@ -13,8 +13,11 @@ from flowmaps.evaluation.cells import read
 from flowmaps.runs.recipes import Recipe
 from flowmaps.times import Square, Strip
 
-CONTENT = {"budget_in": "seconds of CPU time of the training process, without compilation", "budget": 750.0,
-           "options": {"evaluation": {"samples": 1_000_000, "points": 5_000}}}  # fmt: skip
+CONTENT = {
+    "budget_in": "seconds of CPU time of the training process, without compilation",
+    "budget": 750.0,
+    "options": {"evaluation": {"samples": 1_000_000, "points": 5_000}, "network": {"width": 256, "depth": 4}},
+}
 
 
 def tiny() -> Recipe:

@@ -17,6 +17,8 @@ from flowmaps.evaluation.cells import Cell, Cells, alone
 
 ABOUT = {"recipe": "checkerboard", "budget_in": "optimiser steps", "budget": 5, "options": {"width": 8}}
 
+HERE = f"process {os.getpid()} on {os.uname().nodename}"
+
 
 def opened(folder: Path, methods: tuple[str, ...] = ("lmd", "psd"), seeds: tuple[int, ...] = (0, 1)) -> Cells:
     return Cells(folder, ABOUT, methods, seeds)
@@ -56,7 +58,7 @@ def test_a_cell_that_another_holds_is_left_to_it(tmp_path: Path):
     held = one.take([].append)
     assert next(held) == Cell("lmd", 0)
     assert work(other, said) == ["psd-0", "lmd-1", "psd-1"]
-    assert said == [f"lmd-0 is left to another process, process {os.getpid()} on {os.uname().nodename}."]
+    assert said == [f"lmd-0 is left to another process, {HERE}."]
     held.close()  # interrupted: its cell is free again
     assert work(opened(tmp_path)) == ["lmd-0"]
 

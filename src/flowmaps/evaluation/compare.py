@@ -232,7 +232,8 @@ def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row])
     """Train a teacher and keep it, unless it diverges."""
     training = train_it()
     if not training.get("diverged"):
-        models.save_tensors(weights, flow_map.state_dict(), {"training": training})
+        tensors = {name: value.contiguous() for name, value in flow_map.state_dict().items()}
+        models.save_tensors(weights, tensors, {"training": training})
     return training
 
 
