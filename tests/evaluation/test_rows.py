@@ -193,3 +193,14 @@ def test_a_map_is_compiled_once_for_all_samplers():
         found, wanted = (sample(s, inputs, chunk=6, device=torch.device("cpu")).x for s in (sampler, plain))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert len(compiled) == 1
+
+
+def test_points_of_the_checkerboard_are_counted_in_other_cells_than_the_flows(board: Source):
+    recipe = dataclasses.replace(recipes.checkerboard(), method="lsd", compile=False)
+    plan = resolve(dataclasses.replace(recipe, evaluation=dataclasses.replace(SMALL, steps=(1,), samples=64_000)))
+    rows = [row for _, row, _ in metrics_rows(plan, Scaling(), Scaling(), board, 0, solvers=("euler",))]
+    ode, jump = rows  # the ODE of a velocity of zero stays at the noise, the map halves it
+    assert 0.3 < ode["other_cell"] < 1
+    assert "other_cell_teacher" not in ode
+    assert 0.1 < jump["other_cell_teacher"] < 0.9
+    assert jump["kl_64000"] == jump["kl"]
