@@ -283,12 +283,12 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
 
 def test_methods_are_compared_on_images(tmp_path: Path):
     few = " ".join(TINY).replace("--log-every 1 ", "").split()
-    few += ["--evaluation.steps", 1, 4, "--budget-steps", 6, "--seeds", 2]
+    few += ["--evaluation.steps", 1, 4, "--budget-steps", 6]
     printed = run("compare", "cifar10-lmd", "--methods", "lmd", "lsd", "--out", tmp_path / "run", *few)
     rows = json.loads((tmp_path / "run" / "compare.json").read_text())["rows"]
     mine = [(row["method"], row["seed"], row.get("solver"), row["steps"]) for row in rows]
     each = [("heun2", 2), (None, 1), (None, 4)]
-    assert mine == [(method, seed, *how) for method in ("lmd", "lsd") for seed in (0, 1) for how in each]
+    assert mine == [(method, 0, *how) for method in ("lmd", "lsd") for how in each]
     assert all(row["fd"] > 0 and ("pixel_error" in row) == (row["sampler"] == "map") for row in rows)
     assert "heun2" in printed
     assert pictures(tmp_path / "run") == {"compare.png", "samples-lmd.png", "samples-lsd.png"}
