@@ -35,7 +35,7 @@ from ..system.devices import compiled, pick_device
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.loop import Step, train
-from ..training.state import begin
+from ..training.state import State, begin
 from .cells import Cell, Cells, alone
 from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
@@ -188,6 +188,7 @@ def train_method(
     folder: Path,
     *,
     unit: Unit = "seconds",
+    clock: Callable[[], float] | None = None,
     curves: Curves | None = None,
     watch: Watch = quiet,
     say: Callable[[str], None] = print,
@@ -195,12 +196,23 @@ def train_method(
     """Train one method: its map, its teacher, and what training took.
 
     A teacher is kept in the folder; where another process trains it, this one waits.
+
+    Args:
+        plan: of the method, whose recipe has the seed.
+        source: the data, on the device.
+        budget: of all stages together.
+        folder: of the teachers.
+        unit: of the budget.
+        clock: of a budget in seconds; `clock_of` the device unless given.
+        curves: what the residuals are shown to.
+        watch: progress callback.
+        say: prints a line.
     """
     device = pick_device(plan.recipe.device)
     flow_map = initial.new_map(plan.recipe, source.shape, source.classes, source.units.condition_dim).to(device)
     teacher: FlowMap | None = None
     total = sum(stage.steps for stage in plan.stages)
-    options = {"unit": unit, "curves": curves, "watch": watch, "say": say}
+    options = {"unit": unit, "clock": clock, "curves": curves, "watch": watch, "say": say}
     training: Row = {"budget": budget, "distilled": plan.method.distils}
     for stage in plan.stages:
         share = budget * stage.steps / total
@@ -254,13 +266,15 @@ def train_stage(
     budget: float,
     *,
     unit: Unit = "seconds",
+    clock: Callable[[], float] | None = None,
     curves: Curves | None = None,
     watch: Watch = quiet,
     say: Callable[[str], None] = print,
 ) -> Row:
     """Train one stage for its budget, shorter if it diverges: what a step took, and whether the stage diverged.
 
-    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device.
+    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device. Arguments
+    are as in `train_method`.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
     torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
@@ -275,18 +289,24 @@ def train_stage(
     step = run()
     peak = memory.peak(lambda: next(step, None), device)
     title = f"{plan.method.name}, {stage.name}"
-    limit = {"budget": budget, "clock": clock_of(device)} if unit == "seconds" else {}
+    limit = {"budget": budget, "clock": clock or clock_of(device)} if unit == "seconds" else {}
     begun = time.perf_counter()
     seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)
     state.use_averages()
     say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s")
-    typical = statistics.median if device.type == "cpu" else statistics.mean
-    training: Row = {"ms_per_step": round(1e3 * typical(seconds or [0.0]), 3), f"{stage.name}_steps": state.step}
+    training = _taken(stage, state, seconds, device)
     if peak is not None:
         training["mb_per_step"] = round(peak / 1e6, 3)
     if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         training["diverged"] = True
     return training
+
+
+def _taken(stage: Stage, state: State, seconds: list[float], device: torch.device) -> Row:
+    """The number of steps of a stage, and what one took, unless the budget was spent before the clock started."""
+    typical = statistics.median if device.type == "cpu" else statistics.mean
+    cost = {"ms_per_step": round(1e3 * typical(seconds), 3)} if seconds else {}
+    return {**cost, f"{stage.name}_steps": state.step}
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
