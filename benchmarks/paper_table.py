@@ -10,6 +10,7 @@ The published figures are those of FMM (2406.07507) and of its sequel SD (2505.1
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -149,7 +150,7 @@ def line(title: str, name: str, sampler: int | str, rows: list[Row]) -> str:
     cells = [
         shown([row.get("kl_64000") for row in rows]),
         "" if published is None else f"{published:.3f}",
-        "" if ratio is None else f"{ratio:.2f}",
+        "" if ratio is None or math.isnan(ratio) else f"{ratio:.2f}",
         shown([above_floor(row) for row in rows]),
         *(shown([row.get(key) for row in rows]) for key in ("w2", "other_cell", "other_cell_teacher")),
     ]
