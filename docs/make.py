@@ -1,11 +1,12 @@
 """The pages of the methods, written from the code: docs/methods/*.md, and the picture of the space they lie in.
 
-    python docs/make.py                       write the pages and docs/images/space.png
+    python docs/make.py                       write the pages, docs/images/space.png and docs/images/residuals
     python docs/make.py --check               exit 1 if the pages on disk differ from what would be written
     python docs/make.py --costs               print what a row of each method costs
 
 What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `space.coordinates`
-and from `space.cost`; only the frame is written here.
+and from `space.cost`; only the frame is written here. The residuals come from results/compare-*/cells, where there are
+such.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import residuals
 import space
 from method import AXES, NAMES, cost, differing, example, function, neighbours, point, snippet, text
 
@@ -31,6 +33,7 @@ CAPTION = (
     "defaults: [side by side](../choosing.md#side-by-side)."
 )
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"
+RESIDUALS = ROOT / "docs" / "images" / "residuals"
 PAPERS = {
     "FMM": 'N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, "Flow map matching", 2024, arXiv 2406.07507',
     "SD": 'N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, "How to build a consistency model", 2025, arXiv 2505.18825',
@@ -61,6 +64,10 @@ def page(name: str, results: Path) -> str:
     picture = results / f"samples-{name}.png"
     if picture.exists():
         parts += [f"![Samples of {name}]({Path('../..') / picture.resolve().relative_to(ROOT)})", CAPTION]
+    curves = RESIDUALS / f"{name}.png"
+    if curves.exists():
+        link = Path("..") / curves.resolve().relative_to(ROOT / "docs")
+        parts += ["## While it trains", f"![Residuals of {name}]({link})", residuals.CAPTION]
     parts += ["## Reference", cited(words.references), "[All methods](README.md) · [Conventions](../conventions.md)"]
     return "\n\n".join(parts) + "\n"
 
@@ -192,6 +199,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "compare-methods", help="folder of pictures")
+    parser.add_argument("--comparisons", type=Path, default=ROOT / "results", help="folder of compare-*, for residuals")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if the pages would change")
     parser.add_argument("--costs", action="store_true", help="print what a row of each method costs")
     options = parser.parse_args()
@@ -203,6 +211,7 @@ def main() -> int:
         return check(written(options.results))
     import space_picture
 
+    residuals.draw(options.comparisons, RESIDUALS)
     PAGES.mkdir(parents=True, exist_ok=True)
     pages = written(options.results)
     for path in PAGES.glob("*.md"):

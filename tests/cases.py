@@ -195,6 +195,7 @@ METHODS: dict[str, Method] = {
     **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher") for stop in Stop},
     **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher") for stop in Stop},
     "fmm": Method(methods.fmm, {}),
+    "fmm-forward": Method(methods.fmm, {"forward": 0.75}),
     "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT),
     "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM),
     "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.image import imread
 from program import refused
 
@@ -52,10 +55,14 @@ def test_methods_that_distil_share_one_teacher(folder: Path):
 
 
 def test_all_files_are_there_and_the_table_agrees_with_the_rows(folder: Path):
-    expected = {"compare.json", "compare.md", "compare.png"}
+    expected = {"compare.json", "compare.md", "compare.png", "cells"}
     expected |= {f"samples-{method}.png" for method in ("lmd", "emd", "pfmm", "psd", "reflow")}
-    expected |= {"teacher-AverageVelocity-Linear-0.08s.safetensors"}  # 4,000 of 20,000 steps
-    assert {path.name for path in folder.iterdir()} == expected
+    names = {path.name for path in folder.iterdir()}
+    (teacher,) = names - expected
+    assert teacher.startswith("teacher-AverageVelocity-Linear-0.08-seconds-0-")  # 4,000 of 20,000 steps
+    assert names == expected | {teacher}
+    cells = {path.name for path in (folder / "cells").iterdir()} - {".lock"}
+    assert cells == {f"{method}-0.json" for method in ("lmd", "emd", "pfmm", "psd", "reflow")}
     one = next(row for row in rows_of(folder) if row["method"] == "psd" and row.get("steps") == 1)
     line = next(line for line in (folder / "compare.md").read_text().splitlines() if line.startswith("| psd |"))
     assert line.split("|")[2].strip() == f"{one['kl'] - one['kl_floor']:.4f}"
@@ -112,9 +119,8 @@ def test_a_comparison_goes_on_as_it_was_begun(folder: Path, capsys: pytest.Captu
     for change, said in (
         (
             ["--budget", "0.8"],
-            "was begun with --budget 0.4, got 0.8: resume with what it began with, or",
+            "was begun with --budget 0.4, got 0.8: join it with what it began with, or",
         ),
-        (["--seed", "3"], "was begun with --seed 0, got 3"),
         (["--network.width", "9"], "was begun with --network.width 8, got 9"),
         (["--teacher-steps", "3"], "was begun with --teacher-steps 4000, got 3"),
     ):
@@ -128,6 +134,74 @@ def test_there_must_be_something_to_resume(tmp_path: Path, capsys: pytest.Captur
     assert "compare.json is damaged" in refused(capsys, *words)
     (tmp_path / "compare.json").write_text("[]")
     assert "compare.json is damaged" in refused(capsys, *words)
+
+
+# several seeds, several processes -------------------------------------------------------------------------------------
+
+IN_STEPS = [word for word in SMALL if word not in ("--budget", "0.4")]
+
+
+def test_seeds_are_trained_for_equal_steps_and_more_can_be_added(tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["compare", "checkerboard", "--out", str(tmp_path), *IN_STEPS, "--budget-steps", "20"]
+    main([*words, "--methods", "lmd", "psd", "--seeds", "2"])
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert (content["budget"], content["budget_in"]) == (20, "optimiser steps")
+    assert (content["methods"], content["seeds"]) == (["lmd", "psd"], [0, 1])
+    maps = {(row["method"], row["seed"]): row for row in content["rows"] if row["sampler"] == "map"}
+    assert list(maps) == [("lmd", 0), ("lmd", 1), ("psd", 0), ("psd", 1)]
+    assert {row["map_steps"] + row.get("teacher_steps", 0) for row in maps.values()} == {20}
+    assert len({row["kl"] for row in maps.values()}) == 4
+    assert maps["lmd", 0]["teacher"] != maps["lmd", 1]["teacher"]
+    assert "over seeds 0, 1;" in (tmp_path / "compare.md").read_text()
+    assert "±" in capsys.readouterr().out
+    main([*words, "--methods", "psd", "--seed", "7", "--seeds", "1"])
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["seeds"] == [0, 1, 7]
+    assert "With fewer seeds: lmd 0, 1." in (tmp_path / "compare.md").read_text()
+    main(["compare", "checkerboard", "--methods", "psd", "--seeds", "1", "7", "--out", str(tmp_path / "again"),
+          *IN_STEPS, "--budget-steps", "20"])  # fmt: skip
+    alone = {row["seed"]: row for row in rows_of(tmp_path / "again") if row["sampler"] == "map"}
+    both = {row["seed"]: row for row in content["rows"] if row["sampler"] == "map" and row["method"] == "psd"}
+    assert [alone[seed]["kl"] for seed in (1, 7)] == [both[seed]["kl"] for seed in (1, 7)]  # the seed decides, no order
+
+
+def test_a_cell_keeps_the_curves_of_its_residuals(folder: Path):
+    cell = json.loads((folder / "cells" / "pfmm-0.json").read_text())
+    assert (cell["method"], cell["seed"]) == ("pfmm", 0)
+    assert set(cell["curves"]) == {"strip", "map"}
+    assert set(cell["curves"]["strip"]) == {"step", "lagrangian", "round_trip"}
+    assert len({len(values) for values in cell["curves"]["strip"].values()}) == 1
+    assert (folder / "cells" / "pfmm-0.json").stat().st_size < 20_000
+
+
+def test_the_budget_in_seconds_is_cpu_time_on_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert json.loads((folder / "compare.json").read_text())["budget_in"].startswith("seconds of CPU time")
+    assert comparison.clock_of(torch.device("cpu")) is time.process_time
+    assert comparison.clock_of(torch.device("cuda")) is time.monotonic
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_the_work_and_one_that_is_killed_leaves_its_cell(tmp_path: Path):
+    words = [sys.executable, "-m", "flowmaps", "compare", "checkerboard", "--methods", "lmd", "emd", "psd",
+             "--seeds", "2", "--out", str(tmp_path / "out"), *IN_STEPS, "--budget", "3"]  # fmt: skip
+    files = [(tmp_path / f"{k}.txt").open("w") for k in range(3)]
+    first, second = (subprocess.Popen(words, stdout=file, stderr=file) for file in files[:2])
+    held = tmp_path / "out" / "cells"
+    while not (held.is_dir() and f"process {first.pid} " in "".join(path.read_text() for path in held.glob("*.lock"))):
+        time.sleep(0.1)
+    first.kill()
+    assert second.wait(600) == 0
+    third = subprocess.run(words, stdout=files[2], stderr=files[2], timeout=600)
+    assert third.returncode == 0
+    rows = rows_of(tmp_path / "out")
+    cells = {(row["method"], row["seed"]) for row in rows}
+    assert cells == {(method, seed) for method in ("lmd", "emd", "psd") for seed in (0, 1)}
+    keys = [(row["method"], row["seed"], row["sampler"], row.get("steps")) for row in rows]
+    assert len(set(keys)) == len(keys)
+    teachers = {row["teacher"] for row in rows if "teacher" in row}
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == teachers
+    assert len(teachers) == 2  # one a seed
+    assert not list(held.glob("*-*.lock"))
 
 
 # diverged -------------------------------------------------------------------------------------------------------------
@@ -240,6 +314,13 @@ def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):
         ("--methods lmd lsdd", "unknown method 'lsdd': did you mean 'lsd'?"),
         ("--methods all lmd", "--methods all stands alone, got all lmd"),
         ("--budget nan", "--budget must be positive, got nan seconds"),
+        ("--budget-steps 0", "--budget-steps must be positive, got 0 steps"),
+        ("--budget 3 --budget-steps 3", "--budget is in seconds and --budget-steps in steps: leave one of them out"),
+        (
+            "--seeds 0",
+            "--seeds must be from 1 to 100, the number of seeds from --seed on, got 0: for the one seed 0 pass",
+        ),
+        ("--seeds 1 2 1", "--seeds needs different seeds, got 1 2 1"),
         ("--budget -1", "--budget must be positive, got -1.0 seconds"),
     ],
 )

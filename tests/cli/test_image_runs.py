@@ -277,9 +277,21 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
     ]:
         assert re.search(said, refused(capsys, "train", *words, *out)), said
         assert not (tmp_path / "run").exists()
-    assert "compare takes recipes of points" in refused(capsys, "compare", "cifar10-tiny", "--out", tmp_path / "run")
     found = run("train", "cifar10-lmd", "--data", tmp_path / "wide.npy", *plain, "--check")
     assert "40 images of 8 x 12 pixels (height x width; the network is built for rectangles), in colour" in found
+
+
+def test_methods_are_compared_on_images(tmp_path: Path):
+    few = " ".join(TINY).replace("--log-every 1 ", "").split()
+    few += ["--evaluation.steps", 1, 4, "--budget-steps", 6]
+    printed = run("compare", "cifar10-lmd", "--methods", "lmd", "lsd", "--out", tmp_path / "run", *few)
+    rows = json.loads((tmp_path / "run" / "compare.json").read_text())["rows"]
+    mine = [(row["method"], row["seed"], row.get("solver"), row["steps"]) for row in rows]
+    each = [("heun2", 2), (None, 1), (None, 4)]
+    assert mine == [(method, 0, *how) for method in ("lmd", "lsd") for how in each]
+    assert all(row["fd"] > 0 and ("pixel_error" in row) == (row["sampler"] == "map") for row in rows)
+    assert "heun2" in printed
+    assert pictures(tmp_path / "run") == {"compare.png", "samples-lmd.png", "samples-lsd.png"}
 
 
 # a budget of minutes -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 import make  # noqa: E402
 import method  # noqa: E402
+import residuals  # noqa: E402
 
 NAMES = list(methods.METHODS)
 
@@ -70,6 +72,35 @@ def test_a_snippet_runs(name: str) -> None:
     exec(blocks[0].replace("steps = 1000\n", "steps = 2\n"), given)
     assert given["samples"].shape == (1000, 2)
     assert given["samples"].isfinite().all()
+
+
+def test_residuals_are_drawn_from_the_cells_of_comparisons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for data, seeds in (("checkerboard", 3), ("digits", 1)):
+        cells = tmp_path / f"compare-{data}" / "cells"
+        cells.mkdir(parents=True)
+        (cells.parent / "compare.json").write_text(json.dumps({"recipe": data}))
+        for seed in range(seeds):
+            curve = {"step": [10 * k for k in range(1, 101)], "lagrangian": [None, *(1 / k for k in range(1, 100))]}
+            cell = {"method": "lmd", "seed": seed, "rows": [], "curves": {"teacher": curve, "map": curve}}
+            (cells / f"lmd-{seed}.json").write_text(json.dumps(cell))
+    (figure,) = (residuals.figure(curves) for curves in residuals.panels(tmp_path).values())
+    assert [ax.get_title() for ax in figure.axes] == ["checkerboard", "digits"]
+    assert [len(ax.lines) for ax in figure.axes] == [3, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lagrangian"]
+    pictures = tmp_path / "docs" / "images" / "residuals"
+    pictures.mkdir(parents=True)
+    (pictures / "gone.png").touch()
+    residuals.draw(tmp_path, pictures)
+    assert [path.name for path in pictures.iterdir()] == ["lmd.png"]
+    assert 1_000 < (pictures / "lmd.png").stat().st_size < 30_000
+    monkeypatch.setattr(make, "RESIDUALS", pictures)
+    monkeypatch.setattr(make, "ROOT", tmp_path)
+    page = make.page("lmd", tmp_path)
+    assert "![Residuals of lmd](../images/residuals/lmd.png)" in page
+    assert residuals.CAPTION in page
+    assert "Residuals of" not in make.page("emd", tmp_path)
+    residuals.draw(tmp_path / "none", pictures)  # nothing to draw: what there is stays
+    assert (pictures / "lmd.png").exists()
 
 
 def test_links_lead_somewhere() -> None:

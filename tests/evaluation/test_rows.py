@@ -193,3 +193,19 @@ def test_a_map_is_compiled_once_for_all_samplers():
         found, wanted = (sample(s, inputs, chunk=6, device=torch.device("cpu")).x for s in (sampler, plain))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert len(compiled) == 1
+
+
+def test_points_of_the_checkerboard_are_counted_in_other_cells_than_the_flows(board: Source):
+    recipe = dataclasses.replace(recipes.checkerboard(), method="lsd", compile=False)
+    plan = resolve(dataclasses.replace(recipe, evaluation=dataclasses.replace(SMALL, steps=(1,), samples=64_000)))
+    rows = [row for _, row, _ in metrics_rows(plan, Scaling(), Scaling(), board, 0, solvers=("euler",))]
+    ode, jump = rows  # the ODE of a velocity of zero stays at the noise, the map halves it
+    x0 = torch.randn(64_000, 2, generator=generator(0, NOISE_STREAM))[: SMALL.points].double()
+    end = board.exact.flow_map(x0, torch.zeros(len(x0)).double(), torch.ones(len(x0)).double())  # type: ignore[attr-defined]
+    noise, half, exact = (board.exact.nearest_cell(x) for x in (x0, x0 / 2, end))  # type: ignore[attr-defined]
+    assert ode["other_cell"] == pytest.approx(float((noise != exact).double().mean()))
+    assert "other_cell_teacher" not in ode
+    assert jump["other_cell"] == pytest.approx(float((half != exact).double().mean()))
+    assert jump["other_cell_teacher"] == pytest.approx(float((half != noise).double().mean()))
+    assert len({ode["other_cell"], jump["other_cell"], jump["other_cell_teacher"], 0.0}) == 4
+    assert jump["kl_64000"] == jump["kl"]

@@ -202,3 +202,24 @@ def test_other_refusals():
         metrics.kl(2 * MASSES, x)
     with pytest.raises(ValueError, match="number must be at least 1, got 0"):
         metrics.kl_floor(Checkerboard(), 0, seed=0)
+
+
+# points of the board in another cell ----------------------------------------------------------------------------------
+
+
+def test_a_point_belongs_to_the_nearest_cell_of_the_board():
+    x = torch.tensor([[-0.9, -0.9], [-0.9, 0.4], [0.9, 0.9], [1.4, 0.6], [-1.2, -0.8], [-0.4, -0.3]])
+    cells = Checkerboard().nearest_cell(x)
+    assert cells.tolist() == [0, 1, 7, 7, 0, 2]
+    inside = Checkerboard().sample(500, generator=torch.Generator().manual_seed(0))
+    shifted = inside + 1e-3 * torch.randn(inside.shape, generator=torch.Generator().manual_seed(1))
+    assert Checkerboard().nearest_cell(inside).unique().tolist() == list(range(8))
+    assert float((Checkerboard().nearest_cell(shifted) != Checkerboard().nearest_cell(inside)).float().mean()) < 0.01
+
+
+def test_the_share_in_another_cell_counts_points_not_distances():
+    exact = torch.tensor([[-0.9, -0.9], [-0.9, 0.4], [0.9, 0.9], [-0.4, -0.3]])
+    moved = torch.tensor([[-1.5, -0.7], [0.9, 0.9], [0.6, 0.6], [-0.4, -0.3]])
+    assert metrics.share_in_other_cell(Checkerboard(), moved, exact) == 0.25
+    with pytest.raises(ValueError, match="must have as many rows"):
+        metrics.share_in_other_cell(Checkerboard(), moved[:2], exact)

@@ -163,6 +163,12 @@ def test_a_budget_ends_training_and_drives_the_rate(monkeypatch: pytest.MonkeyPa
     )  # the greater of the two shares
 
 
+def test_a_budget_may_be_of_another_clock():
+    clock = itertools.count()
+    steps = train(begin(objective(), SETTINGS), Board(), SETTINGS, steps=1000, budget=4.0, clock=lambda: next(clock))
+    assert len(list(steps)) == 3
+
+
 def test_frozen_parts_are_not_trained():
     torch.manual_seed(0)
     flow_map, teacher = (AverageVelocity(MLP(2, width=8, depth=2)) for _ in range(2))

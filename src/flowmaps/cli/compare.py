@@ -1,37 +1,69 @@
-"""The command `compare`: several methods on one budget, one table and one plot.
+"""The command `compare`: several methods on one budget, one table and one plot, over several seeds.
 
-The folder: compare.json  compare.md  compare.png  samples-METHOD.png  teacher-*.safetensors
+The folder: compare.json  compare.md  compare.png  samples-METHOD.png  cells/METHOD-SEED.json  teacher-*.safetensors
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from ..evaluation.compare import Comparison
+from ..evaluation.cells import Cell
+from ..evaluation.compare import Comparison, Unit
+from ..evaluation.measure import Row
+from ..evaluation.sampling import Samples
 from ..reports import figures, pictures, tables
 from ..runs.recipes import Recipe
 from ..system.files import write_atomically
 from .terminal import console, watching
 
 
-def compare(recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Path, *, resume: bool = False) -> None:
-    """Train and measure each method; print the table; write it and the pictures into the folder, after each method.
+def compare(
+    recipe: Recipe,
+    methods: tuple[str, ...],
+    budget: float,
+    unit: Unit,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    resume: bool = False,
+) -> None:
+    """Train and measure each method with each seed; print the table; write it and the pictures after each of them.
 
     Arguments and errors are those of `Comparison`.
     """
-    comparison = Comparison(recipe, methods, budget, folder, resume=resume)
+    comparison = Comparison(recipe, methods, budget, folder, seeds=seeds, unit=unit, resume=resume)
     for note in comparison.source.notes:
         console.print(f"{recipe.data}: {note}.", soft_wrap=True, markup=False)
     with watching("compare", 100) as watch:
-        for method, samples in comparison.train(watch, partial(console.print, soft_wrap=True)):
-            write_atomically(folder / "compare.md", tables.comparison_markdown(comparison.rows))
-            if figure := pictures.map_samples(recipe, comparison.source, samples):
-                figures.save(figure, folder / f"samples-{method}.png", dpi=90)
-    path = figures.save(figures.compare(comparison.rows), folder / "compare.png")
-    wide = console if console.is_terminal else Console(highlight=False, width=100)
-    title = f"{recipe.name}, {budget:g} s of training for each method"
-    wide.print(tables.comparison_table(comparison.rows, title))
-    console.print(f"picture: {path}", soft_wrap=True)
+        for cell, samples in comparison.train(watch, partial(console.print, soft_wrap=True, markup=False)):
+            write(comparison)
+            _draw_samples(comparison, cell, samples)
+    rows = write(comparison)
+    wide = console if console.is_terminal else Console(highlight=False, width=140)
+    wide.print(tables.comparison_table(rows, f"{recipe.name}, {budget:g} {unit} of training for each method"))
+    console.print(f"picture: {folder / 'compare.png'}", soft_wrap=True)
+
+
+def write(comparison: Comparison) -> list[Row]:
+    """Write the table and the plot of all that is done, by whichever process; returns the rows."""
+    folder = comparison.folder
+    with comparison.joined() as rows:
+        write_atomically(folder / "compare.md", tables.comparison_markdown(rows))
+        if tables.is_measured(rows):
+            figures.save(figures.compare(rows), folder / "compare.png")
+    return rows
+
+
+def _draw_samples(comparison: Comparison, cell: Cell, samples: Mapping[str, Samples]) -> None:
+    """Draw the samples of a cell, if it is of the first seed of its method so far."""
+    recipe, source = comparison.recipe, comparison.source
+    if not samples or cell.seed != min(row["seed"] for row in comparison.rows if row["method"] == cell.method):
+        return
+    images = source.units.pictures
+    figure = pictures.steps_grid(source.units, samples) if images else pictures.map_samples(recipe, source, samples)
+    if figure is not None:
+        figures.save(figure, comparison.folder / f"samples-{cell.method}.png", dpi=90)

@@ -25,6 +25,7 @@ from .options import (
     Average,
     Compare,
     Compared,
+    ComparedImages,
     Doctor,
     Encode,
     Evaluate,
@@ -255,13 +256,14 @@ def _evaluate(words: list[str]) -> None:
 
 def _compare(words: list[str]) -> None:
     recipe, rest, program = _with_recipe("compare", words)
-    if isinstance(recipe, ImageRecipe):
-        raise ValueError(f"compare takes recipes of points, got {recipe.name}: train each method, then evaluate it.")
-    given = _parse(Compare, rest, program, Compare(recipe=Compared(**vars(recipe))))
+    kind = ComparedImages if isinstance(recipe, ImageRecipe) else Compared
+    given = _parse(Compare, rest, program, Compare(recipe=kind(**vars(recipe))))
     if given.recipe.optimiser.ema_decays or given.recipe.optimiser.ema_widths:
         raise ValueError(
             "compare keeps one average of the weights: leave out --optimiser.ema-decays and --optimiser.ema-widths."
         )
+    if given.budget is not None and given.budget_steps is not None:
+        raise ValueError("--budget is in seconds and --budget-steps in steps: leave one of them out.")
     from . import compare
 
     methods = tuple(METHODS) if given.methods == ("all",) else given.methods
@@ -269,7 +271,26 @@ def _compare(words: list[str]) -> None:
         raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
     for method in methods:
         choose("method", method, METHODS)
-    compare.compare(Recipe(**vars(given.recipe)), methods, given.budget, given.out, resume=given.resume)
+    seconds = 120.0 if given.budget is None else given.budget
+    budget = (seconds, "seconds") if given.budget_steps is None else (given.budget_steps, "steps")
+    options = {"seeds": _seeds(given.seeds, given.recipe.seed), "resume": given.resume}
+    compare.compare(type(recipe)(**vars(given.recipe)), methods, *budget, given.out, **options)
+
+
+def _seeds(given: tuple[int, ...], first: int) -> tuple[int, ...]:
+    """The seeds of a comparison: those that are given, or as many as the one number says."""
+    if len(given) != 1:
+        return given
+    if not 1 <= given[0] <= MAX_SEEDS:
+        raise ValueError(
+            f"--seeds must be from 1 to {MAX_SEEDS}, the number of seeds from --seed on, got {given[0]}: for the one "
+            f"seed {given[0]} pass --seed {given[0]}."
+        )
+    return tuple(range(first, first + given[0]))
+
+
+MAX_SEEDS = 100
+"""Most seeds of a comparison."""
 
 
 def _doctor(words: list[str]) -> None:

@@ -152,21 +152,32 @@ UNUSED = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_
           "track")  # fmt: skip
 Compared = _hiding(Recipe, "Compared", UNUSED)
 """A recipe without the options that a comparison does not use."""
+ComparedImages = _hiding(ImageRecipe, "ComparedImages", (*UNUSED, *OF_POINTS))
+"""The same of images."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Train several methods on the same data, network and wall-clock budget: one table and one plot in --out."""
+    """Train several methods on the same data, network and budget, over several seeds: one table and one plot in --out.
+
+    Run the command again to go on after an interruption, or at the same time in another process to share the work; with
+    more methods or seeds it adds theirs.
+    """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path = field(default=Path("runs/compare"))
-    """Folder to write; it must not exist, unless --resume is given."""
+    """Folder to write: a new one, or one of a comparison that was begun with the same options."""
     methods: tuple[str, ...] = ("all",)
     """Methods to compare, or `all`."""
-    budget: float = 120.0
-    """Seconds of training for each method, its teacher included."""
+    seeds: tuple[int, ...] = (1,)
+    """How many seeds each method is trained with, from --seed on; or, two or more numbers, the seeds themselves."""
+    budget: float | None = None
+    """Seconds of training for each method, its teacher included, compilation left out: of CPU time of the process, on a
+    GPU of wall clock; 120 unless given."""
+    budget_steps: int | None = None
+    """Optimiser steps of each method, its teacher's included, in the place of --budget."""
     resume: bool = False
-    """Go on in the folder of an interrupted comparison, or with more methods."""
+    """Refuse to begin a new comparison: --out must have one."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,24 @@
-"""Several methods side by side: the same data, network, optimiser and wall-clock budget.
+"""Several methods side by side: the same data, network and optimiser, and one budget for each, over several seeds.
 
-A method's budget covers all its stages, a teacher included, in proportion to their steps. The teacher is trained once
-and shared by the methods that distil it. The folder gets compare.json and the weights of the teacher.
+A method's budget covers all its stages, a teacher included, in proportion to their steps; compilation and measuring are
+not in it. It is in optimiser steps, or in seconds: of CPU time of the training process, on a GPU of wall clock.
+A teacher is trained once for each seed, and shared by the methods that distil it. `cells` has the folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,152 +26,236 @@ from ..data import Board, Source, fingerprint
 from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..runs import initial
-from ..runs.folder import check_new, open_source
+from ..runs.folder import open_source
 from ..runs.plan import Plan, Stage, resolve
 from ..runs.recipes import Recipe
 from ..storage import models
 from ..system import memory
 from ..system.devices import compiled, pick_device
-from ..system.files import write_atomically
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.loop import Step, train
-from ..training.state import begin
+from ..training.state import State, begin
+from .cells import Cell, Cells, alone
+from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .rows import metrics_rows
 from .sampling import Samples
 
-RESULT_FILE = "compare.json"
+Unit = Literal["seconds", "steps"]
+"""What a budget is counted in."""
 WARM_UP_STEPS = 3  # before the clock starts: compilation is not training
 UNLIMITED_STEPS = 10**9  # the budget ends training
 SECONDS_BETWEEN_CHECKS = 0.5  # of the loss, for which the host waits for the device
-IRRELEVANT_FIELDS = ("name", "method", "log_every", "checkpoint_every")  # fields of a recipe that change no metric here
+IRRELEVANT_FIELDS = ("name", "method", "seed", "log_every", "checkpoint_every")
+"""Fields of a recipe that change nothing here, or that each cell has its own of."""
 
 
 class Comparison:
     """A comparison of methods in a folder; iterate over `train` to carry it out.
 
+    Several processes may work in one folder at once: each trains what is not done, and not in work elsewhere.
+
     Args:
         recipe: data, network, optimiser and evaluation; its method is not used.
-        methods: what to compare, in the order of the table.
-        budget: seconds of training for each method, its teacher included.
-        folder: where to; it must be empty or missing.
-        resume: go on in a folder that is there, with the methods that it has not.
+        methods: what to compare, in the order of the table: names of methods; or by a name of one's own the function
+            that makes a plan of the recipe, such as of a method with other options.
+        budget: of the training of each method, its teacher included.
+        folder: where to; it must be empty or missing, or have a comparison that was begun with the same options.
+        seeds: of the trainings; that of the recipe unless given.
+        unit: of the budget.
+        resume: refuse to begin anew.
 
     Attributes:
-        rows: of compare.json, of the methods that are done.
+        rows: of compare.json, of all that is done, when this process last wrote it.
         source: the data, on the device of the recipe.
 
     Raises:
-        ValueError: the folder exists or, to resume, was begun otherwise; the budget is not positive; a method is named
-            twice; or the recipe cannot run.
+        ValueError: the folder has something else; the budget is not positive; a method or a seed is named twice; or the
+            recipe cannot run.
     """
 
     def __init__(
-        self, recipe: Recipe, methods: tuple[str, ...], budget: float, folder: Path, *, resume: bool = False
+        self,
+        recipe: Recipe,
+        methods: Sequence[str] | Mapping[str, Callable[[Recipe], Plan]],
+        budget: float,
+        folder: Path,
+        *,
+        seeds: Sequence[int] = (),
+        unit: Unit = "seconds",
+        resume: bool = False,
     ) -> None:
+        option = "--budget" if unit == "seconds" else "--budget-steps"
         if not 0 < budget < math.inf:
-            raise ValueError(f"--budget must be positive, got {budget} seconds.")
+            raise ValueError(f"{option} must be positive, got {budget} {unit}.")
         if recipe.precision == "auto":
             raise ValueError("a comparison needs one --precision for all methods, got auto: take float32 or bfloat16.")
-        if not methods or len(set(methods)) != len(methods):
-            raise ValueError(f"--methods needs different methods, got {' '.join(methods) or 'none'}.")
-        self.plans = [resolve(dataclasses.replace(recipe, method=method)) for method in methods]
-        self.recipe, self.methods, self.budget, self.folder = recipe, methods, budget, folder
-        self.rows: list[Row] = read_rows(folder, _description(recipe, budget)) if resume else []
-        if not resume:
-            check_new(folder)
+        _check_different("--methods", tuple(methods))
+        seeds = tuple(seeds) or (recipe.seed,)
+        _check_different("--seeds", seeds)
+        resolvers = methods if isinstance(methods, Mapping) else {name: partial(_plan, method=name) for name in methods}
+        self.plans = {
+            Cell(name, seed): resolver(dataclasses.replace(recipe, seed=seed))
+            for name, resolver in resolvers.items()
+            for seed in seeds
+        }
+        self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
+        described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._write()
+        self._cells = Cells(folder, described, tuple(methods), seeds, resume=resume)
+        self.rows: list[Row] = []
+        self._inputs: tuple[int, EvaluationInputs] | None = None
 
     def train(
         self, watch: Watch = quiet, say: Callable[[str], None] = print
-    ) -> Iterator[tuple[str, dict[str, Samples]]]:
-        """Train and measure the methods one by one, each with its rows in compare.json before it is yielded.
+    ) -> Iterator[tuple[Cell, dict[str, Samples]]]:
+        """Train and measure one cell after the other, each with its rows in compare.json before it is yielded.
 
         Args:
             watch: progress callback.
             say: prints a line.
 
         Yields:
-            The method, and the samples of its map by their titles: none where it diverged.
+            The cell, and the samples of its map by their titles: none where it diverged.
 
         Raises:
             ValueError: every method diverged.
         """
-        inputs = None
-        for plan in self.plans:
-            method = plan.method.name
-            if any(row["method"] == method for row in self.rows):
-                say(f"{method} has its rows in {RESULT_FILE} already.")
-                continue
-            if inputs is None and isinstance(self.source, Board):  # other data: the flow is of the method's own teacher
-                inputs = evaluation_inputs(self.source, None, self.recipe.evaluation, self.recipe.seed)
-            rows, samples = self._train_and_measure(plan, inputs, watch, say)
-            self.rows += rows
-            self.rows.sort(key=lambda row: (*self.methods, row["method"]).index(row["method"]))
-            self._write()
-            yield method, samples
-        if not any("kl" in row or "energy" in row for row in self.rows if row["sampler"] == "map"):
+        for cell in self._cells.take(say):
+            found, curves, samples = self._train_and_measure(cell, watch, say)
+            self._cells.write(cell, found, curves.thinned())
+            with self.joined():
+                pass
+            yield cell, samples
+        with self.joined() as rows:
+            measured = any(_is_measured(row) for row in rows)
+        if rows and not measured:
             raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
+    @contextmanager
+    def joined(self) -> Iterator[list[Row]]:
+        """Context in which compare.json has the rows of all that is done, and no other process writes it."""
+        with self._cells.joined() as self.rows:
+            yield self.rows
+
     def _train_and_measure(
-        self, plan: Plan, inputs: EvaluationInputs | None, watch: Watch, say: Callable[[str], None]
-    ) -> tuple[list[Row], dict[str, Samples]]:
-        """The rows of one method, and the samples of its map. A teacher that has a row is not measured again."""
-        options = {"watch": watch, "say": say}
-        flow_map, teacher, training = train_method(plan, self.source, self.budget, self.folder, **options)
-        method = plan.method.name
-        head = {"method": method, **training}
-        if training.get("diverged"):
-            say(f"{method} diverged: its loss or its weights are not finite.")
-            return [{**head, "sampler": "map"}], {}
-        of_teachers = [row for row in self.rows if row["sampler"] == "teacher" and "teacher" in row]
-        known = [row for row in of_teachers if row["teacher"] == training.get("teacher")][:1]
-        solvers = () if known else ("dopri5",)
+        self, cell: Cell, watch: Watch, say: Callable[[str], None]
+    ) -> tuple[list[Row], Curves, dict[str, Samples]]:
+        """The rows of one cell, the curves of its residuals, and the samples of its map."""
+        plan, curves = self.plans[cell], Curves()
+        options = {"unit": self.unit, "curves": curves, "watch": watch, "say": say}
+        flow_map, teacher, head = train_method(plan, self.source, self.budget, self.folder, **options)
+        if head.get("diverged"):
+            say(f"{cell.name} diverged: its loss or its weights are not finite.")
+            return [{**head, "sampler": "map"}], curves, {}
         try:
+            inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
             rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, watch=watch)
         except ValueError as error:
-            say(f"{method} cannot be measured: {error}")
-            return [{**head, "sampler": "map", "diverged": True}], {}
-        return [{**row, **head} for row in known] + [{**head, **row} for row in rows], samples
+            say(f"{cell.name} cannot be measured: {error}")
+            return [{**head, "sampler": "map", "diverged": True}], curves, {}
+        return [{**head, **row} for row in rows], curves, samples
 
-    def _write(self) -> None:
-        content = {**_description(self.recipe, self.budget), "rows": self.rows}
-        write_atomically(self.folder / RESULT_FILE, json.dumps(content, indent=2) + "\n")
+    def _shared_inputs(self, seed: int) -> EvaluationInputs | None:
+        """What all methods of a seed are measured against; `None` for points, whose flow is each method's own."""
+        if not isinstance(self.source, Board) and not self.source.units.pictures:
+            return None
+        if self._inputs is None or self._inputs[0] != seed:
+            device = pick_device(self.recipe.device)
+            self._inputs = seed, evaluation_inputs(self.source, None, self.recipe.evaluation, seed, device)
+        return self._inputs[1]
+
+
+def _plan(recipe: Recipe, method: str) -> Plan:
+    return resolve(dataclasses.replace(recipe, method=method))
+
+
+def _check_different(option: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) != len(values):
+        what = option.removeprefix("--")
+        raise ValueError(f"{option} needs different {what}, got {' '.join(map(str, values)) or 'none'}.")
+
+
+def _is_measured(row: Row) -> bool:
+    return row["sampler"] == "map" and any(name in row for name in ("kl", "energy", "fd"))
 
 
 def train_method(
-    plan: Plan, source: Source, budget: float, folder: Path, *, watch: Watch = quiet, say: Callable[[str], None] = print
+    plan: Plan,
+    source: Source,
+    budget: float,
+    folder: Path,
+    *,
+    unit: Unit = "seconds",
+    clock: Callable[[], float] | None = None,
+    curves: Curves | None = None,
+    watch: Watch = quiet,
+    say: Callable[[str], None] = print,
 ) -> tuple[FlowMap, FlowMap | None, Row]:
-    """Train one method: its map, its teacher, and what training took. Teachers are kept in the folder."""
+    """Train one method: its map, its teacher, and what training took.
+
+    A teacher is kept in the folder; where another process trains it, this one waits.
+
+    Args:
+        plan: of the method, whose recipe has the seed.
+        source: the data, on the device.
+        budget: of all stages together.
+        folder: of the teachers.
+        unit: of the budget.
+        clock: of a budget in seconds; `clock_of` the device unless given.
+        curves: what the residuals are shown to.
+        watch: progress callback.
+        say: prints a line.
+    """
     device = pick_device(plan.recipe.device)
     flow_map = initial.new_map(plan.recipe, source.shape, source.classes, source.units.condition_dim).to(device)
     teacher: FlowMap | None = None
     total = sum(stage.steps for stage in plan.stages)
+    options = {"unit": unit, "clock": clock, "curves": curves, "watch": watch, "say": say}
     training: Row = {"budget": budget, "distilled": plan.method.distils}
     for stage in plan.stages:
-        seconds = budget * stage.steps / total
+        share = budget * stage.steps / total
         objective = stage.build(flow_map, teacher and teacher.velocity).to(device)
-        weights = folder / teacher_file(objective, seconds)
-        if stage.name == "teacher" and weights.exists():
-            flow_map.load_state_dict(models.load_tensors(weights)[0])
+        train_it = partial(train_stage, plan, stage, source, objective, share, **options)
+        if stage.name == "teacher":
+            weights = folder / teacher_file(stage, objective, share, plan.recipe.seed, unit)
+            with alone(weights, say):
+                training |= _teacher_from(weights, flow_map) or _teacher_into(weights, flow_map, train_it)
         else:
-            training |= train_stage(plan, stage, source, objective, seconds, watch=watch, say=say)
-            if training.get("diverged"):
-                break
-            if stage.name == "teacher":
-                models.save_tensors(weights, flow_map.state_dict(), {"budget": seconds})
+            training |= train_it()
+        if training.get("diverged"):
+            break
         if stage.name == "teacher":
             teacher, training["teacher"] = Target(flow_map), weights.name
     return flow_map, teacher, training
 
 
-def teacher_file(objective: Objective, seconds: float) -> str:
-    """The name of a teacher's file, by which methods of the same map, path and seconds of training share a teacher."""
+def _teacher_from(weights: Path, flow_map: FlowMap) -> Row:
+    """Load a teacher that is there: what its training took; an empty row where it is not there."""
+    if not weights.exists():
+        return {}
+    tensors, extra = models.load_tensors(weights)
+    flow_map.load_state_dict(tensors)
+    return extra["training"]
+
+
+def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row]) -> Row:
+    """Train a teacher and keep it, unless it diverges."""
+    training = train_it()
+    if not training.get("diverged"):
+        tensors = {name: value.contiguous() for name, value in flow_map.state_dict().items()}
+        models.save_tensors(weights, tensors, {"training": training})
+    return training
+
+
+def teacher_file(stage: Stage, objective: Objective, budget: float, seed: int, unit: Unit = "seconds") -> str:
+    """The name of a teacher's file, by which methods share one: those with the same map, path, budget, seed, settings
+    of the optimiser, times and weight."""
     kinds = type(objective.flow_map).__name__, type(objective.interpolant).__name__
-    return f"teacher-{'-'.join(kinds)}-{seconds:g}s.safetensors"
+    settings = repr((stage.optimiser, objective.times, type(objective.weight).__name__))
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
+    return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}-{digest}.safetensors"
 
 
 def train_stage(
@@ -177,35 +265,61 @@ def train_stage(
     objective: Objective,
     budget: float,
     *,
+    unit: Unit = "seconds",
+    clock: Callable[[], float] | None = None,
+    curves: Curves | None = None,
     watch: Watch = quiet,
     say: Callable[[str], None] = print,
 ) -> Row:
-    """Train one stage for `budget` seconds, fewer if it diverges: what a step took, and whether the stage diverged.
+    """Train one stage for its budget, shorter if it diverges: what a step took, and whether the stage diverged.
 
-    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device.
+    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device. Arguments
+    are as in `train_method`.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
     torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
-    evaluate = compiled(objective.evaluate, say) if recipe.compile else None
+    evaluate = compiled(objective.evaluate, say) if plan.compiles(device) else None
     state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
     seed = generator(recipe.seed, plan.stages.index(stage)).initial_seed()
-    run = partial(train, state, source, stage.optimiser, seed=seed, device=device)
-    for _ in islice(run(steps=UNLIMITED_STEPS), WARM_UP_STEPS):
+    steps = UNLIMITED_STEPS if unit == "seconds" else max(1, round(budget))
+    run = partial(train, state, source, stage.optimiser, seed=seed, device=device, steps=steps)
+    for _ in islice(run(), WARM_UP_STEPS):
         pass
     state.zero_grad()  # so the gradients are included in the measured peak
-    step = run(steps=UNLIMITED_STEPS)
-    peak = memory.peak(lambda: next(step), device)
+    step = run()
+    peak = memory.peak(lambda: next(step, None), device)
     title = f"{plan.method.name}, {stage.name}"
-    seconds, finite = take_steps(run(steps=UNLIMITED_STEPS, budget=budget), title, watch)
+    limit = {"budget": budget, "clock": clock or clock_of(device)} if unit == "seconds" else {}
+    begun = time.perf_counter()
+    seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)
     state.use_averages()
-    say(f"{title}: {state.step:,} steps in {sum(seconds):.0f} s")
-    typical = statistics.median if device.type == "cpu" else statistics.mean
-    training: Row = {"ms_per_step": round(1e3 * typical(seconds or [budget]), 3)}
+    say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s")
+    training = _taken(stage, state, seconds, device)
     if peak is not None:
         training["mb_per_step"] = round(peak / 1e6, 3)
     if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         training["diverged"] = True
     return training
+
+
+def _taken(stage: Stage, state: State, seconds: list[float], device: torch.device) -> Row:
+    """The number of steps of a stage, and what one took, unless the budget was spent before the clock started."""
+    typical = statistics.median if device.type == "cpu" else statistics.mean
+    cost = {"ms_per_step": round(1e3 * typical(seconds), 3)} if seconds else {}
+    return {**cost, f"{stage.name}_steps": state.step}
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """The clock of a budget in seconds: CPU time of this process; beside another device wall-clock time."""
+    return time.process_time if device.type == "cpu" else time.monotonic
+
+
+def _seen(steps: Iterator[Step], stage: str, curves: Curves | None) -> Iterator[Step]:
+    """The same steps, shown to the curves."""
+    for step in steps:
+        if curves is not None:
+            curves.see(stage, step)
+        yield step
 
 
 def take_steps(steps: Iterator[Step], title: str, watch: Watch) -> tuple[list[float], bool]:
@@ -252,42 +366,11 @@ def measure_method(
     return rows, samples
 
 
-def read_rows(folder: Path, description: Row) -> list[Row]:
-    """The rows of a comparison to go on with.
-
-    Raises:
-        ValueError: there is no comparison, it is damaged, or it was begun with other options.
-    """
-    path = folder / RESULT_FILE
-    if not path.exists():
-        raise ValueError(f"{folder} has no {RESULT_FILE}: there is nothing to resume; leave out --resume.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows, old = content["rows"], {name: content.get(name) for name in description}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): choose another --out.") from None
-    words, before = {"recipe": "the recipe", "data_sha256": "a data file of checksum"}, _flat(old)
-    for name, value in _flat(description).items():
-        if before.get(name) != value:
-            option = words.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
-            raise ValueError(
-                f"{folder} was begun with {option} {before.get(name)}, got {value}: resume with what it began with, "
-                "or choose another --out."
-            )
-    return rows
-
-
-def _description(recipe: Recipe, budget: float) -> Row:
-    """What compare.json says of a comparison beside its rows."""
+def _description(recipe: Recipe, budget: float, unit: Unit) -> Row:
+    """What compare.json says of a comparison beside its methods, seeds and rows."""
     fields = dataclasses.asdict(recipe).items()
     options = {name: value for name, value in fields if name not in IRRELEVANT_FIELDS}
-    description = {"recipe": recipe.name, "seed": recipe.seed, "budget": budget, "options": options}
+    clock = "CPU time of the training process" if pick_device(recipe.device).type == "cpu" else "wall clock"
+    counted = f"seconds of {clock}, without compilation" if unit == "seconds" else "optimiser steps"
+    description = {"recipe": recipe.name, "budget_in": counted, "budget": budget, "options": options}
     return json.loads(json.dumps(description | {"data_sha256": fingerprint(recipe.data)}))
-
-
-def _flat(values: Row, prefix: str = "") -> Row:
-    """Nested objects of a JSON text as one, with names such as `options.optimiser.batch`."""
-    flat: Row = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -28,6 +28,8 @@ MAX_NUMBERS_OF_POINTS = 2**22
 """Most numbers in the points of W2 and energy distance, which take hours for thousands of latents."""
 DECODED_AT_ONCE = 256
 """Pictures of latents in memory at a time."""
+SAMPLES_OF_KL_IN_SD = 64_000
+"""Samples of the published KL of the checkerboard (2505.18825), on the same grid."""
 MAX_ABS = 1e3
 """Data are of order one: a sample with a greater coordinate, or one that is not finite, counts as lost."""
 
@@ -45,8 +47,9 @@ class EvaluationInputs:
         flow: X_{0,1} of the first points of `x0`, by data:
             checkerboard: of the exact flow.
             other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either.
-            images: the teacher's samples by dopri5; `None` until they are measured.
+            images: the teacher's samples by the first solver; `None` until they are measured.
         floor: KL of as many exact samples, where the law is known.
+        teacher: of points of the checkerboard, the first samples of the teacher's ODE, once they are measured.
         images: what images are measured against, if the data are images.
     """
 
@@ -57,6 +60,7 @@ class EvaluationInputs:
     floor: float | None = None
     images: ImageInputs | None = None
     data_numbers: Tensor | None = None
+    teacher: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class ImageInputs:
         features: the feature network.
         real: statistics and features of real images.
         device: of the feature network.
-        teacher: statistics of the teacher's samples by dopri5 from the same noise, once they are measured.
+        teacher: statistics of the teacher's samples by the first solver from the same noise, once they are measured.
         floor: Fréchet distance of as many other real images; `None` where the data have too few.
     """
 
@@ -195,7 +199,8 @@ def measure(
         inputs: what to measure against.
         settings: how many points.
         along_flow: whether a perfect sampler would end where the flow ends, because it adds no noise on the way.
-        becomes_reference: whether the next samplers of images are measured against these samples, as the flow's.
+        becomes_reference: whether the next samplers are measured against these samples too, as the teacher's flow: of
+            images, and of the checkerboard.
         watch: progress callback.
 
     Returns:
@@ -210,6 +215,8 @@ def measure(
     x = samples.x.nan_to_num(MAX_ABS).clamp(-MAX_ABS, MAX_ABS)
     if (images := inputs.images) is None:
         values = _measure_points(x, source, inputs, settings, along_flow, watch)
+        if becomes_reference and isinstance(source, Board):
+            inputs = replace(inputs, teacher=x[: settings.points])
     else:
         options = {"batch": _feature_batch(images.device), "device": images.device, "watch": watch}
         parts = x.split(DECODED_AT_ONCE) if source.units.vae else (x,)
@@ -233,6 +240,8 @@ def _measure_points(
     x, data = source.units.to_measure(x), source.units.to_measure(inputs.data[:number])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
+        if len(x) >= SAMPLES_OF_KL_IN_SD:
+            row["kl_64000"] = metrics.kl(source.exact.cell_masses(50), x[:SAMPLES_OF_KL_IN_SD])
     rows = x[:number]
     if inputs.data_numbers is not None:  # rows and conditions together
         rows = torch.cat([rows, label_and_numbers(inputs.cond)[1][:number].to(x)], 1)
@@ -246,4 +255,13 @@ def _measure_points(
         row["energy"] = metrics.energy_distance(rows, data)
     if along_flow and inputs.flow is not None:
         row["map_error"] = metrics.map_error(x[:number], source.units.to_measure(inputs.flow[:number])[: len(x)])
+        if isinstance(source, Board):
+            row |= _in_other_cells(source, x[:number], inputs)
     return row
+
+
+def _in_other_cells(source: Board, x: Tensor, inputs: EvaluationInputs) -> Row:
+    """The shares of points in another cell than those of the exact flow, and of the teacher's ODE, from their noise."""
+    flows = {"other_cell": inputs.flow, "other_cell_teacher": inputs.teacher}
+    found = {name: flow[: len(x)] for name, flow in flows.items() if flow is not None}
+    return {name: metrics.share_in_other_cell(source.exact, x[: len(flow)], flow) for name, flow in found.items()}

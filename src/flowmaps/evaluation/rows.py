@@ -46,7 +46,8 @@ def metrics_rows(
         source: the data.
         seed: of noise and data.
         inputs: from `evaluation_inputs`, where several maps share it.
-        solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given.
+        solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given. The samples by
+            the first one are what the map's are measured against too.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
@@ -71,7 +72,7 @@ def metrics_rows(
             inputs,
             settings,
             along_flow=start.fresh_noise is None,
-            becomes_reference=row.get("solver") == "dopri5",
+            becomes_reference=row.get("solver") == next(iter(solvers), ""),
             watch=lambda what, share, title=title: watch(f"{title}, {what}", share),
         )
         yield title, row | values, samples

@@ -113,6 +113,14 @@ class Checkerboard(Noised):
         share = (overlap.clamp_min(0) / (2 * HALF)).unflatten(1, (2, 2)).mean(1)
         return share @ share.T / 2
 
+    def nearest_cell(self, x: Batch) -> Tensor:
+        """The number, from 0 to 7, of the data's cell that is nearest to each point: `(B, 2) -> (B,)`."""
+        first = torch.arange(4, device=x.device)
+        cells = torch.cartesian_prod(first, first)
+        centres = _centres(x)[cells[cells.sum(1) % 2 == 0]]
+        beyond = ((x[:, None] - centres).abs() - HALF).clamp_min(0)
+        return beyond.square().sum(2).argmin(1)
+
     def _log_data(self, x: Tensor) -> Tensor:
         cell = ((x + 1) / (2 * HALF)).floor().clamp(0, 3)
         inside = (x.abs() <= 1).all(1) & (cell.sum(1) % 2 == 0)

@@ -1,7 +1,7 @@
 """Metrics of samples: of points (`points`, whose functions are here), and of images (`images` and what it takes)."""
 
 from . import features, images, reference, row
-from .points import energy_distance, kl, kl_floor, map_error, sliced_wasserstein2, wasserstein2
+from .points import energy_distance, kl, kl_floor, map_error, share_in_other_cell, sliced_wasserstein2, wasserstein2
 
 __all__ = [
     "energy_distance",
@@ -12,6 +12,7 @@ __all__ = [
     "map_error",
     "reference",
     "row",
+    "share_in_other_cell",
     "sliced_wasserstein2",
     "wasserstein2",
 ]

@@ -5,6 +5,7 @@ r"""How far samples lie from a law, from other samples, and a map from the exact
     sliced_wasserstein2   (mean over directions w of W2^2(<w, a>, <w, b>))^(1/2)
     energy_distance       2 E|a - b| - E|a - a'| - E|b - b'|
     map_error             mean |X^(x0) - X(x0)|^2
+    share_in_other_cell   share of the x0 whose X^(x0) is nearest to another cell of the board than X(x0) is
 
 Every function takes samples `(N, *shape)`, flattens all axes but the first, computes in float64 and returns a float.
 Nothing is drawn here but the directions of the sliced distance and the samples of `kl_floor`, each from a generator
@@ -201,6 +202,24 @@ def map_error(predicted: Tensor, exact: Tensor) -> float:
     """
     rows, others = _pair(predicted, exact, "predicted", "exact")
     return float((rows - others).square().sum(1).mean())
+
+
+def share_in_other_cell(board: Checkerboard, predicted: Tensor, exact: Tensor) -> float:
+    """Share of the points whose nearest cell of the board is another than that of their counterpart.
+
+    Args:
+        board: the law.
+        predicted: X^(x_i), `(N, 2)`.
+        exact: X(x_i) of the same points in the same order, `(N, 2)`.
+
+    Returns:
+        The share, from 0 to 1.
+
+    Raises:
+        ValueError: shapes differ, there are no rows, or values are not finite.
+    """
+    rows, others = _pair(predicted, exact, "predicted", "exact")
+    return float((board.nearest_cell(rows) != board.nearest_cell(others)).double().mean())
 
 
 def _sum_of_distances(a: Tensor, b: Tensor) -> float:

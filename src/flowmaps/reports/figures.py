@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..system.files import write_atomically
-from . import style
+from . import spread, style
 from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row, steps_in_words
 
 NOT_RESIDUALS = ("stage", "step", "loss", "norm", "rate", "skipped", "spikes", "seconds")
@@ -165,8 +165,9 @@ def quality(rows: Sequence[Row]) -> Figure:
 def compare(rows: Sequence[Row]) -> Figure:
     """Quality of several methods on one axis: one row per method, in it one dot per number of steps.
 
-    Rows are sorted by quality in four steps, or in the number of steps nearest to four. The vertical line is the first
-    teacher whose row has "distilled" true, or no such entry. A diamond in the teacher's colour marks methods with
+    Of several seeds a dot is the mean, with a bar of one sample standard deviation on either side. Rows are sorted by
+    quality in four steps, or in the number of steps nearest to four. The vertical line is the mean of the ODE of the
+    methods whose rows have "distilled" true, or no such entry. A diamond in the teacher's colour marks methods with
     "distilled" true. Methods without a metric, which have diverged, stand at the bottom in grey.
 
     Args:
@@ -175,36 +176,50 @@ def compare(rows: Sequence[Row]) -> Figure:
     Raises:
         ValueError: no row of a map has a metric of quality.
     """
-    teachers = [row for row in rows if row["sampler"] != "map" and row.get("distilled", True)]
-    rows = [row for row in rows if row["sampler"] == "map"] + teachers[:1]
-    label, rated = style.quality_of(rows)
-    rated = [(row, value) for row, value in rated if math.isfinite(value)]
-    lines: dict[str, dict[int, float]] = {style.name_of(row): {} for row in rows if row["sampler"] == "map"}
-    for row, value in rated:
-        if row["sampler"] == "map":
-            lines[style.name_of(row)][row["steps"]] = value
-    numbers = sorted({steps for line in lines.values() for steps in line})
+    maps = [row for row in rows if row["sampler"] == "map"]
+    key = spread.quality_key(maps)
+    found = {
+        method: {n: of_n for n, of_n in spreads.items() if math.isfinite(of_n.mean)}
+        for method, spreads in spread.of_steps(rows, key).items()
+    }
+    numbers = sorted({steps for spreads in found.values() for steps in spreads})
     if not numbers:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
-    first_by = min(numbers, key=lambda steps: (abs(steps - 4), steps))
-    names = sorted(lines, key=lambda name: (not lines[name], lines[name].get(first_by, math.inf)))
-    diverged = [name for name in names if not lines[name]]
-    figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(names)), layout="constrained")
+    label, _ = style.quality_of([row for row in maps if key in row])
+    by = spread.nearest_four(numbers)
+    names = sorted(found, key=lambda name: (not found[name], found[name][by].mean if by in found[name] else math.inf))
+    diverged = [name for name in names if not found[name]]
+    several = spread.several_seeds(rows)
+    figure = Figure(figsize=(7.6, 1.5 + (0.34 if several else 0.26) * len(names)), layout="constrained")
     ax = figure.subplots()
     colours = dict(zip(numbers, style.shades(len(numbers)), strict=True))
-    style.rows_of_dots(ax, [lines[name] for name in names], colours, [value for _, value in rated])
-    style.light_axes(ax, f"{label}: less is better; best in {steps_in_words(first_by)} first")
+    ode = _ode_of_teachers(rows)
+    mean = spread.Spread.of([spread.quality(row, key) for row in ode]).mean
+    teacher = [mean] if math.isfinite(mean) else []
+    style.rows_of_dots(ax, [found[name] for name in names], colours, teacher)
+    style.light_axes(ax, f"{label}: less is better; best in {steps_in_words(by)} first")
     ax.grid(visible=False, axis="y")
-    distilled = {style.name_of(row) for row in rows if row.get("distilled")}
-    style.label_rows(ax, names, distilled, diverged)
+    distilled = {style.name_of(row) for row in maps if row.get("distilled")}
+    lost = {name for name in names if any(of_n.lost for of_n in found[name].values()) and several}
+    style.label_rows(ax, names, distilled, diverged, lost)
     style.legend(figure, handles=style.step_marks(colours), loc="outside upper center", ncols=len(numbers))
     notes = style.distilled_mark() if distilled else []
-    for row, value in rated:
-        if row["sampler"] != "map":
-            notes += style.vertical_line(ax, row, value, len(names) - len(diverged))
+    notes += style.spread_mark(bool(lost)) if several else []
+    for value in teacher:
+        notes += style.vertical_line(ax, ode, value, len(names) - len(diverged))
     if notes:
         style.legend(figure, handles=notes, loc="outside lower center", ncols=2)
     return figure
+
+
+def _ode_of_teachers(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the ODE, by the first solver, of teachers that maps are distilled from; a teacher and seed each."""
+    teachers = [row for row in rows if row["sampler"] != "map" and row.get("distilled", True)]
+    alike = [row for row in teachers if row.get("solver") == teachers[0].get("solver")]
+    alike = [
+        row for row in alike if row.get("teacher", "").split("-")[:3] == alike[0].get("teacher", "").split("-")[:3]
+    ]
+    return list({(row.get("teacher"), row.get("seed")): row for row in reversed(alike)}.values())
 
 
 def save(figure: Figure, path: str | PathLike[str], *, dpi: int = 144) -> Path:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
+from .spread import Spread, above_floor
 
 RowValue = Callable[[Row], float | None]
 Box = tuple[float, float, float, float]
@@ -54,21 +55,6 @@ def name_of(row: Row) -> str:
     if row["sampler"] == "map":
         return str(row.get("method", "map"))
     return f"{row['sampler']}, {row['solver']}" if row.get("solver") else str(row["sampler"])
-
-
-def above_floor(row: Row) -> float | None:
-    """KL less the KL of as many exact samples, where the row has both."""
-    return _difference(row, "kl", "kl_floor")
-
-
-def above_real(row: Row) -> float | None:
-    """Fréchet distance less that of as many other real images, where the row has both."""
-    return _difference(row, "fd", "fd_floor")
-
-
-def _difference(row: Row, of: str, floor: str) -> float | None:
-    own, least = row.get(of), row.get(floor)
-    return None if own is None or least is None else own - least
 
 
 def array(x: Any) -> np.ndarray:
@@ -186,29 +172,48 @@ def shades(number: int) -> list[Any]:
 
 
 def rows_of_dots(
-    ax: Axes, lines: Sequence[Mapping[int, float]], colours: Mapping[int, Any], values: Sequence[float]
+    ax: Axes, lines: Sequence[Mapping[int, Spread]], colours: Mapping[int, Any], others: Sequence[float] = ()
 ) -> None:
     """One row per method; in it one dot per number of steps, on a bar spanning their range.
 
-    Rows run from the top down; each of `lines` takes a number of steps to a value. The axis is logarithmic. Triangles
-    at its ends are values beyond it: at the left those that are not positive, at the right those above a thousand times
-    the median. Dots are smaller the more steps, so that none hides another.
+    Rows run from the top down; each of `lines` takes a number of steps to a mean and its spread. The axis is
+    logarithmic. Triangles at its ends are means beyond it: at the left those that are not positive, at the right those
+    above a thousand times the median. Dots are smaller the more steps, so that none hides another; where they have a
+    spread they lie a little above each other, each with a line of one standard deviation on either side. The axis has
+    room for the `others`, values that are drawn elsewhere.
     """
-    positive = sorted(value for value in values if 0 < value < np.inf) or [1.0]
+    spreads = [value for line in lines for value in line.values()]
+    reached = [value.mean + sign * (value.std or 0.0) for value in spreads for sign in (-1, 1)]
+    least = min((value.mean for value in spreads if value.mean > 0), default=1.0) / 4  # a bar may reach below zero
+    shown = [*(value for value in others if value > 0), *(value for value in reached if value > least)]
+    positive = sorted(shown) or [1.0]
     low, high = positive[0] / 1.25, min(positive[-1], 1e3 * positive[len(positive) // 2]) * 1.25
     ax.set_xscale("log")
     ax.set_xlim(low / 1.1, high * 1.1)
     tidy_log(ax.xaxis, low, high)
+    raised = any(value.std is not None for line in lines for value in line.values())
+    heights = dict(zip(colours, np.linspace(-0.24, 0.24, len(colours)), strict=True)) if raised else {}
     for y, line in enumerate(lines):
-        ends = [min(max(value, low), high) for value in line.values()]
+        ends = [min(max(value.mean, low), high) for value in line.values()]
         if line:
             ax.axhline(y, color=RULE, lw=0.8, zorder=0)
-            ax.plot([min(ends), max(ends)], [y, y], color=BAR, lw=3, solid_capstyle="round", zorder=2)
+            if not raised:
+                ax.plot([min(ends), max(ends)], [y, y], color=BAR, lw=3, solid_capstyle="round", zorder=2)
         for k, steps in enumerate(sorted(line)):
-            marker = "<" if line[steps] <= 0 else ">" if line[steps] > high else "o"
-            size = 8.6 - 2.4 * k / max(len(colours) - 1, 1)
-            dot = {"color": colours[steps], "mec": "white", "mew": 0.7, "ms": size, "zorder": 3 + 0.01 * k}
-            ax.plot([min(max(line[steps], low), high)], [y], marker, **dot)
+            share = k / max(len(colours) - 1, 1)
+            _dot(ax, line[steps], y + heights.get(steps, 0.0), (low, high), colours[steps], share)
+
+
+def _dot(ax: Axes, value: Spread, y: float, limits: tuple[float, float], colour: Any, share: float) -> None:
+    """A mean as a dot, smaller the greater `share`, or as a triangle at the end beyond which it lies; its spread."""
+    low, high = limits
+    if value.std is not None:
+        ends = [min(max(value.mean + sign * value.std, low / 1.1), high * 1.1) for sign in (-1, 1)]
+        ax.plot(ends, [y, y], color=colour, lw=1.5, solid_capstyle="butt", zorder=2.5)
+    marker = "<" if value.mean <= 0 else ">" if value.mean > high else "o"
+    size = (5.4 if value.std is not None else 8.6) - (1.2 if value.std is not None else 2.4) * share
+    dot = {"color": colour, "mec": "white", "mew": 0.7, "ms": size, "zorder": 3 + 0.01 * share}
+    ax.plot([min(max(value.mean, low), high)], [y], marker, **dot)
 
 
 def step_marks(colours: Mapping[int, Any]) -> list[Line2D]:
@@ -222,16 +227,26 @@ def distilled_mark() -> list[Line2D]:
     return [Line2D([], [], color=TEACHER, marker="D", ms=5, ls="none", label="distilled from a teacher")]
 
 
-def vertical_line(ax: Axes, row: Row, value: float, height: int) -> list[Line2D]:
-    """A sampler's value as a vertical line beside the first rows of `rows_of_dots`."""
-    name = f"{name_of(row)}, {row.get('nfe', '?')} evaluations"
-    return ax.plot([value, value], [-0.6, height - 0.5], color=TEACHER, lw=1.3, ls=(0, (4, 3)), label=name)
+def spread_mark(lost: bool) -> list[Line2D]:
+    """The entries of a legend for the lines of `rows_of_dots`, and for names with a star if there are any."""
+    bar = Line2D([], [], color=FAINT, lw=1.5, label="one standard deviation over seeds")
+    star = Line2D([], [], color=FAINT, marker="*", ms=6, ls="none", label="a seed diverged, and is left out")
+    return [bar, star] if lost else [bar]
 
 
-def label_rows(ax: Axes, names: Sequence[str], marked: Collection[str], diverged: Collection[str]) -> None:
+def vertical_line(ax: Axes, rows: Sequence[Row], mean: float, height: int) -> list[Line2D]:
+    """The mean quality of rows of one sampler as a vertical line beside the first rows of `rows_of_dots`."""
+    evaluations = round(float(np.mean([row.get("nfe", np.nan) for row in rows])))
+    name = f"{name_of(rows[0])}, {evaluations} evaluations"
+    return ax.plot([mean, mean], [-0.6, height - 0.5], color=TEACHER, lw=1.3, ls=(0, (4, 3)), label=name)
+
+
+def label_rows(
+    ax: Axes, names: Sequence[str], marked: Collection[str], diverged: Collection[str], starred: Collection[str] = ()
+) -> None:
     """Names of the rows from the top down, some with the teacher's mark before the axis; diverged ones in grey."""
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [f"{name} *" if name in starred else name for name in names])
     ax.tick_params("y", length=0, pad=13, labelsize=9)
     for y, (name, text) in enumerate(zip(names, ax.get_yticklabels(), strict=True)):
         text.set_color(FAINT if name in diverged else INK)

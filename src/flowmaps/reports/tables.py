@@ -6,7 +6,8 @@ The columns of a run's table are defined once: heading, unit, explanation, and w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,20 @@ from rich.table import Table
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
 from ..methods import METHODS, Jumps
-from .style import above_floor, above_real, name_of
+from .spread import (
+    QUALITIES,
+    SENTENCE,
+    Spread,
+    above_floor,
+    above_real,
+    nearest_four,
+    of_steps,
+    places,
+    quality,
+    quality_key,
+    several_seeds,
+)
+from .style import name_of
 
 NO_VALUE = "–"
 
@@ -81,6 +95,7 @@ COLUMNS = (
     Column("W2", "units of x", "Exact 2-Wasserstein distance of samples to as many data.", "w2"),
     Column("sliced W2", "units of x", "Root mean square of W2 over random lines.", "sliced_w2"),
     Column("map error", "units of x²", "Mean squared distance to the flow's points from the same noise.", "map_error"),
+    Column("other cell", "", "Share of points nearest to another cell than the exact flow's.", "other_cell"),
     Column("energy", "units of x", "Unbiased energy distance to data; near zero it may be negative.", "energy"),
     Column("FD", "", "Fréchet distance of the features of samples to those of the data; its name says which.", "fd"),
     Column(
@@ -93,7 +108,7 @@ COLUMNS = (
     Column(
         "above real", "", "FD less that of as many other real images: the part that is the sampler's own.", above_real
     ),
-    Column("to teacher", "", "The same distance, to the teacher's dopri5 samples from the same noise.", "fd_teacher"),
+    Column("to teacher", "", "The same distance, to the teacher's samples by ODE from the same noise.", "fd_teacher"),
     Column("KD", "", "Kernel distance (unbiased, degree 3) of the features; mean over subsets.", "kd"),
     Column("precision", "", "Share of samples among the data, by nearest neighbours of features.", "precision"),
     Column("recall", "", "Share of data among the samples, by nearest neighbours of features.", "recall"),
@@ -102,7 +117,7 @@ COLUMNS = (
 )
 
 
-ONLY_IN_REPORT = ("FD name", "real images", "KD", "precision", "recall")
+ONLY_IN_REPORT = ("other cell", "FD name", "real images", "KD", "precision", "recall")
 """Headings of the columns for which a terminal has no room."""
 
 
@@ -148,27 +163,71 @@ def run_table(rows: Sequence[Row], title: str) -> Table:
 # a comparison ---------------------------------------------------------------------------------------------------------
 
 
+def is_measured(rows: Sequence[Row]) -> bool:
+    """Whether a map has been measured."""
+    return any(row["sampler"] == "map" and any(key in row for key in QUALITIES) for row in rows)
+
+
 def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """The heading and the lines of a comparison, a line a method: quality in each number of steps and of the ODE, the
-    error of one jump, and what a training step costs."""
-    key = "kl" if any("kl" in row for row in rows) else "energy"
-    steps = sorted({row["steps"] for row in rows if row["sampler"] == "map" and "steps" in row})
-    titles = [steps_in_words(n) for n in steps]
+    error of one jump, and what a training step costs.
+
+    Of several seeds there are mean and standard deviation, the median of the cost, and the rank in one step and in the
+    number of steps nearest to four.
+    """
+    key, several = quality_key(rows), several_seeds(rows)
+    found = of_steps(rows, key)
+    steps = sorted({n for spreads in found.values() for n in spreads})
+    ranked = [n for n in dict.fromkeys([1, nearest_four(steps)] if steps else []) if n in steps and several]
+    ranks = [_ranks({method: spreads.get(n) for method, spreads in found.items()}) for n in ranked]
+    solver = next((row["solver"] for row in rows if "solver" in row), "dopri5")
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        cost = [_number(of_method[0].get(name), 1) for name in ("ms_per_step", "mb_per_step")]
-        if "diverged" in of_method[0]:
-            lines.append([method, "diverged", *[NO_VALUE] * (len(steps) + 1), *cost])
+        mine = [row for row in rows if row["method"] == method]
+        cost = [_number(_median(mine, name), 1) for name in ("ms_per_step", "mb_per_step")]
+        places = [of_method.get(method, NO_VALUE) for of_method in ranks]
+        spreads, diverged = found.get(method, {}), sum("diverged" in row for row in mine)
+        if diverged and not spreads:
+            lines.append([method, "diverged", *[NO_VALUE] * (len(steps) + 1), *places, *cost])
             continue
-        maps = {row["steps"]: row for row in of_method if row["sampler"] == "map"}
-        ode = next((row for row in of_method if row.get("solver") == "dopri5"), {})
-        of_steps = [maps.get(n, {}) for n in steps]
-        quality = [row.get(key, math.nan) - row.get("kl_floor", 0) for row in (*of_steps, ode)]
-        jumps = METHODS[method].jumps is not Jumps.NONE  # steps of Euler's have no error of a map
-        error = of_steps[0].get("map_error") if jumps else None
-        lines.append([method, *(_number(value) for value in (*quality, error)), *cost])
-    return ["method", *titles, "dopri5", "error", "ms/step", "MB/step"], lines
+        ode = Spread.of([quality(row, key) for row in mine if row.get("solver") == solver])
+        shown = [_spread(spreads.get(n), key) for n in steps] + [_spread(ode, key)]
+        seeds = diverged + len({row.get("seed") for row in mine if "diverged" not in row})
+        name = f"{method} ({diverged} of {seeds} diverged)" if diverged else method
+        lines.append([name, *shown, _number(_error(method, mine, steps)), *places, *cost])
+    return ["method", *map(steps_in_words, steps), solver, "error", *[f"rank in {n}" for n in ranked], *COSTS], lines
+
+
+COSTS = ("ms/step", "MB/step")
+
+
+def _ranks(spreads: Mapping[str, Spread | None]) -> dict[str, str]:
+    """The ranks of the methods that have an interval, in words."""
+    intervals = {name: spread.interval for name, spread in spreads.items() if spread is not None}
+    found = places({name: interval for name, interval in intervals.items() if interval is not None})
+    return {name: str(first) if first == last else f"{first}–{last}" for name, (first, last) in found.items()}
+
+
+def _error(method: str, rows: list[Row], steps: list[int]) -> float | None:
+    """The mean squared error of the fewest steps, over the seeds; steps of Euler's have none."""
+    if method in METHODS and METHODS[method].jumps is Jumps.NONE:
+        return None
+    fewest = [row for row in rows if row["sampler"] == "map" and row.get("steps") in steps[:1]]
+    return Spread.of([row.get("map_error", row.get("pixel_error")) for row in fewest]).mean
+
+
+def _median(rows: list[Row], name: str) -> float | None:
+    """The median of a figure over the seeds, each of whose rows have the same one."""
+    values = {row.get("seed"): row[name] for row in rows if name in row}
+    return statistics.median(values.values()) if values else None
+
+
+def _spread(spread: Spread | None, key: str) -> str:
+    """Mean and standard deviation in words; a dash for none."""
+    if spread is None or not math.isfinite(spread.mean):
+        return NO_VALUE
+    show = (lambda value: f"{value:,.0f}") if key == "fd" else _number
+    return show(spread.mean) + ("" if spread.std is None else f"±{show(spread.std)}")
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -181,19 +240,19 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def comparison_table(rows: list[Row], about: str) -> Table:
-    """The summary as a table for the terminal, 100 columns wide at most.
+    """The summary as a table for the terminal, 100 columns wide at most with one seed, 150 with several.
 
     Args:
         rows: of compare.json.
         about: what was compared, the beginning of the title.
     """
     heading, lines = comparison_summary(rows)
-    metric = r"KL above floor \[nats]" if any("kl" in row for row in rows) else "energy distance to data"
-    title = f"{about}: {metric} of the map in N steps"
+    title = f"{about}: {markup.escape(QUALITIES[quality_key(rows)][1])} of the map in N steps"
     caption = (
-        "dopri5: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
+        f"{_solver(heading)}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
         "MB: peak of a step's tensors"
     )
+    caption = "\n".join([caption, *comparison_notes(rows)])
     result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for k, name in enumerate(heading):
         result.add_column(name, justify="right" if k else "left", no_wrap=True)
@@ -202,8 +261,32 @@ def comparison_table(rows: list[Row], about: str) -> Table:
     return result
 
 
+def _solver(heading: list[str]) -> str:
+    return heading[heading.index("error") - 1]
+
+
+def comparison_notes(rows: list[Row]) -> list[str]:
+    """Sentences under a table of several seeds: what its numbers are, and which methods have fewer seeds."""
+    if not several_seeds(rows):
+        return []
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["method"], set()).add(row["seed"])
+    every = sorted(set().union(*seeds.values()))
+    notes = [
+        f"Mean ± sample standard deviation over seeds {_listed(every)}; the cost is the median over them. {SENTENCE}"
+    ]
+    fewer = [f"{method} {_listed(sorted(own))}" for method, own in seeds.items() if own != set(every)]
+    return [*notes, f"With fewer seeds: {'; '.join(fewer)}."] if fewer else notes
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def comparison_markdown(rows: list[Row]) -> str:
-    """The summary as a Markdown table."""
+    """The summary as a Markdown table, with its notes."""
     heading, lines = comparison_summary(rows)
     table = [heading, ["---"] + ["---:"] * (len(heading) - 1), *lines]
-    return "".join("| " + " | ".join(row) + " |\n" for row in table)
+    text = "".join("| " + " | ".join(row) + " |\n" for row in table)
+    return text + "".join(f"\n{note}\n" for note in comparison_notes(rows))

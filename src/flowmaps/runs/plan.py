@@ -154,6 +154,12 @@ class Plan:
         self.check_steps(changes.get("steps", ()))
         return replace(self, recipe=recipe)
 
+    def with_options(self, **options: Any) -> Plan:
+        """The plan with other options of its method's function, over those that the recipe chooses."""
+        usual = self.method.settings
+        method = replace(self.method, settings=lambda choices: {**usual(choices), **options})
+        return replace(self, method=method, stages=tuple(_stages(self.recipe, method, self.interpolant)))
+
     def evaluation(self) -> Evaluation:
         """The recipe's evaluation, of the numbers of steps that the map supports."""
         evaluation = self.recipe.evaluation

@@ -153,21 +153,37 @@ def signals(say: Callable[[str], None]) -> Iterator[Callable[[], str | None]]:
                 signal.signal(number, handler)
 
 
+def try_lock(path: Path) -> FileLock | None:
+    """Hold a file for this process, until it releases the lock or ends, however it ends.
+
+    Returns:
+        The lock; `None` where another process holds it.
+
+    Raises:
+        ValueError: the path leads elsewhere.
+    """
+    refuse_link(path)
+    file_lock = FileLock(path)
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    return file_lock
+
+
 def lock(folder: Path) -> FileLock:
     """Hold a folder for this process, until it releases the lock or ends, however it ends.
 
     Raises:
         ValueError: another process holds it, or the lock leads elsewhere.
     """
-    file_lock, path = FileLock(folder / LOCK), folder / LOCK
-    refuse_link(path)
-    try:
-        file_lock.acquire(timeout=0)
-    except Timeout:
+    file_lock = try_lock(folder / LOCK)
+    if file_lock is None:
         raise ValueError(
-            f"another run is writing into {folder} ({_holder(path)}): wait for it to end, or choose another folder."
-        ) from None
-    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            f"another run is writing into {folder} ({holder(folder / LOCK)}): wait for it to end, or choose another "
+            "folder."
+        )
     return file_lock
 
 
@@ -224,7 +240,8 @@ def refuse_link(path: Path) -> None:
         raise ValueError(f"{path} is a link, through which nothing is written: remove it.")
 
 
-def _holder(path: Path) -> str:
+def holder(path: Path) -> str:
+    """The process that has locked a file, in words."""
     try:
         return path.read_text(encoding="utf-8").strip()[:200] or "unknown"
     except (OSError, UnicodeDecodeError):

@@ -7,7 +7,7 @@ random draws of a process are a function of (seed, rank, step).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,6 +61,7 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     budget: float | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Iterator[Step]:
     """Train, one `Step` at a time, until `steps` are taken or `budget` seconds have passed.
 
@@ -71,16 +72,17 @@ def train(
         steps: number of the last step; the rate decays towards it.
         seed: of all draws; step k draws the same whether or not training was interrupted before.
         device: where the objective is.
-        budget: wall-clock limit in seconds, of one process; progress is then the greater of the fraction of steps and
+        budget: limit in seconds of `clock`, of one process; progress is then the greater of the fraction of steps and
             the fraction of time used.
+        clock: wall-clock time in seconds unless given, or `time.process_time`, CPU time of this process.
     """
-    device, rows = torch.device(device), settings.batch // ranks()
+    device, rows, clock = torch.device(device), settings.batch // ranks(), clock or time.monotonic
     own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
-    begun, before = time.monotonic(), state.step / steps
+    begun, before = clock(), state.step / steps
     while state.step < steps:
         progress = state.step / steps
         if budget is not None:
-            progress = max(progress, (time.monotonic() - begun) / budget)
+            progress = max(progress, (clock() - begun) / budget)
             if progress >= 1:
                 return
         source_of_noise = generator(own, state.step, device=device)

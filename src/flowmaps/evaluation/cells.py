@@ -1,0 +1,241 @@
+"""The folder of a comparison: a file for each method and seed, which processes share out among themselves.
+
+compare.json: what is compared, and the rows of all cells that are done; whoever finishes a cell writes it anew
+cells/METHOD-SEED.json: the rows of one cell, and the curves of its residuals
+cells/METHOD-SEED.lock: while a process works on the cell; the lock of a process that has ended counts for nothing
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from ..runs.folder import check_new
+from ..system.files import write_atomically
+from ..training.guards import LOCK, holder, refuse_link, try_lock
+from .curves import Curve
+from .measure import Row
+
+RESULT_FILE, CELLS = "compare.json", "cells"
+SECONDS_BETWEEN_TRIES = 1.0  # of a file that another process holds
+
+
+class Cell(NamedTuple):
+    """One training of a comparison.
+
+    Attributes:
+        method: its name.
+        seed: of weights, batches and samples.
+    """
+
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of its files."""
+        return f"{self.method}-{self.seed}"
+
+
+class Cells:
+    """The cells of a comparison in a folder, which is created, or joined where it has a comparison alike.
+
+    Args:
+        folder: where to; empty, missing, or of a comparison that was begun with the same description.
+        description: what is compared, in JSON: everything that the cells have in common.
+        methods, seeds: of the cells that this process wants done, in order; others may be there already.
+        resume: refuse to begin a new comparison.
+
+    Attributes:
+        wanted: the cells of this process, all methods of a seed before the next seed.
+
+    Raises:
+        ValueError: the folder has something else in it, or a comparison that was begun otherwise, or is damaged; or
+            there is nothing to resume.
+    """
+
+    def __init__(
+        self, folder: Path, description: Row, methods: Sequence[str], seeds: Sequence[int], *, resume: bool = False
+    ) -> None:
+        self.folder, self.description = folder, description
+        self.wanted = [Cell(method, seed) for seed in seeds for method in methods]
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+        if resume and RESULT_FILE not in names:
+            raise ValueError(f"{folder} has no {RESULT_FILE}: there is nothing to resume; leave out --resume.")
+        if RESULT_FILE in names:
+            self._read()
+        elif not (folder.is_dir() and _is_begun(folder, names)):
+            check_new(folder)
+        (folder / CELLS).mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            old = self._read() if (folder / RESULT_FILE).exists() else {"methods": [], "seeds": []}
+            self.methods = list(dict.fromkeys([*old["methods"], *methods]))
+            self.seeds = sorted({*old["seeds"], *seeds})
+            self._write()
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell."""
+        return self.folder / CELLS / f"{cell.name}.json"
+
+    def take(self, say: Callable[[str], None]) -> Iterator[Cell]:
+        """The wanted cells that are neither done nor held by another process, each held until the next is asked for.
+
+        Args:
+            say: prints a line.
+        """
+        if done := sum(self.path(cell).exists() for cell in self.wanted):
+            say(f"{done} of {len(self.wanted)} trainings have their rows in {RESULT_FILE} already.")
+        while True:
+            held = next((found for cell in self.wanted if (found := self._try(cell))), None)
+            if held is None:
+                break
+            cell, lock = held
+            try:
+                yield cell
+            finally:
+                if self.path(cell).exists():  # only then: whoever has opened the file sees that the cell is done
+                    self._lock_path(cell).unlink(missing_ok=True)
+                lock.release()
+        for cell in self.wanted:
+            if not self.path(cell).exists():
+                say(f"{cell.name} is left to another process, {holder(self._lock_path(cell))}.")
+
+    def write(self, cell: Cell, rows: list[Row], curves: Mapping[str, Curve]) -> None:
+        """Write the rows of a cell, each with its method and seed, and the curves of its stages."""
+        content = {**cell._asdict(), "rows": [{**cell._asdict(), **row} for row in rows], "curves": curves}
+        write_atomically(self.path(cell), json.dumps(content) + "\n")
+
+    @contextmanager
+    def joined(self) -> Iterator[list[Row]]:
+        """Context with the rows of all cells that are done, by whichever process, in compare.json and as the value.
+
+        No other process is in this context at the same time, so that what is written in it is of the latest rows.
+        """
+        with self._locked():
+            old = self._read()  # another process may have come with more methods or seeds
+            self.methods, self.seeds = old["methods"], old["seeds"]
+            yield self._write()
+
+    def _write(self) -> list[Row]:
+        rows = rows_of(self.folder, self.methods)
+        content = {**self.description, "methods": self.methods, "seeds": self.seeds, "rows": rows}
+        write_atomically(self.folder / RESULT_FILE, json.dumps(content, indent=1) + "\n")
+        return rows
+
+    def _try(self, cell: Cell) -> tuple[Cell, FileLock] | None:
+        """A cell with its lock; `None` if it is done, or held by another process."""
+        if self.path(cell).exists() or (lock := try_lock(self._lock_path(cell))) is None:
+            return None
+        if self.path(cell).exists():  # meanwhile
+            lock.release()
+            return None
+        return cell, lock
+
+    def _lock_path(self, cell: Cell) -> Path:
+        return self.path(cell).with_suffix(".lock")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self.folder / CELLS / LOCK
+        refuse_link(path)
+        with FileLock(path):
+            yield
+
+    def _read(self) -> dict[str, Any]:
+        """The content of compare.json.
+
+        Raises:
+            ValueError: it is damaged, of an earlier version, or was begun with other options.
+        """
+        path = self.folder / RESULT_FILE
+        content = read(path)
+        if not isinstance(content, dict) or not {"recipe", "rows"} <= content.keys():
+            raise ValueError(f"{path} is damaged (it is no comparison): choose another --out.")
+        if not {"methods", "seeds"} <= content.keys():
+            raise ValueError(f"{path} is of an earlier version, which had one seed: choose another --out.")
+        words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
+        before = _flat({name: content.get(name) for name in self.description})
+        for name, value in _flat(self.description).items():
+            if before.get(name) != value:
+                option = words.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
+                raise ValueError(
+                    f"{self.folder} was begun with {option} {before.get(name)}, got {value}: join it with what it "
+                    "began with, or choose another --out."
+                )
+        return content
+
+
+def _is_begun(folder: Path, names: set[str]) -> bool:
+    """Whether a folder has nothing in it but what a process writes that is beginning a comparison at this moment."""
+    own = all(name == CELLS or name.startswith(f".{RESULT_FILE}.") for name in names)
+    return own and not any((folder / CELLS).glob("*.json"))
+
+
+def read(path: Path) -> Any:
+    """The content of a file of JSON.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): delete it, or choose another --out.") from None
+
+
+def rows_of(folder: Path, methods: Sequence[str]) -> list[Row]:
+    """The rows of all cells of a comparison, by method in the order given, then by seed.
+
+    Raises:
+        ValueError: a cell is damaged.
+    """
+    rows = [row for content in contents(folder) for row in content["rows"]]
+    order = {method: k for k, method in enumerate(methods)}
+    return sorted(rows, key=lambda row: (order.get(row["method"], len(order)), row["method"], row["seed"]))
+
+
+def contents(folder: Path) -> list[dict[str, Any]]:
+    """The contents of the files of all cells: `method`, `seed`, `rows`, `curves`.
+
+    Raises:
+        ValueError: a cell is damaged.
+    """
+    found = {path: read(path) for path in sorted((folder / CELLS).glob("*.json"))}
+    for path, content in found.items():
+        if not isinstance(content, dict) or not {"method", "seed", "rows", "curves"} <= content.keys():
+            raise ValueError(f"{path} is damaged (it is no cell of a comparison): delete it, and run again.")
+    return list(found.values())
+
+
+@contextmanager
+def alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Context in which no other process writes a file; it begins when another one has written it, or has ended.
+
+    Args:
+        path: the file.
+        say: prints a line where there is something to wait for.
+    """
+    own = path.with_name(f".{path.name}.lock")
+    if (lock := try_lock(own)) is None:
+        say(f"waiting for {path.name}, which another process trains ({holder(own)}).")
+        while (lock := try_lock(own)) is None:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+    try:
+        yield
+    finally:
+        own.unlink(missing_ok=True)
+        lock.release()
+
+
+def _flat(values: Row, prefix: str = "") -> Row:
+    """Nested objects of a JSON text as one, with names such as `options.optimiser.batch`."""
+    flat: Row = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,94 @@
+"""The papers' table: its lines from rows that are known, and a tiny run of it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import paper_table
+import pytest
+
+from flowmaps.evaluation.cells import read
+from flowmaps.runs.recipes import Recipe
+from flowmaps.times import Square, Strip
+
+CONTENT = {
+    "budget_in": "seconds of CPU time of the training process, without compilation",
+    "budget": 750.0,
+    "options": {"evaluation": {"samples": 1_000_000, "points": 5_000}, "network": {"width": 256, "depth": 4}},
+}
+
+
+def tiny() -> Recipe:
+    usual = paper_table.recipe(100)
+    return replace(
+        usual,
+        compile=False,
+        network=replace(usual.network, width=8, depth=2),
+        optimiser=replace(usual.optimiser, batch=16),
+        evaluation=replace(usual.evaluation, points=30, steps=(1, 4)),
+    )
+
+
+def row(method: str, steps: int, kl: float, published: float | None = None, **more: object) -> dict:
+    found = {"method": method, "seed": 0, "sampler": "map", "steps": steps, "nfe": steps, "kl": kl, "kl_floor": 0.001}
+    return {**found, "w2": 0.05, "other_cell": 0.01, **({"kl_64000": published} if published else {}), **more}
+
+
+def test_published_figures_stand_beside_ours():
+    rows = [
+        row("fmm", 1, 0.035, 0.05, other_cell_teacher=0.25),
+        row("lsd", 2, 0.05, 0.0693),
+        {**row("interpolant", 0, 0.017, 0.03), "sampler": "teacher", "solver": "dopri5"},
+        row("interpolant", 80, 0.021, 0.03),
+        {"method": "esd", "seed": 0, "sampler": "map", "diverged": True},
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in paper_table.table(rows, CONTENT).splitlines()]
+    assert lines[2] == ["interpolant (velocity matching)", "ODE, dopri5", "0.0300", "0.016", "1.00", "0.0160",
+                        "0.0500", "0.0100", ""]  # fmt: skip
+    assert lines[3][1:6] == ["ODE, 80 steps of Euler", "0.0300", "", "", "0.0200"]
+    assert lines[4] == ["FMM, the square", "1 step", "0.0500", "0.017", "2.00", "0.0340", "0.0500", "0.0100", "0.2500"]
+    assert lines[5][:6] == ["LSD", "2 steps", "0.0693", "0.077", "0.90", "0.0490"]
+    assert lines[6][:2] == ["ESD", "diverged"]
+    assert "750 seconds of CPU time of the training process a method" in paper_table.table(rows, CONTENT)
+
+
+def test_seeds_have_a_spread():
+    rows = [row("lsd", 1, 0.1, 0.1), {**row("lsd", 1, 0.2, 0.2), "seed": 1}]
+    assert "| LSD | 1 step | 0.1500 ± 0.0707 | 0.086 | 1.74 |" in paper_table.table(rows, CONTENT)
+    assert "over 2 seeds" in paper_table.table(rows, CONTENT)
+
+
+def test_every_row_is_the_method_that_its_name_says():
+    plans = {name: build(tiny()) for name, build in paper_table.VARIANTS.items()}
+    assert plans.keys() == paper_table.NAMES.keys()
+    assert {name for name, plan in plans.items() if plan.method.name == name} == {
+        "lmd", "emd", "fmm", "pfmm", "eulerian_estimation", "lsd", "esd",
+    }  # fmt: skip
+    options = {name: plan.method.settings(choices_of(plan)) for name, plan in plans.items()}
+    assert options["fmm"]["times"] == options["fmm-forward"]["times"] == Square()
+    assert options["fmm-forward"]["forward"] == 0.25
+    assert options["fmm-strip"]["times"] == Strip(0.25)
+    assert plans["fmm-strip"].evaluation().steps == (4, 8, 16)
+    assert options["psd-m"]["midpoint"]
+    assert "midpoint" not in options["psd-u"]
+
+
+def choices_of(plan):
+    """The choices that a plan's settings are called with."""
+    from flowmaps.runs.plan import _choices
+
+    return _choices(plan.recipe, plan.interpolant)
+
+
+@pytest.mark.slow
+def test_a_tiny_table_is_trained_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = {"out": tmp_path / "out", "budget": 750.0, "budget_steps": 10, "seeds": 1, "samples": 100}
+    for names in (["interpolant", "fmm-strip", "psd-m"], list(paper_table.VARIANTS)):
+        paper_table.train(tiny(), argparse.Namespace(**options, rows=names))
+    assert "3 of 13 trainings have their rows in compare.json already." in capsys.readouterr().out
+    content = read(tmp_path / "out" / "compare.json")
+    text = paper_table.table(content["rows"], content)
+    assert all(f"| {title} |" in text for title in paper_table.NAMES.values())
+    assert "10 steps a method" in text
