@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .dual import Dual
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap, Target
@@ -159,7 +160,7 @@ class FromTeacher(Velocity):
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         v, missed = self._called(x, t, cond)
-        if not isinstance(v, Tensor) or v.shape != x.shape:
+        if not isinstance(v, (Tensor, Dual)) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(v, x, t):
