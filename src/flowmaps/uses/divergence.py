@@ -90,8 +90,8 @@ def _check(x: Tensor, estimator: str, probes: Tensor | None) -> None:
         raise ValueError(f"estimator must be one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}.")
     if (estimator == "exact") != (probes is None):
         raise ValueError(
-            f"probes go with an estimate, got estimator={estimator!r} and {'no probes' if probes is None else 'probes'}: "
-            "pass probes=signs(x, K) for 'hutchinson' or 'hutch++', none for 'exact'."
+            f"probes go with an estimate, got {estimator!r} and {'no probes' if probes is None else 'probes'}: pass "
+            "probes=signs(x, K) for 'hutchinson' or 'hutch++', none for 'exact'."
         )
     if probes is not None and (probes.shape[1:] != x.shape or len(probes) < (3 if estimator == "hutch++" else 1)):
         raise ValueError(

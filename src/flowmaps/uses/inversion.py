@@ -133,7 +133,8 @@ def check_backwards(
         if not error <= MAX_ERROR * spread:
             raise ValueError(
                 f"data come back from time {to:g} with an error of {error:.3g}, more than {MAX_ERROR:g} of their "
-                f"spread {spread:.3g}, as of a map that was never trained backwards: {advice}; backwards=True goes on anyway."
+                f"spread {spread:.3g}, as of a map that was never trained backwards: {advice}; or go on anyway with "
+                "backwards=True."
             )
 
 

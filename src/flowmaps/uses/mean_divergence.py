@@ -1,7 +1,7 @@
 r"""F2D2's head: the mean d_{s,t}(x) of the divergence over the trajectory from s to t, learned beside a map.
 
-The integral (t - s) d_{s,t}(x) = int_s^t div b_r(X_{s,r}(x)) dr is that of the joint state (x, log rho), so that d obeys
-the equations of u in `equations`, with the divergence in the place of the velocity:
+The integral (t - s) d_{s,t}(x) = int_s^t div b_r(X_{s,r}(x)) dr is that of the joint state (x, log rho), so that d
+obeys the equations of u in `equations`, with the divergence in the place of the velocity:
 
     diagonal      d_{t,t}(x)                 =  div b_t(x)
     Lagrangian    d + (t - s) d_t d          =  div b_t(X_{s,t}(x))

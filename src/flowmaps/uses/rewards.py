@@ -14,6 +14,8 @@ make up for it:
 
     x' = m + sigma (delta + xi),     delta = sigma grad r_t(m),     weights times exp(- delta . xi - |delta|^2 / 2)
 
+with delta shortened where it is long (`MAX_SHIFT`).
+
 For an exact map the weighted samples are those of the tilted law for every number of steps, as their number grows; for
 a learned map they are those of the tilted law of its chain.
 
@@ -39,10 +41,15 @@ from ..interpolants import Interpolant, Linear
 from ..maps import FlowMap
 from ..modules import evaluating
 from ..samplers import GammaSampling, Jump
-from ..shapes import Batch, Condition, check_condition, on_each, per_row
+from ..shapes import Batch, Condition, check_condition, like, on_each, per_row
 
 Reward: TypeAlias = Callable[[Tensor], Tensor]
 """r(x), `(B, *shape) -> (B,)`; -inf where x is not allowed."""
+
+OUTSIDE = 5.0
+"""How much less than the least of the others the reward / tau of a sample counts that is not allowed, before t = 1."""
+MAX_SHIFT = 0.5
+"""Greatest length of delta over that of the noise, D^(1/2): a steep reward would be overshot, and few samples left."""
 
 
 class Tilted(NamedTuple):
@@ -112,7 +119,7 @@ def tilted_samples(
             x = mean
             if sigma > 0:
                 xi = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-                delta = sigma * tilt.gradient(mean, t) if gradient else torch.zeros_like(xi)
+                delta = _shortened(sigma * tilt.gradient(mean, t)) if gradient else torch.zeros_like(xi)
                 x = mean + sigma * (delta + xi)
                 correction = correction - per_row(delta * xi + 0.5 * delta.square())
             value = tilt.value(x, t)
@@ -148,8 +155,13 @@ class _Tilt:
         return self.flow_map(x, x.new_full((len(x),), t), x.new_ones(len(x)), self.cond)
 
     def value(self, x: Tensor, t: float) -> Tensor:
-        """r_t(x), `(B,)`."""
-        return t / self.temperature * rewarded(self.reward, self.ahead(x, t))
+        """r_t(x), `(B,)`; finite before t = 1, so that what is not allowed yet may be so later."""
+        r = rewarded(self.reward, self.ahead(x, t)) / self.temperature
+        if t < 1:
+            outside = r == -math.inf
+            least = torch.where(outside, math.inf, r).min()
+            r = torch.where(outside, torch.where(least < math.inf, least, 0) - OUTSIDE, r)
+        return t * r
 
     def gradient(self, x: Tensor, t: float) -> Tensor:
         """grad r_t(x), `(B, *shape)`; zero where it is not finite, which costs samples, not their law."""
@@ -221,6 +233,12 @@ def rewarded(reward: Reward, x: Tensor, *, differentiable: bool = False) -> Tens
             "or tilted_samples(..., gradient=False) for a black box."
         )
     return r
+
+
+def _shortened(delta: Tensor) -> Tensor:
+    """delta, of a length of at most MAX_SHIFT D^(1/2)."""
+    length = per_row(delta.square()).sqrt().clamp_min(torch.finfo(delta.dtype).tiny)
+    return delta * like((MAX_SHIFT * delta[0].numel() ** 0.5 / length).clamp_max(1), delta)
 
 
 def _normalised(log_weights: Tensor) -> Tensor:
