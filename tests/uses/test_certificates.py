@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import flowmaps as fm
 from flowmaps.equations import Eulerian, Lagrangian
 from flowmaps.uses import certificates
-from flowmaps.uses.certificates import Quadrature, eulerian_form, lagrangian_form
+from flowmaps.uses._quadrature import Quadrature
+from flowmaps.uses.certificates import eulerian_form, lagrangian_form
 
 FORMS = ("Lagrangian, paper", "Lagrangian", "Eulerian, paper", "Eulerian")
 RULE = Quadrature.gauss_legendre(12)

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,42 +35,11 @@ from ..maps import FlowMap
 from ..modules import evaluating, modules_of
 from ..shapes import Batch, Condition, Field, check_condition, on_each, per_row
 from ..solvers import integrate
+from ._quadrature import Quadrature
 from .lipschitz import LANCZOS_STEPS, largest_stretching
 
 RESAMPLES = 1_000
 """Resamples of a bootstrap interval."""
-
-
-class Quadrature(NamedTuple):
-    """Times in (0, 1) and what integrals over time are made of, float64.
-
-    Attributes:
-        times: t_k, `(K,)`.
-        weights: of int_0^1, `(K,)`.
-        tails: of int_{t_k}^1, `(K, K)`, a row for each t_k.
-    """
-
-    times: Tensor
-    weights: Tensor
-    tails: Tensor
-
-    @classmethod
-    def gauss_legendre(cls, number: int) -> Quadrature:
-        """Gauss-Legendre times; `tails` integrates the polynomial through the values.
-
-        Raises:
-            ValueError: `number` is not positive.
-        """
-        if number < 1:
-            raise ValueError(f"a quadrature needs times >= 1, got {number}.")
-        x, w = np.polynomial.legendre.leggauss(number)
-        values = np.polynomial.legendre.legvander(x, number)
-        degrees = np.arange(1, number)
-        # int_x^1 P_m = (P_{m-1}(x) - P_{m+1}(x)) / (2m + 1); the coefficient of P_m is (2m + 1) / 2 sum_j w_j P_m f_j
-        integrals = np.concatenate([1 - x[:, None], (values[:, degrees - 1] - values[:, degrees + 1]) / 2], 1)
-        integrals[:, :1] /= 2
-        tails = integrals @ (w[:, None] * values[:, :number]).T
-        return cls(*(torch.from_numpy(value) for value in ((x + 1) / 2, w / 2, tails / 2)))
 
 
 def eulerian_form(squares: Tensor, rule: Quadrature, *, paper: bool = False) -> Tensor:
@@ -199,37 +167,52 @@ def certificate(
     """
     _check(x0, x1, interpolant, cond, lipschitz_rows)
     field: Field = flow_map.velocity if velocity is None else velocity
-    rule, few = Quadrature.gauss_legendre(times), slice(min(lipschitz_rows, len(x0)))
-    eulerian, lagrangian, constants = [], [], []
+    rule = Quadrature.gauss_legendre(times)
     with evaluating(flow_map, *modules_of(field)):
         path = _Solved(field, x0, cond, tolerance) if x1 is None else _Interpolated(interpolant, x0, x1, generator)
-        for time in rule.times.tolist():
-            x = path.to(time)
-            eulerian.append(residual_squares(Eulerian(), flow_map, x, time, 1.0, field, cond))
-            lagrangian.append(residual_squares(Lagrangian(), flow_map, x0, 0.0, time, field, cond))
-            c = on_each(cond, lambda value: value[few])
-            both = (x[few], flow_map(x0[few], *_times(x0[few], 0.0, time), c))
-            found = [
-                largest_stretching(field, y, *_times(y, time), c, steps=lanczos_steps, generator=generator)
-                for y in both
-            ]
-            constants.append(torch.cat(found).amax())
+        found = [
+            _at(flow_map, field, path.to(time), x0, time, cond, lipschitz_rows, lanczos_steps, generator)
+            for time in rule.times.tolist()
+        ]
         samples = flow_map(x0, *_times(x0, 0.0, 1.0), cond)
         gaps = None if x1 is not None else per_row((samples - path.to(1.0)).square())
-    squares = [torch.stack(values, 1).double().cpu() for values in (eulerian, lagrangian)]
-    greatest = torch.stack(constants).double().cpu()
+    eulerian, lagrangian = (torch.stack(values, 1).double().cpu() for values in list(zip(*found, strict=True))[:2])
+    constants = torch.stack([greatest for *_, greatest in found]).double().cpu()
     return Certificate(
         times=rule.times,
-        eulerian=squares[0].mean(0).sqrt(),
-        lagrangian=squares[1].mean(0).sqrt(),
-        constants=greatest,
-        forms=_forms(*squares, greatest, rule, generator),
+        eulerian=eulerian.mean(0).sqrt(),
+        lagrangian=lagrangian.mean(0).sqrt(),
+        constants=constants,
+        forms=_forms(eulerian, lagrangian, constants, rule, generator),
         coupled=None if gaps is None else _bootstrap(gaps.double().cpu()[:, None], _root, generator),
         spread=float((2 * samples.double().var(0).sum()).sqrt()),
         rows=len(x0),
         own=velocity is None,
         evaluations=4 * times + path.evaluations + 1,
     )
+
+
+def _at(
+    flow_map: FlowMap,
+    field: Field,
+    x: Tensor,
+    x0: Tensor,
+    time: float,
+    cond: Condition,
+    lipschitz_rows: int,
+    lanczos_steps: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """|R|^2 of the Eulerian and the Lagrangian residual at one time, `(B,)`, and the greatest eigenvalue found."""
+    eulerian = residual_squares(Eulerian(), flow_map, x, time, 1.0, field, cond)
+    lagrangian = residual_squares(Lagrangian(), flow_map, x0, 0.0, time, field, cond)
+    few = slice(min(lipschitz_rows, len(x0)))
+    c = on_each(cond, lambda value: value[few])
+    stretching = [
+        largest_stretching(field, y, *_times(y, time), c, steps=lanczos_steps, generator=generator)
+        for y in (x[few], flow_map(x0[few], *_times(x0[few], 0.0, time), c))
+    ]
+    return eulerian, lagrangian, torch.cat(stretching).amax()
 
 
 def _check(
