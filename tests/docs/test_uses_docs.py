@@ -10,7 +10,7 @@ from places import ROOT
 
 import flowmaps as fm
 
-PAGES = sorted((ROOT / "docs" / "uses").glob("*.md"))
+PAGES = sorted(path for path in (ROOT / "docs" / "uses").glob("*.md") if path.stem != "README")
 SHORTER = {
     "(flow_map, x0, x1, interpolant=": "(flow_map, x0, x1, times=3, interpolant=",
     "velocity=board.velocity, times=8": "velocity=board.velocity, times=3",

@@ -85,7 +85,7 @@ def log_likelihood(
         solver: method, rtol, atol and steps of `fm.solvers.integrate`; tolerances are 1e-6 unless given.
 
     Raises:
-        ValueError: an unknown estimator, too few probes, or options of no solver.
+        ValueError: an unknown estimator, too few probes, or an unknown method of the solver.
     """
     check_condition(cond, x1)
     field: Field = flow.velocity if isinstance(flow, FlowMap) else flow
