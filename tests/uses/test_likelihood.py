@@ -151,7 +151,7 @@ def test_the_exact_head_has_no_residual(equation: str, estimator: str):
     assert all(float(part.max()) < 1e-18 for part in loss.parts.values())
     flow_map.head.shift.data.fill_(0.1)  # type: ignore[union-attr]
     loss = objective(law.sample(40, generator(0), torch.float64), x0, generator=generator(2))
-    assert float(loss.value) == pytest.approx(0.01, rel=1e-6)  # of the semigroup: the diagonal alone
+    assert float(loss.value.detach()) == pytest.approx(0.01, rel=1e-6)  # of the semigroup: the diagonal alone
     loss.value.backward()
     assert {name for name, p in objective.named_parameters() if p.grad is not None} == {"flow_map.head.shift"}
 
@@ -176,7 +176,7 @@ def test_a_head_is_learned_by_fit(equation: str, tmp_path):
     objective = DivergenceMatching(flow_map, velocity=law.velocity, equation=equation, probes=2)
     with torch.no_grad():
         before = float(objective(x1, generator=generator(1)).value)
-    settings = {"steps": 80, "batch": 256, "learning_rate": 1e-2, "compile": False, "device": "cpu"}
+    settings = {"steps": 200, "batch": 256, "learning_rate": 5e-3, "compile": False, "device": "cpu"}
     fitted = fm.fit(objective, x1, **settings, say=lambda _: None)
     with torch.no_grad():
         after = float(objective.eval()(x1, generator=generator(1)).value)

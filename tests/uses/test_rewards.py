@@ -167,7 +167,7 @@ def test_guided_jumps_raise_the_reward_and_sample_another_law():
     [
         (black_box, {}, r"not differentiable: .*gradient=False"),
         (lambda x: x, {}, r"one number a row, of shape \(9,\), got \(9, 2\)"),
-        (lambda x: float(x.sum()), {}, "got float"),
+        (lambda x: float(x.detach().sum()), {}, "got float"),
         (lambda x: reward(x) * math.nan, {}, "NaN"),
         (lambda x: torch.full((len(x),), -math.inf).to(x), {"gradient": False}, "-inf at every sample"),
         (reward, {"temperature": 0.0}, "temperature > 0"),

@@ -126,8 +126,7 @@ def residual_squares(
     equation: Equation, flow_map: FlowMap, x: Batch, s: float, t: float, velocity: Field, cond: Condition = None
 ) -> Tensor:
     """|R|^2 of an equation, in units of x / time, a row each, `(B,)`; at points `x` of time s."""
-    start, end = x.new_full((len(x),), s), x.new_full((len(x),), t)
-    return per_row(equation(flow_map, x, start, end, velocity, cond=cond).value.square())
+    return per_row(equation(flow_map, x, _time(x, s), _time(x, t), velocity, cond=cond).value.square())
 
 
 @torch.no_grad()
@@ -174,7 +173,7 @@ def certificate(
             _at(flow_map, field, path.to(time), x0, time, cond, lipschitz_rows, lanczos_steps, generator)
             for time in rule.times.tolist()
         ]
-        samples = flow_map(x0, *_times(x0, 0.0, 1.0), cond)
+        samples = flow_map(x0, _time(x0, 0.0), _time(x0, 1.0), cond)
         gaps = None if x1 is not None else per_row((samples - path.to(1.0)).square())
     eulerian, lagrangian = (torch.stack(values, 1).double().cpu() for values in list(zip(*found, strict=True))[:2])
     constants = torch.stack([greatest for *_, greatest in found]).double().cpu()
@@ -209,8 +208,8 @@ def _at(
     few = slice(min(lipschitz_rows, len(x0)))
     c = on_each(cond, lambda value: value[few])
     stretching = [
-        largest_stretching(field, y, *_times(y, time), c, steps=lanczos_steps, generator=generator)
-        for y in (x[few], flow_map(x0[few], *_times(x0[few], 0.0, time), c))
+        largest_stretching(field, y, _time(y, time), c, steps=lanczos_steps, generator=generator)
+        for y in (x[few], flow_map(x0[few], _time(x0[few], 0.0), _time(x0[few], time), c))
     ]
     return eulerian, lagrangian, torch.cat(stretching).amax()
 
@@ -228,8 +227,8 @@ def _check(
     check_condition(cond, x0, "x0")
 
 
-def _times(x: Tensor, *times: float) -> tuple[Tensor, ...]:
-    return tuple(x.new_full((len(x),), time) for time in times)
+def _time(x: Tensor, time: float) -> Tensor:
+    return x.new_full((len(x),), time)
 
 
 class _Interpolated:
@@ -246,7 +245,7 @@ class _Interpolated:
             self.z = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
 
     def to(self, time: float) -> Tensor:
-        return self.interpolant.point(self.x0, self.x1, *_times(self.x0, time), self.z)
+        return self.interpolant.point(self.x0, self.x1, _time(self.x0, time), self.z)
 
 
 class _Solved:
@@ -267,7 +266,7 @@ class _Solved:
             self.evaluations += 1
             return self.field(x, t, cond)
 
-        s, t = _times(self.x, self.time, time)
+        s, t = _time(self.x, self.time), _time(self.x, time)
         self.x = integrate(counted, self.x, s, t, self.cond, rtol=self.tolerance, atol=self.tolerance)
         self.time = time
         return self.x

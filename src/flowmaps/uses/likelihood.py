@@ -102,7 +102,7 @@ def log_likelihood(
 
     start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
     one = x1.new_ones(len(x1))
-    options = {"rtol": 1e-6, "atol": 1e-6} | solver
+    options: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6} | solver
     with evaluating(*modules_of(field)):
         end = integrate(joint, start, one, torch.zeros_like(one), cond, **options)
     x0 = end[:, :-1].reshape(x1.shape)

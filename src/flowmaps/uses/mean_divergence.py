@@ -110,7 +110,8 @@ class DivergenceMatching(Objective):
         if least is None or probes < least:
             raise ValueError(f"estimator is 'exact', 'hutchinson' (probes >= 1) or 'hutch++' (probes >= 3), got "
                              f"{estimator!r} with probes={probes}.")  # fmt: skip
-        self.equation, self.estimator, self.probes = equation, estimator, probes
+        self.equation, self.probes = equation, probes
+        self.estimator: Estimator = estimator
         self.velocity = None if velocity is None else FromTeacher(velocity)
 
     def draw(

@@ -27,12 +27,13 @@ def residual_square(square: Square) -> Figure:
     positive = values[np.isfinite(values) & (values > 0)]
     if not positive.size:
         raise ValueError("the square has no positive finite residual to draw: the map is exact, or gives no numbers.")
-    norm = LogNorm(positive.max() / 10**DECADES, positive.max(), clip=True)
+    least = float(positive.max()) / 10**DECADES
+    norm = LogNorm(least, float(positive.max()), clip=True)
     figure = Figure(figsize=(7.6, 3.9), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     half = 0.5 / (len(square.times) - 1)
     for ax, (title, residual) in zip(axes, panels.items(), strict=True):
-        shown = np.where(residual > 0, residual, norm.vmin)
+        shown = np.where(residual > 0, residual, least)
         extent = (-half, 1 + half, -half, 1 + half)
         image = ax.imshow(shown.T, origin="lower", extent=extent, cmap=DENSITY, norm=norm, interpolation="nearest")
         ax.set_title(title, fontsize=10, color=INK)
