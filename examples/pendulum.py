@@ -16,7 +16,7 @@ from torch import Tensor
 
 import flowmaps as fm
 
-SPAN = 4.0
+SPAN = 2.0
 
 
 def motion(x: Tensor, t: Tensor, cond: None = None) -> Tensor:
@@ -32,7 +32,7 @@ def states(number: int, generator: torch.Generator) -> Tensor:
     """Swings of any height below 150 degrees, at any phase."""
     q = (2 * torch.rand(number, generator=generator) - 1) * 2.6
     x = torch.stack([q, torch.zeros(number)], 1)
-    phase = 2 * torch.rand(number, generator=generator)  # up to 8 units of time, in two halves
+    phase = 2 * torch.rand(number, generator=generator)  # up to 4 units of time, in two halves
     whole = fm.solvers.SolverFlow(motion, method="rk4", steps=40)
     for share in (phase.clamp(max=1), (phase - 1).clamp(min=0)):
         x = whole(x, torch.zeros(number), share)
@@ -42,7 +42,7 @@ def states(number: int, generator: torch.Generator) -> Tensor:
 def train(steps: int) -> fm.maps.FlowMap:
     rng = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    flow_map = fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=64, depth=3))
+    flow_map = fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=96, depth=3))
     objective = fm.methods.lmd(flow_map, teacher=motion)
     pool, optimiser = states(20_000, rng), torch.optim.Adam(flow_map.parameters(), lr=2e-3)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -75,4 +75,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3_000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4_000)

@@ -9,29 +9,9 @@ import numpy as np
 import pytest
 from program import refused, run
 
-TINY = [
-    "--no-compile",
-    "--device",
-    "cpu",
-    "--show-every",
-    "0",
-    "--steps",
-    "4",
-    "--teacher-steps",
-    "4",
-    "--network.width",
-    "8",
-    "--network.depth",
-    "2",
-    "--optimiser.batch",
-    "16",
-    "--evaluation.samples",
-    "100",
-    "--evaluation.points",
-    "20",
-    "--evaluation.steps",
-    "1",
-]
+OPTIONS = """--no-compile --device cpu --show-every 0 --steps 4 --teacher-steps 4 --network.width 8 --network.depth 2
+    --optimiser.batch 16 --evaluation.samples 100 --evaluation.points 20 --evaluation.steps 1"""
+TINY = OPTIONS.split()
 
 
 @pytest.fixture(scope="module")
