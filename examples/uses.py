@@ -4,7 +4,7 @@
 
 The data are a mixture of three Gaussians in the plane, of which density, tilted law and posterior are known. A map and
 a head for the mean divergence are trained on the exact velocity. The ODE takes the same velocity: for the likelihood,
-and by rk4 in the place of each jump of the map. A forward pass, a JVP and a VJP count one each.
+and by a solver in the place of each jump of the map. A forward pass, a JVP and a VJP count one each.
 """
 
 from __future__ import annotations
@@ -70,19 +70,22 @@ def train() -> tuple[fm.maps.FlowMap, fm.uses.WithDivergence]:
     data = LAW.sample(50_000, torch.Generator().manual_seed(1))
     flow_map = fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=64, depth=3))
     settings = {"batch": 256, "learning_rate": 2e-3, "decay": "cosine", "device": "cpu", "compile": False}
-    flow_map = fm.fit(fm.methods.lmd(flow_map, teacher=LAW.velocity), data, steps=2_000, **settings)
+    flow_map = fm.fit(fm.methods.lmd(flow_map, teacher=LAW.velocity), data, steps=2_500, **settings)
     head = fm.uses.WithDivergence(flow_map, fm.nn.MLP(dim=2, width=64, depth=3))
     objective = fm.uses.DivergenceMatching(head, velocity=LAW.velocity, estimator="exact")
-    return flow_map, fm.fit(objective, data, steps=2_000, **settings)  # type: ignore[return-value]
+    return flow_map, fm.fit(objective, data, steps=2_500, **settings)  # type: ignore[return-value]
 
 
-def rows_of(flow_map: fm.maps.FlowMap, head: fm.uses.WithDivergence | None, steps: int) -> list[tuple[float, int]]:
+def rows_of(
+    flow_map: fm.maps.FlowMap, head: fm.uses.WithDivergence | None, steps: int | None
+) -> list[tuple[float, int]]:
     """Error and evaluations of likelihood, tilting and restoration, with a map or the solver of an ODE."""
     x1 = LAW.sample(500, torch.Generator().manual_seed(2))
     if head is None:
-        found = fm.uses.log_likelihood(LAW.velocity, x1, method="rk4", steps=steps)
+        options = {"rtol": 1e-5, "atol": 1e-5} if steps is None else {"method": "rk4", "steps": steps}
+        found = fm.uses.log_likelihood(LAW.velocity, x1, **options)
     else:
-        found = fm.uses.learned_log_likelihood(head, x1, steps=steps)
+        found = fm.uses.learned_log_likelihood(head, x1, steps=steps or 1)
     rows = [(float((found.value - LAW.log_density(x1)).abs().median()), found.evaluations)]
     counted = Counted(flow_map)
 
@@ -108,9 +111,10 @@ def main() -> None:
     torch.set_default_dtype(torch.float32)
     flow_map, head = train()
     print(f"{'':<16}{'likelihood, nats':>24}{'tilting, moments':>24}{'posterior, moments':>24}")
-    runs = {f"map, {n} jumps": (flow_map, head, n) for n in (1, 2, 4)}
-    for n in (2, 4, 8, 16, 32):
+    runs: dict[str, tuple] = {f"map, {n} jumps": (flow_map, head, n) for n in (1, 2, 4)}
+    for n in (1, 2, 4):
         runs[f"rk4, {n} steps"] = (fm.solvers.SolverFlow(LAW.velocity, method="rk4", steps=n), None, n)
+    runs["dopri5, 1e-5"] = (fm.solvers.SolverFlow(LAW.velocity), None, None)
     for name, run in runs.items():
         cells = [f"{error:.3f} in {evaluations}" for error, evaluations in rows_of(*run)]
         print(f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells), flush=True)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .dual import Dual
+from .dual.core import unpack
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap, Target
@@ -160,7 +160,7 @@ class FromTeacher(Velocity):
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         v, missed = self._called(x, t, cond)
-        value = v.value if isinstance(v, Dual) else v  # along a direction of x
+        value = unpack(v)[0]  # of a derivative along a direction of x
         if not isinstance(value, Tensor) or value.shape != x.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")

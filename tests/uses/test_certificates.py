@@ -16,7 +16,8 @@ from flowmaps.uses import certificates
 from flowmaps.uses._quadrature import Quadrature
 from flowmaps.uses.certificates import eulerian_form, lagrangian_form
 
-FORMS = ("Lagrangian, paper", "Lagrangian", "Eulerian, paper", "Eulerian")
+FORMS = {"Lagrangian, paper": 2.22, "Lagrangian": 1.09, "Eulerian, paper": 1.96, "Eulerian": 1.19}
+"""The median of estimate over W2 that is known of 40 Gaussians under another perturbation."""
 RULE = Quadrature.gauss_legendre(10)
 
 
@@ -33,7 +34,8 @@ def forms(eulerian: Tensor, lagrangian: Tensor, constants: Tensor) -> dict[str, 
 def check(found: dict[str, Tensor], w2: Tensor, slack: float) -> None:
     for name in FORMS:
         assert bool((found[name] >= w2 * (1 - slack) - 1e-9).all()), (name, float((found[name] / w2).min()))
-    print({name: f"{float((found[name] / w2).median()):.2f}" for name in FORMS})
+    for name, known in FORMS.items():
+        print(f"{name:<18} median over W2 {float((found[name] / w2).median()):.2f}, of other Gaussians {known:.2f}")
 
 
 # quadrature -----------------------------------------------------------------------------------------------------------

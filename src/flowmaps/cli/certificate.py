@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def certify(folder: RunFolder, seed: int | None) -> None:
         x0 = torch.randn(x1.shape, generator=random, dtype=x1.dtype)
         x0, x1, cond = x0.to(folder.device), x1.to(folder.device), on_each(cond, lambda v: v.to(folder.device))
         velocity = None if teacher is None else teacher.velocity
-        few = {"times": 8, "lipschitz_rows": 8} if source.units.pictures else {}
+        few: dict[str, Any] = {"times": 8, "lipschitz_rows": 8} if source.units.pictures else {}
         watch("residuals", 0.2)
         found = certificate(flow_map, x0, velocity=velocity, cond=cond, tolerance=1e-4, **few)
         watch("square", 0.8)
@@ -65,7 +66,7 @@ def certify(folder: RunFolder, seed: int | None) -> None:
     console.print(f"residuals over (s, t): {path / 'certificate.png'}", soft_wrap=True)
 
 
-def _numbers(found: Certificate) -> dict[str, object]:
+def _numbers(found: Certificate) -> dict[str, Any]:
     """For certificate.json; what is not finite is left out, as JSON has no such numbers."""
     forms = {
         name: {**form._asdict(), "vacuous": found.vacuous(name)}
