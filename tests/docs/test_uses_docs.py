@@ -18,6 +18,7 @@ SHORTER = {
     "board.sample(200)": "board.sample(30)",
     "residual_square(flow_map, x0)": "residual_square(flow_map, x0, number=3)",
     "board.sample(20_000), steps=2_000": 'board.sample(200), steps=2, device="cpu", compile=False, say=lambda _: None',
+    "range(4_000)": "range(2)",
     "rtol=1e-4, atol=1e-4": 'method="rk4", steps=3',
 }
 
@@ -51,6 +52,7 @@ def test_a_page_runs(page):
         and len(names["figure"].axes) == 3,
         "inversion": lambda: names["other"].shape == (20, 2) and names["error"].shape == (20,),
         "likelihood": lambda: names["fast"].evaluations == 2 and names["bits"].shape == (4,),
+        "physics": lambda: float(names["error_bar"]) > 0,
         "rewards": lambda: names["x"].shape == (500, 2) and len(names["found"].effective) == 8,
         "restoration": lambda: names["mean"].shape == (2,) and names["start"].shape == (4, 1, 8, 8),
     }
@@ -58,7 +60,14 @@ def test_a_page_runs(page):
 
 
 def test_each_page_says_what_it_must():
-    assert [page.stem for page in PAGES] == ["certificates", "inversion", "likelihood", "restoration", "rewards"]
+    assert [page.stem for page in PAGES] == [
+        "certificates",
+        "inversion",
+        "likelihood",
+        "physics",
+        "restoration",
+        "rewards",
+    ]
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for must in ("**Cost", "**When not.**"):
