@@ -85,7 +85,7 @@ def rows_of(
         options = {"rtol": 1e-5, "atol": 1e-5} if steps is None else {"method": "rk4", "steps": steps}
         found = fm.uses.log_likelihood(LAW.velocity, x1, **options)
     else:
-        found = fm.uses.learned_log_likelihood(head, x1, steps=steps or 1)
+        found = fm.uses.learned_log_likelihood(head, x1, steps=steps or 1, backwards=True)  # lmd, both orders
     rows = [(float((found.value - LAW.log_density(x1)).abs().median()), found.evaluations)]
     counted = Counted(flow_map)
 

@@ -63,11 +63,11 @@ def test_likelihoods():
     for options in ({}, {"estimator": "hutchinson", "probes": 2}, {"estimator": "hutch++", "probes": 3}):
         given = {"method": "rk4", "steps": 2, **options}
         same(*(fm.uses.log_likelihood(m, x, CONDITION, **given, generator=generator(1)).value for m, x in both()))
-    same(*(fm.uses.jumps_log_likelihood(m, x, CONDITION, steps=2).value for m, x in both()))
+    same(*(fm.uses.jumps_log_likelihood(m, x, CONDITION, steps=2, backwards=True).value for m, x in both()))
     heads = [fm.uses.WithDivergence(m, Head(Network(DIM))) for m, _ in both()]
     found = []
     for head, (_, x) in zip(heads, both(), strict=True):
-        found.append(fm.uses.learned_log_likelihood(head, x, CONDITION, steps=2).value)
+        found.append(fm.uses.learned_log_likelihood(head, x, CONDITION, steps=2, backwards=True).value)
         objective = fm.uses.DivergenceMatching(head, estimator="hutchinson", probes=2)
         x0 = x.flip(0)
         assert objective(x, x0, CONDITION, generator=generator(2)).value.isfinite()

@@ -194,8 +194,8 @@ def test_a_map_with_a_head_is_saved_and_loaded(tmp_path):
     loaded = WithDivergence(fm.load(tmp_path / "map"), fm.load(tmp_path / "head").net)  # type: ignore[arg-type]
     x1 = torch.randn(5, 2)
     torch.testing.assert_close(
-        fm.uses.learned_log_likelihood(loaded, x1).value,
-        fm.uses.learned_log_likelihood(flow_map, x1).value,
+        fm.uses.learned_log_likelihood(loaded, x1, backwards=True).value,
+        fm.uses.learned_log_likelihood(flow_map, x1, backwards=True).value,
     )
 
 
@@ -227,7 +227,11 @@ def test_wrong_input_is_told_in_one_line():
     with pytest.raises(ValueError, match="probes go with an estimate"):
         estimates.divergence(flow_map.velocity, x, torch.zeros(3), probes=torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match="at most 4096 dimensions, got 4097"):
-        fm.uses.jumps_log_likelihood(flow_map, torch.zeros(1, 4097))
+        fm.uses.jumps_log_likelihood(flow_map, torch.zeros(1, 4097), backwards=True)
+    with pytest.raises(ValueError, match="never trained backwards"):
+        fm.uses.jumps_log_likelihood(flow_map, x, backwards=fm.methods.lsd(flow_map))
+    with pytest.raises(ValueError, match="never trained backwards"):
+        fm.uses.learned_log_likelihood(WithDivergence(flow_map, flow_map.net), x, backwards=False)
     with pytest.raises(ValueError, match="needs a map with a head, got AverageVelocity"):
         fm.uses.learned_log_likelihood(flow_map, x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="integers from 0 to 255, got torch"):

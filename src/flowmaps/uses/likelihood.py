@@ -34,6 +34,7 @@ from ..solvers import integrate
 from ..times import grid
 from ._jacobians import jacobian
 from .divergence import Estimator, divergence, signs
+from .inversion import Backwards, check_backwards
 from .mean_divergence import WithDivergence
 
 MAX_DIM = 4096
@@ -111,7 +112,13 @@ def log_likelihood(
 
 @torch.no_grad()
 def jumps_log_likelihood(
-    flow_map: FlowMap, x1: Batch, cond: Condition = None, *, steps: int = 1, base: LogDensity = standard_normal
+    flow_map: FlowMap,
+    x1: Batch,
+    cond: Condition = None,
+    *,
+    steps: int = 1,
+    base: LogDensity = standard_normal,
+    backwards: Backwards = None,
 ) -> LogLikelihood:
     """log rho_1(x1) by the determinants of `steps` jumps from data to noise, D + 1 evaluations each.
 
@@ -124,10 +131,12 @@ def jumps_log_likelihood(
         cond: condition, one a row.
         steps: equal jumps.
         base: log density of the base.
+        backwards: as in `invert`; a round trip of 2 more evaluations a jump is measured unless given.
 
     Raises:
-        ValueError: more than `MAX_DIM` dimensions, or no step.
+        ValueError: more than `MAX_DIM` dimensions, no step, or a map that was never trained backwards.
     """
+    check_backwards(flow_map, x1, cond, steps=steps, backwards=backwards)
     x0, growth, cost = _jumped(flow_map, x1, grid(steps, 1.0, 0.0), cond)
     return LogLikelihood(base(x0) + growth, x0, cost)
 
@@ -175,6 +184,7 @@ def learned_log_likelihood(
     *,
     steps: int = 1,
     base: LogDensity = standard_normal,
+    backwards: Backwards = None,
 ) -> LogLikelihood:
     """log rho_1(x1) by `steps` jumps from data to noise with the learned mean divergence, 2 evaluations each.
 
@@ -184,9 +194,10 @@ def learned_log_likelihood(
         cond: condition, one a row.
         steps: equal jumps.
         base: log density of the base.
+        backwards: as in `invert`; a round trip of 2 more evaluations a jump is measured unless given.
 
     Raises:
-        ValueError: a map without a head, or no step.
+        ValueError: a map without a head, no step, or a map that was never trained backwards.
     """
     if not isinstance(flow_map, WithDivergence):
         raise ValueError(
@@ -194,8 +205,9 @@ def learned_log_likelihood(
             "WithDivergence(flow_map, net) with DivergenceMatching, or use log_likelihood."
         )
     check_condition(cond, x1)
-    x, total = x1, x1.new_zeros(len(x1))
     times = grid(steps, 1.0, 0.0)
+    check_backwards(flow_map, x1, cond, steps=steps, backwards=backwards)
+    x, total = x1, x1.new_zeros(len(x1))
     with evaluating(flow_map):
         for s, t in itertools.pairwise(times):
             start, end = x.new_full((len(x),), s), x.new_full((len(x),), t)
