@@ -122,8 +122,9 @@ class DivergenceMatching(Objective):
         *,
         generator: torch.Generator | None = None,
         progress: float | None = None,
+        step: int | None = None,
     ) -> RandomInputs:
-        inputs = super().draw(x1, x0, cond, generator=generator, progress=progress)
+        inputs = super().draw(x1, x0, cond, generator=generator, progress=progress, step=step)
         if self.estimator == "exact":
             return inputs
         probes = signs(x1, self.probes, generator).transpose(0, 1)
