@@ -68,7 +68,7 @@ def test_likelihoods():
     found = []
     for head, (_, x) in zip(heads, both(), strict=True):
         found.append(fm.uses.learned_log_likelihood(head, x, CONDITION, steps=2, backwards=True).value)
-        objective = fm.uses.DivergenceMatching(head, estimator="hutchinson", probes=2)
+        objective = fm.uses.DivergenceMatching(head, estimator="hutchinson", probes=2, draws=2)
         x0 = x.flip(0)
         assert objective(x, x0, CONDITION, generator=generator(2)).value.isfinite()
     same(*found)

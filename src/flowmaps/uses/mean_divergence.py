@@ -127,7 +127,7 @@ class DivergenceMatching(Objective):
         inputs = super().draw(x1, x0, cond, generator=generator, progress=progress, step=step)
         if self.estimator == "exact":
             return inputs
-        probes = signs(x1, self.probes, generator).transpose(0, 1)
+        probes = signs(inputs.x1, self.probes, generator).transpose(0, 1)  # a row for each of several draws
         return inputs._replace(cond=_Probed(inputs.cond, probes))
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
