@@ -20,6 +20,7 @@ samplers.py        jumps, multistep consistency sampling; grids.py: which times
 methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd and
                    how it draws its rows, ...; _parts.py: what several share
 exact/             Gaussians, mixtures and the checkerboard in closed form
+uses/              what a map is for: certificates, inversion, likelihood, rewards, restoration
 ---- machinery ----
 system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards
 data/  metrics/    data sets; distances between laws
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         solvers,
         times,
         training,
+        uses,
         velocities,
     )
     from .interop.export import export as export

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .dual.core import unpack
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap, Target
@@ -159,10 +160,11 @@ class FromTeacher(Velocity):
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         v, missed = self._called(x, t, cond)
-        if not isinstance(v, Tensor) or v.shape != x.shape:
-            got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        value = unpack(v)[0]  # of a derivative along a direction of x
+        if not isinstance(value, Tensor) or value.shape != x.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(v).__name__
             raise ValueError(f"the teacher must return the shape of x {tuple(x.shape)}, got {got}.")
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(v, x, t):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._hides_weights(value, x, t):
             raise ValueError(
                 f"the teacher {named(self.fn)} uses weights that take gradients and were not found: pass the network "
                 "itself as the teacher, or fm.teacher(fn, modules=[net]), or freeze it, "

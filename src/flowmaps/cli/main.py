@@ -251,7 +251,12 @@ def _evaluate(words: list[str]) -> None:
 
     changes = {"steps": given.steps, "samples": given.samples, "features": given.features}
     changes = {name: value for name, value in changes.items() if value is not None}
-    commands.evaluate(RunFolder.open(given.folder, given.net), changes, given.seed)
+    folder = RunFolder.open(given.folder, given.net)
+    commands.evaluate(folder, changes, given.seed)
+    if given.certificate:
+        from .certificate import certify
+
+        certify(folder, given.seed)
 
 
 def _compare(words: list[str]) -> None:

@@ -119,6 +119,8 @@ class Evaluate:
     the recipe's unless given."""
     seed: int | None = None
     """Seed of noise and data; the recipe's unless given."""
+    certificate: bool = False
+    """Print estimates of how far one-step samples are from the teacher's flow too, and draw residuals over (s, t)."""
     import_module: str | None = None
     """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
     net: str = ""

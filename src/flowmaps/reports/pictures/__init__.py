@@ -10,5 +10,17 @@ from .inversion import Inversion, invert
 from .points import map_samples
 from .previews import preview
 from .run import Pictures, draw
+from .square import residual_square
 
-__all__ = ["Inversion", "Pictures", "draw", "grid", "interpolations", "invert", "map_samples", "preview", "steps_grid"]
+__all__ = [
+    "Inversion",
+    "Pictures",
+    "draw",
+    "grid",
+    "interpolations",
+    "invert",
+    "map_samples",
+    "preview",
+    "residual_square",
+    "steps_grid",
+]
