@@ -79,6 +79,38 @@ def test_what_the_recipe_of_the_checkerboard_changes():
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "changed", "listed"),
+    [
+        ("lsd", {"diagonal_share": 0.5}, {"share": ("0.75", "0.5")}),
+        ("lsd", {"target_decay": 0.99}, {"target": ("None", "Target(decay=0.99)")}),
+        ("tvm", {"target_decay": 0.0}, {"target": ("Target(decay=0.99)", "Target(decay=0)")}),
+        ("shortcut", {"target_decay": 0.9}, {"target": ("None", "Target(decay=0.9)")}),
+        (
+            "psd",
+            {"learned_weight": True},
+            {"weight": ("Constant()", "Learned()"), "diagonal_weight": ("Constant()", "Learned()")},
+        ),
+    ],
+)
+def test_what_options_of_some_methods_change(method: str, changed: dict[str, Any], listed: dict[str, Any]):
+    usual, recipe = recipe_of(method), recipe_of(method, **changed)
+    before, after = (changes(resolve(one).stages[-1], one) for one in (usual, recipe))
+    assert {name: pair for name, pair in after.items() if before.get(name) != pair} == listed
+
+
+def test_the_weight_of_a_noisy_residual_is_constant_for_points_and_the_papers_for_images():
+    images = dataclasses.replace(recipes.RECIPES["images"](), data="x")
+    for recipe, chosen in (
+        (recipe_of("meanflow"), "Constant()"),
+        (dataclasses.replace(images, method="meanflow"), None),
+    ):
+        for name, weight in (("auto", chosen), ("constant", "Constant()"), ("paper", None)):
+            one = dataclasses.replace(recipe, mean_weight=name)
+            found = changes(resolve(one).stages[-1], one)
+            assert found.get("weight") == (weight and ("Adaptive()", weight))
+
+
 def test_a_recipe_at_the_methods_own_defaults_changes_nothing():
     plain = {"from_noise_share": 0.0, "adaptive_power": 0.0, "velocity_time_power": 1.0}
     recipe = recipe_of("lsd", **plain)

@@ -117,12 +117,21 @@ def common(folder: Path, name: str) -> dict[str, st.SearchStrategy[Any]]:
     }
 
 
+OF_SOME_METHODS: dict[str, st.SearchStrategy[Any]] = {
+    "diagonal_share": st.sampled_from(["own", 0.5]),
+    "target_decay": st.sampled_from(["own", 0.0, 0.9]),
+    "mean_weight": st.sampled_from(["auto", "constant", "paper"]),
+}
+
+
 def of_points(folder: Path) -> st.SearchStrategy[Recipe]:
     sizes = {"width": st.just(8), "depth": st.integers(1, 3), "residual": st.booleans()}
     sizes |= {"time_frequencies": st.integers(0, 2), "space_frequencies": st.integers(0, 1)}
     network = st.builds(Network, **sizes, modulation=st.sampled_from([0, 4]))
     evaluation = st.just(Evaluation(samples=100, points=10))
-    return st.builds(Recipe, **common(folder, "points"), network=network, evaluation=evaluation).map(fitting)
+    return st.builds(Recipe, **common(folder, "points"), network=network, evaluation=evaluation, **OF_SOME_METHODS).map(
+        fitting
+    )
 
 
 def of_images(folder: Path) -> st.SearchStrategy[ImageRecipe]:
@@ -135,11 +144,16 @@ def of_images(folder: Path) -> st.SearchStrategy[ImageRecipe]:
                     frequencies=st.integers(0, 2), norm=st.sampled_from(["layer", "rms"]))  # fmt: skip
     own = {"backbone": st.sampled_from(["unet", "dit"]), "resolution": st.sampled_from([0, 4])}
     own |= {name: st.booleans() for name in ("flips", "labels", "activation_checkpointing")}
-    return st.builds(ImageRecipe, **common(folder, "images"), **own, unet=unet, dit=dit).map(fitting)
+    return st.builds(ImageRecipe, **common(folder, "images"), **own, unet=unet, dit=dit, **OF_SOME_METHODS).map(fitting)
 
 
 def fitting(recipe: R) -> R:
-    """The recipe without what it is known to be refused for, most of the time: guidance where there are no classes."""
+    """The recipe without what it is known to be refused for: options that the function of its method has not and, most
+    of the time, guidance where there are no classes."""
+    takes = METHODS[recipe.method].takes
+    options = {"diagonal_share": "share", "target_decay": "target"}
+    own: dict[str, Any] = {name: "own" for name, option in options.items() if not takes(option)}
+    recipe = dataclasses.replace(recipe, **own)
     labelled = "classes" in recipe.data and getattr(recipe, "labels", True)
     return recipe if labelled or recipe.seed else dataclasses.replace(recipe, guidance=())
 
@@ -302,6 +316,10 @@ def test_every_option_of_a_recipe_is_broken_above() -> None:
         ),
         ({"steps": True}, "--steps must be a whole number, got True"),
         ({"track": ("mlflow",)}, "--track must be a list, each entry of it one of tensorboard, wandb, trackio"),
+        ({"diagonal_share": 0.5}, "lmd has no share of rows on the diagonal, got --diagonal-share 0.5: leave it out."),
+        ({"target_decay": 0.0}, "lmd has no target map, got --target-decay 0: leave it out."),
+        ({"diagonal_share": 1.0}, "--diagonal-share must be above 0 and below 1, got 1.0"),
+        ({"target_decay": "average"}, "--target-decay must be a number or one of own, got average"),
         ({"method": "lsd", "teacher": "run"}, "lsd has no teacher, got --teacher run: leave it out"),
     ],
 )

@@ -5,7 +5,7 @@ The folder: compare.json  compare.md  compare.png  samples-METHOD.png  cells/MET
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +30,13 @@ def compare(
     *,
     seeds: Sequence[int],
     resume: bool = False,
+    given: Collection[str] = (),
 ) -> None:
     """Train and measure each method with each seed; print the table; write it and the pictures after each of them.
 
     Arguments and errors are those of `Comparison`.
     """
-    comparison = Comparison(recipe, methods, budget, folder, seeds=seeds, unit=unit, resume=resume)
+    comparison = Comparison(recipe, methods, budget, folder, seeds=seeds, unit=unit, resume=resume, given=given)
     for note in comparison.source.notes:
         console.print(f"{recipe.data}: {note}.", soft_wrap=True, markup=False)
     with watching("compare", 100) as watch:

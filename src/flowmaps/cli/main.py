@@ -1,4 +1,5 @@
-"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | average | compare | doctor`.
+"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | average | compare | tune
+| doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -18,10 +19,11 @@ import tyro
 
 from ..data.options import DataWarning
 from ..methods import METHODS
-from ..runs.recipes import RECIPES, ImageRecipe, Recipe
+from ..runs.recipes import RECIPES, ImageRecipe, Recipe, for_method
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
 from .options import (
+    TUNED_STEPS,
     Average,
     Compare,
     Compared,
@@ -33,7 +35,10 @@ from .options import (
     ImageOptions,
     Sample,
     Train,
+    Tune,
+    TunedImages,
     changed_options,
+    given_fields,
 )
 from .terminal import FIRST
 from .words import joined, unmarked
@@ -55,11 +60,13 @@ Learn a flow map, sample it in a few steps, measure it.
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
+  tune RECIPE --methods lsd --out DIR
+                                     the same search of settings for each method, by Optuna, resumable
   doctor MODULE:CLASS --shape 3,32,32
                                      examine a network of your own: derivatives, their cost, the methods for it
 
-{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help and compare RECIPE --help
-those of a recipe.
+{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help, compare RECIPE --help
+and tune RECIPE --help those of a recipe.
 """
 
 
@@ -95,6 +102,7 @@ def _dispatch(words: list[str]) -> None:
         "evaluate": _evaluate,
         "average": lambda words: _make(Average, words),
         "compare": _compare,
+        "tune": _tune,
         "doctor": _doctor,
     }
     if not words or words[0] in ("-h", "--help"):
@@ -128,7 +136,8 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
 
 def _train(words: list[str]) -> None:
     usual, rest, program = _with_recipe("train", words)
-    _run(program, usual, rest, ["train", words[0]])
+    found = for_method(usual, _method(rest, usual))
+    _run(program, replace(found, method=usual.method), rest, ["train", words[0]])
 
 
 def _distill(words: list[str]) -> None:
@@ -160,7 +169,8 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
         found: lines to print first.
     """
     shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
-    about = _about_training(usual) if {"-h", "--help"} & set(rest) else None
+    asked = {"-h", "--help"} & set(rest)
+    about = _about_training(replace(usual, method=_method(rest, usual))) if asked else None
     given = _parse(Train, rest, program, Train(recipe=shown), about=about)
     recipe = _with_all_steps(type(usual)(**vars(given.recipe)), usual)
     _check_own_network(recipe, usual)
@@ -177,6 +187,13 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
+
+
+def _method(words: list[str], usual: Recipe) -> str:
+    """The method that the options name, or the recipe's own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", default=usual.method)
+    return parser.parse_known_args([word for word in words if word not in ("-h", "--help")])[0].method
 
 
 def _check_own_network(recipe: Recipe, usual: Recipe) -> None:
@@ -271,15 +288,10 @@ def _compare(words: list[str]) -> None:
         raise ValueError("--budget is in seconds and --budget-steps in steps: leave one of them out.")
     from . import compare
 
-    methods = tuple(METHODS) if given.methods == ("all",) else given.methods
-    if "all" in methods:
-        raise ValueError(f"--methods all stands alone, got {' '.join(methods)}: leave out the others, or all.")
-    for method in methods:
-        choose("method", method, METHODS)
     seconds = 120.0 if given.budget is None else given.budget
     budget = (seconds, "seconds") if given.budget_steps is None else (given.budget_steps, "steps")
-    options = {"seeds": _seeds(given.seeds, given.recipe.seed), "resume": given.resume}
-    compare.compare(type(recipe)(**vars(given.recipe)), methods, *budget, given.out, **options)
+    options = {"seeds": _seeds(given.seeds, given.recipe.seed), "resume": given.resume, "given": given_fields(rest)}
+    compare.compare(type(recipe)(**vars(given.recipe)), _methods(given.methods), *budget, given.out, **options)
 
 
 def _seeds(given: tuple[int, ...], first: int) -> tuple[int, ...]:
@@ -296,6 +308,31 @@ def _seeds(given: tuple[int, ...], first: int) -> tuple[int, ...]:
 
 MAX_SEEDS = 100
 """Most seeds of a comparison."""
+
+
+def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The methods that --methods names."""
+    if names == ("all",):
+        return tuple(METHODS)
+    if "all" in names:
+        raise ValueError(f"--methods all stands alone, got {' '.join(names)}: leave out the others, or all.")
+    for name in names:
+        choose("method", name, METHODS)
+    return names
+
+
+def _tune(words: list[str]) -> None:
+    usual, rest, program = _with_recipe("tune", words)
+    kind = TunedImages if isinstance(usual, ImageRecipe) else Compared
+    shown = kind(**vars(replace(usual, evaluation=replace(usual.evaluation, steps=TUNED_STEPS))))
+    given = _parse(Tune, rest, program, Tune(recipe=shown))
+    recipe, fields = type(usual)(**vars(given.recipe)), given_fields(rest)
+    again = shlex.join([PROGRAM, "tune", *(word for word in words if word != "--resume"), "--resume"])
+    from . import tune
+
+    names = ("trials", "budget", "final_seeds", "resume")
+    options = {name: getattr(given, name) for name in names}
+    tune.tune(recipe, _methods(given.methods), given.out, **options, given=fields, command=again)
 
 
 def _doctor(words: list[str]) -> None:

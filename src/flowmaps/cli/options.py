@@ -182,6 +182,33 @@ class Compare:
     """Refuse to begin a new comparison: --out must have one."""
 
 
+TunedImages = _hiding(ImageRecipe, "TunedImages", (*OF_POINTS, *UNUSED))
+"""A recipe of images without the options that a search does not use."""
+TUNED_STEPS = (1, 4)
+"""Numbers of sampling steps of the score of a search, unless given."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search settings of methods: the same trials, budget and space for each; --out gets study.jsonl, tuned.json,
+    tune.md and tune.png. A setting that is given as an option is not searched."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path = field(default=Path("runs/tune"))
+    """Folder to write; it must not exist, unless --resume is given."""
+    methods: tuple[str, ...] = ("all",)
+    """Methods whose settings are searched, or `all`."""
+    trials: int = 12
+    """Trials for each method; the first has today's settings."""
+    budget: float = 40.0
+    """Seconds of training of a trial, its share of a teacher included, without compilation: of the processor, on a GPU
+    of the wall clock."""
+    final_seeds: int = 3
+    """Seeds on which the settings found and today's are trained anew in the end."""
+    resume: bool = False
+    """Go on with the study in the folder, or begin it there: the same command in several processes shares the work."""
+
+
 @dataclass(frozen=True)
 class Doctor:
     """Examine a network of your own: derivatives, their cost, compilation, and the methods that can train it."""
@@ -196,6 +223,15 @@ class Doctor:
     """Rows of a step."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; the first GPU if there is one unless given."""
+
+
+def given_fields(words: list[str]) -> frozenset[str]:
+    """The fields, such as `optimiser.learning_rate`, whose options are among the words of a command line."""
+    names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    switches = [
+        f"{group}{dot}{own[3:]}" for group, dot, own in (name.rpartition(".") for name in names) if own[:3] == "no_"
+    ]
+    return frozenset((*names, *switches))
 
 
 def changed_options(recipe: Recipe, usual: Recipe) -> list[str]:

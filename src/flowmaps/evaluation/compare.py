@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -28,7 +28,8 @@ from ..objectives import Objective
 from ..runs import initial
 from ..runs.folder import open_source
 from ..runs.plan import Plan, Stage, resolve
-from ..runs.recipes import Recipe
+from ..runs.recipes import Recipe, for_method
+from ..runs.recipes.found import found_in
 from ..storage import models
 from ..system import memory
 from ..system.devices import compiled, pick_device
@@ -65,6 +66,7 @@ class Comparison:
         seeds: of the trainings; that of the recipe unless given.
         unit: of the budget.
         resume: refuse to begin anew.
+        given: fields of the recipe that the user has set, which settings found for a method leave as they are.
 
     Attributes:
         rows: of compare.json, of all that is done, when this process last wrote it.
@@ -85,6 +87,7 @@ class Comparison:
         seeds: Sequence[int] = (),
         unit: Unit = "seconds",
         resume: bool = False,
+        given: Collection[str] = (),
     ) -> None:
         option = "--budget" if unit == "seconds" else "--budget-steps"
         if not 0 < budget < math.inf:
@@ -94,7 +97,10 @@ class Comparison:
         _check_different("--methods", tuple(methods))
         seeds = tuple(seeds) or (recipe.seed,)
         _check_different("--seeds", seeds)
-        resolvers = methods if isinstance(methods, Mapping) else {name: partial(_plan, method=name) for name in methods}
+        plans = (
+            {} if isinstance(methods, Mapping) else {name: partial(_plan, method=name, given=given) for name in methods}
+        )
+        resolvers = methods if isinstance(methods, Mapping) else plans
         self.plans = {
             Cell(name, seed): resolver(dataclasses.replace(recipe, seed=seed))
             for name, resolver in resolvers.items()
@@ -146,6 +152,7 @@ class Comparison:
         plan, curves = self.plans[cell], Curves()
         options = {"unit": self.unit, "curves": curves, "watch": watch, "say": say}
         flow_map, teacher, head = train_method(plan, self.source, self.budget, self.folder, **options)
+        head |= {"settings": found} if (found := found_in(plan.recipe)) else {}
         if head.get("diverged"):
             say(f"{cell.name} diverged: its loss or its weights are not finite.")
             return [{**head, "sampler": "map"}], curves, {}
@@ -167,8 +174,8 @@ class Comparison:
         return self._inputs[1]
 
 
-def _plan(recipe: Recipe, method: str) -> Plan:
-    return resolve(dataclasses.replace(recipe, method=method))
+def _plan(recipe: Recipe, method: str, given: Collection[str]) -> Plan:
+    return resolve(for_method(recipe, method, given))
 
 
 def _check_different(option: str, values: Sequence[object]) -> None:

@@ -8,6 +8,7 @@ documentation read the `Method`, so that no other module contains the name of a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,7 +17,7 @@ from typing import Any
 from ..equations import Stop
 from ..interpolants import Interpolant
 from ..losses import Weight
-from ..maps import AverageVelocity, FlowMap, VelocityForShortJumps
+from ..maps import AverageVelocity, FlowMap, Target, VelocityForShortJumps
 from ..objectives import Objective
 from ..samplers import Jump, MultistepConsistency
 from ..times import Times
@@ -56,6 +57,9 @@ class Choices:
         mean_weight: as `weight`, but never adaptive in few dimensions: only a squared loss averages the noise of dI
             to its mean; the adaptive weight of the MeanFlow papers would learn a mode.
         stop: where the gradients of a distillation stop.
+        diagonal_share: part of the rows at s = t, of a function that takes `share`; `None` for the function's own.
+        target_decay: of the EMA of the map that is the target, of a function that takes `target`: 0 for the map itself,
+            `None` for the function's own.
     """
 
     interpolant: Interpolant
@@ -66,6 +70,8 @@ class Choices:
     residual_weight: Weight | None
     mean_weight: Weight | None
     stop: Stop
+    diagonal_share: float | None = None
+    target_decay: float | None = None
 
 
 Settings = Callable[[Choices], dict[str, Any]]
@@ -136,7 +142,16 @@ class Method:
 
     def build(self, flow_map: FlowMap, choices: Choices, **given: Any) -> Objective:
         """The objective of a map at the choices of a recipe; `given` are a teacher and guidance."""
-        return self.objective(flow_map, **{"interpolant": choices.interpolant, **self.settings(choices), **given})
+        own: dict[str, Any] = {"interpolant": choices.interpolant, **self.settings(choices)}
+        if choices.diagonal_share is not None:
+            own["share"] = choices.diagonal_share
+        if choices.target_decay is not None:
+            own["target"] = Target(flow_map, decay=choices.target_decay)
+        return self.objective(flow_map, **own, **given)
+
+    def takes(self, option: str) -> bool:
+        """Whether its function has an option of this name, beside those that every method has."""
+        return option in inspect.signature(self.objective).parameters
 
     def sampled(self, flow_map: FlowMap) -> FlowMap:
         """The map to sample from; one that learned the velocity alone is wrapped to take Euler steps."""

@@ -21,8 +21,11 @@ from ..shapes import Condition
 from ..storage.classes import constructor_arguments
 from ..times import TowardsData
 from .plan import Plan, Stage
-from .recipes import Recipe
+from .recipes import RECIPES, Recipe
+from .recipes.found import fields_of, found_in, in_options, option
 
+Words = dict[str, str]
+"""Option of a method's function -> its value, in words."""
 Changes = dict[str, tuple[str, str]]
 """Option of a method's function -> the function's own value, and the recipe's."""
 
@@ -50,16 +53,31 @@ def lines(plan: Plan, classes: int | None = None, condition_dim: int | None = No
         listed = changes(stage, plan.recipe, classes, condition_dim)
         changed = "; ".join(f"{name} {own} -> {here}" for name, (own, here) in listed.items())
         found.append(f"{stage.name}, fm.methods.{stage.function.__name__}: {changed or 'nothing'}")
+    if kept := found_in(plan.recipe):
+        found.append(f"found by flowmaps tune for {plan.method.name}: {in_options(kept)}")
     return found
 
 
 def rows(plan: Plan, classes: int | None = None, condition_dim: int | None = None) -> list[tuple[str, str, str, str]]:
     """The same as rows of a table: stage and function, option, the function's own value, the recipe's."""
+    usual = fields_of(RECIPES[plan.recipe.name]()) if plan.recipe.name in RECIPES else {}
     return [
-        (f"{stage.name}, fm.methods.{stage.function.__name__}", option, own, here)
-        for stage in plan.stages
-        for option, (own, here) in changes(stage, plan.recipe, classes, condition_dim).items()
+        *(
+            (f"{stage.name}, fm.methods.{stage.function.__name__}", option, own, here)
+            for stage in plan.stages
+            for option, (own, here) in changes(stage, plan.recipe, classes, condition_dim).items()
+        ),
+        *(
+            ("found by flowmaps tune", option(name), in_words(usual[name]), in_words(value))
+            for name, value in found_in(plan.recipe).items()
+        ),
     ]
+
+
+def of_stage(plan: Plan, number: int = -1, classes: int | None = None, condition_dim: int | None = None) -> Words:
+    """The options of the function of a stage, the last one unless told otherwise, as the recipe sets them."""
+    objective = objectives(plan.stages[number], plan.recipe, classes, condition_dim)[1]
+    return {name: in_words(value) for name, value in _options(objective).items()}
 
 
 def objectives(
@@ -97,6 +115,8 @@ def _options(objective: Objective) -> dict[str, Any]:
     derived = ("flow_map", "velocity")  # the velocity follows from the path, the teacher and the guidance
     names = [name for name in constructor_arguments(type(objective)) if name not in derived]
     found = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    if moving := objective.moving_targets():
+        found["target"] = moving[0]
     equation = found.pop("equation", None)
     return found if equation is None else {**found, "equation": type(equation), **vars(equation)}
 
@@ -122,7 +142,8 @@ def _arguments(value: Any) -> list[str]:
     """The arguments of the constructor of an object, in words, from its attributes of the same names."""
     words, named = list[str](), False
     if isinstance(value, FlowMap):
-        return words
+        kept = {name: getattr(value, name, None) for name in ("decay", "rounds")}  # of a `Target`
+        return [f"{name}={given:g}" for name, given in kept.items() if given is not None]
     for name, known in inspect.signature(type(value)).parameters.items():
         if not hasattr(value, name):
             named = True

@@ -36,6 +36,8 @@ from .recipes.checks import is_other_model
 
 Build = Callable[[FlowMap, Field | None], Objective]
 """Builds the objective of a stage from the map of the stage before and the teacher's velocity."""
+OF_FUNCTIONS = (("diagonal_share", "share", "share of rows on the diagonal"), ("target_decay", "target", "target map"))
+"""Fields of a recipe that are options of some functions of `flowmaps.methods` alone: field, option, what it is."""
 STRIP_WIDTH = 0.25
 """Longest jump of a map that is trained on a strip."""
 
@@ -205,6 +207,11 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
     if taught and not (recipe.teacher_steps or recipe.teacher):
         why = "a warm-up" if recipe.warm_up_steps else method.name
         raise ValueError(f"{why} trains a teacher first, for which --teacher-steps must be at least 1, got 0.")
+    for name, option, of in OF_FUNCTIONS:
+        if getattr(recipe, name) != "own" and not method.takes(option):
+            raise ValueError(
+                f"{method.name} has no {of}, got --{name.replace('_', '-')} {getattr(recipe, name):g}: leave it out."
+            )
     path = method.interpolant or BY_NAME[recipe.interpolant]
     return Plan(recipe, method, path, tuple(_stages(recipe, method, path)))
 
@@ -273,6 +280,7 @@ def _own_stages(recipe: Recipe, method: Method, path: Interpolant) -> list[Stage
 def _choices(recipe: Recipe, path: Interpolant) -> Choices:
     """The `Choices` of a recipe; each call makes a new learned weight."""
     images = isinstance(recipe, ImageRecipe)
+    constant_mean = recipe.mean_weight == "constant" or (recipe.mean_weight == "auto" and not images)
     pairs: Times = Triangle() if recipe.times == "triangle" else Square()
     learned = Learned() if recipe.learned_weight else None
     return Choices(
@@ -282,9 +290,16 @@ def _choices(recipe: Recipe, path: Interpolant) -> Choices:
         strip=Strip(STRIP_WIDTH if images else Anneal(STRIP_WIDTH, 1.0, 0.5)),
         weight=learned,
         residual_weight=Adaptive(recipe.adaptive_power, 1e-2) if recipe.adaptive_power and not learned else learned,
-        mean_weight=learned or (None if images else Constant()),
+        mean_weight=learned or (Constant() if constant_mean else None),
         stop=Stop(recipe.stop_gradient),
+        diagonal_share=_unless_own(recipe.diagonal_share),
+        target_decay=_unless_own(recipe.target_decay),
     )
+
+
+def _unless_own(value: float | str) -> float | None:
+    """A number of a recipe; `None` where the recipe leaves it to the method."""
+    return None if isinstance(value, str) else value
 
 
 def _map_optimiser(recipe: Recipe, method: Method) -> Optimiser:

@@ -22,7 +22,6 @@ T = TypeVar("T")
 Count = Annotated[int, Ge(1), Le(10**9)]
 CountOrZero = Annotated[int, Ge(0), Le(10**9)]
 Share = Annotated[float, Interval(ge=0, le=1)]
-PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 
 

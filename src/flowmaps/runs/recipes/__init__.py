@@ -1,12 +1,14 @@
 """Recipes: the only place where hyper-parameters live.
 
-A recipe is a function that returns a frozen `Recipe`; each of its fields is an option of `flowmaps train`.
+A recipe is a function that returns a frozen `Recipe`; each of its fields is an option of `flowmaps train`. What a
+search found for a method in a recipe stands in `found`.
 """
 
 from collections.abc import Callable
 
 from .checks import from_dict, validate
 from .fields import Evaluation, Network, Optimiser, Recipe
+from .found import for_method
 from .images import IMAGES, DiTNetwork, ImageEvaluation, ImageRecipe, UNetNetwork
 from .plane import checkerboard, checkerboard_long, digits, points
 
@@ -31,6 +33,7 @@ __all__ = [
     "checkerboard",
     "checkerboard_long",
     "digits",
+    "for_method",
     "from_dict",
     "points",
     "validate",

@@ -12,13 +12,14 @@ from ...data.options import TableOptions
 from ...interpolants import InterpolantName
 from ...system.names import printable
 from ...training.optimisers import Optimiser
-from ...training.settings import Count, CountOrZero, PositiveShare, Settings, Share, ShareBelowOne
+from ...training.settings import Count, CountOrZero, Settings, Share, ShareBelowOne
 
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1_000)]
 Frequencies = Annotated[int, Ge(0), Le(1_000)]
 Samples = Annotated[int, Ge(100), Le(10**8)]
 Points = Annotated[int, Ge(10), Le(10**6)]
+Factor = Annotated[float, Gt(0), Le(100)]
 SolverSteps = Annotated[int, Ge(1), Le(10**5)]
 Word = Annotated[str, Len(1, 200), Predicate(printable)]
 PathOrEmpty = Annotated[str, Len(0, 4_096), Predicate(printable)]
@@ -111,10 +112,18 @@ class Task:
     off_diagonal_every: Annotated[int, Ge(1), Le(1_024)] = 1
     """Take the rows off the diagonal of a self-distillation all in one of so many steps, and the velocity's alone in
     the others; the share of either over all steps stays."""
-    unstable_rate_scale: PositiveShare = 0.25
+    unstable_rate_scale: Factor = 0.25
     """Factor on the learning rate of methods that are unstable at the full rate (esd, meanflow, sct, ayf_emd, ...)."""
-    map_rate_scale: PositiveShare = 1.0
+    map_rate_scale: Factor = 1.0
     """Factor on the learning rate of a map that learns from a teacher."""
+    diagonal_share: Annotated[float, Interval(gt=0, lt=1)] | Literal["own"] = "own"
+    """Share of the rows at s = t, of a method that has rows on and off the diagonal; `own` is the method's."""
+    target_decay: ShareBelowOne | Literal["own"] = "own"
+    """Decay of the EMA of the map from which a method takes its target, such as 0.99 for lsd; 0 takes it from the map
+    itself; `own` is the method's."""
+    mean_weight: Literal["auto", "constant", "paper"] = "auto"
+    """Weight of meanflow and other methods whose residual has the noise of dI: `constant` learns its mean, `paper` is
+    the weight of the method's paper, in most cases adaptive; `auto` takes `constant` for points, `paper` for images."""
     learned_weight: bool = False
     """Multiply the loss at (s, t) by a learned weight w_{s,t}, for methods without a weight of their own."""
     teacher: PathOrEmpty = ""

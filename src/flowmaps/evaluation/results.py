@@ -1,0 +1,115 @@
+"""What a search found: the score of a training, and the result of a method.
+
+    score    geometric mean over the numbers of sampling steps of the metric of the data: KL above its floor, Fréchet
+             distance or energy distance; less is better
+
+The mean is of logarithms, so that halving the error in one step counts as much as halving it in four.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..runs.recipes.found import Options
+from .measure import Row
+from .space import changed
+
+LEAST_KL = 0.1
+"""Lowest KL above the floor of a score, as a share of the floor: below it the KL is noise."""
+LEAST_ENERGY = 1e-5
+"""Lowest energy distance of a score, whose estimate may be negative."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the search of a method found, from its lines of the study.
+
+    Attributes:
+        trials: its trials in order, each with `settings` and `score`, which is `None` where it diverged.
+        finals: its trainings on final seeds.
+    """
+
+    trials: Sequence[Row]
+    finals: Sequence[Row]
+
+    @property
+    def today(self) -> Row:
+        """The trial of today's settings."""
+        return self.trials[0]
+
+    @property
+    def best(self) -> Row:
+        """The trial of the lowest score; today's where all diverged."""
+        return min(self.trials, key=lambda row: as_number(row["score"]))
+
+    def scores(self, settings: Options) -> list[float]:
+        """The scores of some settings on the final seeds, infinite where training diverged."""
+        return [as_number(row["score"]) for row in self.finals if row["settings"] == settings]
+
+    @property
+    def better(self) -> bool:
+        """Whether the settings found are better than today's: on the final seeds by their mean, if there are any."""
+        if self.best is self.today:
+            return False
+        new, old = (self.scores(row["settings"]) for row in (self.best, self.today))
+        return statistics.mean(new) < statistics.mean(old) if new and old else bool(self.trials)
+
+    def summary(self, fields: Mapping[str, Any]) -> Row:
+        """The entry of tuned.json; `fields` are those of the recipe itself."""
+        chosen = self.best if self.better else self.today
+        shares = {"found": self.best, "today": self.today}
+        return {
+            "better": self.better,
+            "settings": changed(chosen["settings"], fields) if self.better else chosen.get("found", {}),
+            "score": self.best["score"],
+            "trial": self.best["trial"],
+            "found": self.best["settings"],
+            "today": self.today["settings"],
+            "today_score": self.today["score"],
+            "trials": len(self.trials),
+            "diverged": sum(row["score"] is None for row in self.trials),
+            "seconds": round(sum(row["seconds"] for row in (*self.trials, *self.finals)), 1),
+            "final": {name: mean_and_spread(self.scores(row["settings"])) for name, row in shares.items()},
+        }
+
+
+def as_number(score: float | None) -> float:
+    """A score as a number: infinite where training diverged."""
+    return math.inf if score is None else score
+
+
+def score_of(rows: Sequence[Row]) -> float | None:
+    """The geometric mean of the metric over the rows of a map; `None` if a row has none, as of a map that diverged."""
+    values = [value_of(row) for row in rows if row["sampler"] == "map"]
+    if not values or not all(math.isfinite(value) for value in values):
+        return None
+    return math.exp(statistics.mean(map(math.log, values)))
+
+
+def value_of(row: Row) -> float:
+    """The metric of a row: KL above its floor, Fréchet distance, or energy distance; infinite where there is none."""
+    if "kl" in row:
+        return max(row["kl"] - row["kl_floor"], LEAST_KL * row["kl_floor"])
+    if "fd" in row:
+        return max(row["fd"], LEAST_ENERGY)
+    return max(row.get("energy", math.inf), LEAST_ENERGY)
+
+
+def metric_of(rows: Sequence[Row]) -> str:
+    """The name of the metric of a score."""
+    names = {"kl": "KL above its floor [nats]", "fd": "Fréchet distance", "energy": "energy distance"}
+    return next((name for key, name in names.items() for row in rows if key in row), "score")
+
+
+def mean_and_spread(scores: Sequence[float]) -> Row:
+    """Mean and standard deviation of scores; `None` where there are none, or one is infinite."""
+    finite = bool(scores) and all(map(math.isfinite, scores))
+    return {
+        "seeds": len(scores),
+        "mean": statistics.mean(scores) if finite else None,
+        "spread": statistics.stdev(scores) if finite and len(scores) > 1 else None,
+    }

@@ -1,0 +1,108 @@
+"""The file of a search, which several processes write and a kill does not damage.
+
+    study.jsonl    a line about the study; then a line for each trial, and for each training on a final seed
+
+A line is added by writing the whole file anew beside the old one, under a lock that ends with the process. A trial has
+its line once it is finished: one that was cut off has none, and is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..runs.folder import check_new
+from ..system.files import write_atomically
+from .measure import Row
+
+STUDY_FILE = "study.jsonl"
+LOCKS = "locks"
+"""The folder of empty files by which processes tell each other what they are at."""
+WORDS = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "clock": "a device whose clock is"}
+"""What the entries about a study are that are no options."""
+UNCOMPARED = ("found",)
+"""Entries about a study that a process takes from the file."""
+
+
+class StudyFile:
+    """The study of a folder.
+
+    Args:
+        folder: where it is, or where to begin it.
+        about: what a study is begun with, as JSON has it: `options` are those of the recipe.
+        resume: go on with the study of the folder if there is one.
+
+    Attributes:
+        about: what this study was begun with.
+        teachers: the folder of the teachers.
+
+    Raises:
+        ValueError: the folder is not empty, and is not to be resumed; or its study is damaged, or was begun otherwise.
+    """
+
+    def __init__(self, folder: Path, about: Row, *, resume: bool = False) -> None:
+        self.folder, self.path = folder, folder / STUDY_FILE
+        if not (resume and (self.path.exists() or (folder / LOCKS).exists())):
+            check_new(folder)
+        self.teachers = folder / "teachers"
+        for path in (folder / LOCKS, self.teachers):
+            path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            if not self.path.exists():
+                self._write([about])
+            self.about = self._read()[0]
+        self._check_same(about)
+
+    def rows(self) -> list[Row]:
+        """All lines but the one about the study."""
+        return self._read()[1:]
+
+    def add(self, row: Row) -> None:
+        """Add a line."""
+        with self.locked():
+            self._write([*self._read(), row])
+
+    def locked(self, name: str = STUDY_FILE) -> AbstractContextManager[Any]:
+        """Context in which no other process has the lock of a name, that of the file unless given."""
+        return FileLock(self.folder / LOCKS / f"{name}.lock")
+
+    def take(self, method: str) -> AbstractContextManager[Any] | None:
+        """Context in which no other process has a method; `None` if one has it."""
+        try:
+            return FileLock(self.folder / LOCKS / f"method-{method}.lock").acquire(timeout=0)
+        except Timeout:
+            return None
+
+    def _read(self) -> list[Row]:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        try:
+            found = [json.loads(line) for line in lines]
+            if not found or not all(isinstance(row, dict) for row in found):
+                raise ValueError("a line is no object")
+        except ValueError as error:
+            raise ValueError(f"{self.path} is damaged ({error}): restore it, or choose another --out.") from None
+        return found
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _check_same(self, about: Row) -> None:
+        before, now = _flat(self.about), _flat(about)
+        for name, value in now.items():
+            if name.partition(".")[0] not in UNCOMPARED and before.get(name) != value:
+                option = WORDS.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
+                raise ValueError(
+                    f"{self.folder} was begun with {option} {before.get(name)}, got {value}: resume with what it began "
+                    "with, or choose another --out."
+                )
+
+
+def _flat(about: Mapping[str, Any]) -> Row:
+    """The entries about a study, those of the recipe as `options.optimiser.batch`."""
+    options = about.get("options", {})
+    return {**about, "options": None} | {f"options.{name}": value for name, value in options.items()}
