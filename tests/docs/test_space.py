@@ -33,7 +33,7 @@ def new_map(**options: int) -> AverageVelocity:
 def build(name: str, flow_map: FlowMap | None = None, **options: object) -> Objective:
     """A method with its paper's options."""
     method = vars(methods)[name]
-    if "teacher" in inspect.signature(method).parameters and name != "split_meanflow":
+    if "teacher" in inspect.signature(method).parameters and name not in ("split_meanflow", "anyflow"):
         options = {"teacher": new_map().velocity, **options}
     if flow_map is None:
         flow_map = fm.maps.Trigonometric(fm.nn.MLP(dim=2, width=32)) if name in ("sct", "scd") else new_map()
