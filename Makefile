@@ -1,5 +1,6 @@
 # make demo    train on the checkerboard, measure, write a report     make test    all checks, then the tests
 # make venv    the environment only                                   make lint    all checks without the tests
+# make dist    the wheel and the source archive, in dist/
 #
 # Slow tests too, as CI runs them: make test SLOW=1. Another Python: make venv PYTHON=python3.12.
 # More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
@@ -7,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint dist format clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -41,6 +42,9 @@ lint: $(STAMP)
 
 test: lint
 	$(if $(SLOW),FLOWMAPS_ALL_CASES=1) $(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
+
+dist: $(STAMP)
+	$(BIN)/python -m hatchling build
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
