@@ -181,6 +181,9 @@ def test_what_was_found_is_chosen_by_the_final_seeds():
     lost = Result(trials, [row(b, None, seed=0), row(a, 0.3, seed=0)])
     assert not lost.better
     assert Result(trials, []).better  # without final seeds by the score alone
+    lucky = [row(a, x, seed=k) for k, x in ((0, 0.3), (1, 0.9), (2, 0.9))]
+    assert not Result(trials, [*lucky, row(b, 0.4, seed=0)]).better  # by the seeds that both have
+    assert not Result(trials, [row(b, 0.4, seed=0)]).better  # today's are not trained anew yet
 
 
 # trials, killed and resumed ------------------------------------------------------------------------------------------
