@@ -22,8 +22,9 @@ from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
 from flowmaps.reports.spread import Spread, above_floor
 from flowmaps.reports.tables import format_value
-from flowmaps.runs.plan import STRIP_WIDTH, Plan, resolve
+from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Recipe, checkerboard_long
+from flowmaps.runs.stages import STRIP_WIDTH
 from flowmaps.system.files import write_atomically
 from flowmaps.times import Square, Strip
 

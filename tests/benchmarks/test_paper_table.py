@@ -77,9 +77,9 @@ def test_every_row_is_the_method_that_its_name_says():
 
 def choices_of(plan):
     """The choices that a plan's settings are called with."""
-    from flowmaps.runs.plan import _choices
+    from flowmaps.runs.stages import choices_of
 
-    return _choices(plan.recipe, plan.interpolant)
+    return choices_of(plan.recipe, plan.interpolant)
 
 
 @pytest.mark.slow

@@ -90,7 +90,9 @@ def test_terms_that_take_turns_have_had_theirs_before_the_clock_starts_and_a_ste
         return float(clocks.count("clock"))
 
     monkeypatch.setattr(MapMatching, "evaluate", watched)
-    monkeypatch.setattr(compare, "take_steps", lambda steps, *_: (next(steps), [0.001] * 7 + [0.009] + [0.001], True)[1:])
+    monkeypatch.setattr(
+        compare, "take_steps", lambda steps, *_: (next(steps), [0.001] * 7 + [0.009] + [0.001], True)[1:]
+    )
     training = compare.train_method(plan, open_data("checkerboard"), 100.0, tmp_path, clock=clock)[2]
     assert clocks.index("term") < clocks.index("clock")  # it is compiled by then
     assert training["ms_per_step"] == 2.0

@@ -48,10 +48,10 @@ def test_where_nothing_is_finite_there_is_nothing():
 
 
 def test_terms_that_take_turns_have_their_curves_however_long_training_is(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flowmaps.evaluation.curves.MAX_RAW_POINTS", 128)
+    monkeypatch.setattr("flowmaps.evaluation.curves.MAX_RAW_POINTS", 512)
     for every in (2, 3, 4):
         curves = Curves()
-        for k in range(1, 1_000):
+        for k in range(1, 2_000):
             curves.see("map", step(k, **({"lagrangian": 2.0} if k % every == 0 else {"diagonal": 1.0})))
         curve = curves.thinned()["map"]
         assert curve["diagonal"] == [1.0] * 100

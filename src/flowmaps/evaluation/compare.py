@@ -27,9 +27,10 @@ from ..maps import FlowMap, Target
 from ..objectives import Objective, SplitRows
 from ..runs import initial
 from ..runs.folder import open_source
-from ..runs.plan import Plan, Stage, resolve
+from ..runs.plan import Plan, resolve
 from ..runs.recipes import Recipe, for_method
-from ..runs.recipes.found import found_in
+from ..runs.recipes.found import found_in, in_options
+from ..runs.stages import Stage
 from ..storage import models
 from ..system import memory
 from ..system.devices import compiled, pick_device
@@ -37,7 +38,7 @@ from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.loop import Step, train
 from ..training.state import State, begin
-from .cells import Cell, Cells, alone
+from .cells import Cell, Cells, alone, contents
 from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .rows import metrics_rows
@@ -111,9 +112,27 @@ class Comparison:
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
         described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
+        self._check_settings()
         self._cells = Cells(folder, described, tuple(methods), seeds, resume=resume)
         self.rows: list[Row] = []
         self._inputs: tuple[int, EvaluationInputs] | None = None
+
+    def _check_settings(self) -> None:
+        """Refuse a method that has been trained there at other settings found, as those of another table of them.
+
+        Raises:
+            ValueError: its seeds would not be alike.
+        """
+        here = {cell.method: found_in(plan.recipe) for cell, plan in self.plans.items()}
+        for content in contents(self.folder):
+            name, row = content["method"], next(iter(content["rows"]), {})
+            before = row.get("settings", {})
+            if name in here and before != here[name]:
+                old, new = (in_options(options) or "none" for options in (before, here[name]))
+                raise ValueError(
+                    f"{self.folder} has {name} with the settings found {old}, got {new}: choose another --out, or "
+                    f"give the settings as options."
+                )
 
     def train(
         self, watch: Watch = quiet, say: Callable[[str], None] = print

@@ -68,7 +68,8 @@ def _thinned(raws: Mapping[tuple[str, ...], _Raw], points: int) -> Curve:
     rows = list[dict[str, float]]()
     for names, raw in raws.items():
         values = torch.stack(raw.values).cpu().tolist()
-        rows += [{"step": step, **dict(zip(names, row, strict=True))} for step, row in zip(raw.steps, values, strict=True)]
+        found = (dict(zip(names, row, strict=True)) for row in values)
+        rows += [{"step": step, **row} for step, row in zip(raw.steps, found, strict=True)]
     rows.sort(key=lambda row: row["step"])
     columns = ["step", *dict.fromkeys(name for names in raws for name in names)]
     return {name: _medians([row.get(name, math.nan) for row in rows], points) for name in columns}

@@ -67,10 +67,11 @@ class Result:
     def summary(self, fields: Mapping[str, Any]) -> Row:
         """The entry of tuned.json; `fields` are those of the recipe itself."""
         chosen = self.best if self.better else self.today
+        found = self.today.get("found", {})  # in the recipe before, of which not all is searched
         shares = {"found": self.best, "today": self.today}
         return {
             "better": self.better,
-            "settings": changed(chosen["settings"], fields) if self.better else chosen.get("found", {}),
+            "settings": changed({**found, **chosen["settings"]}, fields) if self.better else found,
             "score": self.best["score"],
             "trial": self.best["trial"],
             "found": self.best["settings"],
