@@ -70,10 +70,8 @@ def test_what_is_printed_is_pasted_and_becomes_the_settings_of_the_method(
     said = run("tune", "checkerboard", *TRIALS, "--out", out, *SMALL, "--seed", 3)
     pasted = said[said.index('FOUND["checkerboard"]') : said.index("table: ")]
     assert pasted in (out / "tune.md").read_text()
-    with_options = (
-        "# found with --network.width 8 --network.depth 2 --optimiser.batch 16, which these lines do not set\n"
-    )
-    assert with_options in said
+    given = "--network.width 8 --network.depth 2 --optimiser.batch 16"
+    assert f"# found with {given}, which these lines do not set\n" in said
     content = json.loads((out / "tuned.json").read_text())["methods"]
     table: dict[str, Any] = {"checkerboard": {}}
     exec(pasted, {"FOUND": table})
