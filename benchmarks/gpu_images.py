@@ -31,8 +31,9 @@ from flowmaps.metrics.features import Features, extract, open_features
 from flowmaps.metrics.images import Statistics, frechet_distance
 from flowmaps.nn import UNet
 from flowmaps.objectives import Objective
-from flowmaps.runs.plan import Stage, resolve
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import RECIPES, ImageRecipe, UNetNetwork
+from flowmaps.runs.stages import Stage
 from flowmaps.samplers import Jump
 from flowmaps.storage import models
 from flowmaps.system.seeds import generator

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
 from flowmaps.reports.spread import Spread, above_floor
 from flowmaps.reports.tables import format_value
-from flowmaps.runs.plan import STRIP_WIDTH, Plan, resolve
+from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Recipe, checkerboard_long
+from flowmaps.runs.stages import STRIP_WIDTH
 from flowmaps.system.files import write_atomically
 from flowmaps.times import Square, Strip
 
@@ -168,7 +169,7 @@ def shown(values: list[float | None]) -> str:
 # the command ----------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the comparison")
@@ -177,9 +178,13 @@ def main() -> None:
     parser.add_argument("--budget-steps", type=int, help="optimiser steps of a method, in the place of --budget")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the KL above floor")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    if options.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {options.seeds}")
     if options.budget or options.budget_steps:
         train(recipe(options.samples), options)
+    if not (options.out / RESULT_FILE).exists():
+        parser.error(f"{options.out} has no {RESULT_FILE}: train first, with a --budget above 0")
     content = read(options.out / RESULT_FILE)
     text = table(content["rows"], content)
     write_atomically(options.out / "paper-table.md", text)

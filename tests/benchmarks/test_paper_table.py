@@ -10,6 +10,7 @@ import paper_table
 import pytest
 
 from flowmaps.evaluation.cells import read
+from flowmaps.runs import stages
 from flowmaps.runs.recipes import Recipe
 from flowmaps.times import Square, Strip
 
@@ -77,9 +78,18 @@ def test_every_row_is_the_method_that_its_name_says():
 
 def choices_of(plan):
     """The choices that a plan's settings are called with."""
-    from flowmaps.runs.plan import _choices
+    return stages.choices_of(plan.recipe, plan.interpolant)
 
-    return _choices(plan.recipe, plan.interpolant)
+
+@pytest.mark.parametrize(
+    "words, said",
+    [(["--seeds", "0"], "--seeds must be at least 1, got 0"), (["--budget", "0"], "has no compare.json: train first")],
+)
+def test_bad_options_are_refused_in_a_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        paper_table.main(["--out", str(tmp_path / "out"), *words])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

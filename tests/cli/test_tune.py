@@ -70,6 +70,8 @@ def test_what_is_printed_is_pasted_and_becomes_the_settings_of_the_method(
     said = run("tune", "checkerboard", *TRIALS, "--out", out, *SMALL, "--seed", 3)
     pasted = said[said.index('FOUND["checkerboard"]') : said.index("table: ")]
     assert pasted in (out / "tune.md").read_text()
+    given = "--network.width 8 --network.depth 2 --optimiser.batch 16"
+    assert f"# found with {given}, which these lines do not set\n" in said
     content = json.loads((out / "tuned.json").read_text())["methods"]
     table: dict[str, Any] = {"checkerboard": {}}
     exec(pasted, {"FOUND": table})
@@ -130,6 +132,7 @@ def test_ctrl_c_ends_in_one_line_with_the_command_that_goes_on(
         ("--budget 0", "--budget must be positive, got 0.0 seconds"),
         ("--budget nan", "--budget must be positive, got nan seconds"),
         ("--final-seeds -1", "--final-seeds must be at least 0"),
+        ("--final-seeds 1001", "at most 1,000, where the validation seed comes, and leave seeds below 2^32, got 1001"),
         ("--methods lsd lsd", "--methods needs different methods, got lsd lsd"),
         ("--methods lsdd", "unknown method 'lsdd': did you mean 'lsd'?"),
         ("--precision auto", "a search needs one --precision for all trials"),
@@ -203,6 +206,17 @@ def test_a_comparison_trains_each_method_at_what_was_found(tmp_path: Path, monke
     assert plans["lsd"].diagonal_share == "own"
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
     assert {row["method"]: row.get("settings") for row in rows} == {"psd": {"diagonal_share": 0.6}, "lsd": None}
+
+
+def test_seeds_at_other_settings_found_do_not_join(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any):
+    words = ["compare", "checkerboard", "--methods", "psd", "--out", tmp_path / "x"]
+    (tmp_path / "x" / "cells").mkdir(parents=True)
+    cell = {"method": "psd", "seed": 7, "rows": [{"sampler": "map", "settings": {"diagonal_share": 0.6}}], "curves": {}}
+    (tmp_path / "x" / "cells" / "psd-7.json").write_text(json.dumps(cell))
+    said = refused(capsys, *words, *SMALL)
+    assert "has psd with the settings found --diagonal-share 0.6, got none: choose another --out" in said
+    monkeypatch.setitem(found.FOUND, "checkerboard", {"psd": {"diagonal_share": 0.6}})
+    assert "the settings found" not in refused(capsys, *words, *SMALL)  # no compare.json
 
 
 def test_no_method_is_named_outside_methods_and_recipes():

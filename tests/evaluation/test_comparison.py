@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowmaps import maps, methods, nn
 from flowmaps.data import open_data
 from flowmaps.evaluation import compare
-from flowmaps.objectives import Loss, VelocityMatching
+from flowmaps.guidance import Guidance
+from flowmaps.objectives import Loss, MapMatching, VelocityMatching
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import checkerboard
 from flowmaps.velocities import RandomInputs
@@ -70,3 +72,53 @@ def test_a_teacher_that_diverges_is_not_kept(tmp_path: Path, monkeypatch: pytest
     assert teacher is None
     assert training["diverged"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_terms_that_take_turns_have_had_theirs_before_the_clock_starts_and_a_step_costs_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clocks, plan = list[str](), tiny("lsd")
+    plan = resolve(replace(plan.recipe, diagonal_share=0.9, off_diagonal_every=8))
+    evaluate = MapMatching.evaluate
+
+    def watched(self: MapMatching, inputs: RandomInputs) -> Loss:
+        clocks.append("term")
+        return evaluate(self, inputs)
+
+    def clock() -> float:
+        clocks.append("clock")
+        return float(clocks.count("clock"))
+
+    monkeypatch.setattr(MapMatching, "evaluate", watched)
+    monkeypatch.setattr(
+        compare, "take_steps", lambda steps, *_: (next(steps), [0.001] * 7 + [0.009] + [0.001], True)[1:]
+    )
+    training = compare.train_method(plan, open_data("checkerboard"), 100.0, tmp_path, clock=clock)[2]
+    assert clocks.index("term") < clocks.index("clock")  # it is compiled by then
+    assert training["ms_per_step"] == 2.0
+
+
+def test_a_teacher_that_learned_guidance_is_another_than_one_that_did_not():
+    plan, names = tiny("progressive_distillation"), set()
+    for guidance in (None, Guidance(1.0, classes=3), Guidance(2.0, classes=3)):
+        stage = plan.stages[0]
+        flow_map = maps.AverageVelocity(nn.MLP(2, classes=3))
+        objective = methods.flow_matching(flow_map, interpolant=plan.interpolant, guidance=guidance)
+        names.add(compare.teacher_file(stage, objective, 1.0, 0))
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("budget", [2, 3, 5, 7, 12])
+@pytest.mark.parametrize("method", ["lmd", "pfmm", "lsd"])
+def test_a_budget_in_steps_is_the_same_whatever_the_stages(method: str, budget: int, tmp_path: Path):
+    training = compare.train_method(tiny(method), open_data("checkerboard"), budget, tmp_path, unit="steps")[2]
+    assert sum(value for name, value in training.items() if name.endswith("_steps")) == budget
+
+
+def test_fewer_steps_than_stages_are_refused_and_a_stage_without_steps_is_left_out(tmp_path: Path):
+    with pytest.raises(ValueError, match="lmd has 2 stages, for which --budget-steps must be at least 2, got 1"):
+        compare.Comparison(tiny("lmd").recipe, ("lsd", "lmd"), 1, tmp_path / "new", unit="steps")
+    assert not (tmp_path / "new").exists()
+    plan = resolve(replace(tiny("pfmm").recipe, steps=1, teacher_steps=0))  # one step of strip, none of map
+    training = compare.train_method(plan, open_data("checkerboard"), 0.01, tmp_path)[2]
+    assert "map_steps" not in training

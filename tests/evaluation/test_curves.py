@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 import torch
 
 from flowmaps.evaluation.curves import MAX_RAW_POINTS, Curves
@@ -44,3 +45,15 @@ def test_where_nothing_is_finite_there_is_nothing():
     curves = Curves()
     curves.see("map", step(1, lagrangian=math.inf))
     assert curves.thinned()["map"] == {"step": [1], "lagrangian": [None]}
+
+
+def test_terms_that_take_turns_have_their_curves_however_long_training_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flowmaps.evaluation.curves.MAX_RAW_POINTS", 512)
+    for every in (2, 3, 4):
+        curves = Curves()
+        for k in range(1, 2_000):
+            curves.see("map", step(k, **({"lagrangian": 2.0} if k % every == 0 else {"diagonal": 1.0})))
+        curve = curves.thinned()["map"]
+        assert curve["diagonal"] == [1.0] * 100
+        assert curve["lagrangian"] == [2.0] * 100
+        assert curve["step"] == sorted(curve["step"], key=lambda number: number or 0)

@@ -181,6 +181,9 @@ def test_what_was_found_is_chosen_by_the_final_seeds():
     lost = Result(trials, [row(b, None, seed=0), row(a, 0.3, seed=0)])
     assert not lost.better
     assert Result(trials, []).better  # without final seeds by the score alone
+    lucky = [row(a, x, seed=k) for k, x in ((0, 0.3), (1, 0.9), (2, 0.9))]
+    assert not Result(trials, [*lucky, row(b, 0.4, seed=0)]).better  # by the seeds that both have
+    assert not Result(trials, [row(b, 0.4, seed=0)]).better  # today's are not trained anew yet
 
 
 # trials, killed and resumed ------------------------------------------------------------------------------------------
@@ -253,6 +256,25 @@ def test_a_process_that_is_killed_outright_leaves_a_study_that_goes_on(tmp_path:
     assert lines == [line for _, line in run(tmp_path / "whole")]
 
 
+def test_settings_found_before_that_are_not_searched_stay_in_what_is_found():
+    found_before = {"draws": 4, "from_noise_share": 0.4}
+    trials = [
+        row({"from_noise_share": 0.4}, 0.3, trial=0, found=found_before),
+        row({"from_noise_share": 0.5}, 0.2, trial=1),
+    ]
+    assert Result(trials, []).summary(fields_of(checkerboard()))["settings"] == {"draws": 4, "from_noise_share": 0.5}
+
+
+def test_a_trial_that_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def measure(*_: Any, **__: Any) -> Any:
+        raise ValueError("no metric takes these samples")
+
+    monkeypatch.setattr(search, "train_method", lambda *_, **__: (None, None, {"ms_per_step": 1.0}))
+    monkeypatch.setattr(search, "measure_method", measure)
+    ((_, line),) = Search(tiny(), ("lsd",), tmp_path, trials=1, budget=0.2, final_seeds=0).run()
+    assert (line["score"], line["reason"]) == (None, "no metric takes these samples")
+
+
 def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Search, "_train", train)
     said, other = [], Search(tiny(), ("lsd", "psd"), tmp_path, trials=2, budget=0.2, final_seeds=0)
@@ -276,8 +298,14 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
     other = replace(tiny(), network=replace(tiny().network, width=9))
     with pytest.raises(ValueError, match=r"begun with --network.width 8, got 9"):
         Search(other, ("lsd",), tmp_path, budget=0.2, resume=True)
-    with pytest.raises(ValueError, match="already exists and is not empty"):
+    with pytest.raises(ValueError, match="is not empty: choose another --out, or go on with --resume"):
         Search(tiny(), ("lsd",), tmp_path, budget=0.2)
+    with pytest.raises(ValueError, match=r"begun with these fields given as options, \[\], got \['adaptive_power'\]"):
+        Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True, given=("adaptive_power",))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ValueError, match=r"is not empty: choose another --out\.$"):  # --resume cannot go on with it
+        Search(tiny(), ("lsd",), tmp_path / "other", budget=0.2, resume=True)
     (tmp_path / "study.jsonl").write_text('{"recipe"')
     with pytest.raises(ValueError, match=r"study.jsonl is damaged .*restore it, or choose another --out"):
         Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True)

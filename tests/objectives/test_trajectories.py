@@ -146,6 +146,17 @@ def test_times_are_rounded_outwards_in_either_order_and_never_equal():
     assert not bool((drawn.s == drawn.t).any())
 
 
+def test_times_are_rounded_outwards_on_a_grid_of_unequal_steps():
+    loss = matching(points=[0.0, 0.1, 0.2, 1.0], times=Square())
+    points = torch.tensor(loss.points, dtype=torch.float64)
+    s, t = torch.rand(2, 200, dtype=torch.float64, generator=generator(5))
+    start, end = (points[k] for k in loss._on_grid(s, t))
+    low, high = torch.minimum(s, t), torch.maximum(s, t)
+    assert torch.equal(start < end, s < t)
+    assert (torch.minimum(start, end) == torch.stack([points[points <= x].max() for x in low])).all()
+    assert (torch.maximum(start, end) == torch.stack([points[points >= x].min() for x in high])).all()
+
+
 def test_a_grid_of_ones_own_has_its_own_times():
     points = (0.0, 0.5, 0.9, 1.0)
     drawn = matching(points=points, pairs=2).draw(data(), generator=generator(0))

@@ -13,8 +13,9 @@ from flowmaps.methods import METHODS
 from flowmaps.objectives import Objective, SplitRows, Sum
 from flowmaps.runs import recipes
 from flowmaps.runs.changes import changes, in_words, lines, objectives
-from flowmaps.runs.plan import Stage, resolve
+from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import RECIPES, Recipe
+from flowmaps.runs.stages import Stage
 from flowmaps.times import Diagonal, TowardsData
 from flowmaps.training import identity
 

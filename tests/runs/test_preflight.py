@@ -288,7 +288,7 @@ def test_the_command_says_the_plan_and_writes_nothing(here: Path):
         (["--check", "--minutes", 3], "--check is for a run before it begins: leave out"),
         (["--check", "--optimiser.accumulate", 5], "--optimiser.batch must be a multiple of 5"),
         (["--check", "--network.depth", 10**9], "--network.depth must be at most 1,000, got 1000000000"),
-        (["--check", "--out", "points.npz"], "points.npz already exists and is not empty"),
+        (["--check", "--out", "points.npz"], "points.npz already exists and is no folder"),
     ],
 )
 def test_commands_that_are_refused(capsys: pytest.CaptureFixture, here: Path, words: list[Any], error: str):

@@ -11,7 +11,7 @@ from ..methods import Jumps
 from ..reports.figures import save
 from ..reports.pictures import residual_square
 from ..runs.folder import RunFolder
-from ..runs.plan import STRIP_WIDTH
+from ..runs.stages import STRIP_WIDTH
 from ..shapes import on_each
 from ..system.files import write_atomically
 from ..system.seeds import generator

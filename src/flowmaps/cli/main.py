@@ -36,7 +36,6 @@ from .options import (
     Sample,
     Train,
     Tune,
-    TunedImages,
     changed_options,
     given_fields,
 )
@@ -323,7 +322,7 @@ def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _tune(words: list[str]) -> None:
     usual, rest, program = _with_recipe("tune", words)
-    kind = TunedImages if isinstance(usual, ImageRecipe) else Compared
+    kind = ComparedImages if isinstance(usual, ImageRecipe) else Compared
     shown = kind(**vars(replace(usual, evaluation=replace(usual.evaluation, steps=TUNED_STEPS))))
     given = _parse(Tune, rest, program, Tune(recipe=shown))
     recipe, fields = type(usual)(**vars(given.recipe)), given_fields(rest)

@@ -153,7 +153,7 @@ UNUSED = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_
           "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps",
           "track")  # fmt: skip
 Compared = _hiding(Recipe, "Compared", UNUSED)
-"""A recipe without the options that a comparison does not use."""
+"""A recipe without the options that a comparison and a search do not use."""
 ComparedImages = _hiding(ImageRecipe, "ComparedImages", (*UNUSED, *OF_POINTS))
 """The same of images."""
 
@@ -182,8 +182,6 @@ class Compare:
     """Refuse to begin a new comparison: --out must have one."""
 
 
-TunedImages = _hiding(ImageRecipe, "TunedImages", (*OF_POINTS, *UNUSED))
-"""A recipe of images without the options that a search does not use."""
 TUNED_STEPS = (1, 4)
 """Numbers of sampling steps of the score of a search, unless given."""
 

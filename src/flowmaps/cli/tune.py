@@ -6,7 +6,9 @@ The folder: study.jsonl  tuned.json  tune.md  tune.png  teachers/  locks/
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from ..evaluation.results import as_number, metric_of
 from ..evaluation.search import Search
 from ..reports import figures
 from ..reports import search as reports
-from ..runs.recipes import Recipe
+from ..runs.recipes import RECIPES, Recipe
 from ..runs.recipes.found import fields_of
 from ..system.files import write_atomically
+from .options import changed_options
 from .terminal import console, watching
 
 
@@ -39,7 +42,7 @@ def tune(recipe: Recipe, methods: tuple[str, ...], folder: Path, *, command: str
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the finished trials are kept: go on with {command}") from None
     found = write(search, command, picture=True)["methods"]
-    console.print(reports.entries(recipe.name, found), soft_wrap=True, markup=False, end="")
+    console.print(reports.entries(recipe.name, found, _given(recipe)), soft_wrap=True, markup=False, end="")
     console.print(f"table: {folder / 'tune.md'}; picture: {folder / 'tune.png'}", soft_wrap=True)
 
 
@@ -69,7 +72,8 @@ def _left(search: Search, method: str) -> int:
 def _line(search: Search, method: str, row: Row, left: float) -> str:
     """What a training brought, in a line."""
     result = search.results()[method]
-    score = "diverged" if row["score"] is None else f"score {row['score']:.3g}"
+    lost = f"cannot be measured: {row['reason']}" if "reason" in row else "diverged"
+    score = lost if row["score"] is None else f"score {row['score']:.3g}"
     best = (
         ""
         if result.best["score"] is None
@@ -81,6 +85,13 @@ def _line(search: Search, method: str, row: Row, left: float) -> str:
         kind = "today's" if row["settings"] == result.today["settings"] else "found"
         what, best = f"seed {row['seed']}, {kind} settings", ""
     return f"{method}, {what}: {score}{best}; {row['seconds']:.0f} s, about {left / 60:.0f} min to go"
+
+
+def _given(recipe: Recipe) -> str:
+    """The options of a recipe that training depends on and that differ from its usual ones."""
+    usual = RECIPES[recipe.name]()
+    same = {name: getattr(usual, name) for name in ("evaluation", "seed", "device", "compile")}
+    return shlex.join(changed_options(replace(recipe, **same), usual))
 
 
 def write(search: Search, command: str, *, picture: bool) -> Row:
@@ -101,7 +112,7 @@ def write(search: Search, command: str, *, picture: bool) -> Row:
             "methods": {name: result.summary(fields) for name, result in results.items()},
         }
         write_atomically(folder / "tuned.json", json.dumps(content, indent=2) + "\n")
-        write_atomically(folder / "tune.md", reports.table(recipe.name, content["methods"], metric))
+        write_atomically(folder / "tune.md", reports.table(recipe.name, content["methods"], metric, _given(recipe)))
         if picture and results:
             figures.save(reports.figure(results, metric), folder / "tune.png", dpi=100)
     return content

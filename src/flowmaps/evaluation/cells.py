@@ -71,7 +71,7 @@ class Cells:
         if RESULT_FILE in names:
             self._read()
         elif not (folder.is_dir() and _is_begun(folder, names)):
-            check_new(folder)
+            check_new(folder, resumable=False)
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
         with self._locked():
             old = self._read() if (folder / RESULT_FILE).exists() else {"methods": [], "seeds": []}

@@ -24,12 +24,13 @@ import torch
 
 from ..data import Board, Source, fingerprint
 from ..maps import FlowMap, Target
-from ..objectives import Objective
+from ..objectives import Objective, SplitRows
 from ..runs import initial
 from ..runs.folder import open_source
-from ..runs.plan import Plan, Stage, resolve
+from ..runs.plan import Plan, resolve
 from ..runs.recipes import Recipe, for_method
-from ..runs.recipes.found import found_in
+from ..runs.recipes.found import found_in, in_options
+from ..runs.stages import Stage
 from ..storage import models
 from ..system import memory
 from ..system.devices import compiled, pick_device
@@ -37,7 +38,7 @@ from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..training.loop import Step, train
 from ..training.state import State, begin
-from .cells import Cell, Cells, alone
+from .cells import Cell, Cells, alone, contents
 from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .rows import metrics_rows
@@ -45,7 +46,7 @@ from .sampling import Samples
 
 Unit = Literal["seconds", "steps"]
 """What a budget is counted in."""
-WARM_UP_STEPS = 3  # before the clock starts: compilation is not training
+WARM_UP_STEPS = 3  # at least, before the clock starts: compilation is not training
 UNLIMITED_STEPS = 10**9  # the budget ends training
 SECONDS_BETWEEN_CHECKS = 0.5  # of the loss, for which the host waits for the device
 IRRELEVANT_FIELDS = ("name", "method", "seed", "log_every", "checkpoint_every")
@@ -74,7 +75,7 @@ class Comparison:
 
     Raises:
         ValueError: the folder has something else; the budget is not positive; a method or a seed is named twice; or the
-            recipe cannot run.
+            recipe cannot run; or there are fewer steps than a method has stages.
     """
 
     def __init__(
@@ -106,12 +107,32 @@ class Comparison:
             for name, resolver in resolvers.items()
             for seed in seeds
         }
+        for plan in self.plans.values():
+            list(_shares(plan, budget, unit))
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
         described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
+        self._check_settings()
         self._cells = Cells(folder, described, tuple(methods), seeds, resume=resume)
         self.rows: list[Row] = []
         self._inputs: tuple[int, EvaluationInputs] | None = None
+
+    def _check_settings(self) -> None:
+        """Refuse a method that has been trained there at other settings found, as those of another table of them.
+
+        Raises:
+            ValueError: its seeds would not be alike.
+        """
+        here = {cell.method: found_in(plan.recipe) for cell, plan in self.plans.items()}
+        for content in contents(self.folder):
+            name, row = content["method"], next(iter(content["rows"]), {})
+            before = row.get("settings", {})
+            if name in here and before != here[name]:
+                old, new = (in_options(options) or "none" for options in (before, here[name]))
+                raise ValueError(
+                    f"{self.folder} has {name} with the settings found {old}, got {new}: choose another --out, or "
+                    f"give the settings as options."
+                )
 
     def train(
         self, watch: Watch = quiet, say: Callable[[str], None] = print
@@ -218,11 +239,9 @@ def train_method(
     device = pick_device(plan.recipe.device)
     flow_map = initial.new_map(plan.recipe, source.shape, source.classes, source.units.condition_dim).to(device)
     teacher: FlowMap | None = None
-    total = sum(stage.steps for stage in plan.stages)
     options = {"unit": unit, "clock": clock, "curves": curves, "watch": watch, "say": say}
     training: Row = {"budget": budget, "distilled": plan.method.distils}
-    for stage in plan.stages:
-        share = budget * stage.steps / total
+    for stage, share in _shares(plan, budget, unit):
         objective = stage.build(flow_map, teacher and teacher.velocity).to(device)
         train_it = partial(train_stage, plan, stage, source, objective, share, **options)
         if stage.name == "teacher":
@@ -236,6 +255,27 @@ def train_method(
         if stage.name == "teacher":
             teacher, training["teacher"] = Target(flow_map), weights.name
     return flow_map, teacher, training
+
+
+def _shares(plan: Plan, budget: float, unit: Unit) -> Iterator[tuple[Stage, float]]:
+    """The stages of a plan, each with its share of the budget; whole steps add up to the budget, and each has one.
+
+    Raises:
+        ValueError: there are fewer steps than stages.
+    """
+    stages = [stage for stage in plan.stages if stage.steps]
+    if unit == "steps" and budget < len(stages):
+        raise ValueError(
+            f"{plan.method.name} has {len(stages)} stages, for which --budget-steps must be at least {len(stages)}, "
+            f"got {budget}."
+        )
+    left, steps = budget, sum(stage.steps for stage in stages)
+    for k, stage in enumerate(stages):
+        share = left * stage.steps / steps
+        if unit == "steps":
+            share = min(max(1, round(share)), left - (len(stages) - 1 - k))
+        yield stage, share
+        left, steps = left - share, steps - stage.steps
 
 
 def _teacher_from(weights: Path, flow_map: FlowMap) -> Row:
@@ -258,9 +298,10 @@ def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row])
 
 def teacher_file(stage: Stage, objective: Objective, budget: float, seed: int, unit: Unit = "seconds") -> str:
     """The name of a teacher's file, by which methods share one: those with the same map, path, budget, seed, settings
-    of the optimiser, times and weight."""
+    of the optimiser, times, weight and guidance."""
     kinds = type(objective.flow_map).__name__, type(objective.interpolant).__name__
-    settings = repr((stage.optimiser, objective.times, type(objective.weight).__name__))
+    guided = () if objective.guidance is None else (objective.guidance,)
+    settings = repr((stage.optimiser, objective.times, type(objective.weight).__name__, *guided))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}-{digest}.safetensors"
 
@@ -280,17 +321,18 @@ def train_stage(
 ) -> Row:
     """Train one stage for its budget, shorter if it diverges: what a step took, and whether the stage diverged.
 
-    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device. Arguments
-    are as in `train_method`.
+    The time of a step is the median on the CPU, elsewhere the mean: there the host runs ahead of the device. Where
+    terms take turns it is that of a round, by its number of steps. Arguments are as in `train_method`.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
     torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
     evaluate = compiled(objective.evaluate, say) if plan.compiles(device) else None
     state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
     seed = generator(recipe.seed, plan.stages.index(stage)).initial_seed()
-    steps = UNLIMITED_STEPS if unit == "seconds" else max(1, round(budget))
+    steps = UNLIMITED_STEPS if unit == "seconds" else int(budget)
     run = partial(train, state, source, stage.optimiser, seed=seed, device=device, steps=steps)
-    for _ in islice(run(), WARM_UP_STEPS):
+    turns = objective.every if isinstance(objective, SplitRows) else 1  # each term has had one when the clock starts
+    for _ in islice(run(), max(WARM_UP_STEPS, 2 * turns - 1)):
         pass
     state.zero_grad()  # so the gradients are included in the measured peak
     step = run()
@@ -301,7 +343,7 @@ def train_stage(
     seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)
     state.use_averages()
     say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s")
-    training = _taken(stage, state, seconds, device)
+    training = _taken(stage, state, seconds, device, turns)
     if peak is not None:
         training["mb_per_step"] = round(peak / 1e6, 3)
     if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
@@ -309,10 +351,11 @@ def train_stage(
     return training
 
 
-def _taken(stage: Stage, state: State, seconds: list[float], device: torch.device) -> Row:
+def _taken(stage: Stage, state: State, seconds: list[float], device: torch.device, turns: int) -> Row:
     """The number of steps of a stage, and what one took, unless the budget was spent before the clock started."""
+    rounds = [statistics.fmean(seconds[k : k + turns]) for k in range(0, len(seconds) - turns + 1, turns)]
     typical = statistics.median if device.type == "cpu" else statistics.mean
-    cost = {"ms_per_step": round(1e3 * typical(seconds), 3)} if seconds else {}
+    cost = {"ms_per_step": round(1e3 * typical(rounds), 3)} if rounds else {}
     return {**cost, f"{stage.name}_steps": state.step}
 
 

@@ -29,43 +29,50 @@ Curve = dict[str, list[float | None]]
 class Curves:
     """The residuals of the stages of a training: unweighted, squared, mean over the batch.
 
-    Reading them waits for the device; `see` does not.
+    Steps of different terms, which take turns, are thinned each by themselves. Reading the curves waits for the device;
+    `see` does not.
     """
 
     def __init__(self) -> None:
-        self._stages: dict[str, _Raw] = {}
+        self._stages: dict[str, dict[tuple[str, ...], _Raw]] = {}
 
     def see(self, stage: str, step: Step) -> None:
         """The residuals of a step of a stage."""
-        self._stages.setdefault(stage, _Raw()).see(step.number, step.loss.parts)
+        parts = step.loss.parts
+        self._stages.setdefault(stage, {}).setdefault(tuple(parts), _Raw()).see(step.number, parts)
 
     def thinned(self, points: int = POINTS) -> dict[str, Curve]:
         """The curve of each stage, of so many points at most."""
-        return {stage: raw.thinned(points) for stage, raw in self._stages.items()}
+        return {stage: _thinned(raws, points) for stage, raws in self._stages.items()}
 
 
 class _Raw:
-    """The residuals of every `stride`-th step, where the stride doubles as the steps become many."""
+    """The residuals of every `stride`-th step that is seen, where the stride doubles as the steps become many."""
 
     def __init__(self) -> None:
-        self.stride, self.names = 1, list[str]()
+        self.stride, self.seen = 1, 0
         self.steps, self.values = list[int](), list[Tensor]()
 
     def see(self, number: int, parts: Mapping[str, Tensor]) -> None:
-        self.names = self.names or list(parts)
-        if number % self.stride or list(parts) != self.names:
+        self.seen += 1
+        if self.seen % self.stride:
             return
         self.steps.append(number)
         self.values.append(torch.stack([part.detach().float().mean() for part in parts.values()]))
         if len(self.steps) > MAX_RAW_POINTS:
             self.stride *= 2
-            kept = [k for k, step in enumerate(self.steps) if step % self.stride == 0]
-            self.steps, self.values = [self.steps[k] for k in kept], [self.values[k] for k in kept]
+            self.steps, self.values = self.steps[1::2], self.values[1::2]
 
-    def thinned(self, points: int) -> Curve:
-        rows = torch.stack(self.values).cpu().tolist()
-        columns = dict(zip(self.names, zip(*rows, strict=True), strict=True))
-        return {name: _medians(values, points) for name, values in {"step": self.steps, **columns}.items()}
+
+def _thinned(raws: Mapping[tuple[str, ...], _Raw], points: int) -> Curve:
+    rows = list[dict[str, float]]()
+    for names, raw in raws.items():
+        values = torch.stack(raw.values).cpu().tolist()
+        found = (dict(zip(names, row, strict=True)) for row in values)
+        rows += [{"step": step, **row} for step, row in zip(raw.steps, found, strict=True)]
+    rows.sort(key=lambda row: row["step"])
+    columns = ["step", *dict.fromkeys(name for names in raws for name in names)]
+    return {name: _medians([row.get(name, math.nan) for row in rows], points) for name in columns}
 
 
 def _medians(values: Sequence[float], points: int) -> list[float | None]:

@@ -46,25 +46,32 @@ class Result:
         """The trial of the lowest score; today's where all diverged."""
         return min(self.trials, key=lambda row: as_number(row["score"]))
 
-    def scores(self, settings: Options) -> list[float]:
-        """The scores of some settings on the final seeds, infinite where training diverged."""
-        return [as_number(row["score"]) for row in self.finals if row["settings"] == settings]
+    def scores(self, settings: Options) -> dict[int, float]:
+        """The scores of some settings by final seed, infinite where training diverged."""
+        return {row["seed"]: as_number(row["score"]) for row in self.finals if row["settings"] == settings}
 
     @property
     def better(self) -> bool:
-        """Whether the settings found are better than today's: on the final seeds by their mean, if there are any."""
+        """Whether the settings found are better than today's: by their means over the final seeds that both have.
+
+        Without a final seed by the score alone.
+        """
         if self.best is self.today:
             return False
         new, old = (self.scores(row["settings"]) for row in (self.best, self.today))
-        return statistics.mean(new) < statistics.mean(old) if new and old else bool(self.trials)
+        both = new.keys() & old.keys()
+        if not both:
+            return not self.finals
+        return statistics.mean(new[seed] for seed in both) < statistics.mean(old[seed] for seed in both)
 
     def summary(self, fields: Mapping[str, Any]) -> Row:
         """The entry of tuned.json; `fields` are those of the recipe itself."""
         chosen = self.best if self.better else self.today
+        found = self.today.get("found", {})  # in the recipe before, of which not all is searched
         shares = {"found": self.best, "today": self.today}
         return {
             "better": self.better,
-            "settings": changed(chosen["settings"], fields) if self.better else chosen.get("found", {}),
+            "settings": changed({**found, **chosen["settings"]}, fields) if self.better else found,
             "score": self.best["score"],
             "trial": self.best["trial"],
             "found": self.best["settings"],
@@ -73,7 +80,7 @@ class Result:
             "trials": len(self.trials),
             "diverged": sum(row["score"] is None for row in self.trials),
             "seconds": round(sum(row["seconds"] for row in (*self.trials, *self.finals)), 1),
-            "final": {name: mean_and_spread(self.scores(row["settings"])) for name, row in shares.items()},
+            "final": {name: mean_and_spread([*self.scores(row["settings"]).values()]) for name, row in shares.items()},
         }
 
 

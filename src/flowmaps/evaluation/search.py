@@ -158,9 +158,10 @@ class Search:
             try:
                 inputs = self._inputs_of(seed)
                 rows, _ = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=(), watch=watch)
-            except ValueError:  # samples that no metric takes
-                training["diverged"] = True
-        kept = {name: training[name] for name in ("ms_per_step", "map_steps", "diverged") if name in training}
+            except ValueError as error:  # samples that no metric takes
+                training |= {"diverged": True, "reason": str(error)}
+        names = ("ms_per_step", "map_steps", "diverged", "reason")
+        kept = {name: training[name] for name in names if name in training}
         return {"score": score_of(rows), "seconds": round(time.monotonic() - begun, 1), **kept, "rows": rows}
 
     def _inputs_of(self, seed: int) -> EvaluationInputs:
@@ -176,8 +177,11 @@ def _check(recipe: Recipe, methods: Sequence[str], trials: int, budget: float, f
         raise ValueError(f"--budget must be positive, got {budget} seconds.")
     if trials < 1:
         raise ValueError(f"--trials must be at least 1, got {trials}.")
-    if final_seeds < 0 or recipe.seed + final_seeds > 2**32:
-        raise ValueError(f"--final-seeds must be at least 0, and leave seeds below 2^32, got {final_seeds}.")
+    if not 0 <= final_seeds <= VALIDATION or recipe.seed + final_seeds > 2**32:
+        raise ValueError(
+            f"--final-seeds must be at least 0 and at most {VALIDATION:,}, where the validation seed comes, and leave "
+            f"seeds below 2^32, got {final_seeds}."
+        )
     if recipe.precision == "auto":
         raise ValueError("a search needs one --precision for all trials, got auto: take float32 or bfloat16.")
     if not methods or len(set(methods)) != len(methods):

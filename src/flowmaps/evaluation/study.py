@@ -23,7 +23,12 @@ from .measure import Row
 STUDY_FILE = "study.jsonl"
 LOCKS = "locks"
 """The folder of empty files by which processes tell each other what they are at."""
-WORDS = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "clock": "a device whose clock is"}
+WORDS = {
+    "recipe": "the recipe",
+    "data_sha256": "a data file of checksum",
+    "clock": "a device whose clock is",
+    "fixed": "these fields given as options,",
+}
 """What the entries about a study are that are no options."""
 UNCOMPARED = ("found",)
 """Entries about a study that a process takes from the file."""
@@ -47,8 +52,9 @@ class StudyFile:
 
     def __init__(self, folder: Path, about: Row, *, resume: bool = False) -> None:
         self.folder, self.path = folder, folder / STUDY_FILE
-        if not (resume and (self.path.exists() or (folder / LOCKS).exists())):
-            check_new(folder)
+        begun = self.path.exists() or (folder / LOCKS).exists()
+        if not (resume and begun):
+            check_new(folder, resumable=begun)
         self.teachers = folder / "teachers"
         for path in (folder / LOCKS, self.teachers):
             path.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class TrajectoryMatching(Objective):
         own = torch.arange(rows, device=first.device) % number
         label = copy_of(repeated(label, self.pairs), 0, rows)
         start, end = self._on_grid(inputs.s, inputs.t)
-        times = torch.stack([inputs.s.new_full((), time) for time in self.points])  # no copy, which a device waits for
+        times = self._times(inputs.s)
         s, t = times[start], times[end]
         return inputs._replace(x0=trajectories[start, own], x1=trajectories[end, own], z=None, s=s, t=t, cond=label)
 
@@ -97,13 +97,16 @@ class TrajectoryMatching(Objective):
             found.append(integrate(self.velocity, found[-1], s, t, cond, method=self.solver, steps=1))
         return torch.stack(found)
 
+    def _times(self, like: Tensor) -> Tensor:
+        """The grid, without a copy from the host, which a device waits for."""
+        return torch.stack([like.new_full((), time) for time in self.points])
+
     def _on_grid(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers of two points of the grid: the steps that s and t are in, outwards, at least one of them."""
-        steps = len(self.points) - 1
-        low, high = torch.minimum(s, t), torch.maximum(s, t)
-        first = (low * steps).floor().clamp_max(steps - 1)
-        last = torch.maximum((high * steps).ceil(), first + 1)
-        first, last = first.long(), last.long()
+        points = self._times(s)
+        low, high = torch.minimum(s, t).contiguous(), torch.maximum(s, t).contiguous()
+        first = (torch.searchsorted(points, low, right=True) - 1).clamp_max(len(points) - 2)
+        last = torch.maximum(torch.searchsorted(points, high), first + 1)
         return torch.where(s <= t, first, last), torch.where(s <= t, last, first)
 
     def evaluate(self, inputs: RandomInputs) -> Loss:

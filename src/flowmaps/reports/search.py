@@ -22,13 +22,14 @@ COLUMNS = 4
 """Panels side by side."""
 
 
-def table(recipe: str, methods: Mapping[str, Row], metric: str) -> str:
+def table(recipe: str, methods: Mapping[str, Row], metric: str, given: str = "") -> str:
     """The results as Markdown: a table, and the lines for `flowmaps/runs/recipes/found.py`.
 
     Args:
         recipe: name of the recipe.
         methods: as tuned.json has them.
         metric: name of the score's metric.
+        given: options that the search was given.
     """
     heading = ["method", "today", "found", "final, today", "final, found", "trials", "settings found"]
     rows = [heading, ["---", *["---:"] * 5, "---"]]
@@ -40,13 +41,19 @@ def table(recipe: str, methods: Mapping[str, Row], metric: str) -> str:
         rows.append([name, *scores, *finals, f"{one['trials']}{diverged}", words])
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     said = f"Score: geometric mean of the {metric} over the numbers of sampling steps; less is better.\n\n"
-    return f"{said}{lines}\nFor `src/flowmaps/runs/recipes/found.py`:\n\n```python\n{entries(recipe, methods)}```\n"
+    return (
+        f"{said}{lines}\nFor `src/flowmaps/runs/recipes/found.py`:\n\n```python\n{entries(recipe, methods, given)}```\n"
+    )
 
 
-def entries(recipe: str, methods: Mapping[str, Row]) -> str:
-    """The lines of `FOUND` for a recipe: of each method the settings that differ from the recipe's own, if any."""
+def entries(recipe: str, methods: Mapping[str, Row], given: str = "") -> str:
+    """The lines of `FOUND` for a recipe: of each method the settings that differ from the recipe's own, if any.
+
+    A comment says which options the search was given: the lines do not have them.
+    """
+    at = f"# found with {given}, which these lines do not set\n" if given else ""
     lines = [f'    "{name}": {_python(one["settings"])},\n' for name, one in methods.items() if one["settings"]]
-    return f'FOUND["{recipe}"] |= {{\n{"".join(lines)}}}\n' if lines else "# nothing better than today's settings\n"
+    return f'{at}FOUND["{recipe}"] |= {{\n{"".join(lines)}}}\n' if lines else "# nothing better than today's settings\n"
 
 
 def _python(settings: Mapping[str, Any]) -> str:

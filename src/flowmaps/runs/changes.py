@@ -20,9 +20,10 @@ from ..objectives import Objective, SplitRows, Sum
 from ..shapes import Condition
 from ..storage.classes import constructor_arguments
 from ..times import TowardsData
-from .plan import Plan, Stage
+from .plan import Plan
 from .recipes import RECIPES, Recipe
 from .recipes.found import fields_of, found_in, in_options, option
+from .stages import Stage
 
 Words = dict[str, str]
 """Option of a method's function -> its value, in words."""

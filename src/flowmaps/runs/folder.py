@@ -282,14 +282,21 @@ class RunFolder:
         checkpoints.clear(self.checkpoints, self.recipe.keep_checkpoints_every, last)
 
 
-def check_new(folder: Path) -> None:
+def check_new(folder: Path, *, resumable: bool = True) -> None:
     """Raise an error if a new run cannot be written into a folder.
 
+    Args:
+        folder: where to.
+        resumable: whether --resume may go on with what is there.
+
     Raises:
-        ValueError: the folder is not empty, or cannot be written.
+        ValueError: the folder is a file, is not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists and is not empty: choose another --out, or go on with --resume.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} already exists and is no folder: choose another --out.")
+    if folder.exists() and any(folder.iterdir()):
+        other = ", or go on with --resume" if resumable else ""
+        raise ValueError(f"{folder} already exists and is not empty: choose another --out{other}.")
     parent = nearest_existing(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"{folder} cannot be made in {parent}, which cannot be written: choose another --out.")

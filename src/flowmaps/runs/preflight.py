@@ -26,10 +26,10 @@ from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
 from . import changes
 from .folder import nearest_existing
-from .plan import Stage
 from .precision import loss_and_gradients
 from .prepare import BYTES_PER_NUMBER, Prepared, averages, count, in_bytes, prepare
 from .recipes import ImageRecipe, Recipe
+from .stages import Stage
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from ..training.trackers import Trackers, open_trackers
 from ..training.trainer import Trainer
 from . import inherit
 from .folder import ADAPTER, START, RunFolder
-from .plan import Plan, Stage
+from .plan import Plan
 from .prepare import prepare
 from .recipes import Recipe
 from .recipes.checks import PIPELINE
+from .stages import Stage
 
 MAP = ""
 """Where in a folder the map of the last stage is: in the folder itself."""

@@ -14,9 +14,10 @@ from ...data import Source
 from ...evaluation.sampling import Inputs, Samples, map_sampler, sample, steps_in_words
 from ...maps import FlowMap, VelocityForShortJumps
 from ...methods import Jumps
-from ...runs.plan import STRIP_WIDTH, Plan
+from ...runs.plan import Plan
 from ...runs.recipes import Recipe
 from ...runs.run import Run
+from ...runs.stages import STRIP_WIDTH
 from ...samplers import Jump, MultistepConsistency
 from ...storage.models import device_of
 from ...system.processes import first_line, on_first, ranks
