@@ -33,8 +33,7 @@ class Exact(fm.maps.FlowMap):
         mean, variance = posterior(cond)
         a, b = like(s, x), like(t, x)
         v = lambda r: (1 - r) ** 2 + r**2 * variance  # noqa: E731
-        growth = -2 * (1 - (a + b) / 1) if False else (v(b) - v(a)) / (b - a + (a == b))
-        growth = torch.where(a == b, -2 * (1 - a) + 2 * a * variance, growth)
+        growth = (a + b) * (1 + variance) - 2  # (v(b) - v(a)) / (b - a)
         ratio = growth / (v(a).sqrt() * (v(b).sqrt() + v(a).sqrt()))  # (sqrt(v_t / v_s) - 1) / (t - s)
         features = self.shift * torch.sin(cond.x + x) * (1 + like(cond.t, x))
         return mean + ratio * (x - a * mean) + features
@@ -51,17 +50,12 @@ def data(rows: int, seed: int = 0) -> Tensor:
     return MEAN + VARIANCE.sqrt() * torch.randn(rows, 3, dtype=torch.float64, generator=generator(seed))
 
 
-@pytest.mark.parametrize("method", ["lmd", "emd", "fmm"])
+@pytest.mark.parametrize("method", ["lmd", "emd"])
 def test_the_exact_map_satisfies_the_equations_for_each_observation(method: str):
-    function = {"lmd": fm.methods.lmd, "emd": fm.methods.emd, "fmm": fm.methods.fmm}[method]
-    options = {} if method == "fmm" else {"teacher": velocity}
-    objective = PosteriorMatching(function(Exact(), **options), Noised(high=0.95))
+    function = {"lmd": fm.methods.lmd, "emd": fm.methods.emd}[method]
+    objective = PosteriorMatching(function(Exact(), teacher=velocity), Noised(high=0.95))
     loss = objective(data(64), generator=generator(1))
-    assert {name for name, part in loss.parts.items() if float(part.max()) < 1e-18} >= {
-        "lmd": {"lagrangian"},
-        "emd": {"eulerian"},
-        "fmm": set(),
-    }.get(method, set())
+    assert max(float(part.max()) for part in loss.parts.values()) < 1e-18
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["independent noise", "the noise of the observation"])
@@ -118,7 +112,7 @@ def test_a_network_of_twice_the_channels_takes_the_observation():
     u = flow_map.average_velocity(inputs.x0, inputs.s, inputs.t, given)
     wanted = net(torch.cat([inputs.x0, given.x], 1), inputs.s, inputs.t, fm.shapes.Conditions(labels, given.t[:, None]))
     assert torch.equal(u, wanted[:, :3])
-    unet = fm.nn.UNet(2, width=8, multipliers=(1,), blocks=1, attention=(), head=8, condition_dim=1)
+    unet = fm.nn.UNet(2, 8, width=8, multipliers=(1,), blocks=1, attention=(), head=8, condition_dim=1)
     x = torch.randn(2, 1, 8, 8)
     moved = AVERAGE.build(OnGiven(unet))(x, torch.zeros(2), torch.ones(2), Given(x, torch.rand(2)))
     assert moved.shape == x.shape
@@ -132,10 +126,12 @@ def test_what_is_no_observation_is_refused():
             flow_map(x, torch.zeros(3), torch.ones(3), cond)
     with pytest.raises(ValueError, match="takes an objective, got AverageVelocity: pass that of a method"):
         PosteriorMatching(flow_map)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="0 <= low <= high <= 1, got 0.5 and 2"):
+    with pytest.raises(ValueError, match=r"0 <= low <= high <= 1, got 0\.5 and 2"):
         Noised(low=0.5, high=2)
-    with pytest.raises(ValueError, match="at least two rising times"):
+    with pytest.raises(ValueError, match="at least two times"):
         fm.uses.stochastic_jumps(flow_map, x, [0.5, 0.5])
+    with pytest.raises(ValueError, match="needs rising times, got"):
+        fm.uses.stochastic_jumps(flow_map, x, [1.0, 0.5])
     with pytest.raises(ValueError, match="share of fresh noise"):
         fm.uses.stochastic_jumps(flow_map, x, [0.0, 1.0], kappa=2)
 
@@ -143,15 +139,13 @@ def test_what_is_no_observation_is_refused():
 @pytest.mark.slow
 def test_a_map_learns_posteriors_of_data():
     torch.manual_seed(0)
-    x1 = data(20_000).float()
-    flow_map = fm.maps.AverageVelocity(OnGiven(fm.nn.MLP(dim=6, width=64, depth=3, condition_dim=1)))
+    flow_map = fm.maps.AverageVelocity(OnGiven(fm.nn.MLP(dim=2, width=64, depth=2, condition_dim=1)))
     objective = PosteriorMatching(fm.methods.lsd(flow_map))
-    settings = {"batch": 512, "learning_rate": 2e-3, "decay": "cosine", "device": "cpu", "compile": False}
-    flow_map = fm.fit(objective, x1, steps=1_500, **settings)
+    settings = {"batch": 256, "learning_rate": 4e-3, "decay": "cosine", "device": "cpu", "compile": False}
+    flow_map = fm.fit(objective, data(20_000)[:, :1].float(), steps=800, **settings)
     for t in (0.3, 0.7):
-        x = (t * MEAN + 0.5).float().expand(4_000, 3)
-        given = Given(x, torch.full((4_000,), t))
-        found = fm.uses.sample_posterior(flow_map, torch.randn(4_000, 3), *given[:2], steps=2)
-        mean, variance = posterior(Given(x[:1].double(), given.t[:1].double()))
-        torch.testing.assert_close(found.mean(0).double(), mean[0], atol=0.15, rtol=0)
-        torch.testing.assert_close(found.std(0).double(), variance[0].sqrt(), atol=0.15, rtol=0)
+        x, time = torch.full((4_000, 1), t * float(MEAN[0]) + 0.4), torch.full((4_000,), t)
+        found = fm.uses.sample_posterior(flow_map, torch.randn(4_000, 1), x, time, steps=2)
+        mean, variance = (value[0, 0] for value in posterior(Given(x[:1].double(), time[:1].double())))
+        torch.testing.assert_close(found.mean().double(), mean, atol=0.08, rtol=0)
+        torch.testing.assert_close(found.std().double(), variance.sqrt(), atol=0, rtol=0.15)

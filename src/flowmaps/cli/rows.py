@@ -240,7 +240,7 @@ def _of_table(units: Units, raw: RawTable, hidden: Collection[str]) -> Tensor:
         with np.errstate(divide="ignore", invalid="ignore"):
             parts.append((own.encode(_column(raw, own)) - shift) / np.where(scale > 0, scale, 1))
         if not np.isfinite(parts[-1]).all():
-            row = int((~np.isfinite(parts[-1])).any(1).nonzero()[0][0])
+            row = int(np.argmin(np.isfinite(parts[-1]).all(axis=1)))
             raise ValueError(
                 f"{raw.path}, {raw.where(row)}: {raw.called(own.name)} must be positive, as the training took its "
                 "logarithm: take such rows out."

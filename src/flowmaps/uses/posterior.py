@@ -213,8 +213,8 @@ def stochastic_jumps(
     """
     path = _path(interpolant)
     check_grid(times)
-    if len(times) < 2 or any(t <= s for s, t in itertools.pairwise(times)):
-        raise ValueError(f"stochastic_jumps needs at least two rising times, got {times}.")
+    if times[0] > times[-1]:
+        raise ValueError(f"stochastic_jumps needs rising times, got {times}.")
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is a share of fresh noise in [0, 1], got {kappa}.")
     options: dict[str, Any] = {"dtype": x.dtype, "device": x.device, "generator": generator}
