@@ -151,6 +151,8 @@ def test_hidden_columns_and_hidden_pixels_are_restored(folder: Path, tmp_path: P
         (["likelihood", "both", "--out", "a.png"], "a file of arrays or a table"),
         (["likelihood", "both", "--out", "a.npz", "--tolerance", "2"], "--tolerance must be between 0 and 1"),
         (["likelihood", "both", "--out", "a.npz", "--data", "odd.csv"], "unknown column in odd.csv, 'acid'"),
+        (["likelihood", "both", "--out", "a.npz", "--data", "text.csv"], "'sour', and the map takes its numbers"),
+        (["likelihood", "both", "--out", "a.npz", "--data", "green.csv"], "is 'green', and the map has learned the"),
         (["likelihood", "images", "--out", "a.npz", "--data", "red.npz"], "images of (1, 8, 8) are needed"),
         (["restore", "none", "--out", "a.npz", "--operator", "hide:acid"], "flow_matching learned others"),
         (["restore", "both", "--out", "a.npz", "--operator", "hide:acids"], "did you mean 'acid'?"),
@@ -159,6 +161,10 @@ def test_hidden_columns_and_hidden_pixels_are_restored(folder: Path, tmp_path: P
         (["restore", "images", "--out", "a.npz", "--operator", "hide:8"], "hides all of an image of 8 x 8"),
         (["restore", "images", "--out", "a.npz", "--operator", "blurr:2"], "did you mean 'blur'?"),
         (["restore", "images", "--out", "a.npz", "--operator", "hide:2", "--observed"], "pass --data too"),
+        (["restore", "images", "--out", "a.npz", "--operator", "keep:0.5", "--observed", "--data", "red.npz"],
+         "--observed is for hide, blur and downsample"),
+        (["restore", "images", "--out", "a.npz", "--operator", "hide:2", "--observed", "--data", "red.npz", "--noise",
+          "1"], "have theirs: leave it out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_line(
@@ -170,6 +176,8 @@ def test_what_cannot_be_done_is_said_in_a_line(
     said: str,
 ):
     monkeypatch.chdir(tmp_path)
+    Path("text.csv").write_text("acid,alcohol,kind,speed\n1,0.1,red,3\nsour,0.2,red,4\n")
+    Path("green.csv").write_text("acid,alcohol,kind,speed\n1,0.1,green,3\n")
     Path("odd.csv").write_text("sour,kind,speed\n1,red,3\n2,red,4\n")
     np.savez("red.npz", x=np.zeros((3, 8, 8, 3), np.uint8))
     assert said in refused(capsys, words[0], folder / words[1], *words[2:])

@@ -146,15 +146,27 @@ def read_file(file: Path, recipe: Recipe, option: str) -> RawTable:
     return raw
 
 
-def numbers_of(raw: RawTable, name: str, instead: str = "give the values by --condition") -> np.ndarray:
-    """A column of numbers without gaps, as float64; an error ends with what can be done instead."""
+def numbers_of(
+    raw: RawTable, name: str, does: str = "is conditioned on its", instead: str = "give the values by --condition"
+) -> np.ndarray:
+    """A column of numbers without gaps, as float64.
+
+    Args:
+        raw: the table.
+        name: of the column.
+        does: what the map does with the numbers, for an error.
+        instead: what can be done instead, for an error.
+
+    Raises:
+        ValueError: there is no such column, or it has gaps or text.
+    """
     choose(f"column in {raw.path},", name, dict.fromkeys(raw.names))
     column = raw.columns[raw.names.index(name)]
     text = column.dtype.kind == "O"
     if text and all(map(is_number, texts_of(column))):
         column = as_numbers(None if value is None else str(value) for value in column)
     if column.dtype.kind not in "biuf":
-        refuse_text(raw, name, "the map takes its numbers, as the training's file has them", instead)
+        refuse_text(raw, name, f"the map {does} numbers, as the training's file has them", instead)
     check_complete(RawTable(raw.path, [name], [column], raw.named, where=raw.where))
     numbers = column.astype(np.float64)
     if column.dtype.kind in "iu" or (text and (numbers % 1 == 0).all()):
@@ -184,7 +196,7 @@ def labels_of(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
 def _class_of(raw: RawTable, units: Units, label: str, row: int, value: Any) -> Tensor:
     """The number of the class of a row, `(1,)`."""
     where = f"{raw.path}, {raw.where(row)}: {raw.called(label)}"
-    ways = f"mend it in the --condition-file, leave {raw.called(label)} out of the file, or pass --label CLASS"
+    ways = f"mend it there, leave {raw.called(label)} out of the file, or pass --label CLASS"
     if value is None or value != value:
         raise ValueError(f"{where} is missing: {ways}.")
     try:

@@ -153,8 +153,8 @@ class Likelihood(OnRows):
 class Restore(OnRows):
     """Restore data from a part of them, a blurred or a smaller form or a tomogram, by what the map knows of such data.
 
-    .npz gets `x`, restored, `start`, what the observation alone says (A^T y), and `data` where they are known; tables
-    get `x`; .png rows of data, start and x, of images.
+    .npz gets `x`, restored, `start`, what the observation alone says (A^T y / |A|^2), and `data` where they are known;
+    tables get `x`; .png rows of data, start and x, of images.
     """
 
     operator: str
@@ -166,7 +166,7 @@ class Restore(OnRows):
     the standard deviation of a column."""
     observed: bool = False
     """The rows of --data have been observed through the operator already: small images of downsample, blurred ones of
-    blur. What hide and keep hide is not read; columns that are hidden may be missing."""
+    blur. What hide hides is not read; columns that are hidden may be missing."""
     times: int = 16
     """Times between 0 and 1 at which the map is asked."""
     draws: int = 2

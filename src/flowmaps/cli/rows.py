@@ -252,7 +252,7 @@ def _of_table(units: Units, raw: RawTable, hidden: Collection[str]) -> Tensor:
 def _column(raw: RawTable, own: Column) -> np.ndarray:
     """A column of another file as numbers; of categories, their places."""
     if own.transform != "categories":
-        return conditions.numbers_of(raw, own.name, "take the column from the training's file")
+        return conditions.numbers_of(raw, own.name, "takes its", "take such rows out")
     choose(f"column in {raw.path},", own.name, dict.fromkeys(raw.names))
     values = [str(value) for value in raw.columns[raw.names.index(own.name)]]
     places = {value: k for k, value in enumerate(own.values)}

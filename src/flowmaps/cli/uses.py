@@ -19,7 +19,7 @@ from ..reports.image_grid import image_grid
 from ..shapes import condition_of, label_and_numbers, per_row
 from ..system.files import write_atomically
 from ..system.seeds import generator
-from ..uses import inversion, operators, restoration
+from ..uses import inversion, restoration
 from . import conditions
 from .degrading import Degrading, degrading
 from .options import Invert, Restore
@@ -149,6 +149,13 @@ def _check_restore(run: Opened, given: Restore) -> None:
         )
     if given.observed and not given.data:
         raise ValueError("--observed is about the rows of --data: pass --data too.")
+    if given.observed and given.noise:
+        raise ValueError("--noise is added to observations of data, and those of --observed have theirs: leave it out.")
+    if given.observed and given.operator.startswith(("keep", "radon")):
+        raise ValueError(
+            f"--observed is for hide, blur and downsample, got {given.operator}: fm.uses.restore takes a mask of your "
+            "own, or a tomogram, in Python."
+        )
     if given.times < 1 or given.draws < 1 or not given.strength > 0 or not 0 <= given.noise < math.inf:
         raise ValueError(
             f"restore takes --times and --draws of at least 1, --strength above 0 and --noise of at least 0, got "
@@ -157,8 +164,6 @@ def _check_restore(run: Opened, given: Restore) -> None:
 
 
 def _observed_rows(run: Opened, given: Restore, found: Degrading) -> Rows:
-    if isinstance(found.operator, operators.Radon):
-        raise ValueError("--observed takes images, and a tomogram is none: fm.uses.restore takes one in Python.")
     shape = tuple(found.operator(torch.zeros(1, *run.units.shape)).shape[1:])
     with watching("data") as watch:
         return rows_of(run, given, watch, shape=shape, hidden=found.hidden)
@@ -168,9 +173,11 @@ def _improvement(units: Units, start: Tensor, x: Tensor, data: Tensor) -> str:
     """How near the start and the restored rows are to the data, in words."""
     if units.pixels:
         before, after = (float(restoration.psnr(one, data).mean()) for one in (start, x))
-        return f"PSNR {before:.1f} dB before (A^T y), {after:.1f} dB after"
+        return f"PSNR {before:.1f} dB before (A^T y / |A|^2), {after:.1f} dB after"
     before, after = (float((one - data).square().mean().sqrt()) for one in (start, x))
-    return f"root mean square error {before:.3g} before (A^T y), {after:.3g} after, in the network's coordinates"
+    return (
+        f"root mean square error {before:.3g} before (A^T y / |A|^2), {after:.3g} after, in the network's coordinates"
+    )
 
 
 def write_rows(
