@@ -54,6 +54,7 @@ def test_a_page_runs(page):
         "likelihood": lambda: names["fast"].evaluations == 2 and names["bits"].shape == (4,),
         "physics": lambda: float(names["error_bar"]) > 0,
         "rewards": lambda: names["x"].shape == (500, 2) and len(names["found"].effective) == 8,
+        "posterior": lambda: names["new"].shape == names["ends"].shape == names["found"].shape == (500, 2),
         "restoration": lambda: names["mean"].shape == (2,) and names["start"].shape == (4, 1, 8, 8),
     }
     assert results[page.stem]()
@@ -65,6 +66,7 @@ def test_each_page_says_what_it_must():
         "inversion",
         "likelihood",
         "physics",
+        "posterior",
         "restoration",
         "rewards",
     ]

@@ -38,6 +38,14 @@ def test_an_operator_is_linear_and_has_its_adjoint(operator: operators.Operator)
     torch.testing.assert_close((operator(x) * y).sum(), (x * back).sum())
 
 
+@pytest.mark.parametrize("name", ["matrix", "mask", "blur", "downsample"])
+def test_the_norm_of_an_operator_is_its_largest_singular_value(name: str):
+    operator = OPERATORS[name]
+    unit = torch.eye(math.prod(operator.shape), dtype=torch.float64).reshape(-1, *operator.shape)
+    wanted = float(torch.linalg.matrix_norm(operator(unit).flatten(1), 2))
+    assert operator.norm() == pytest.approx(wanted, rel=0.01)
+
+
 def test_operators_do_what_they_are_called():
     x = rows((2, 6, 8))
     shifted = torch.zeros(3, 3)

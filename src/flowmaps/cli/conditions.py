@@ -78,11 +78,11 @@ def given(
     if file is None:
         number = NUMBER if number is None else number
         return Given(number, {name: np.array([x]) for name, x in of_words(run.units, words).items()}, label)
-    raw = _read(file, run.plan.recipe)
+    raw = read_file(file, run.plan.recipe, "--condition-file")
     number = raw.rows if number is None else number
     turn = np.arange(number) % raw.rows
-    values = {own.name: _numbers(raw, own.name)[turn] for own in run.units.conditions}
-    labels = _labels(raw, run.units, run.plan.recipe) if label is None else None
+    values = {own.name: numbers_of(raw, own.name)[turn] for own in run.units.conditions}
+    labels = labels_of(raw, run.units, run.plan.recipe) if label is None else None
     return Given(number, values, label if labels is None else labels[torch.from_numpy(turn)])
 
 
@@ -130,27 +130,43 @@ def _number(own: ConditionColumn, part: str, text: str) -> float:
     return value
 
 
-def _read(file: Path, recipe: Recipe) -> RawTable:
+def read_file(file: Path, recipe: Recipe, option: str) -> RawTable:
+    """The table in the file of an option, with the columns called as in the training of a recipe.
+
+    Raises:
+        ValueError: there is none, or it is of another kind.
+    """
     suffix = file.suffix.lower()
     if suffix not in (*TABLE_SUFFIXES, *ARRAY_SUFFIXES):
-        raise ValueError(f"--condition-file must end in {', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, got {file}.")
+        raise ValueError(f"{option} must end in {', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, got {file}.")
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: pass --condition-file FILE with a table, one row a sample.")
+        raise ValueError(f"there is no file {file}: pass {option} FILE with a table, one row a sample.")
     raw = raw_table(read_arrays(file), file) if suffix in ARRAY_SUFFIXES else read_table(file, recipe.header)
     name_all(raw)  # as in training
     return raw
 
 
-def _numbers(raw: RawTable, name: str) -> np.ndarray:
-    """A column of numbers without gaps, as float64."""
+def numbers_of(
+    raw: RawTable, name: str, does: str = "is conditioned on its", instead: str = "give the values by --condition"
+) -> np.ndarray:
+    """A column of numbers without gaps, as float64.
+
+    Args:
+        raw: the table.
+        name: of the column.
+        does: what the map does with the numbers, for an error.
+        instead: what can be done instead, for an error.
+
+    Raises:
+        ValueError: there is no such column, or it has gaps or text.
+    """
     choose(f"column in {raw.path},", name, dict.fromkeys(raw.names))
     column = raw.columns[raw.names.index(name)]
     text = column.dtype.kind == "O"
     if text and all(map(is_number, texts_of(column))):
         column = as_numbers(None if value is None else str(value) for value in column)
-    instead = "give the values by --condition"
     if column.dtype.kind not in "biuf":
-        refuse_text(raw, name, "the map is conditioned on its numbers, as the training's file has them", instead)
+        refuse_text(raw, name, f"the map {does} numbers, as the training's file has them", instead)
     check_complete(RawTable(raw.path, [name], [column], raw.named, where=raw.where))
     numbers = column.astype(np.float64)
     if column.dtype.kind in "iu" or (text and (numbers % 1 == 0).all()):
@@ -158,17 +174,18 @@ def _numbers(raw: RawTable, name: str) -> np.ndarray:
     return numbers
 
 
-def _labels(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
+def labels_of(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
     """The numbers of the classes of a file's rows, `(N,)`; `None` where it has no column of classes."""
     label = "" if units.table is None or units.classes is None else units.table.label
-    if not label or label not in raw.names:
+    beside = raw.labels if label and label == raw.label else None
+    if beside is None and (not label or label not in raw.names):
         return None
     if recipe.label_bins:
         raise ValueError(
             f"{raw.path}: the numbers of {raw.called(label)} were cut into classes: pass --label CLASS, or leave the "
             "column out of the file."
         )
-    column: list[Any] = raw.columns[raw.names.index(label)].tolist()
+    column: list[Any] = (raw.columns[raw.names.index(label)] if beside is None else beside).tolist()
     numbers = dict[Any, Tensor]()
     for row, value in enumerate(column):
         if value not in numbers:
@@ -179,7 +196,7 @@ def _labels(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
 def _class_of(raw: RawTable, units: Units, label: str, row: int, value: Any) -> Tensor:
     """The number of the class of a row, `(1,)`."""
     where = f"{raw.path}, {raw.where(row)}: {raw.called(label)}"
-    ways = f"mend it in the --condition-file, leave {raw.called(label)} out of the file, or pass --label CLASS"
+    ways = f"mend it there, leave {raw.called(label)} out of the file, or pass --label CLASS"
     if value is None or value != value:
         raise ValueError(f"{where} is missing: {ways}.")
     try:

@@ -1,5 +1,5 @@
-"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | average | compare | tune
-| doctor`.
+"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | invert | likelihood |
+restore | average | compare | tune | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -33,6 +33,9 @@ from .options import (
     Evaluate,
     Export,
     ImageOptions,
+    Invert,
+    Likelihood,
+    Restore,
     Sample,
     Train,
     Tune,
@@ -57,6 +60,10 @@ Learn a flow map, sample it in a few steps, measure it.
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  invert DIR --out FILE              data to noise and back, or to data of another class
+  likelihood DIR --out FILE          log densities of data
+  restore DIR --operator hide:8 --out FILE
+                                     data from a part of them, a blurred or a smaller form, or a tomogram
   average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
   tune RECIPE --methods lsd --out DIR
@@ -99,6 +106,9 @@ def _dispatch(words: list[str]) -> None:
         "export": _export,
         "encode": _encode,
         "evaluate": _evaluate,
+        "invert": lambda words: _use(Invert, words),
+        "likelihood": lambda words: _use(Likelihood, words),
+        "restore": lambda words: _use(Restore, words),
         "average": lambda words: _make(Average, words),
         "compare": _compare,
         "tune": _tune,
@@ -235,6 +245,16 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
     given = vars(_parse(kind, words, kind.__name__.lower()))
     _import(given.pop("import_module", None))
     make(**given)
+
+
+def _use(kind: type[Invert] | type[Likelihood] | type[Restore], words: list[str]) -> None:
+    given = _parse(kind, words, kind.__name__.lower())
+    _import(given.import_module)
+    from . import densities, uses
+
+    if isinstance(given, Likelihood):
+        return densities.log_densities(given)
+    return uses.invert(given) if isinstance(given, Invert) else uses.restore(given)
 
 
 def _import(module: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -84,6 +84,95 @@ class Export:
     """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
     raw: bool = False
     """Leave samples in the network's coordinates, not pixels or the units of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRows:
+    """Options of the commands that use a map on rows of data."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    out: Path
+    """File to write; it must not exist."""
+    data: str = ""
+    """Another file with columns like those of the run's data, or images of their size; the held-out rows of the run's
+    own data unless given, or draws of them where none are held out."""
+    number: int | None = None
+    """How many rows, the first ones; 100 of the run's own data, or all rows of another file unless given."""
+    label: str | None = None
+    """Class of all rows, by its name or number, in the place of their own."""
+    condition: tuple[str, ...] = ()
+    """Of a map of --condition-columns, the conditions of all rows in the place of their own: NAME=NUMBER for each."""
+    seed: int = 0
+    """Seed of draws of rows and of noise."""
+    import_module: str | None = None
+    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    net: str = ""
+    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invert(OnRows):
+    """Take data back to noise, or to data of another class or condition, by a map trained with --times square.
+
+    .npz gets `noise` in the network's coordinates, `x` that comes back from it in the units of the data, `data`, and
+    `error`, the distance of the two in the network's coordinates. Tables get `x`; .png data above x, of images.
+    """
+
+    steps: int = 4
+    """Jumps back, and as many forth again."""
+    to: float = 0.0
+    """Time to go back to: 0 is noise; the nearer to 1, the more is kept of the data."""
+    as_label: str | None = None
+    """Class to come back as, by its name or number; that of the data unless given."""
+    as_condition: tuple[str, ...] = ()
+    """Conditions to come back with, NAME=NUMBER for each; those of the data unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(OnRows):
+    """Log densities of data, in nats: by the flow's ODE with its divergence, or by the determinants of a map's jumps.
+
+    .npz gets `log_density`, `x`, `noise`, and of images `bits_per_dimension`; a table its rows with a column
+    log_density.
+    """
+
+    by: Literal["ode", "jumps"] = "ode"
+    """`ode`: of the teacher's velocity, or the map's own where it has no teacher; `jumps`: of the map itself, in few
+    dimensions, for one trained with --times square."""
+    steps: int = 4
+    """Jumps, of --by jumps."""
+    probes: int | None = None
+    """Random directions in which the divergence is estimated, of --by ode; 0 for its exact value, as up to 64
+    dimensions unless given, 1 beyond."""
+    tolerance: float = 1e-5
+    """Relative and absolute, of the ODE's solver dopri5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore(OnRows):
+    """Restore data from a part of them, a blurred or a smaller form or a tomogram, by what the map knows of such data.
+
+    .npz gets `x`, restored, `start`, what the observation alone says (A^T y / |A|^2), and `data` where they are known;
+    tables get `x`; .png rows of data, start and x, of images.
+    """
+
+    operator: str
+    """What was done to the data. Of images: hide:SIZE (a square of so many pixels in the middle), keep:SHARE (of the
+    pixels, at random), blur:WIDTH (a Gaussian of so many pixels), downsample:FACTOR, radon:ANGLES. Of points:
+    hide:COLUMN,COLUMN."""
+    noise: float = 0.0
+    """Standard deviation of noise that is added to the observation, in the network's units: 1 is 127.5 of pixels, or
+    the standard deviation of a column."""
+    observed: bool = False
+    """The rows of --data have been observed through the operator already: small images of downsample, blurred ones of
+    blur. What hide hides is not read; columns that are hidden may be missing."""
+    times: int = 16
+    """Times between 0 and 1 at which the map is asked."""
+    draws: int = 2
+    """Draws of noise at each, averaged: an evaluation each."""
+    strength: float = 1.0
+    """Step towards the observation, in units of the longest that goes downhill, 1 / |A|^2."""
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,9 @@ def sample(
         ValueError: the options are not for this map, or out of range; or `out` exists.
         OSError: `out` cannot be written.
     """
-    _check(out, steps, number)
+    check_out(out, steps, number)
     run = RunSampler(folder, net)
-    if out.suffix == ".png" and not run.units.pictures:
-        raise ValueError(
-            f"{folder} makes samples of shape {run.units.shape}, which are no images: take --out FILE.npz."
-        )
-    if out.suffix in TABLE_SUFFIXES and len(run.units.shape) != 1:
-        raise ValueError(f"{folder} makes samples of shape {run.units.shape}, which are no rows: take --out FILE.npz.")
+    check_kind(out, folder, run.units)
     given = conditions.given(run, number, label, condition, condition_file)
     for note in given.notes(run.units):
         console.print(note, soft_wrap=True, markup=False)
@@ -70,8 +65,24 @@ def sample(
     console.print(f"{given.number:,} samples in {steps} steps: {out}", soft_wrap=True)
 
 
-def _check(out: Path, steps: int, number: int | None) -> None:
-    """Check the options that do not depend on the run."""
+def check_kind(out: Path, folder: Path, units: Units) -> None:
+    """Refuse a picture of samples that are no images, and a table of samples that are no rows.
+
+    Raises:
+        ValueError: the file is of such a kind.
+    """
+    if out.suffix == ".png" and not units.pictures:
+        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no images: take --out FILE.npz.")
+    if out.suffix in TABLE_SUFFIXES and len(units.shape) != 1:
+        raise ValueError(f"{folder} makes samples of shape {units.shape}, which are no rows: take --out FILE.npz.")
+
+
+def check_out(out: Path, steps: int = 1, number: int | None = None) -> None:
+    """Check the options that do not depend on the run.
+
+    Raises:
+        ValueError: a file of another kind, or that exists, or a number out of range.
+    """
     if out.suffix not in (*ARRAY_SUFFIXES, *TABLE_SUFFIXES, ".png"):
         raise ValueError(
             f"--out must end in {', '.join((*ARRAY_SUFFIXES, *TABLE_SUFFIXES))} or (for images) .png, got {out}."
@@ -98,17 +109,26 @@ def _write(
         named = units.table is None or units.table.named
         write_atomically(out, write_table(out, table_columns(units, x, labels, values), named))
     else:
-        arrays, buffer = {"x": units.to_file(x)}, io.BytesIO()
+        arrays = {"x": units.to_file(x)}
         if units.vae:
             arrays = {"x": units.to_pixels(x).movedim(1, 3).numpy(), "latents": arrays["x"]}
         if labels is not None:
-            own = units.labels_in_file(labels)
-            arrays["labels"] = own.astype(str) if own.dtype.kind == "O" else own  # objects would be pickled
+            arrays["labels"] = units.labels_in_file(labels)
         if values:
             given = [np.broadcast_to(values[one.name], len(x)) for one in units.conditions]
             arrays["condition"] = np.stack(given, axis=1)
-        np.save(buffer, arrays["x"]) if out.suffix == ".npy" else np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomically(out, buffer.getvalue())
+        write_arrays(out, arrays)
+
+
+def write_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name as .npz, or the first one as .npy; text is written as numpy's own."""
+    buffer = io.BytesIO()
+    plain = {name: array.astype(str) if array.dtype.kind == "O" else array for name, array in arrays.items()}
+    if out.suffix == ".npy":
+        np.save(buffer, next(iter(plain.values())))
+    else:
+        np.savez_compressed(buffer, **plain)  # type: ignore[arg-type]  # objects would be pickled
+    write_atomically(out, buffer.getvalue())
 
 
 def table_columns(

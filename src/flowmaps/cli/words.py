@@ -24,6 +24,7 @@ LISTS = (
         if get_origin(settings.plain(hint)) is tuple
     ),
     "--condition",
+    "--as-condition",
 )
 """Options that take one or more names."""
 

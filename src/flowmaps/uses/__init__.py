@@ -6,10 +6,11 @@ likelihood.py      log densities: by the ODE with the divergence (divergence.py)
                    learned mean divergence (mean_divergence.py: F2D2)
 rewards.py         samples of the law tilted by a reward; deterministic steps of a higher reward
 restoration.py     inverse problems y = A x + noise: one restored point, posterior samples; operators.py: A
+posterior.py       maps from fresh noise to samples of p(x1 | x_t) or p(x1 | y); stochastic flow maps
 """
 
 from .certificates import Certificate, Estimate, certificate
-from .inversion import invert, round_trip_error, transfer
+from .inversion import forth, invert, round_trip_error, transfer
 from .likelihood import (
     LogLikelihood,
     bits_per_dimension,
@@ -22,6 +23,7 @@ from .likelihood import (
 from .lipschitz import largest_stretching
 from .mean_divergence import DivergenceMatching, WithDivergence
 from .operators import Blur, Downsample, Mask, Matrix, Operator, Radon
+from .posterior import Given, Noised, OnGiven, PosteriorMatching, sample_posterior, stochastic_jumps
 from .restoration import posterior_samples, psnr, restore
 from .rewards import Tilted, guided_jumps, tilted_samples
 from .square import Square, residual_square
@@ -32,10 +34,14 @@ __all__ = [
     "DivergenceMatching",
     "Downsample",
     "Estimate",
+    "Given",
     "LogLikelihood",
     "Mask",
     "Matrix",
+    "Noised",
+    "OnGiven",
     "Operator",
+    "PosteriorMatching",
     "Radon",
     "Square",
     "Tilted",
@@ -43,6 +49,7 @@ __all__ = [
     "bits_per_dimension",
     "certificate",
     "dequantise",
+    "forth",
     "guided_jumps",
     "invert",
     "jumps_log_likelihood",
@@ -54,7 +61,9 @@ __all__ = [
     "residual_square",
     "restore",
     "round_trip_error",
+    "sample_posterior",
     "sample_with_log_likelihood",
+    "stochastic_jumps",
     "tilted_samples",
     "transfer",
 ]

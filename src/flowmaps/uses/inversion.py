@@ -87,7 +87,24 @@ def transfer(
     """
     check_condition(target, x1)
     z = invert(flow_map, x1, source, to=to, steps=steps, backwards=backwards)
-    return Jump(grid=grid(steps, to, 1.0))(flow_map, z, target)
+    return forth(flow_map, z, target, start=to, steps=steps)
+
+
+def forth(flow_map: FlowMap, z: Batch, cond: Condition = None, *, start: float = 0.0, steps: int = 1) -> Batch:
+    """Carry points of time `start` to the data in equal jumps, X_{start,1}(z), `(B, *shape) -> (B, *shape)`.
+
+    Args:
+        flow_map: a two-time map.
+        z: points of time `start`, such as `invert` gives, `(B, *shape)`.
+        cond: condition of the result, one a row.
+        start: s in [0, 1).
+        steps: number of jumps, an evaluation each.
+
+    Raises:
+        ValueError: `start` outside [0, 1), no step, or a condition without a row for each of `z`.
+    """
+    _check(z, cond, start, steps)
+    return Jump(grid=grid(steps, start, 1.0))(flow_map, z, cond)
 
 
 def round_trip_error(flow_map: FlowMap, x1: Batch, cond: Condition = None, *, to: float = 0.0, steps: int = 1) -> Time:

@@ -60,6 +60,14 @@ class Operator(ABC):
             check_rows(out, y, type(self).__name__)
             return torch.autograd.grad(out, x, y)[0]
 
+    @torch.no_grad()
+    def norm(self, iterations: int = 50) -> float:
+        """|A|, the largest singular value, from below, by so many steps of the power iteration on A^T A."""
+        x = torch.randn(1, *self.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for _ in range(iterations):
+            x = self.adjoint(self.apply(x / x.norm().clamp_min(1e-300)))
+        return float(x.norm()) ** 0.5
+
 
 def check_rows(out: Tensor, y: Tensor, name: str) -> None:
     """Refuse an observation of another shape than that of the operator's rows.
