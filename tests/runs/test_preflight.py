@@ -154,8 +154,8 @@ def test_a_folder_in_use_is_refused(here: Path):
     (here / "empty").mkdir()
     said(POINTS, here / "empty")
     said(POINTS, here / "not" / "yet")
-    for folder in (here, here / "points.npz"):
-        with pytest.raises(ValueError, match="already exists and is not empty: choose another --out"):
+    for folder, words in ((here, "is not empty"), (here / "points.npz", "is no folder")):
+        with pytest.raises(ValueError, match=f"already exists and {words}: choose another --out"):
             preflight.preflight(POINTS, folder)
     with pytest.raises(ValueError, match=r"cannot be made in .*points.npz, which cannot be written"):
         preflight.preflight(POINTS, here / "points.npz" / "run")
