@@ -40,10 +40,9 @@ def log_densities(given: Likelihood) -> None:
     flow, whose = _flow(run, given)
     with watching("data") as watch:
         rows = rows_of(run, given, watch)
-    random = generator(given.seed, STREAM)
     x1 = rows.x
     if run.units.pixels:
-        x1 = x1 + (torch.rand(x1.shape, generator=random) - 0.5) / 127.5  # a draw over each level
+        x1 = likelihood.dequantise(run.units.to_pixels(x1), generator(given.seed, STREAM))
     probes = given.probes if given.probes is not None else int(run.units.dim > MAX_EXACT_DIM)
     found, size = list[likelihood.LogLikelihood](), run.plan.recipe.evaluation.batch
     with watching("likelihood", len(x1)) as watch:

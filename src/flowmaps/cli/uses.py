@@ -30,8 +30,6 @@ from .terminal import console, watching
 STREAM = 23  # of the seed
 IMAGES_SHOWN = 20
 """Images in a row of a picture."""
-FAR = 0.1
-"""Round-trip error, in spreads of the data, from which on it is warned of."""
 
 
 def invert(given: Invert) -> None:
@@ -63,10 +61,9 @@ def invert(given: Invert) -> None:
     evaluations = f"{2 * given.steps} evaluations each: {given.out}"
     if given.as_label is not None or given.as_condition:
         return console.print(f"{len(x):,} rows carried over in {evaluations}", soft_wrap=True)
-    spread = float(per_row((rows.x - rows.x.mean(0)).square()).mean().sqrt()) or 1.0
-    share = float(error.square().mean().sqrt()) / spread
+    share = float(error.square().mean().sqrt()) / (inversion.spread(rows.x) or 1.0)
     console.print(f"{len(x):,} rows to time {given.to:g} and back in {evaluations}", soft_wrap=True)
-    warning = "; take more --steps, or train longer" if share > FAR else ""
+    warning = "; take more --steps, or train longer" if share > inversion.MAX_ERROR else ""
     console.print(f"they come back with an error of {share:.3g} of their spread{warning}", soft_wrap=True)
 
 

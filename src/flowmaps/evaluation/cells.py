@@ -19,6 +19,7 @@ from filelock import FileLock
 from ..runs.folder import check_new
 from ..system.files import write_atomically
 from ..training.guards import LOCK, holder, refuse_link, try_lock
+from .begun import check_same
 from .curves import Curve
 from .measure import Row
 
@@ -160,14 +161,7 @@ class Cells:
         if not {"methods", "seeds"} <= content.keys():
             raise ValueError(f"{path} is of an earlier version, which had one seed: choose another --out.")
         words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
-        before = _flat({name: content.get(name) for name in self.description})
-        for name, value in _flat(self.description).items():
-            if before.get(name) != value:
-                option = words.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
-                raise ValueError(
-                    f"{self.folder} was begun with {option} {before.get(name)}, got {value}: join it with what it "
-                    "began with, or choose another --out."
-                )
+        check_same(self.folder, content, self.description, words, "join it")
         return content
 
 
@@ -231,11 +225,3 @@ def alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         own.unlink(missing_ok=True)
         lock.release()
-
-
-def _flat(values: Row, prefix: str = "") -> Row:
-    """Nested objects of a JSON text as one, with names such as `options.optimiser.batch`."""
-    flat: Row = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

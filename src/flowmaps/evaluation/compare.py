@@ -95,9 +95,9 @@ class Comparison:
             raise ValueError(f"{option} must be positive, got {budget} {unit}.")
         if recipe.precision == "auto":
             raise ValueError("a comparison needs one --precision for all methods, got auto: take float32 or bfloat16.")
-        _check_different("--methods", tuple(methods))
+        check_different("--methods", tuple(methods))
         seeds = tuple(seeds) or (recipe.seed,)
-        _check_different("--seeds", seeds)
+        check_different("--seeds", seeds)
         plans = (
             {} if isinstance(methods, Mapping) else {name: partial(_plan, method=name, given=given) for name in methods}
         )
@@ -199,7 +199,12 @@ def _plan(recipe: Recipe, method: str, given: Collection[str]) -> Plan:
     return resolve(for_method(recipe, method, given))
 
 
-def _check_different(option: str, values: Sequence[object]) -> None:
+def check_different(option: str, values: Sequence[object]) -> None:
+    """Refuse values of an option that are none, or of which one stands twice.
+
+    Raises:
+        ValueError: they are.
+    """
     if not values or len(set(values)) != len(values):
         what = option.removeprefix("--")
         raise ValueError(f"{option} needs different {what}, got {' '.join(map(str, values)) or 'none'}.")

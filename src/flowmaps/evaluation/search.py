@@ -22,7 +22,7 @@ from ..runs.recipes import Recipe
 from ..runs.recipes.found import FOUND, Options, fields_of, with_options
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
-from .compare import clock_of, measure_method, train_method
+from .compare import check_different, clock_of, measure_method, train_method
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .results import Result, as_number, score_of
 from .space import import_optuna, propose, space_of
@@ -184,8 +184,7 @@ def _check(recipe: Recipe, methods: Sequence[str], trials: int, budget: float, f
         )
     if recipe.precision == "auto":
         raise ValueError("a search needs one --precision for all trials, got auto: take float32 or bfloat16.")
-    if not methods or len(set(methods)) != len(methods):
-        raise ValueError(f"--methods needs different methods, got {' '.join(methods) or 'none'}.")
+    check_different("--methods", methods)
     if recipe.optimiser.ema_decays or recipe.optimiser.ema_widths:
         raise ValueError(
             "a search keeps one average of the weights: leave out --optimiser.ema-decays and --optimiser.ema-widths."

@@ -9,7 +9,7 @@ its line once it is finished: one that was cut off has none, and is run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..runs.folder import check_new
 from ..system.files import write_atomically
+from .begun import check_same
 from .measure import Row
 
 STUDY_FILE = "study.jsonl"
@@ -62,7 +63,8 @@ class StudyFile:
             if not self.path.exists():
                 self._write([about])
             self.about = self._read()[0]
-        self._check_same(about)
+        now = {name: value for name, value in about.items() if name not in UNCOMPARED}
+        check_same(folder, self.about, now, WORDS, "resume")
 
     def rows(self) -> list[Row]:
         """All lines but the one about the study."""
@@ -96,19 +98,3 @@ class StudyFile:
 
     def _write(self, rows: Sequence[Row]) -> None:
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-
-    def _check_same(self, about: Row) -> None:
-        before, now = _flat(self.about), _flat(about)
-        for name, value in now.items():
-            if name.partition(".")[0] not in UNCOMPARED and before.get(name) != value:
-                option = WORDS.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
-                raise ValueError(
-                    f"{self.folder} was begun with {option} {before.get(name)}, got {value}: resume with what it began "
-                    "with, or choose another --out."
-                )
-
-
-def _flat(about: Mapping[str, Any]) -> Row:
-    """The entries about a study, those of the recipe as `options.optimiser.batch`."""
-    options = about.get("options", {})
-    return {**about, "options": None} | {f"options.{name}": value for name, value in options.items()}

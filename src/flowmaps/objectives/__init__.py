@@ -9,7 +9,7 @@ with the residual of a velocity, u_{t,t}(I_t) - dI_t, or of an equation at (I_s,
 `torch.nn.Module` whose forward pass is the whole loss, so that it can be compiled, or wrapped for several devices.
 """
 
-from .base import Common, DrawnTimes, Loss, Objective
+from .base import Common, DrawnTimes, Loss, Moment, Objective
 from .combined import SplitRows, Sum, in_turns
 from .matching import Compare, MapMatching, RoundTrip, VelocityMatching
 from .trajectories import TrajectoryMatching
@@ -20,6 +20,7 @@ __all__ = [
     "DrawnTimes",
     "Loss",
     "MapMatching",
+    "Moment",
     "Objective",
     "RoundTrip",
     "SplitRows",

@@ -40,6 +40,14 @@ DrawnTimes: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """s, t, split and warmup of `RandomInputs`, each `(B,)`."""
 
 
+class Moment(NamedTuple):
+    """When in the training a batch is drawn, and from which random numbers; see `Objective.forward`."""
+
+    generator: torch.Generator | None
+    progress: float
+    step: int | None
+
+
 class Common(TypedDict, total=False):
     """Options of every objective; see `Objective`."""
 
@@ -143,19 +151,18 @@ class Objective(nn.Module, ABC):
         """Draw the random inputs of one loss; arguments as in `forward`."""
         progress = self._progress.of_draw(progress, self)
         check_inputs(self.flow_map, x1, x0, cond)
-        return self.draw_inputs(x1, x0, cond, generator, progress)
+        return self.draw_inputs(x1, x0, cond, Moment(generator, progress, step))
 
-    def draw_inputs(
-        self, x1: Batch, x0: Batch | None, cond: Condition, generator: torch.Generator | None, progress: float
-    ) -> RandomInputs:
-        """`draw` of arguments that were checked."""
+    def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
+        """`draw` of arguments that were checked; an objective that draws in a way of its own does so here."""
+        generator = at.generator
         x1, x0, cond = (repeated(value, self.draws) for value in (x1, x0, cond))
         cond = cond if self.guidance is None else self.guidance.condition(cond, x1, generator)
         x0, x1 = self._pair(x1, x0, cond, generator)
         z = None
         if self.interpolant.noisy:
             z = torch.randn(x1.shape, dtype=x1.dtype, device=x1.device, generator=generator)
-        s, t, split, warmup = self.draw_times(x1, generator, progress)
+        s, t, split, warmup = self.draw_times(x1, generator, at.progress)
         return RandomInputs(x0, x1, z, s, t, split, cond, warmup, self.counts(len(x1)))
 
     def _pair(

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ..shapes import Batch, Condition
 from ..velocities import RandomInputs
-from .base import DrawnTimes, Loss, Objective
-from .inputs import check_inputs
+from .base import DrawnTimes, Loss, Moment, Objective
 from .matching import MapMatching, VelocityMatching
 
 
@@ -53,21 +52,11 @@ class SplitRows(Objective):
         super().__init__(first.flow_map, first.interpolant, times=first.times, **first.shared())
         self.first, self.second, self.share, self.every = first, second, share, every
 
-    def draw(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        cond: Condition = None,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float | None = None,
-        step: int | None = None,
-    ) -> RandomInputs:
-        if self._second_has_turn(step):
-            return super().draw(x1, x0, cond, generator=generator, progress=progress)
-        progress = self._progress.of_draw(progress, self)
-        check_inputs(self.flow_map, x1, x0, cond)
-        inputs = self.first.draw_inputs(x1, x0, cond, generator, progress)
+    def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
+        """`draw` of arguments that were checked: where the second objective has no turn, the first has all rows."""
+        if self._second_has_turn(at.step):
+            return super().draw_inputs(x1, x0, cond, at)
+        inputs = self.first.draw_inputs(x1, x0, cond, at)
         first = self.first.counts(len(inputs.x1)) or (len(inputs.x1),)
         return inputs._replace(counts=(*first, *[0] * self.second.number_of_parts))
 

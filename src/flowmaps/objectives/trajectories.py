@@ -20,7 +20,7 @@ from ..shapes import Batch, Condition, like
 from ..solvers import FIXED, integrate
 from ..times import Times, Triangle, check_grid, grid
 from ..velocities import RandomInputs, Velocity
-from .base import Common, Loss, Objective
+from .base import Common, Loss, Moment, Objective
 from .inputs import copy_of, repeated
 from .matching import Compare
 
@@ -72,11 +72,9 @@ class TrajectoryMatching(Objective):
         if compare is Compare.DATA:
             raise ValueError("a trajectory ends at the data already: pass compare=Compare.JUMP, and times=ToData().")
 
-    def draw_inputs(
-        self, x1: Batch, x0: Batch | None, cond: Condition, generator: torch.Generator | None, progress: float
-    ) -> RandomInputs:
+    def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
         """`draw` of arguments that were checked: the trajectories are solved here."""
-        inputs = super().draw_inputs(x1, x0, cond, generator, progress)
+        inputs = super().draw_inputs(x1, x0, cond, at)
         rows = len(inputs.x0)
         number = -(-rows // self.pairs)
         first, label = copy_of(inputs.x0, 0, number), copy_of(inputs.cond, 0, number)

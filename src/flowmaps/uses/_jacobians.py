@@ -46,6 +46,11 @@ def products(field: Field, x: Tensor, t: Tensor, cond: Condition, directions: Te
 def jacobian(field: Field, x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
     """The Jacobian of a field, flattened, `(B, D, D)`: entry (i, j) is the derivative of output i along input j."""
     rows, dim = len(x), x[0].numel()
+    return products(field, x, t, cond, unit_directions(x)).reshape(dim, rows, dim).permute(1, 2, 0)
+
+
+def unit_directions(x: Tensor) -> Tensor:
+    """The D unit vectors of a row, for each row of x, `(D, B, *shape)`."""
+    rows, dim = len(x), x.flatten(1).shape[1]
     basis = torch.eye(dim, dtype=x.dtype, device=x.device)
-    directions = basis[:, None].expand(dim, rows, dim).reshape(dim, *x.shape)
-    return products(field, x, t, cond, directions).reshape(dim, rows, dim).permute(1, 2, 0)
+    return basis[:, None].expand(dim, rows, dim).reshape(dim, *x.shape)

@@ -11,16 +11,17 @@ R. A. Meyer, C. Musco, C. Musco, D. Woodruff, "Hutch++: optimal stochastic trace
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..shapes import Batch, Condition, Field, Time
-from ._jacobians import products
+from ._jacobians import products, unit_directions
 
 Estimator: TypeAlias = Literal["exact", "hutchinson", "hutch++"]
-ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+LEAST_PROBES: dict[str, int] = {"exact": 0, "hutchinson": 1, "hutch++": 3}
+"""The estimators, each with the number of probes that it needs at least."""
 
 
 def signs(x: Batch, number: int, generator: torch.Generator | None = None) -> Tensor:
@@ -58,10 +59,8 @@ def divergence(
         ValueError: an unknown estimator, or probes that are missing, of another shape, too few or of no use.
     """
     _check(x, estimator, probes)
-    rows, dim = len(x), x.flatten(1).shape[1]
     if probes is None:
-        basis = torch.eye(dim, dtype=x.dtype, device=x.device)
-        directions = basis[:, None].expand(dim, rows, dim).reshape(dim, *x.shape)
+        directions = unit_directions(x)
         return (products(field, x, t, cond, directions) * directions).flatten(2).sum((0, 2))
     if estimator == "hutchinson":
         return (products(field, x, t, cond, probes) * probes).flatten(2).sum(2).mean(0)
@@ -86,15 +85,16 @@ def _hutch_plus_plus(field: Field, x: Tensor, t: Tensor, cond: Condition, probes
 
 
 def _check(x: Tensor, estimator: str, probes: Tensor | None) -> None:
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}.")
+    if estimator not in LEAST_PROBES:
+        raise ValueError(f"estimator must be one of {', '.join(map(repr, LEAST_PROBES))}, got {estimator!r}.")
     if (estimator == "exact") != (probes is None):
         raise ValueError(
             f"probes go with an estimate, got {estimator!r} and {'no probes' if probes is None else 'probes'}: pass "
             "probes=signs(x, K) for 'hutchinson' or 'hutch++', none for 'exact'."
         )
-    if probes is not None and (probes.shape[1:] != x.shape or len(probes) < (3 if estimator == "hutch++" else 1)):
+    least = LEAST_PROBES[estimator]
+    if probes is not None and (probes.shape[1:] != x.shape or len(probes) < least):
         raise ValueError(
-            f"{estimator} needs probes of shape (K, *{tuple(x.shape)}), K >= {3 if estimator == 'hutch++' else 1}, got "
-            f"{tuple(probes.shape)}: use signs(x, K)."
+            f"{estimator} needs probes of shape (K, *{tuple(x.shape)}), K >= {least}, got {tuple(probes.shape)}: use "
+            "signs(x, K)."
         )

@@ -112,9 +112,13 @@ def round_trip_error(flow_map: FlowMap, x1: Batch, cond: Condition = None, *, to
 
     It needs no velocity, and says whether the map undoes itself, not whether its noise is that of the flow.
     """
-    _check(x1, cond, to, steps)
-    z = Jump(grid=grid(steps, 1.0, to))(flow_map, x1, cond)
-    return per_row((Jump(grid=grid(steps, to, 1.0))(flow_map, z, cond) - x1).square()).sqrt()
+    z = invert(flow_map, x1, cond, to=to, steps=steps, backwards=True)
+    return per_row((forth(flow_map, z, cond, start=to, steps=steps) - x1).square()).sqrt()
+
+
+def spread(x: Batch) -> float:
+    """Root mean square distance of rows from their mean, in units of x."""
+    return float(per_row((x - x.mean(0)).square()).mean().sqrt())
 
 
 def check_backwards(
@@ -146,11 +150,11 @@ def check_backwards(
         raise ValueError(f"the map was never trained backwards, from data to noise{jumps}: {advice}.")
     if backwards is None:
         error = float(round_trip_error(flow_map, x1, cond, to=to, steps=steps).square().mean().sqrt())
-        spread = float(per_row((x1 - x1.mean(0)).square()).mean().sqrt()) or float(per_row(x1.square()).mean().sqrt())
-        if not error <= MAX_ERROR * spread:
+        size = spread(x1) or float(per_row(x1.square()).mean().sqrt())
+        if not error <= MAX_ERROR * size:
             raise ValueError(
                 f"data come back from time {to:g} with an error of {error:.3g}, more than {MAX_ERROR:g} of their "
-                f"spread {spread:.3g}, as of a map that was never trained backwards: {advice}; or go on anyway with "
+                f"spread {size:.3g}, as of a map that was never trained backwards: {advice}; or go on anyway with "
                 "backwards=True."
             )
 

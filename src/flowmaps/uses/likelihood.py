@@ -137,7 +137,7 @@ def jumps_log_likelihood(
         ValueError: more than `MAX_DIM` dimensions, no step, or a map that was never trained backwards.
     """
     check_backwards(flow_map, x1, cond, steps=steps, backwards=backwards)
-    x0, growth, cost = _jumped(flow_map, x1, grid(steps, 1.0, 0.0), cond)
+    x0, growth, cost = _by_determinants(flow_map, x1, grid(steps, 1.0, 0.0), cond)
     return LogLikelihood(base(x0) + growth, x0, cost)
 
 
@@ -149,11 +149,13 @@ def sample_with_log_likelihood(
 
     It needs no jump back: exact for every map whose jumps are one-to-one. Arguments as in `jumps_log_likelihood`.
     """
-    x1, growth, cost = _jumped(flow_map, x0, grid(steps, 0.0, 1.0), cond)
+    x1, growth, cost = _by_determinants(flow_map, x0, grid(steps, 0.0, 1.0), cond)
     return LogLikelihood(base(x0) - growth, x1, cost)
 
 
-def _jumped(flow_map: FlowMap, x: Tensor, times: Sequence[float], cond: Condition) -> tuple[Tensor, Tensor, int]:
+def _by_determinants(
+    flow_map: FlowMap, x: Tensor, times: Sequence[float], cond: Condition
+) -> tuple[Tensor, Tensor, int]:
     """Points after the jumps, the sum of log |det grad X|, and evaluations."""
     dim = x[0].numel()
     if dim > MAX_DIM:
@@ -162,18 +164,31 @@ def _jumped(flow_map: FlowMap, x: Tensor, times: Sequence[float], cond: Conditio
             "estimator='hutchinson', or a learned mean divergence."
         )
     check_condition(cond, x, "x")
+
+    def growth(y: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        def jump(z: Tensor, r: Tensor, c: Condition) -> Tensor:  # of other numbers of rows too
+            return flow_map(z, r, t[0].expand(len(z)), c)
+
+        return torch.linalg.slogdet(jacobian(jump, y, s, cond)).logabsdet
+
+    return (*_jumped(flow_map, x, times, cond, growth), (dim + 1) * (len(times) - 1))
+
+
+def _jumped(
+    flow_map: FlowMap,
+    x: Tensor,
+    times: Sequence[float],
+    cond: Condition,
+    growth: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Points after the jumps, and the sum of `growth(x, s, t)` over them."""
     total = x.new_zeros(len(x))
     with evaluating(flow_map):
-        for s, t in itertools.pairwise(times):
-            start, end = x.new_full((len(x),), s), x.new_full((len(x),), t)
-            ends = end[0]
-
-            def jump(y: Tensor, r: Tensor, c: Condition, ends: Tensor = ends) -> Tensor:
-                return flow_map(y, r, ends.expand(len(y)), c)
-
-            total = total + torch.linalg.slogdet(jacobian(jump, x, start, cond)).logabsdet
-            x = flow_map(x, start, end, cond)
-    return x, total, (dim + 1) * (len(times) - 1)
+        for start, end in itertools.pairwise(times):
+            s, t = x.new_full((len(x),), start), x.new_full((len(x),), end)
+            total = total + growth(x, s, t)
+            x = flow_map(x, s, t, cond)
+    return x, total
 
 
 @torch.no_grad()
@@ -207,13 +222,12 @@ def learned_log_likelihood(
     check_condition(cond, x1)
     times = grid(steps, 1.0, 0.0)
     check_backwards(flow_map, x1, cond, steps=steps, backwards=backwards)
-    x, total = x1, x1.new_zeros(len(x1))
-    with evaluating(flow_map):
-        for s, t in itertools.pairwise(times):
-            start, end = x.new_full((len(x),), s), x.new_full((len(x),), t)
-            total = total + (t - s) * flow_map.mean_divergence(x, start, end, cond)
-            x = flow_map(x, start, end, cond)
-    return LogLikelihood(base(x) + total, x, 2 * steps)
+
+    def growth(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return (t - s) * flow_map.mean_divergence(x, s, t, cond)
+
+    x0, total = _jumped(flow_map, x1, times, cond, growth)
+    return LogLikelihood(base(x0) + total, x0, 2 * steps)
 
 
 def dequantise(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

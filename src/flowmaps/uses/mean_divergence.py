@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from .. import dual
 from ..interpolants import Interpolant, Linear
 from ..maps import FlowMap, as_target
-from ..objectives import Loss, Objective
+from ..objectives import Loss, Moment, Objective
 from ..shapes import Batch, Condition, Field, Time, per_row
 from ..times import Square, Times
 from ..velocities import FromTeacher, RandomInputs
-from .divergence import Estimator, divergence, signs
+from .divergence import LEAST_PROBES, Estimator, divergence, signs
 
 HeadEquation: TypeAlias = Literal["lagrangian", "semigroup"]
 
@@ -106,7 +106,7 @@ class DivergenceMatching(Objective):
                              "pass WithDivergence(flow_map, net).")  # fmt: skip
         if equation not in ("lagrangian", "semigroup"):
             raise ValueError(f"equation must be 'lagrangian' or 'semigroup', got {equation!r}.")
-        least = {"exact": 0, "hutchinson": 1, "hutch++": 3}.get(estimator)
+        least = LEAST_PROBES.get(estimator)
         if least is None or probes < least:
             raise ValueError(f"estimator is 'exact', 'hutchinson' (probes >= 1) or 'hutch++' (probes >= 3), got "
                              f"{estimator!r} with probes={probes}.")  # fmt: skip
@@ -114,20 +114,12 @@ class DivergenceMatching(Objective):
         self.estimator: Estimator = estimator
         self.velocity = None if velocity is None else FromTeacher(velocity)
 
-    def draw(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        cond: Condition = None,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float | None = None,
-        step: int | None = None,
-    ) -> RandomInputs:
-        inputs = super().draw(x1, x0, cond, generator=generator, progress=progress, step=step)
+    def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
+        """`draw` of arguments that were checked, with the signs of an estimate beside the condition."""
+        inputs = super().draw_inputs(x1, x0, cond, at)
         if self.estimator == "exact":
             return inputs
-        probes = signs(inputs.x1, self.probes, generator).transpose(0, 1)  # a row for each of several draws
+        probes = signs(inputs.x1, self.probes, at.generator).transpose(0, 1)  # a row for each of several draws
         return inputs._replace(cond=_Probed(inputs.cond, probes))
 
     def evaluate(self, inputs: RandomInputs) -> Loss:

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from ..interpolants import Interpolant, Linear
 from ..maps import FlowMap
 from ..modules import evaluating
-from ..objectives import Loss, Objective
+from ..objectives import Loss, Moment, Objective
+from ..objectives.inputs import check_inputs
 from ..samplers import Jump
 from ..shapes import Batch, Condition, Time, check_condition, check_time, condition_of, like
 from ..times import check_grid
@@ -118,24 +119,15 @@ class PosteriorMatching(Objective):
                 f"PosteriorMatching takes an objective, got {type(objective).__name__}: pass that of a method, such as "
                 "fm.methods.lsd(flow_map)."
             )
-        super().__init__(
-            objective.flow_map, objective.interpolant, times=objective.times, coupling=objective.coupling,
-            distance=objective.distance, weight=objective.weight, guidance=objective.guidance, draws=objective.draws,
-        )  # fmt: skip
+        loss = {"distance": objective.distance, "weight": objective.weight}
+        super().__init__(objective.flow_map, objective.interpolant, times=objective.times, **loss, **objective.shared())
         self.objective, self.observe = objective, Noised() if observe is None else observe
 
-    def draw(
-        self,
-        x1: Batch,
-        x0: Batch | None = None,
-        cond: Condition = None,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float | None = None,
-        step: int | None = None,
-    ) -> RandomInputs:
-        y = self.observe(x1, cond, generator)
-        return self.objective.draw(x1, x0, y, generator=generator, progress=progress, step=step)
+    def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
+        """`draw` of arguments that were checked, with observations drawn in the place of the condition."""
+        y = self.observe(x1, cond, at.generator)
+        check_inputs(self.flow_map, x1, x0, y)
+        return self.objective.draw_inputs(x1, x0, y, at)
 
     def evaluate(self, inputs: RandomInputs) -> Loss:
         return self.objective.evaluate(inputs)
@@ -154,9 +146,6 @@ class PosteriorMatching(Objective):
 
     def micro_batches(self, rows: int, number: int) -> Tensor:
         return self.objective.micro_batches(rows, number)
-
-    def step(self, progress: float, *, before: float | None = None) -> None:
-        self.objective.step(progress, before=before)
 
 
 @torch.no_grad()
