@@ -287,7 +287,7 @@ def test_the_picture_of_the_square_holds_its_numbers():
     from flowmaps.reports.pictures import residual_square
 
     values = torch.tensor([[0.0, 1e-2], [1e-3, 0.0]], dtype=torch.float64)
-    square = fm.uses.Square(torch.tensor([0.0, 1.0]).double(), values, 10 * values)
+    square = fm.uses.ResidualSquare(torch.tensor([0.0, 1.0]).double(), values, 10 * values)
     figure = residual_square(square)
     shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes[:2]]
     assert shown[0][1, 0] == 1e-2  # s = 0, t = 1: first column, second row

@@ -123,5 +123,5 @@ def test_forth_is_the_flow_from_a_time_to_the_data(start: float):
     law = gaussian(3, LINEAR)
     z = torch.randn(20, 3, dtype=torch.float64, generator=generator(1))
     s, one = torch.full((20,), start, dtype=torch.float64), torch.ones(20, dtype=torch.float64)
-    found = fm.uses.forth(exact_map(law, AVERAGE), z, start=start, steps=3)
+    found = fm.uses.generate(exact_map(law, AVERAGE), z, start=start, steps=3)
     torch.testing.assert_close(found, law.flow_map(z, s, one))

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 import flowmaps as fm
 from flowmaps.shapes import like
-from flowmaps.uses import Given, Noised, OnGiven, PosteriorMatching
+from flowmaps.uses import AddNoise, NoisyDatum, PosteriorMatching, WithNoisyDatum
 
 LINEAR = fm.interpolants.Linear()
 MEAN, VARIANCE = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.3, 1.0, 2.0]).double()
 
 
-def posterior(given: Given) -> tuple[Tensor, Tensor]:
+def posterior(given: NoisyDatum) -> tuple[Tensor, Tensor]:
     """Mean and variance of p(x1 | I_t = x) of data N(MEAN, diag VARIANCE), by Bayes' rule in precisions."""
     alpha, beta = (like(value, given.x) for value in (LINEAR.alpha(given.t), LINEAR.beta(given.t)))
     variance = 1 / (1 / VARIANCE + beta**2 / alpha**2)
@@ -29,7 +29,7 @@ class Exact(fm.maps.FlowMap):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(3, dtype=torch.float64))
 
-    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Given) -> Tensor:
+    def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: NoisyDatum) -> Tensor:
         mean, variance = posterior(cond)
         a, b = like(s, x), like(t, x)
         v = lambda r: (1 - r) ** 2 + r**2 * variance  # noqa: E731
@@ -39,7 +39,7 @@ class Exact(fm.maps.FlowMap):
         return mean + ratio * (x - a * mean) + features
 
 
-def velocity(x: Tensor, t: Tensor, cond: Given) -> Tensor:
+def velocity(x: Tensor, t: Tensor, cond: NoisyDatum) -> Tensor:
     """b_t(x; x_t, t) of the posterior, from the law of its path."""
     mean, variance = posterior(cond)
     r = like(t, x)
@@ -53,7 +53,7 @@ def data(rows: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("method", ["lmd", "emd"])
 def test_the_exact_map_satisfies_the_equations_for_each_observation(method: str):
     function = {"lmd": fm.methods.lmd, "emd": fm.methods.emd}[method]
-    objective = PosteriorMatching(function(Exact(), teacher=velocity), Noised(high=0.95))
+    objective = PosteriorMatching(function(Exact(), teacher=velocity), AddNoise(high=0.95))
     loss = objective(data(64), generator=generator(1))
     assert max(float(part.max()) for part in loss.parts.values()) < 1e-18
 
@@ -65,7 +65,7 @@ def test_velocity_matching_has_no_gradient_at_the_exact_map(own: bool):
     x1, rng = data(rows), generator(2)
     x0 = torch.randn(x1.shape, dtype=x1.dtype, generator=rng)
     t = 0.9 * torch.rand(rows, dtype=x1.dtype, generator=rng)
-    observe = Noised(high=0.9) if own else lambda x1, cond, _: Given(LINEAR.point(x0, x1, t), t)
+    observe = AddNoise(high=0.9) if own else lambda x1, cond, _: NoisyDatum(LINEAR.point(x0, x1, t), t)
     objective = PosteriorMatching(fm.methods.flow_matching(flow_map), observe)
     inputs = objective.draw(x1, x0, generator=rng)
     assert torch.equal(inputs.x0, x0)
@@ -84,7 +84,7 @@ def test_samples_have_mean_and_variance_of_the_posterior(steps: int):
     x, t = torch.tensor([[1.0, 0.0, 2.0]]).double().expand(40_000, 3), torch.full((40_000,), 0.4).double()
     z = torch.randn(40_000, 3, dtype=torch.float64, generator=generator(0))
     found = fm.uses.sample_posterior(Exact(), z, x, t, steps=steps)
-    mean, variance = posterior(Given(x[:1], t[:1]))
+    mean, variance = posterior(NoisyDatum(x[:1], t[:1]))
     torch.testing.assert_close(found.mean(0), mean[0], atol=0.02, rtol=0)
     torch.testing.assert_close(found.var(0), variance[0], atol=0, rtol=0.04)
 
@@ -102,7 +102,7 @@ def test_stochastic_jumps_keep_the_laws_of_the_path(kappa: float):
 
 def test_a_network_of_twice_the_channels_takes_the_observation():
     net = fm.nn.MLP(dim=6, width=8, depth=1, condition_dim=1, classes=3).double()
-    flow_map, x1, labels = AVERAGE.build(OnGiven(net)), data(8), torch.arange(8) % 3
+    flow_map, x1, labels = AVERAGE.build(WithNoisyDatum(net)), data(8), torch.arange(8) % 3
     objective = PosteriorMatching(fm.methods.lsd(flow_map))
     inputs = objective.draw(x1, cond=labels, generator=generator(0), progress=0.0)
     assert torch.equal(inputs.cond.label, labels)
@@ -114,20 +114,22 @@ def test_a_network_of_twice_the_channels_takes_the_observation():
     assert torch.equal(u, wanted[:, :3])
     unet = fm.nn.UNet(2, 8, width=8, multipliers=(1,), blocks=1, attention=(), head=8, condition_dim=1)
     x = torch.randn(2, 1, 8, 8)
-    moved = AVERAGE.build(OnGiven(unet))(x, torch.zeros(2), torch.ones(2), Given(x, torch.rand(2)))
+    moved = AVERAGE.build(WithNoisyDatum(unet))(x, torch.zeros(2), torch.ones(2), NoisyDatum(x, torch.rand(2)))
     assert moved.shape == x.shape
 
 
 def test_what_is_no_observation_is_refused():
-    net = OnGiven(fm.nn.MLP(dim=4, width=8, depth=1, condition_dim=1))
+    net = WithNoisyDatum(fm.nn.MLP(dim=4, width=8, depth=1, condition_dim=1))
     flow_map, x = AVERAGE.build(net), torch.zeros(3, 2)
-    for cond in (None, torch.zeros(3, 1), Given(torch.zeros(3, 1), torch.zeros(3))):
-        with pytest.raises(ValueError, match=r"takes cond=fm.uses.Given\(x_t, t\) with x_t of shape \(3, 2\), got"):
+    for cond in (None, torch.zeros(3, 1), NoisyDatum(torch.zeros(3, 1), torch.zeros(3))):
+        with pytest.raises(
+            ValueError, match=r"takes cond=fm.uses.NoisyDatum\(x_t, t\) with x_t of shape \(3, 2\), got"
+        ):
             flow_map(x, torch.zeros(3), torch.ones(3), cond)
     with pytest.raises(ValueError, match="takes an objective, got AverageVelocity: pass that of a method"):
         PosteriorMatching(flow_map)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"0 <= low <= high <= 1, got 0\.5 and 2"):
-        Noised(low=0.5, high=2)
+        AddNoise(low=0.5, high=2)
     with pytest.raises(ValueError, match="at least two times"):
         fm.uses.stochastic_jumps(flow_map, x, [0.5, 0.5])
     with pytest.raises(ValueError, match="needs rising times, got"):
@@ -139,13 +141,13 @@ def test_what_is_no_observation_is_refused():
 @pytest.mark.slow
 def test_a_map_learns_posteriors_of_data():
     torch.manual_seed(0)
-    flow_map = fm.maps.AverageVelocity(OnGiven(fm.nn.MLP(dim=2, width=64, depth=2, condition_dim=1)))
+    flow_map = fm.maps.AverageVelocity(WithNoisyDatum(fm.nn.MLP(dim=2, width=64, depth=2, condition_dim=1)))
     objective = PosteriorMatching(fm.methods.lsd(flow_map))
     settings = {"batch": 256, "learning_rate": 4e-3, "decay": "cosine", "device": "cpu", "compile": False}
     flow_map = fm.fit(objective, data(20_000)[:, :1].float(), steps=800, **settings)
     for t in (0.3, 0.7):
         x, time = torch.full((4_000, 1), t * float(MEAN[0]) + 0.4), torch.full((4_000,), t)
         found = fm.uses.sample_posterior(flow_map, torch.randn(4_000, 1), x, time, steps=2)
-        mean, variance = (value[0, 0] for value in posterior(Given(x[:1].double(), time[:1].double())))
+        mean, variance = (value[0, 0] for value in posterior(NoisyDatum(x[:1].double(), time[:1].double())))
         torch.testing.assert_close(found.mean().double(), mean, atol=0.08, rtol=0)
         torch.testing.assert_close(found.std().double(), variance.sqrt(), atol=0, rtol=0.15)

@@ -120,7 +120,7 @@ class Invert(OnRows):
     """
 
     steps: int = 4
-    """Jumps back, and as many forth again."""
+    """Jumps to noise, and as many back to the data."""
     to: float = 0.0
     """Time to go back to: 0 is noise; the nearer to 1, the more is kept of the data."""
     as_label: str | None = None

@@ -52,7 +52,7 @@ def invert(given: Invert) -> None:
         for x, (own, other) in carried.chunks(size, run.device, watch, "back and forth"):
             z = inversion.invert(run.flow_map, x, own, to=given.to, steps=given.steps, backwards=True)
             noise.append(z.cpu())
-            back.append(inversion.forth(run.flow_map, z, other, start=given.to, steps=given.steps).cpu())
+            back.append(inversion.generate(run.flow_map, z, other, start=given.to, steps=given.steps).cpu())
     z, x = torch.cat(noise), torch.cat(back)
     error = per_row((x - rows.x).square()).sqrt()
     arrays = {"noise": z.numpy(), "error": error.numpy()}

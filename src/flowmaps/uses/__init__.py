@@ -10,7 +10,7 @@ posterior.py       maps from fresh noise to samples of p(x1 | x_t) or p(x1 | y);
 """
 
 from .certificates import Certificate, Estimate, certificate
-from .inversion import forth, invert, round_trip_error, transfer
+from .inversion import generate, invert, round_trip_error, transfer
 from .likelihood import (
     LogLikelihood,
     bits_per_dimension,
@@ -23,33 +23,33 @@ from .likelihood import (
 from .lipschitz import largest_stretching
 from .mean_divergence import DivergenceMatching, WithDivergence
 from .operators import Blur, Downsample, Mask, Matrix, Operator, Radon
-from .posterior import Given, Noised, OnGiven, PosteriorMatching, sample_posterior, stochastic_jumps
+from .posterior import AddNoise, NoisyDatum, PosteriorMatching, WithNoisyDatum, sample_posterior, stochastic_jumps
 from .restoration import posterior_samples, psnr, restore
 from .rewards import Tilted, guided_jumps, tilted_samples
-from .square import Square, residual_square
+from .square import ResidualSquare, residual_square
 
 __all__ = [
+    "AddNoise",
     "Blur",
     "Certificate",
     "DivergenceMatching",
     "Downsample",
     "Estimate",
-    "Given",
     "LogLikelihood",
     "Mask",
     "Matrix",
-    "Noised",
-    "OnGiven",
+    "NoisyDatum",
     "Operator",
     "PosteriorMatching",
     "Radon",
-    "Square",
+    "ResidualSquare",
     "Tilted",
     "WithDivergence",
+    "WithNoisyDatum",
     "bits_per_dimension",
     "certificate",
     "dequantise",
-    "forth",
+    "generate",
     "guided_jumps",
     "invert",
     "jumps_log_likelihood",

@@ -72,7 +72,7 @@ def transfer(
     steps: int = 1,
     backwards: Backwards = None,
 ) -> Batch:
-    """Carry data from one condition to another: back to time `to` under `source`, forth under `target`.
+    """Carry data from one condition to another: back to time `to` under `source`, then to data under `target`.
 
     Args:
         flow_map, x1, to, steps, backwards: as in `invert`; `2 steps` evaluations in all.
@@ -87,10 +87,10 @@ def transfer(
     """
     check_condition(target, x1)
     z = invert(flow_map, x1, source, to=to, steps=steps, backwards=backwards)
-    return forth(flow_map, z, target, start=to, steps=steps)
+    return generate(flow_map, z, target, start=to, steps=steps)
 
 
-def forth(flow_map: FlowMap, z: Batch, cond: Condition = None, *, start: float = 0.0, steps: int = 1) -> Batch:
+def generate(flow_map: FlowMap, z: Batch, cond: Condition = None, *, start: float = 0.0, steps: int = 1) -> Batch:
     """Carry points of time `start` to the data in equal jumps, X_{start,1}(z), `(B, *shape) -> (B, *shape)`.
 
     Args:
@@ -113,7 +113,7 @@ def round_trip_error(flow_map: FlowMap, x1: Batch, cond: Condition = None, *, to
     It needs no velocity, and says whether the map undoes itself, not whether its noise is that of the flow.
     """
     z = invert(flow_map, x1, cond, to=to, steps=steps, backwards=True)
-    return per_row((forth(flow_map, z, cond, start=to, steps=steps) - x1).square()).sqrt()
+    return per_row((generate(flow_map, z, cond, start=to, steps=steps) - x1).square()).sqrt()
 
 
 def spread(x: Batch) -> float:

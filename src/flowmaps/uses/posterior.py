@@ -37,7 +37,7 @@ from ..times import check_grid
 from ..velocities import RandomInputs
 
 
-class Given(NamedTuple):
+class NoisyDatum(NamedTuple):
     """A noised datum as a condition.
 
     Attributes:
@@ -52,10 +52,10 @@ class Given(NamedTuple):
 
 
 Observe: TypeAlias = Callable[[Tensor, Condition, torch.Generator | None], Condition]
-"""Draws observations of data: `(x1, cond, generator) -> y`, a condition with a row for each of x1, such as `Given`."""
+"""Draws observations of data: `(x1, cond, generator) -> y`, a condition with a row for each, such as `NoisyDatum`."""
 
 
-class Noised:
+class AddNoise:
     """Observations x_t = alpha_t x0' + beta_t x1 with fresh noise x0', at times of the uniform law on [low, high].
 
     Args:
@@ -69,16 +69,16 @@ class Noised:
     def __init__(self, interpolant: Interpolant | None = None, low: float = 0.0, high: float = 1.0) -> None:
         self.interpolant, self.low, self.high = _path(interpolant), low, high
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"Noised needs 0 <= low <= high <= 1, got {low} and {high}.")
+            raise ValueError(f"AddNoise needs 0 <= low <= high <= 1, got {low} and {high}.")
 
-    def __call__(self, x1: Tensor, cond: Condition = None, generator: torch.Generator | None = None) -> Given:
+    def __call__(self, x1: Tensor, cond: Condition = None, generator: torch.Generator | None = None) -> NoisyDatum:
         options: dict[str, Any] = {"dtype": x1.dtype, "device": x1.device, "generator": generator}
         t = self.low + (self.high - self.low) * torch.rand(len(x1), **options)
-        return Given(self.interpolant.point(torch.randn(x1.shape, **options), x1, t), t, cond)
+        return NoisyDatum(self.interpolant.point(torch.randn(x1.shape, **options), x1, t), t, cond)
 
 
-class OnGiven(nn.Module):
-    """A network that takes `Given`, made of one of twice as many channels: u = net((x, x_t), s, t, (t of x_t, label)).
+class WithNoisyDatum(nn.Module):
+    """A network that takes `NoisyDatum`, of one of twice the channels: u = net((x, x_t), s, t, (t of x_t, label)).
 
     Args:
         net: of x `(B, 2 C, ...)` that takes one number a row as a condition, such as `MLP(dim=2 * D, condition_dim=1)`
@@ -90,15 +90,15 @@ class OnGiven(nn.Module):
         self.net = net
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        """`(B, C, ...), (B,), (B,), Given -> (B, C, ...)`.
+        """`(B, C, ...), (B,), (B,), NoisyDatum -> (B, C, ...)`.
 
         Raises:
-            ValueError: a condition that is not `Given`, or a point of another shape than x.
+            ValueError: a condition that is not `NoisyDatum`, or a point of another shape than x.
         """
-        if not isinstance(cond, Given) or cond.x.shape != x.shape:
-            got = f"one of shape {tuple(cond.x.shape)}" if isinstance(cond, Given) else f"a {type(cond).__name__}"
+        if not isinstance(cond, NoisyDatum) or cond.x.shape != x.shape:
+            got = f"one of shape {tuple(cond.x.shape)}" if isinstance(cond, NoisyDatum) else f"a {type(cond).__name__}"
             raise ValueError(
-                f"a posterior map takes cond=fm.uses.Given(x_t, t) with x_t of shape {tuple(x.shape)}, got {got}."
+                f"a posterior map takes cond=fm.uses.NoisyDatum(x_t, t) with x_t of shape {tuple(x.shape)}, got {got}."
             )
         both = torch.cat([x, cond.x], 1)
         return self.net(both, s, t, condition_of(cond.label, cond.t[:, None]))[:, : x.shape[1]]
@@ -109,7 +109,7 @@ class PosteriorMatching(Objective):
 
     Args:
         objective: of a map of a network that takes the observations as its condition.
-        observe: draws them; `Noised()` unless given. A map of p(x1 | y) for y = A x1 + sigma noise takes
+        observe: draws them; `AddNoise()` unless given. A map of p(x1 | y) for y = A x1 + sigma noise takes
             `lambda x1, cond, generator: operator(x1) + sigma * torch.randn(...)`.
     """
 
@@ -121,7 +121,7 @@ class PosteriorMatching(Objective):
             )
         loss = {"distance": objective.distance, "weight": objective.weight}
         super().__init__(objective.flow_map, objective.interpolant, times=objective.times, **loss, **objective.shared())
-        self.objective, self.observe = objective, Noised() if observe is None else observe
+        self.objective, self.observe = objective, AddNoise() if observe is None else observe
 
     def draw_inputs(self, x1: Batch, x0: Batch | None, cond: Condition, at: Moment) -> RandomInputs:
         """`draw` of arguments that were checked, with observations drawn in the place of the condition."""
@@ -153,7 +153,7 @@ def sample_posterior(flow_map: FlowMap, noise: Batch, x: Batch, t: Time, label: 
     """Samples of p(x1 | I_t = x), one a row, `(B, *shape)`, in `steps` evaluations.
 
     Args:
-        flow_map: a posterior map, trained by `PosteriorMatching` with `Noised`.
+        flow_map: a posterior map, trained by `PosteriorMatching` with `AddNoise`.
         noise: fresh noise, `(B, *shape)`.
         x: the points x_t, `(B, *shape)`.
         t: their times in [0, 1], `(B,)`.
@@ -167,7 +167,7 @@ def sample_posterior(flow_map: FlowMap, noise: Batch, x: Batch, t: Time, label: 
         raise ValueError(f"noise and points have one shape, got {tuple(noise.shape)} and {tuple(x.shape)}.")
     check_time(t, x)
     check_condition(label, x, "x")
-    return Jump(steps)(flow_map, noise, Given(x, t, label))
+    return Jump(steps)(flow_map, noise, NoisyDatum(x, t, label))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..modules import evaluating
 from ..shapes import Batch, Condition, check_condition, per_row
 
 
-class Square(NamedTuple):
+class ResidualSquare(NamedTuple):
     """Root mean square residuals over (s, t), in units of x.
 
     Attributes:
@@ -44,7 +44,7 @@ def residual_square(
     interpolant: Interpolant | None = None,
     cond: Condition = None,
     number: int = 9,
-) -> Square:
+) -> ResidualSquare:
     """The residuals on an `number` x `number` grid of (s, t), both orders, by 5 evaluations of the map a point of it.
 
     Args:
@@ -79,7 +79,7 @@ def residual_square(
                 legs = flow_map(flow_map(x, start, middle, cond), middle, end, cond)
                 semigroup[i, k] = _rms(legs - jump)
                 round_trip[i, k] = _rms(flow_map(jump, end, start, cond) - x)
-    return Square(times, semigroup, round_trip)
+    return ResidualSquare(times, semigroup, round_trip)
 
 
 def _rms(difference: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ...uses.square import Square
+from ...uses.square import ResidualSquare
 from ..style import DENSITY, FAINT, INK, RULE
 
 DECADES = 4
 """Powers of ten that the colours cover, below the greatest residual."""
 
 
-def residual_square(square: Square) -> Figure:
+def residual_square(square: ResidualSquare) -> Figure:
     """The two residuals side by side, t against s, on one logarithmic scale of colours; white is at or below its end.
 
     Raises:
