@@ -62,7 +62,9 @@ def ddpm(**options: Any) -> DDPMPipeline:
 
 def zero_terminal() -> DDIMPipeline:
     """Noise alone at the end, as "Common diffusion noise schedules and sample steps are flawed" has it."""
-    return DDIMPipeline(unet(), DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    return DDIMPipeline(
+        unet(), DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False)
+    )
 
 
 def edm() -> DDPMPipeline:
@@ -73,7 +75,7 @@ def dit() -> DiTPipeline:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 4}
     net = DiTTransformer2DModel(**sizes, in_channels=4, out_channels=8, patch_size=2, num_embeds_ada_norm=7)
-    return DiTPipeline(alive(net), vae(), DDIMScheduler(), id2label={0: "cat", 1: "dog"})  # type: ignore[arg-type]
+    return DiTPipeline(alive(net), vae(), DDIMScheduler(clip_sample=False), id2label={0: "cat", 1: "dog"})  # type: ignore[arg-type]
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:

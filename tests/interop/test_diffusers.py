@@ -43,7 +43,7 @@ def of_steps(pipeline: Any, k: int, channels: int = 3, size: int = 8) -> tuple[T
 
 @pytest.mark.parametrize("k", [3, 400, 950])
 def test_a_ddpm_is_the_velocity_of_its_noise(k: int):
-    pipeline = double(tiny.ddpm())
+    pipeline = double(tiny.ddpm(clip_sample=False))
     x, t, z, _, _ = of_steps(pipeline, k)
     noise = pipeline.unet(z, k).sample
     made = interop.diffusers(pipeline)
@@ -51,6 +51,39 @@ def test_a_ddpm_is_the_velocity_of_its_noise(k: int):
     assert not made.exact
     assert made.shape == (3, 8, 8)
     assert made.about == "UNet2DModel of DDPMPipeline: epsilon in 1,000 steps, DDPMScheduler; condition: none"
+
+
+@pytest.mark.parametrize("k", [3, 400, 950])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_scheduler_that_clips_predicted_data_makes_a_teacher_that_does(prediction: str, k: int):
+    pipeline = double(tiny.ddpm(prediction_type=prediction, clip_sample_range=0.7))
+    x, t, z, _, _ = of_steps(pipeline, k)
+    expected = pipeline.scheduler.step(pipeline.unet(z, k).sample, k, z).pred_original_sample
+    assert 0.05 < float((expected.abs() == 0.7).double().mean()) < 1
+    made = interop.diffusers(pipeline)
+    torch.testing.assert_close(x + (1 - t[:, None, None, None]) * made.teacher(x, t), expected, rtol=1e-5, atol=1e-5)
+    assert not made.exact
+    assert made.weight is None  # no error of the network is multiplied any more
+    assert ", DDPMScheduler, its data clipped at 0.7; condition" in made.about
+
+
+def test_guidance_comes_before_the_clipping():
+    pipeline = double(tiny.dit())
+    pipeline.scheduler.register_to_config(clip_sample=True, clip_sample_range=0.5)
+    x, t, _, _, _ = of_steps(pipeline, 600, 4, 4)
+    labels, left = torch.tensor([6, 0, 7]), (1 - t)[:, None, None, None]
+    clipped = interop.diffusers(pipeline, guidance=2.5)
+    pipeline.scheduler.register_to_config(clip_sample=False)
+    data = x + left * interop.diffusers(pipeline, guidance=2.5).teacher(x, t, labels)
+    torch.testing.assert_close(x + left * clipped.teacher(x, t, labels), data.clamp(-0.5, 0.5), rtol=1e-9, atol=1e-9)
+
+
+def test_a_scheduler_made_of_one_that_clips_need_not_clip():
+    import diffusers as theirs
+
+    pipeline = tiny.ddpm()
+    pipeline.scheduler = theirs.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert "clipped" not in interop.diffusers(pipeline).about
 
 
 @pytest.mark.parametrize("k", [3, 400, 998])

@@ -16,12 +16,15 @@ from ..losses import Weight
 from ..maps import AverageVelocity, FlowMap
 from ..nn.two_times import TwoTimes
 from ..objectives import VelocityMatching
-from ..shapes import Batch, Condition, Time
+from ..shapes import Batch, Condition, Time, like
 from ..storage import models
 from ..times import Diagonal, Times, Triangle
 from ..training.fit import fit
 from ..velocities import FromTeacher
 from .conversion import MAX_GAIN, Conversion, Prediction
+
+MIN_TIME_LEFT = 1e-3
+"""The least 1 - t that a change of predicted data is divided by."""
 
 
 def _unchanged(value: Any) -> Any:
@@ -42,6 +45,24 @@ class ConvertedVelocity(nn.Module):
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         return self.conversion(self.net, x, t, cond)
+
+
+class ClippedVelocity(nn.Module):
+    """A teacher whose predicted data, x + (1 - t) b, are clipped, as by `clip_sample` of a scheduler of `diffusers`.
+
+    Args:
+        net: b of the linear path, `(x, t, cond=None) -> like x`.
+        limit: of the absolute value of a number of the data.
+    """
+
+    def __init__(self, net: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.net, self.limit = net, limit
+
+    def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        b, left = self.net(x, t, cond), like(1 - t, x)
+        data = x + left * b
+        return b + (data.clamp(-self.limit, self.limit) - data) / left.clamp_min(MIN_TIME_LEFT)
 
 
 class VelocityNetwork(nn.Module):
@@ -133,11 +154,13 @@ class Model:
 
 
 def weight_of(teacher: nn.Module) -> Weight | None:
-    """The weight of losses against a teacher's velocity: `PerGain` where that comes from noise or data.
+    """The weight of losses against a teacher's velocity: `PerGain` where that comes from noise or data, not clipped.
 
     Args:
         teacher: of a `Model`, or a map round it.
     """
+    if any(isinstance(module, ClippedVelocity) for module in teacher.modules()):
+        return None
     conversions = [module for module in teacher.modules() if isinstance(module, Conversion)]
     return conversions[0].weight if len(conversions) == 1 else None
 

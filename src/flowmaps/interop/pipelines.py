@@ -16,7 +16,7 @@ from .adapters import Embedding, ddpm_conversion
 from .calls import FluxCall, PipelineCall, PreconditionedCall
 from .conditions import ClassCondition, Decoder, Encoder, GivenCondition, NoCondition, TextCondition
 from .conversion import Conversion, SameClock, SigmaClock
-from .model import Model, model
+from .model import ClippedVelocity, Model, model
 
 INSTALL = "pip install 'flowmaps[diffusers]'"
 OF_ONE_STEP = ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler", "SCMScheduler")
@@ -35,8 +35,10 @@ def diffusers(
 ) -> Model:
     """A model of `diffusers` with all that its pipeline knows of it: schedule, prediction, condition, VAE.
 
-    Its velocity does not depend on what a scheduler does between the steps: clipping, thresholding, and the `shift` of
-    flow matching are left out.
+    A scheduler that clips predicted data (`clip_sample`, as those of DDPM and DDIM do unless told otherwise) makes a
+    teacher that does, whose velocity the student has to learn first, by `warm_start`. Set `clip_sample=False` by
+    `pipeline.scheduler.register_to_config` for one that does not. What else a scheduler does between the steps is left
+    out: thresholding, and the `shift` of flow matching.
 
     Args:
         source: a `DiffusionPipeline`, a folder of its `save_pretrained`, or a name on the Hugging Face hub.
@@ -60,10 +62,16 @@ def diffusers(
     vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
     extras: dict[str, Any] = {} if vae is None else {"decode": Decoder(vae)}
     cut = ", a variance that is cut off" if getattr(call, "learned_variance", False) else ""
+    limit = _limit(pipeline.scheduler)
+    cut += "" if limit is None else f", its data clipped at {limit:g}"
     about = f"{type(net).__name__} of {type(pipeline).__name__}: {schedule}{cut}; condition: {encoder.words}"
     extras |= {"condition": encoder, "about": about, "shape": _shape(pipeline, net)}
     made = model(net, conversion, embedding=embedding, lora=lora, **extras)
-    return made if as_input or guidance in (None, 1) else _guided(made, guidance, encoder.null)
+    if not (as_input or guidance in (None, 1)):
+        made = _guided(made, guidance, encoder.null)
+    if limit is not None:
+        made = dataclasses.replace(made, teacher=ClippedVelocity(made.teacher, limit), exact=False)
+    return made
 
 
 def _pipeline(source: Any, options: dict[str, Any]) -> Any:
@@ -206,6 +214,12 @@ class GuidedVelocity(nn.Module):
         null = on_each(self.null, lambda value: value.to(x.device).expand(x.shape[0], *value.shape[1:]))
         away = self.net(x, t, null)
         return away + self.weight * (self.net(x, t, cond) - away)
+
+
+def _limit(scheduler: Any) -> float | None:
+    """The largest number that a scheduler lets its network predict of the data; `None` for any."""
+    clips = scheduler.config.get("clip_sample") and not scheduler.config.get("thresholding")
+    return float(scheduler.config.get("clip_sample_range", 1.0)) if clips else None
 
 
 def _guided(made: Model, weight: float, null: Condition) -> Model:
