@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_a_network_of_images_goes_on_with_another_number_of_processes(tmp_path: Path):
     """Three processes with uneven shares, then one, then two with a copy each; its target that follows too."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8))

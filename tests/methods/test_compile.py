@@ -15,12 +15,9 @@ ROWS, DIM = 13, 3
 ROUNDING = {"easy_consistency_tuning": 1e-4}
 """Where the loss multiplies rounding: a norm of small residuals, over small differences of noise."""
 
-FUNCTIONS = [method.function for method in METHODS.values()]
-CASES = [
-    pytest.param(name, marks=[pytest.mark.slow] if method.function in FUNCTIONS[:place] else [])
-    for place, (name, method) in enumerate(METHODS.items())
-]
-"""The first case of each method, and the others, which are slow."""
+QUICK = ("lmd-velocity", "lsd", "esd", "psd-uniform", "fmm", "ctm")
+"""A case of each equation, of the interpolant's own derivative and of a solver; the others are slow."""
+CASES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in METHODS]
 
 
 def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
