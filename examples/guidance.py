@@ -17,7 +17,7 @@ from rich.progress import track
 
 import flowmaps as fm
 from flowmaps.guidance import Guidance
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.velocities import FromTeacher, Guided
 
 WEIGHTS, STEPS, BATCH, ROWS = (1.0, 2.0, 4.0), 4000, 1024, 3000
@@ -55,7 +55,7 @@ def main(picture: Path) -> None:
     for column, weight in enumerate(WEIGHTS):
         guided = fm.solvers.SolverFlow(Guided(FromTeacher(law.velocity), weight), rtol=1e-6, atol=1e-6)
         exact = guided(x0, zero, one, labels)
-        jumped = fm.samplers.Jump(steps=2)(flow_map, x0, Guide(labels, weight * one))
+        jumped = fm.samplers.Jump(steps=2)(flow_map, x0, GuidedCondition(labels, weight * one))
         error = float((jumped - exact).square().sum(1).mean())
         print(f"w = {weight:g}: E|map in 2 steps - exact guided flow|^2 = {error:.4f}")
         for row, (name, x) in enumerate({"exact guided flow": exact, "map, 2 steps": jumped.detach()}.items()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmaps.couplings import Empirical, FlowPairs, Independent, MinibatchOT, NoData, Normal, Paired
 from flowmaps.exact import GaussianMixture
-from flowmaps.shapes import Guide, label_of
+from flowmaps.shapes import GuidedCondition, label_of
 from flowmaps.solvers import SolverFlow
 
 
@@ -45,7 +45,11 @@ def test_minibatch_transport_pairs_within_classes():
     labels = torch.arange(rows) % 2
     x1 = points(rows, 1, seed=1) / 10 + (2 * labels[:, None] - 1)
     x0 = points(rows, 1, seed=2)
-    for cond in (labels, Guide(labels, torch.ones(rows)), {"y": labels, "z": torch.zeros(rows, 2, dtype=torch.long)}):
+    for cond in (
+        labels,
+        GuidedCondition(labels, torch.ones(rows)),
+        {"y": labels, "z": torch.zeros(rows, 2, dtype=torch.long)},
+    ):
         a, b = MinibatchOT().pair(x1, x0, cond=cond)
         assert torch.equal(b, x1)
         assert sorted_rows(a) == sorted_rows(x0)
@@ -173,13 +177,13 @@ def test_carried_pairs_have_the_base_and_the_flows_law():
 
 def test_carried_pairs_of_guided_flows_have_a_weight_for_each_row():
     def guided(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
-        assert isinstance(cond, Guide)
+        assert isinstance(cond, GuidedCondition)
         away = MIXTURE.velocity(x, t)
         return away + cond.weight[:, None] * (MIXTURE.velocity(x, t, label_of(cond)) - away)
 
     labels, weights = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0]).double()
     flow, data = SolverFlow(guided, method="rk4", steps=20), points(5, 2)
-    _, x1 = FlowPairs(flow).pair(data, data, cond=Guide(labels, weights))
+    _, x1 = FlowPairs(flow).pair(data, data, cond=GuidedCondition(labels, weights))
     zero = torch.zeros(5, dtype=torch.float64)
     plain = MIXTURE.flow_map(data, zero, zero + 1, labels)
     torch.testing.assert_close(x1[:2], plain[:2], rtol=1e-4, atol=1e-4)

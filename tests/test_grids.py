@@ -118,7 +118,7 @@ def test_points_go_where_the_map_is_wrong(steps: int, want: list[float]):
 def test_each_cost_is_computed_once_with_the_condition_and_reported():
     flow_map, cond, shares = Function(lambda x, s, t: x), torch.arange(5), []
     args = (flow_map, noise(5, 3), noise(5, 3, seed=1), Linear(), 3)
-    grids.semigroup(*args, candidates=6, cond=cond, progress=shares.append)
+    grids.semigroup(*args, candidates=6, cond=cond, watch=shares.append)
     assert len(flow_map.conditions) == 3 * 15
     assert all(c is cond for c in flow_map.conditions)
     assert shares == pytest.approx([k / 15 for k in range(1, 16)])

@@ -17,7 +17,7 @@ from flowmaps.interpolants import Interpolant, Linear, Trigonometric, WithNoise
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.objectives import VelocityMatching
-from flowmaps.shapes import Condition, Guide, label_of
+from flowmaps.shapes import Condition, GuidedCondition, label_of
 from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs, SelfGuided
 
 ROWS, CLASSES = 40_001, 3
@@ -60,28 +60,28 @@ def test_weights_are_log_uniform_and_given_beside_the_label(weight: tuple[float,
     """p(w) ~ 1 / w on [low, high]: improved MeanFlow's law with beta = 1 (2512.02012)."""
     guidance = Guidance(weight, CLASSES, dropout)
     drawn = guidance.condition(labels(ROWS), data(ROWS), generator(1))
-    assert isinstance(drawn, Guide)
+    assert isinstance(drawn, GuidedCondition)
     low, high = weight
     assert drawn.weight.shape == (ROWS,)
     assert drawn.weight.dtype == torch.float64
     assert float(drawn.weight.min()) >= low * (1 - 1e-12)
     assert float(drawn.weight.max()) <= high * (1 + 1e-12)
-    dropped = (drawn.label == CLASSES).double()
+    dropped = (drawn.cond == CLASSES).double()
     assert abs(float(dropped.mean()) - dropout) < 4 * math.sqrt(dropout * (1 - dropout) / ROWS) + 1e-12
     if low < high:
         assert distance(drawn.weight, lambda w: (w / low).log() / math.log(high / low)) < 1.95
-        assert abs(correlation(drawn.weight, drawn.label.double())) < 4 / math.sqrt(ROWS)
+        assert abs(correlation(drawn.weight, drawn.cond.double())) < 4 / math.sqrt(ROWS)
     if low < high and dropout:  # the rows that lose their label have the same law of weights
-        lost = drawn.weight[drawn.label == CLASSES]
+        lost = drawn.weight[drawn.cond == CLASSES]
         assert distance((lost / low).log() / math.log(high / low), uniform) < 1.95
 
 
 def test_what_is_drawn_follows_the_generator():
     guidance = Guidance((1.0, 3.0), CLASSES, 0.5)
     one, same, other = (guidance.condition(labels(33), data(33), generator(k)) for k in (0, 0, 1))
-    assert torch.equal(one.label, same.label)
+    assert torch.equal(one.cond, same.cond)
     assert torch.equal(one.weight, same.weight)
-    assert not torch.equal(one.label, other.label)
+    assert not torch.equal(one.cond, other.cond)
     assert not torch.equal(one.weight, other.weight)
 
 
@@ -92,7 +92,7 @@ def test_weights_by_row_are_one_outside_the_interval_and_without_a_label():
     assert fixed.dtype == torch.float64
     assert fixed.tolist() == [1, 1.7, 1.7, 1, 1.7, 1, 1]  # both ends belong to it
     own = torch.arange(2, 9, dtype=torch.float64)
-    drawn = Guidance((1.0, 9.0), CLASSES, interval=(0.2, 0.7)).weights(t, Guide(label, own))
+    drawn = Guidance((1.0, 9.0), CLASSES, interval=(0.2, 0.7)).weights(t, GuidedCondition(label, own))
     assert drawn.tolist() == [1, 3, 4, 1, 6, 1, 1]
     everywhere = Guidance(1.7, dropout=0).weights(t, label)
     assert everywhere.tolist() == [1.7] * 7
@@ -139,7 +139,7 @@ def test_only_labels_can_be_dropped(cond: Tensor):
 
 def test_weights_that_were_to_be_drawn_are_asked_for():
     """A guided teacher of drawn weights, sampled with plain labels, has no weight to go by."""
-    with pytest.raises(ValueError, match="Guide"):
+    with pytest.raises(ValueError, match="GuidedCondition"):
         Guidance((1.0, 3.0), CLASSES).weights(torch.rand(7), labels())
 
 
@@ -211,11 +211,14 @@ def test_the_target_of_a_direct_method_is_guided_away_from_them_too(kappa: float
 
 
 def test_features_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match="got both"):
+    with pytest.raises(ValueError, match="got both: leave one out"):
         Guidance(2.0, 3, null=NULL)
-    with pytest.raises(ValueError, match="a row for each of the 1 rows"):
+    with pytest.raises(ValueError, match=r"a null condition of one row, got \(2, 3, 4\): pass null\[:1\]"):
         Guidance(2.0, null=features(2))
-    with pytest.raises(ValueError, match="trees alike"):
+    Guidance(2.0, null=features(2)["text"][:1])  # as it says
+    with pytest.raises(ValueError, match=r"got \(5,\).*null\[None\] where it has no axis of rows"):
+        Guidance(2.0, null=torch.zeros(5))
+    with pytest.raises(ValueError, match="must have the same structure and names"):
         Guidance(2.0, null=NULL, dropout=0.5).condition({"text": features(7)["text"]}, data(), generator(0))
 
 
@@ -234,7 +237,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         h = torch.cat([x, s[:, None], t[:, None]], 1) @ self.first + self.label[label_of(cond)]
-        return torch.sin(h + cond.weight[:, None].sqrt() if isinstance(cond, Guide) else h) @ self.last
+        return torch.sin(h + cond.weight[:, None].sqrt() if isinstance(cond, GuidedCondition) else h) @ self.last
 
 
 def a_draw(cond: Condition, rows: int = 7) -> RandomInputs:
@@ -264,13 +267,13 @@ def test_the_target_of_improved_meanflow(given: bool):
     """v_g = dI + (1 - 1/w) (v_c(w) - v_u(1)): v_c at the weight w, v_u at the weight 1 (2512.02012)."""
     w = torch.tensor([1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 8.0], dtype=torch.float64) if given else torch.full((7,), 2.5)
     label = labels()
-    draw, flow_map = a_draw(Guide(label, w) if given else label), AverageVelocity(Net())
+    draw, flow_map = a_draw(GuidedCondition(label, w) if given else label), AverageVelocity(Net())
     x = Linear().point(draw.x0, draw.x1, draw.t)
     guidance = Guidance((1.0, 8.0) if given else 2.5, CLASSES, mix=None)
     got = SelfGuided(Linear(), flow_map, guidance).bind(draw)(x, draw.t, draw.cond)
     none = torch.full((7,), CLASSES)
     v_c = flow_map.velocity(x, draw.t, draw.cond)
-    v_u = flow_map.velocity(x, draw.t, Guide(none, torch.ones(7).double()) if given else none)
+    v_u = flow_map.velocity(x, draw.t, GuidedCondition(none, torch.ones(7).double()) if given else none)
     expected = draw.x1 - draw.x0 + (1 - 1 / w.double())[:, None] * (v_c - v_u)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -279,7 +282,7 @@ def test_the_target_of_improved_meanflow(given: bool):
 @pytest.mark.parametrize("given", [False, True])
 def test_rows_without_a_label_or_outside_the_interval_get_the_plain_velocity(mix: float | None, given: bool):
     label = torch.tensor([0, CLASSES, 1, 2, CLASSES, 0, 1])
-    cond = Guide(label, torch.full((7,), 3.0, dtype=torch.float64)) if given else label
+    cond = GuidedCondition(label, torch.full((7,), 3.0, dtype=torch.float64)) if given else label
     draw, flow_map = a_draw(cond), AverageVelocity(Net())
     time = torch.tensor([0.1, 0.5, 0.25, 0.9, 0.9, 0.75, 0.5], dtype=torch.float64)
     x = Linear().point(draw.x0, draw.x1, time)
@@ -320,7 +323,7 @@ def test_away_from_a_weaker_model_with_the_same_label():
     torch.testing.assert_close(own(x, draw.t, draw.cond), expected)
     taught = Guided(FromTeacher(lambda x, t, cond=None: 3 * x), Guidance(2.0, dropout=0), FromTeacher(weak))
     torch.testing.assert_close(taught(x, draw.t, draw.cond), 6 * x - (-x + draw.cond[:, None]))
-    weighted = Guide(draw.cond, torch.full_like(draw.t, 2.0))  # the weaker model is not asked for a weight
+    weighted = GuidedCondition(draw.cond, torch.full_like(draw.t, 2.0))  # the weaker model is not asked for a weight
     torch.testing.assert_close(taught(x, draw.t, weighted), taught(x, draw.t, draw.cond))
 
 
@@ -371,7 +374,7 @@ class ExactGuided(FlowMap):
         none, kept = LAW.velocity(x, t), label < CLASSES
         change = LAW.velocity(x, t, label.clamp_max(CLASSES - 1)) - none
         inside = kept & (t >= self.guidance.interval[0]) & (t <= self.guidance.interval[1])
-        w = cond.weight if isinstance(cond, Guide) else torch.full_like(t, self.guidance.weight)  # type: ignore
+        w = cond.weight if isinstance(cond, GuidedCondition) else torch.full_like(t, self.guidance.weight)  # type: ignore
         return none + torch.where(kept, torch.where(inside, w, 1), 0)[:, None] * change
 
 
@@ -415,7 +418,7 @@ def test_the_guided_field_is_stationary_for_a_whole_draw(mix: float | None, weig
     x = Linear().point(draw.x0, draw.x1, draw.t)
     residual = matching.velocity.bind(draw)(x, draw.t, draw.cond) - flow_map.velocity(x, draw.t, draw.cond)
     kept = label_of(draw.cond)
-    w = draw.cond.weight if isinstance(draw.cond, Guide) else torch.ones_like(draw.t)
+    w = draw.cond.weight if isinstance(draw.cond, GuidedCondition) else torch.ones_like(draw.t)
     features = [*torch.nn.functional.one_hot(kept, CLASSES + 1).double().mT, w, draw.t, x[:, 0], torch.sin(3 * x[:, 1])]
     for phi in features:
         for axis in residual.mT:
@@ -430,9 +433,9 @@ def test_a_map_at_one_weight_takes_plain_labels():
     flow_map, x, cond = AverageVelocity(Net()), data(), labels()
     s, t = torch.rand(2, 7, dtype=torch.float64, generator=generator(1))
     at = AtWeight(flow_map, 2.5)
-    expected = flow_map(x, s, t, Guide(cond, torch.full((7,), 2.5, dtype=torch.float64)))
+    expected = flow_map(x, s, t, GuidedCondition(cond, torch.full((7,), 2.5, dtype=torch.float64)))
     torch.testing.assert_close(at(x, s, t, cond), expected, rtol=0, atol=0)
-    other = Guide(cond, torch.full((7,), 1.5, dtype=torch.float64))  # a weight that is given wins
+    other = GuidedCondition(cond, torch.full((7,), 1.5, dtype=torch.float64))  # a weight that is given wins
     torch.testing.assert_close(at(x, s, t, other), flow_map(x, s, t, other), rtol=0, atol=0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmaps.dual.core import Dual
-from flowmaps.shapes import Batch, Guide, Time, check_time, label_of, like, per_row
+from flowmaps.shapes import Batch, GuidedCondition, Time, check_time, label_of, like, per_row
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 5), (3, 3, 3, 3)])
@@ -33,10 +33,10 @@ def test_per_row_sums_each_row():
 
 def test_the_label_of_a_condition_is_it_without_the_weight():
     labels, weights = torch.arange(3), torch.ones(3)
-    assert label_of(Guide(labels, weights)) is labels
+    assert label_of(GuidedCondition(labels, weights)) is labels
     assert label_of(labels) is labels
     assert label_of(None) is None
-    assert label_of(Guide(None, weights)) is None
+    assert label_of(GuidedCondition(None, weights)) is None
 
 
 def test_times_that_are_accepted():

@@ -20,7 +20,7 @@ from flowmaps.interpolants import Linear, Trigonometric, WithNoise
 from flowmaps.maps import AverageVelocity
 from flowmaps.methods import lmd
 from flowmaps.nn import MLP
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.solvers import SolverFlow
 from flowmaps.velocities import BoundVelocity, FromInterpolant, FromMap, FromTeacher, Guided, RandomInputs, teacher
 
@@ -439,15 +439,15 @@ def test_rows_of_a_draw_are_rows_of_each_part():
 
 def test_a_guide_is_cut_and_moved_with_its_rows():
     labels, weights = torch.arange(7), torch.linspace(1, 3, 7)
-    draw = a_draw()._replace(cond=Guide(labels, weights))
+    draw = a_draw()._replace(cond=GuidedCondition(labels, weights))
     part = draw.rows(slice(1, 4)).cond
-    assert isinstance(part, Guide)
-    assert part.label.tolist() == [1, 2, 3]
+    assert isinstance(part, GuidedCondition)
+    assert part.cond.tolist() == [1, 2, 3]
     assert torch.equal(part.weight, weights[1:4])
     moved = draw.to("meta")
-    assert moved.cond.label.device.type == moved.cond.weight.device.type == moved.x0.device.type == "meta"
-    unlabelled = draw._replace(cond=Guide(None, weights)).rows(slice(1, 4)).cond
-    assert unlabelled.label is None
+    assert moved.cond.cond.device.type == moved.cond.weight.device.type == moved.x0.device.type == "meta"
+    unlabelled = draw._replace(cond=GuidedCondition(None, weights)).rows(slice(1, 4)).cond
+    assert unlabelled.cond is None
     assert torch.equal(unlabelled.weight, weights[1:4])
 
 
@@ -568,7 +568,7 @@ def test_guidance_by_rows_has_the_weights_of_its_guides():
     guided = Guided(FromTeacher(net), Guidance((1.0, 5.0), 4, interval=(0.2, 0.7)))
     w = torch.tensor([1, 1, own[2], own[3], own[4], 1, 1], dtype=torch.float64)[:, None]
     expected = net(x, t) + w * (net(x, t, labels) - net(x, t))
-    torch.testing.assert_close(guided(x, t, Guide(labels, own)), expected)
+    torch.testing.assert_close(guided(x, t, GuidedCondition(labels, own)), expected)
     fixed = Guided(FromTeacher(net), Guidance(1.1, 4))(x, t, labels)
     expected = net(x, t) + 1.1 * (net(x, t, labels) - net(x, t))
     torch.testing.assert_close(fixed[:6], expected[:6], rtol=1e-13, atol=1e-13)  # 1.1 is not rounded

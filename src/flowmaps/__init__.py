@@ -15,22 +15,26 @@ velocities.py      where the velocity b comes from: the interpolant, a teacher (
 couplings.py       the law of (x0, x1)
 equations.py       Lagrangian, Eulerian, semigroup; Stop, the kinds of stop-gradient (methods/ choose)
 solvers.py         ODE solvers of a teacher, as a map
-objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal
+objectives/        the random inputs of a loss, and the loss of them; which rows are on the diagonal; trajectories.py:
+                   regression on solved trajectories
 samplers.py        jumps, multistep consistency sampling; grids.py: which times
 methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd and
-                   how it draws its rows, ...; _parts.py: what several share
+                   how it draws its rows, ...; trajectories.py: the warm-up before a method; _parts.py: what several
+                   share
 exact/             Gaussians, mixtures and the checkerboard in closed form
-uses/              what a map is for: certificates, inversion, likelihood, rewards, restoration
+uses/              what a map is for: certificates, inversion, likelihood, rewards, restoration, posteriors
 ---- machinery ----
 system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards
 data/  metrics/    data sets; distances between laws
 storage/           models and checkpoints as files
 training/          fit and Trainer; state.py: the tensors of a checkpoint; identity.py: what a resume compares;
-                   distributed.py: DDP and FSDP2
+                   distributed.py: DDP and FSDP2, which gathers the weights for a step
 interop/           models of other libraries as teachers and students, and back; export.py: ONNX and .pt2
-runs/              recipes; plan.py: a recipe resolved; folder.py: RESUMABLE, the options that a resume may change;
-                   prepare.py: first checks
-evaluation/        sampling and measuring a run        reports/   figures.py draws; pictures/, tables, report.html
+runs/              recipes; plan.py: a recipe resolved; stages.py: what each stage trains; folder.py: RESUMABLE, the
+                   options that a resume may change; prepare.py: first checks
+evaluation/        sampling and measuring a run; compare.py: methods on one budget; cells.py: its folder, which
+                   processes share; curves.py: residuals   reports/   figures.py draws; spread.py: seeds and ranks;
+                   pictures/, tables, report.html
 cli/               the program: main.py parses options and prints errors
 """
 

@@ -49,7 +49,7 @@ def semigroup(
     candidates: int = 17,
     cond: Condition = None,
     z: Batch | None = None,
-    progress: Callable[[float], None] | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> list[float]:
     """The grid of `steps` steps from 0 to 1 of least total semigroup residual, among all on the candidate times.
 
@@ -63,7 +63,7 @@ def semigroup(
         candidates: number of equally spaced times from 0 to 1 to choose from, above `steps`.
         cond: condition, row by row with `x0` and `x1`.
         z: latent noise, `(B, *shape)`, for an interpolant that has it.
-        progress: called after each pair of times with the share of the pairs that are done, in (0, 1].
+        watch: called after each pair of times with the share of the pairs that are done, in (0, 1].
 
     Returns:
         N + 1 rising times from 0.0 to 1.0, for `samplers.Jump(grid=...)`.
@@ -76,7 +76,7 @@ def semigroup(
         raise ValueError(
             f"a grid of {steps} steps needs at least {steps + 1} candidates to choose from, got {candidates}."
         )
-    costs = semigroup_costs(flow_map, x0, x1, interpolant, candidates=candidates, cond=cond, z=z, progress=progress)
+    costs = semigroup_costs(flow_map, x0, x1, interpolant, candidates=candidates, cond=cond, z=z, watch=watch)
     times = grid(candidates - 1)
     return [times[k] for k in shortest_path(costs, steps)]
 
@@ -91,7 +91,7 @@ def semigroup_costs(
     candidates: int = 17,
     cond: Condition = None,
     z: Batch | None = None,
-    progress: Callable[[float], None] | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> Tensor:
     """E |X_{s,t}(I_s) - X_{m,t}(X_{s,m}(I_s))|^2, m = (s + t) / 2, for each two candidate times s < t.
 
@@ -114,8 +114,8 @@ def semigroup_costs(
         # the equation is in u: X = x + (t - s) u
         gap = like(t - s, x1) * equation(flow_map, point, s, t, flow_map.velocity, cond=cond).value
         found.append(per_row(gap.square()).mean())
-        if progress is not None:
-            progress(done / len(pairs))
+        if watch is not None:
+            watch(done / len(pairs))
     costs = torch.full((candidates, candidates), math.inf, dtype=torch.float64)
     rows, columns = torch.tensor(pairs).T
     costs[rows, columns] = torch.stack(found).double().cpu()
@@ -168,7 +168,7 @@ def multistep(
 
     Each time is the best of `candidates` equally spaced ones, refined by Brent's method between the neighbours of the
     best. Consistency models use a ternary search alone (2303.01469), which is right for a score with one minimum in
-    the time; this search also is for several, as long as a candidate lies near the deepest.
+    the time; this search also works for several, as long as a candidate lies near the deepest.
 
     Args:
         score: `grid -> float`, lower is better, such as a distance between data and samples of

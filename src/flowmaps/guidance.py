@@ -18,9 +18,9 @@ from .shapes import (
     Batch,
     Condition,
     Field,
-    Guide,
+    GuidedCondition,
     Time,
-    check_condition,
+    check_null,
     condition_of,
     label_and_numbers,
     label_of,
@@ -42,8 +42,8 @@ class Guidance:
     and 2512.02012 (the weight as an input).
 
     Args:
-        weight: w; a pair (low, high) draws log w uniformly for each row and gives w to the network, in a `Guide`, so
-            that samples can be drawn at any weight in between.
+        weight: w; a pair (low, high) draws log w uniformly for each row and gives w to the network, in a
+            `GuidedCondition`, so that samples can be drawn at any weight in between.
         classes: number of classes; the label `classes` means no label. Needed for `dropout` of labels.
         dropout: share of the rows whose label is replaced by `classes`, and whose numbers by NaN, for the map to learn
             b(none) too.
@@ -53,7 +53,8 @@ class Guidance:
         negative: a weaker field `(x, t, cond)` in the place of b(none): autoguidance.
         condition_dim: how many numbers the condition has; a row of NaN means none. Needed for `dropout` of numbers.
         null: the condition that means none, such as the features of an empty prompt: a tree like the condition, with
-            one row, in the place of the two above. A teacher is given it too; without, one is given no condition.
+            one row; it replaces `classes` and `condition_dim`. A teacher is called with it too; without `null`, with no
+            condition.
     """
 
     weight: float | tuple[float, float] = 1.0
@@ -72,10 +73,10 @@ class Guidance:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Guidance needs a dropout in [0, 1), got {self.dropout}.")
         if self.null is not None and (self.classes is not None or self.condition_dim is not None):
-            raise ValueError("the features `null`, or `classes` and `condition_dim`, mean no condition, got both.")
+            raise ValueError("no condition is either null= or classes= and condition_dim=, got both: leave one out.")
         if self.condition_dim is not None and self.condition_dim < 1:
             raise ValueError(f"Guidance needs condition_dim >= 1, or None for no numbers, got {self.condition_dim}.")
-        check_condition(self.null, torch.empty(1), "no condition")
+        check_null(self.null, "Guidance")
         if self.dropout and not self.knows_none:
             raise ValueError(
                 "Guidance drops labels: pass classes=, the number of classes, or dropout=0, or for features null=, "
@@ -88,12 +89,14 @@ class Guidance:
     def condition(self, cond: Condition, x1: Batch, generator: torch.Generator | None = None) -> Condition:
         """The condition to train with: a copy with a share `dropout` of its rows replaced by those of `without`.
 
-        If `weight` is a pair, the condition comes in a `Guide`, with a weight drawn for each row.
+        If `weight` is a pair, the condition comes in a `GuidedCondition`, with a weight drawn for each row.
         """
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")
-        if isinstance(cond, Guide):
-            raise ValueError("guidance draws the weights itself, got cond=Guide(...): call objective(x1, cond=labels).")
+        if isinstance(cond, GuidedCondition):
+            raise ValueError(
+                "guidance draws the weights itself, got cond=GuidedCondition(...): call objective(x1, cond=labels)."
+            )
         if self.dropout:
             if self.null is None:
                 self._check_droppable(cond, x1)
@@ -103,7 +106,7 @@ class Guidance:
             return cond
         uniform = torch.rand(len(x1), dtype=x1.dtype, device=x1.device, generator=generator)
         low, high = (math.log(weight) for weight in self.weight)
-        return Guide(cond, torch.exp(low + (high - low) * uniform))
+        return GuidedCondition(cond, torch.exp(low + (high - low) * uniform))
 
     @property
     def knows_none(self) -> bool:
@@ -111,7 +114,7 @@ class Guidance:
         return bool(self.classes) or self.condition_dim is not None or self.null is not None
 
     def without(self, cond: Condition) -> Condition:
-        """The condition of no row, of the same shapes: `null`, or `classes` for labels and NaN for numbers."""
+        """The condition that means none, in the shapes of `cond`: `null`, or `classes` as label and NaN as numbers."""
         if self.null is not None:
             return on_pairs(label_of(cond), self.null, lambda own, none: none.to(own).expand(own.shape))
         label, numbers = label_and_numbers(cond) if self.condition_dim is not None else (label_of(cond), None)
@@ -141,12 +144,14 @@ class Guidance:
         """w of each row, `(B,)`: 1 outside the interval, and for rows with neither a label nor numbers.
 
         Raises:
-            ValueError: w is drawn for each row, and the condition is not a `Guide` with these weights.
+            ValueError: w is drawn for each row, and the condition is not a `GuidedCondition` with these weights.
         """
-        if isinstance(cond, Guide):
+        if isinstance(cond, GuidedCondition):
             w = cond.weight.to(t.dtype)
         elif isinstance(self.weight, tuple):
-            raise ValueError(f"this guidance has weights from {self.weight}: pass cond=Guide(labels, weights).")
+            raise ValueError(
+                f"this guidance has weights from {self.weight}: pass cond=GuidedCondition(labels, weights)."
+            )
         else:
             w = torch.full_like(t, self.weight)
         inside = within(t, self.interval)
@@ -184,7 +189,7 @@ class AtWeight(FlowMap):
     """A map that takes the guidance weight as an input, at one fixed weight: its conditions are plain labels.
 
     Args:
-        flow_map: the map, of conditions `Guide(label, weight)`.
+        flow_map: the map, of conditions `GuidedCondition(cond, weight)`.
         weight: the weight.
     """
 
@@ -193,7 +198,7 @@ class AtWeight(FlowMap):
         self.flow_map, self.weight = flow_map, weight
 
     def average_velocity(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        guide = cond if isinstance(cond, Guide) else Guide(cond, torch.full_like(s, self.weight))
+        guide = cond if isinstance(cond, GuidedCondition) else GuidedCondition(cond, torch.full_like(s, self.weight))
         return self.flow_map.average_velocity(x, s, t, guide)
 
 

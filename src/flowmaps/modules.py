@@ -1,9 +1,9 @@
-"""What torch modules are called with: in evaluation mode for a while, and with weights that take no gradient.
+"""Calling torch modules without changing them: in evaluation mode, with weights that take no gradient.
 
-modules_of(fn)            the modules that a callable uses, wherever it has them from
-unseen(*modules)          the modules outside of these that run in training mode while a context lasts
-DetachedField(fn)         fn with the weights of these modules detached, in evaluation mode
-evaluating(*modules)      evaluation mode while a context lasts
+modules_of(fn)                    the modules that a callable uses, wherever it has them from
+in_training_outside(*modules)     the modules outside of these that run in training mode while a context lasts
+DetachedField(fn)                 fn with the weights of these modules detached, in evaluation mode
+evaluating(*modules)              evaluation mode while a context lasts
 
 So `velocities.FromTeacher` freezes a teacher; one that is a map may also be a frozen copy, `maps.Target`.
 """
@@ -50,9 +50,9 @@ MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU
 
 
 @contextmanager
-def unseen(*modules: nn.Module) -> Iterator[list[nn.Module]]:
-    """Context that yields a list, to which each module is added that is called in training mode and is not a part of
-    some modules; layers of torch that are the same in both modes are left out."""
+def in_training_outside(*modules: nn.Module) -> Iterator[list[nn.Module]]:
+    """Context that collects, in the list it yields, each module outside `modules` that is called in training mode;
+    layers of torch for which the mode changes nothing are left out."""
     known = {id(part) for module in modules for part in module.modules()}
     found: list[nn.Module] = []
 
@@ -249,7 +249,7 @@ class DetachedField:
         }
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Take the weights on another device, or of another type, as copies: those of the caller stay where they are.
+        """Go on with copies of the weights on another device or of another type; the caller's stay as they are.
 
         Args:
             change: of a tensor, as `torch.nn.Module._apply` has it.

@@ -19,7 +19,7 @@ Batch: TypeAlias = Float[Tensor, "batch *shape"]
 Time: TypeAlias = Float[Tensor, "batch"]
 Condition: TypeAlias = Any
 """What a network is conditioned on: `None`, a tensor of labels `(B,)` or of numbers `(B, ...)`, `Conditions`, a
-`Guide`, or a tree (dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
+`GuidedCondition`, or a tree (dict, tuple, list, dataclass) of tensors whose first axis is the batch."""
 Field: TypeAlias = Callable[..., Tensor]
 """A velocity field `(x, t, cond=None) -> like x`."""
 
@@ -34,19 +34,19 @@ class Conditions(NamedTuple):
     numbers: Any
 
 
-class Guide(NamedTuple):
+class GuidedCondition(NamedTuple):
     """A condition with a guidance weight of its own for each row, for a network that takes the weight as an input.
 
-    `label` is any condition, `weight` is `(B,)`; 1 is no guidance.
+    `cond` is any condition, `weight` is `(B,)`; 1 is no guidance.
     """
 
-    label: Any
+    cond: Any
     weight: Tensor
 
 
 def label_of(cond: Condition) -> Any:
     """The condition without the guidance weight."""
-    return cond.label if isinstance(cond, Guide) else cond
+    return cond.cond if isinstance(cond, GuidedCondition) else cond
 
 
 def label_and_numbers(cond: Condition) -> tuple[Any, Any]:
@@ -101,7 +101,7 @@ def on_pairs(cond: Condition, other: Condition, fn: Callable[[Tensor, Tensor], A
         found = iter([fn(*pair) for pair in _pairs(cond, other)])
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"two conditions must be trees alike, of the same names ({type(error).__name__}: {error})."
+            f"two conditions must have the same structure and names ({type(error).__name__}: {error})."
         ) from None
     return on_each(cond, lambda _: next(found))
 
@@ -141,6 +141,24 @@ def check_condition(cond: Condition, x: Tensor, name: str = "x1") -> None:
         return value
 
     on_each(cond, check)
+
+
+def check_null(null: Condition, name: str) -> None:
+    """Check that each tensor of the condition that means none has one row.
+
+    Raises:
+        ValueError: one has several, or something is no tensor.
+    """
+
+    def check(value: Tensor) -> Tensor:
+        if value.shape[:1] != (1,):
+            raise ValueError(
+                f"{name} needs a null condition of one row, got {tuple(value.shape)}: pass null[:1], or null[None] "
+                "where it has no axis of rows."
+            )
+        return value
+
+    on_each(null, check)
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

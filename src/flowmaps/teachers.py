@@ -1,5 +1,7 @@
 """Other call signatures of a teacher, made into `fn(x, t, cond=None)`; `velocities.FromTeacher` detaches its weights.
 
+`flowmaps.teacher`, which is in velocities.py, takes these forms:
+
 teacher(fn)                          fn(x, t) or fn(x, t, cond)
 teacher(fn, order="tx")              fn(t, x) or fn(t, x, cond), as solvers of ODEs have it
 teacher(fn, order="keywords")        fn(x=x, t=t, cond=cond), under names of its own with names=

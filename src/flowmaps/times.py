@@ -5,6 +5,7 @@ A law of pairs is a map of three uniform numbers for each row to (s, t):
     Diagonal      s = t uniform                       Square, Triangle    (s, t) uniform, on s <= t
     ToData        t = 1, s uniform                    FromBase            s = 0, t uniform
     Strip         |t - s| <= width                    Interval            t - s logit-normal
+    Gap           t - s, then t logit-normal          StartAndEnd         s and t logit-normal, each by its own numbers
     LogitNormal, LogNormal, TowardsData, Within       another law of pairs, both times through one monotone function
     Snapped, Cell, Dyadic                             times on equal grids
     Mixture                                           one of two laws, row by row

@@ -25,8 +25,8 @@ from .dual.core import unpack
 from .guidance import Guidance, check_interval, within
 from .interpolants import Interpolant
 from .maps import FlowMap, Target
-from .modules import DetachedField, modules_of, named, unseen
-from .shapes import Batch, Condition, Field, Guide, Time, label_of, like, on_each
+from .modules import DetachedField, in_training_outside, modules_of, named
+from .shapes import Batch, Condition, Field, GuidedCondition, Time, label_of, like, on_each
 from .teachers import Adapted, Order, TimeShape, check_teacher
 
 
@@ -78,7 +78,7 @@ class RandomInputs(NamedTuple):
         return self.map(lambda value: value.to(device, non_blocking=True))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> RandomInputs:
-        """Apply a function to each tensor; `counts` stay, so that a function that takes other rows is told of them."""
+        """Apply a function to each tensor; `counts` stay, so that a loss refuses a draw whose rows were cut so."""
         values: list[Any] = [on_each(value, fn) for value in self[:-1]]
         return RandomInputs(*values, counts=self.counts)
 
@@ -182,7 +182,7 @@ class FromTeacher(Velocity):
         try:
             if self._well_called or torch.compiler.is_compiling():
                 return self._field(x, t, cond), []
-            with unseen(*self.used) as missed:
+            with in_training_outside(*self.used) as missed:
                 v = self._field(x, t, cond)
         except RuntimeError as error:
             self._check_types(x, t, error)
@@ -243,7 +243,7 @@ def teacher(
 
     Args:
         fn: a function, module or method that returns the velocity of x at time t, like x.
-        order: `xt`, `tx`, or `keywords` for arguments by name. A third argument is the condition; one without a
+        order: `xt`, `tx`, or `keywords` for arguments by name. A third argument is the condition; a function without a
             condition may take two.
         names: of `x`, `t` and `cond` in `fn`, for keywords; their own unless given. No condition is passed where there
             is none.
@@ -314,7 +314,7 @@ class Guided(Velocity):
 
     Args:
         velocity: the conditional source.
-        scale: w, where 1 is no guidance; or a `Guidance`, which can have a weight for each row, and a `null` condition
+        weight: w, where 1 is no guidance; or a `Guidance`, which can have a weight for each row, and a `null` condition
             for v(none).
         negative: the source in the place of v(none), called with the condition (autoguidance); unless given,
             `velocity` without the condition.
@@ -324,19 +324,19 @@ class Guided(Velocity):
     def __init__(
         self,
         velocity: Velocity,
-        scale: float | Guidance,
+        weight: float | Guidance,
         negative: Velocity | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
         check_interval("Guided", interval)
-        given = isinstance(scale, Guidance)
+        given = isinstance(weight, Guidance)
         if given and interval != (0.0, 1.0):
             raise ValueError(f"a Guidance has its own interval, got interval={interval} beside it: leave interval out.")
-        self.guidance = scale if given else None
-        if given and negative is None and scale.negative is not None:
-            negative = FromTeacher(scale.negative)
-        self.scale, self.interval = (1.0 if given else scale), interval
+        self.guidance = weight if given else None
+        if given and negative is None and weight.negative is not None:
+            negative = FromTeacher(weight.negative)
+        self.weight, self.interval = (1.0 if given else weight), interval
         self.source, self.negative = velocity, negative
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
@@ -361,7 +361,7 @@ class Guided(Velocity):
     def _weight(self, t: Tensor, cond: Condition) -> Tensor:
         if self.guidance is not None:
             return self.guidance.weights(t, cond)
-        return torch.where(within(t, self.interval), self.scale * torch.ones_like(t), 1)
+        return torch.where(within(t, self.interval), self.weight * torch.ones_like(t), 1)
 
 
 class SelfGuided(Velocity):
@@ -375,7 +375,7 @@ class SelfGuided(Velocity):
 
     Args:
         interpolant: the path.
-        flow_map: the map in training; the condition `guidance.without` means none to it.
+        flow_map: the map in training; it takes `guidance.without(cond)` for no condition.
         guidance: w, kappa and the interval.
     """
 
@@ -408,4 +408,6 @@ class SelfGuided(Velocity):
         if self.negative is not None:
             return self.negative(x, t, label_of(cond))
         none = self.guidance.without(cond)
-        return self.flow_map.velocity(x, t, Guide(none, torch.ones_like(t)) if isinstance(cond, Guide) else none)
+        return self.flow_map.velocity(
+            x, t, GuidedCondition(none, torch.ones_like(t)) if isinstance(cond, GuidedCondition) else none
+        )

@@ -16,7 +16,7 @@ from program import refused, run
 
 import flowmaps as fm
 from flowmaps.runs.folder import RunFolder
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 
 TINY = """--no-compile --steps 4 --teacher-steps 2 --show-every 0 --network.width 8 --network.depth 1
     --optimiser.batch 32 --evaluation.samples 100 --evaluation.points 20 --evaluation.steps 1
@@ -51,7 +51,7 @@ def test_a_run_is_exported_in_the_units_of_its_table(exported: tuple[Path, Path,
     feed = {"noise": x0.numpy(), "condition": labels.numpy(), "guidance_weight": weights.numpy()}
     samples = torch.from_numpy(session.run(None, feed)[0])
     units = RunFolder.open(folder).units
-    wanted = units.to_data(fm.samplers.Jump(2)(fm.load(folder), x0, Guide(labels, weights)))
+    wanted = units.to_data(fm.samplers.Jump(2)(fm.load(folder), x0, GuidedCondition(labels, weights)))
     torch.testing.assert_close(samples, wanted, rtol=1e-5, atol=1e-5)
     about = session.get_modelmeta().custom_metadata_map
     assert [column["name"] for column in json.loads(about["columns"])] == ["acid", "year"]

@@ -20,7 +20,7 @@ from flowmaps.interop.units import InUnits
 from flowmaps.maps import AverageVelocity, Endpoint, Trigonometric
 from flowmaps.nn.magnitude import fix_weights
 from flowmaps.samplers import GammaSampling, Jump, MultistepConsistency
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 
 SIZES = (1, 2, 7)
 """Batch sizes that nothing was traced at."""
@@ -85,7 +85,7 @@ def test_onnxruntime_samples_what_the_map_samples(guided: tuple[AverageVelocity,
     flow_map, exported = guided
     x0, labels, weights = torch.randn(number, 2), torch.arange(number) % 4, torch.rand(number) + 1
     samples = by_onnx(exported.path, noise=x0, condition=labels, guidance_weight=weights)
-    torch.testing.assert_close(samples, Jump(2)(flow_map, x0, Guide(labels, weights)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(samples, Jump(2)(flow_map, x0, GuidedCondition(labels, weights)), rtol=1e-5, atol=1e-5)
 
 
 def test_an_export_says_how_far_it_is_from_the_map(guided: tuple[AverageVelocity, Exported]):

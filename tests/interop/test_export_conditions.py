@@ -12,7 +12,7 @@ import torch
 import flowmaps as fm
 from flowmaps.data import Points, TableOptions, open_data
 from flowmaps.interop.units import InUnits
-from flowmaps.shapes import Conditions, Guide, label_and_numbers
+from flowmaps.shapes import Conditions, GuidedCondition, label_and_numbers
 
 ROWS = 60
 pytestmark = pytest.mark.filterwarnings("ignore::flowmaps.data.DataWarning")
@@ -43,8 +43,8 @@ def test_conditions_in_the_units_of_a_table_are_those_of_the_network(tmp_path: P
     numbers = torch.from_numpy(np.stack([*given.values()], axis=1))
     numbers[3] = torch.nan
     label, weight = torch.tensor([0, 1, 2, 3]), torch.ones(4)
-    seen = InUnits(source.units).condition(Guide(Conditions(label, numbers), weight))
-    assert isinstance(seen, Guide)
+    seen = InUnits(source.units).condition(GuidedCondition(Conditions(label, numbers), weight))
+    assert isinstance(seen, GuidedCondition)
     found = label_and_numbers(seen)
     assert torch.equal(found[0], label)
     torch.testing.assert_close(found[1][:3], source.units.to_condition(given)[:3], atol=1e-5, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_a_logarithm_of_no_positive_number_is_not_taken_for_no_condition(tmp_pat
 
 
 def test_conditions_of_quantiles_are_refused_with_the_way_out(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"when, on which the map is conditioned, is known to it by quantiles.*--raw"):
+    with pytest.raises(ValueError, match=r"the map knows its condition when by quantiles.*--raw"):
         InUnits(opened(tmp_path, "quantile").units)
 
 

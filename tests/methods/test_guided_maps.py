@@ -22,7 +22,7 @@ from flowmaps.losses import Constant
 from flowmaps.maps import AverageVelocity, FlowMap
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective
-from flowmaps.shapes import Condition, Guide
+from flowmaps.shapes import Condition, GuidedCondition
 from flowmaps.solvers import SolverFlow
 from flowmaps.times import Diagonal, FromBase, Mixture, Triangle
 
@@ -58,7 +58,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def jump(flow_map: FlowMap, weight: float | None) -> Tensor:
     x0, labels, zero = noise()
-    cond = labels if weight is None else Guide(labels, torch.full((ROWS,), weight))
+    cond = labels if weight is None else GuidedCondition(labels, torch.full((ROWS,), weight))
     with torch.no_grad():
         return flow_map(x0.float(), zero.float(), zero.float() + 1, cond).double()
 

@@ -16,7 +16,7 @@ from flowmaps.guidance import Guidance
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP, DiT, UNet
 from flowmaps.nn.embeddings import NumbersEmbedding
-from flowmaps.shapes import Conditions, Guide, condition_of, label_and_numbers
+from flowmaps.shapes import Conditions, GuidedCondition, condition_of, label_and_numbers
 
 ROWS, DIM = 5, 2
 NAN = torch.full((ROWS, DIM), math.nan, dtype=torch.float64)
@@ -70,10 +70,13 @@ def test_rows_of_nan_are_rows_without_a_condition(name: str):
 def test_numbers_stand_beside_labels_and_a_guidance_weight(name: str):
     net, (x, s, t, c) = build(name, classes=3, guidance=True), inputs(name)
     label, weight = torch.tensor([0, 1, 2, 3, 0]), torch.linspace(1, 3, ROWS, dtype=torch.float64)
-    given = net(x, s, t, Guide(Conditions(label, c), weight))
-    for other in (Guide(Conditions(label, c + 1), weight), Guide(Conditions(label.flip(0) % 3, c), weight)):
+    given = net(x, s, t, GuidedCondition(Conditions(label, c), weight))
+    for other in (
+        GuidedCondition(Conditions(label, c + 1), weight),
+        GuidedCondition(Conditions(label.flip(0) % 3, c), weight),
+    ):
         assert not torch.allclose(given, net(x, s, t, other))
-    assert not torch.allclose(given, net(x, s, t, Guide(Conditions(label, c), weight + 1)))
+    assert not torch.allclose(given, net(x, s, t, GuidedCondition(Conditions(label, c), weight + 1)))
     none = Conditions(torch.full_like(label, 3), NAN)
     torch.testing.assert_close(net(x, s, t, none), net(x, s, t, None))
     torch.testing.assert_close(net(x, s, t, label), net(x, s, t, Conditions(label, None)))

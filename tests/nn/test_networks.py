@@ -14,7 +14,7 @@ from flowmaps import dual, methods
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import DiT, UNet
 from flowmaps.nn.dit import sine_positions
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 
 LABELS = torch.tensor([0, CLASSES, 2])
 
@@ -41,13 +41,13 @@ def test_a_fresh_network_is_zero_and_learns(name: str):
 def test_every_argument_changes_the_output(name: str):
     net = build(name, classes=CLASSES, guidance=True)
     x, s, t = inputs()
-    here = net(x, s, t, Guide(LABELS, 2 * torch.ones_like(s)))
+    here = net(x, s, t, GuidedCondition(LABELS, 2 * torch.ones_like(s)))
     others = [
-        net(x.flip(3), s, t, Guide(LABELS, 2 * torch.ones_like(s))),
-        net(x, 0.9 * s, t, Guide(LABELS, 2 * torch.ones_like(s))),
-        net(x, s, 0.9 * t, Guide(LABELS, 2 * torch.ones_like(s))),
-        net(x, s, t, Guide((LABELS + 1) % (CLASSES + 1), 2 * torch.ones_like(s))),
-        net(x, s, t, Guide(LABELS, 3 * torch.ones_like(s))),
+        net(x.flip(3), s, t, GuidedCondition(LABELS, 2 * torch.ones_like(s))),
+        net(x, 0.9 * s, t, GuidedCondition(LABELS, 2 * torch.ones_like(s))),
+        net(x, s, 0.9 * t, GuidedCondition(LABELS, 2 * torch.ones_like(s))),
+        net(x, s, t, GuidedCondition((LABELS + 1) % (CLASSES + 1), 2 * torch.ones_like(s))),
+        net(x, s, t, GuidedCondition(LABELS, 3 * torch.ones_like(s))),
     ]
     for other in others:
         assert bool(((other - here).abs().amax((1, 2, 3)) > 1e-4).all())
@@ -56,7 +56,7 @@ def test_every_argument_changes_the_output(name: str):
 def test_every_weight_has_a_gradient(name: str):
     net = build(name, classes=CLASSES, guidance=True)
     x, s, t = inputs()
-    out = net(x, s, t, Guide(torch.tensor([0, 1, 2]), 2 * torch.ones_like(s)))
+    out = net(x, s, t, GuidedCondition(torch.tensor([0, 1, 2]), 2 * torch.ones_like(s)))
     for weight, slope in zip(net.named_parameters(), gradients(out.square().sum(), net), strict=True):
         assert slope.any(), weight[0]
 
@@ -75,8 +75,8 @@ def test_no_label_is_the_last_and_no_weight_is_one(name: str):
     x, s, t = inputs()
     none, one = torch.full((3,), CLASSES), torch.ones_like(s)
     assert torch.equal(net(x, s, t), net(x, s, t, none))
-    assert torch.equal(net(x, s, t, LABELS), net(x, s, t, Guide(LABELS, one)))
-    assert torch.equal(net(x, s, t), net(x, s, t, Guide(None, one)))
+    assert torch.equal(net(x, s, t, LABELS), net(x, s, t, GuidedCondition(LABELS, one)))
+    assert torch.equal(net(x, s, t), net(x, s, t, GuidedCondition(None, one)))
     assert not torch.equal(net(x, s, t), net(x, s, t, LABELS))
 
 
@@ -189,7 +189,7 @@ def test_a_map_from_a_velocity_keeps_its_outputs_for_every_second_time(name: str
     for end in (s, t, torch.zeros_like(t), torch.ones_like(t)):
         torch.testing.assert_close(net(x, s, end, LABELS), before, rtol=1e-6, atol=1e-6)
     if changes:
-        guided = net(x, s, t, Guide(LABELS, torch.full((3,), 2.5)))
+        guided = net(x, s, t, GuidedCondition(LABELS, torch.full((3,), 2.5)))
         torch.testing.assert_close(guided, before, rtol=1e-6, atol=1e-6)
     assert net.arguments == {**velocity.arguments, **changes}
     assert net.checkpointing
@@ -295,7 +295,7 @@ def test_inputs_that_are_refused(name: str):
     with pytest.raises(ValueError, match="no classes, got cond: build it with classes="):
         net(x, s, t, LABELS)
     with pytest.raises(ValueError, match="takes no guidance weight, got one: build it with guidance=True"):
-        net(x, s, t, Guide(None, torch.ones(3)))
+        net(x, s, t, GuidedCondition(None, torch.ones(3)))
     net = build(name, classes=CLASSES)
     with pytest.raises(ValueError, match=r"integer labels of shape \(3,\), got torch.float64 \(3,\)"):
         net(x, s, t, s)
@@ -308,5 +308,5 @@ def test_inputs_that_are_refused(name: str):
 
 def test_check_takes_a_condition_with_a_guidance_weight() -> None:
     net = UNet(1, 4, width=4, multipliers=(1,), blocks=1, attention=(), classes=2, guidance=True)
-    guide = Guide(torch.tensor([0, 2]), torch.tensor([1.5, 3.0]))
+    guide = GuidedCondition(torch.tensor([0, 2]), torch.tensor([1.5, 3.0]))
     assert dual.check(net, torch.randn(2, 1, 4, 4), torch.rand(2), torch.rand(2), guide) < 1e-7

@@ -29,7 +29,7 @@ from flowmaps.dual import core
 from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.maps import AverageVelocity
 from flowmaps.objectives import Objective
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 
 CLOSE = 1e-6
 STEPS = {"easy_consistency_tuning": 1e-5}
@@ -192,7 +192,7 @@ class Conditioned(nn.Module):
         self.net, self.labels = net, labels
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, w: Tensor) -> Tensor:
-        return self.net(x, s, t, Guide(self.labels, w))
+        return self.net(x, s, t, GuidedCondition(self.labels, w))
 
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {

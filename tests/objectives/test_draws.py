@@ -18,7 +18,7 @@ from flowmaps.guidance import Guidance
 from flowmaps.maps import AverageVelocity
 from flowmaps.nn import MLP
 from flowmaps.objectives import Objective, SplitRows, Sum, in_turns
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.training import Optimiser
 from flowmaps.training.loop import train
 from flowmaps.training.state import begin
@@ -110,7 +110,7 @@ def test_labels_go_with_their_rows_and_are_dropped_draw_by_draw():
     labels = torch.arange(ROWS) % 4
     loss = methods.lsd(a_map(classes=4), guidance=Guidance((1.0, 2.0), classes=4, dropout=0.5), draws=40)
     draw = loss.draw(data(), cond=labels, generator=generator(5))
-    assert isinstance(draw.cond, Guide)
+    assert isinstance(draw.cond, GuidedCondition)
     found = draw.cond.label.reshape(40, ROWS)
     kept = found != 4
     assert torch.equal(found[kept], labels.repeat(40, 1)[kept])

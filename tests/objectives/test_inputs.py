@@ -15,7 +15,7 @@ import flowmaps as fm
 from flowmaps.losses import Weight
 from flowmaps.maps import AverageVelocity, Composed, Endpoint, FlowMap, Target, Trigonometric, VelocityForShortJumps
 from flowmaps.nn import MLP
-from flowmaps.shapes import Guide, on_each
+from flowmaps.shapes import GuidedCondition, on_each
 
 X, LABELS = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
 
@@ -125,7 +125,7 @@ TREES: dict[str, Any] = {
     "dict": {"label": LABELS, "none": None, "deep": {"x": X}},
     "named": Pair(LABELS, {"a": X}),
     "dataclass": Prompt(LABELS),
-    "guide": Guide({"label": LABELS}, torch.ones(8)),
+    "guide": GuidedCondition({"label": LABELS}, torch.ones(8)),
 }
 
 

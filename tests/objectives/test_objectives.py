@@ -21,7 +21,7 @@ from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceEx
 from flowmaps.losses import Chain, Constant, Perceptual, PerNoise, PerSpeed, Power, absolute, squared
 from flowmaps.maps import AverageVelocity, FlowMap, Target, VelocityForShortJumps
 from flowmaps.objectives import Compare, MapMatching, Objective, RoundTrip, SplitRows, Sum, VelocityMatching
-from flowmaps.shapes import Condition, Guide, label_of
+from flowmaps.shapes import Condition, GuidedCondition, label_of
 from flowmaps.solvers import SolverFlow
 from flowmaps.times import Diagonal, FromBase, ToData, Triangle
 from flowmaps.velocities import FromInterpolant, FromMap, FromTeacher, SelfGuided
@@ -43,7 +43,7 @@ class Net(nn.Module):
         label = label_of(cond)
         own = self.label[-1] if label is None else self.label[label]
         h = torch.cat([x, s[:, None], t[:, None]], 1) @ self.first + own
-        return torch.sin(h + cond.weight[:, None] if isinstance(cond, Guide) else h) @ self.last
+        return torch.sin(h + cond.weight[:, None] if isinstance(cond, GuidedCondition) else h) @ self.last
 
 
 def a_map() -> AverageVelocity:
@@ -92,7 +92,7 @@ def test_labels_are_dropped_once_a_draw(name: str):
     x1, labels = batch(rows)
     draw = objective.draw(x1, cond=labels, generator=generator(0))
     assert guidance.calls == [rows]
-    assert isinstance(draw.cond, Guide)
+    assert isinstance(draw.cond, GuidedCondition)
     dropped = draw.cond.label == CLASSES
     assert abs(float(dropped.double().mean()) - share) < 4 * math.sqrt(share * (1 - share) / rows)
     assert torch.equal(draw.cond.label[~dropped], labels[~dropped])
@@ -155,7 +155,7 @@ def test_guided_meanflow_is_the_papers_algorithm(improved: bool):
     none = torch.full_like(label, CLASSES)
     if improved:
         factor = (1 - 1 / cond.weight)[:, None]
-        v_u = net(x, s, s, Guide(none, torch.ones_like(s)))
+        v_u = net(x, s, s, GuidedCondition(none, torch.ones_like(s)))
         guided = along + factor * (net(x, s, s, cond) - v_u)
     else:
         guided = omega * along + kappa * net(x, s, s, cond) + (1 - omega - kappa) * net(x, s, s, none)
@@ -176,7 +176,7 @@ def test_a_guided_teacher_is_distilled_with_the_labels_that_were_drawn():
     teacher = Net(9)
 
     def fn(x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        assert not isinstance(cond, Guide)
+        assert not isinstance(cond, GuidedCondition)
         return teacher(x, t, t, cond)
 
     flow_map = a_map()
@@ -189,8 +189,8 @@ def test_a_guided_teacher_is_distilled_with_the_labels_that_were_drawn():
     _, slope = torch.func.jvp(lambda r: flow_map.net(x, s, r, cond), (t,), (torch.ones_like(t),))
     u = flow_map.net(x, s, t, cond)
     jump = x + (t - s)[:, None] * u
-    w = torch.where(cond.label == CLASSES, 1, cond.weight)[:, None]
-    b = fn(jump, t) + w * (fn(jump, t, cond.label) - fn(jump, t))
+    w = torch.where(cond.cond == CLASSES, 1, cond.weight)[:, None]
+    b = fn(jump, t) + w * (fn(jump, t, cond.cond) - fn(jump, t))
     expected = (u + (t - s)[:, None] * slope - b).square().sum(1).mean()
     torch.testing.assert_close(objective.evaluate(draw).value, expected)
 
@@ -242,7 +242,7 @@ def test_what_learns_from_a_teacher_needs_no_label_for_none(name: str, weight: f
     plain = TAUGHT[name](a_map(), teacher=field, guidance=Guidance(1.0, dropout=0)).double().eval()
     x1, labels = batch()
     draw = objective.draw(x1, cond=labels, generator=generator(0))
-    assert isinstance(draw.cond, Guide) == isinstance(weight, tuple)
+    assert isinstance(draw.cond, GuidedCondition) == isinstance(weight, tuple)
     value = float(objective.evaluate(draw).value.detach())
     assert math.isfinite(value)
     if not isinstance(weight, tuple):

@@ -14,7 +14,7 @@ from flowmaps.losses import Perceptual, squared
 from flowmaps.maps import AverageVelocity
 from flowmaps.methods import Jumps
 from flowmaps.objectives import Compare, TrajectoryMatching
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.times import FromBase, Square, ToData, Triangle
 from flowmaps.velocities import FromTeacher, RandomInputs
 
@@ -198,7 +198,7 @@ def test_rows_of_a_trajectory_share_noise_condition_and_guidance_weight():
     loss = methods.warm_up(flow_map, teacher=field, points=1, pairs=3, guidance=own)
     cond = 0.3 * torch.randn(6, DIM, dtype=torch.float64, generator=generator(8))
     draw = loss.draw(data(6), cond=cond, generator=generator(4))
-    assert isinstance(draw.cond, Guide)
+    assert isinstance(draw.cond, GuidedCondition)
     for k in (0, 1):
         assert draw.x0[k].equal(draw.x0[k + 2])
         assert draw.x0[k].equal(draw.x0[k + 4])

@@ -23,7 +23,7 @@ from flowmaps.runs import initial, recipes
 from flowmaps.runs.folder import RunFolder, open_source
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import RECIPES, ImageRecipe
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.storage import models
 from flowmaps.training.loop import train
 from flowmaps.training.state import begin
@@ -69,7 +69,7 @@ def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
         assert all(bool(step.loss.value.isfinite()) for step in steps)
         assert any(not torch.equal(a, b) for a, b in zip(before, state.parameters.values(), strict=True))
     x, half = torch.zeros(2, *source.shape), torch.tensor([0.5, 0.25])
-    cond = Guide(torch.tensor([0, 3]), torch.tensor([1.0, 3.0])) if guided else None
+    cond = GuidedCondition(torch.tensor([0, 3]), torch.tensor([1.0, 3.0])) if guided else None
     assert flow_map(x, half, half + 0.2, cond).shape == x.shape
     assert initial.network_of(flow_map).arguments["classes"] == (4 if guided else None)
 

@@ -13,7 +13,7 @@ from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Network, Recipe
 from flowmaps.samplers import Jump
-from flowmaps.shapes import Guide, label_of
+from flowmaps.shapes import GuidedCondition, label_of
 from flowmaps.solvers import integrate
 
 SMALL = dataclasses.replace(
@@ -122,7 +122,7 @@ def test_guidance_reaches_each_method(method: str):
         objective = stage.build(flow_map, Target(flow_map).velocity)
         cond = objective.draw(x1, cond=labels, generator=torch.Generator().manual_seed(0), progress=1.0).cond
         taught = stage.name == "teacher" and not METHODS[method].copies_teacher
-        assert isinstance(cond, Guide) is not taught
+        assert isinstance(cond, GuidedCondition) is not taught
         assert bool((label_of(cond) == 5).any())
         objective.evaluate(objective.draw(x1, cond=labels, progress=1.0)).value.backward()
 

@@ -24,7 +24,7 @@ from flowmaps.maps import FlowMap
 from flowmaps.runs import inherit, initial, preflight, prepare, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
-from flowmaps.shapes import Guide
+from flowmaps.shapes import GuidedCondition
 from flowmaps.training import trackers
 from flowmaps.training.distributed import Placement
 
@@ -241,7 +241,7 @@ def test_a_map_of_points_takes_a_guidance_weight_that_its_teacher_does_not(modul
     x, s, t = torch.randn(5, 3), torch.rand(5), torch.rand(5)
     labels = torch.arange(5) % 4
     for weight in (1.0, 2.5):
-        guide = Guide(labels, torch.full((5,), weight))
+        guide = GuidedCondition(labels, torch.full((5,), weight))
         torch.testing.assert_close(flow_map.average_velocity(x, s, t, guide), teacher.velocity(x, s, labels))
     with pytest.raises(ValueError, match="the network of the teacher is not that of the recipe \\(guidance\\)"):
         inherit.start_from_teacher(teacher, flow_map)

@@ -115,7 +115,7 @@ def test_the_code_of_a_card_fits_the_method(method: str, monkeypatch: pytest.Mon
     (code,) = re.findall(r"```python\n(.*?)```", model_card(extra | read(folder), str(folder)), re.DOTALL)
     names: dict = {}
     exec(code, names)
-    guide = fm.shapes.Guide(torch.arange(16) % 3, torch.full((16,), 1.5))
+    guide = fm.shapes.GuidedCondition(torch.arange(16) % 3, torch.full((16,), 1.5))
     steps = {"lmd": 4, "flow_matching": 50}.get(method, 1)
     wanted = fm.samplers.Jump(steps)(METHODS[method].sampled(flow_map), names["x0"], guide)
     assert torch.equal(names["x"], wanted)

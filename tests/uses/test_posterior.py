@@ -83,17 +83,17 @@ def test_velocity_matching_has_no_gradient_at_the_exact_map(own: bool):
 def test_samples_have_mean_and_variance_of_the_posterior(steps: int):
     x, t = torch.tensor([[1.0, 0.0, 2.0]]).double().expand(40_000, 3), torch.full((40_000,), 0.4).double()
     z = torch.randn(40_000, 3, dtype=torch.float64, generator=generator(0))
-    found = fm.uses.sample_posterior(Exact(), z, x, t, steps=steps)
+    found = fm.uses.sample_posterior_map(Exact(), z, x, t, steps=steps)
     mean, variance = posterior(NoisyDatum(x[:1], t[:1]))
     torch.testing.assert_close(found.mean(0), mean[0], atol=0.02, rtol=0)
     torch.testing.assert_close(found.var(0), variance[0], atol=0, rtol=0.04)
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.6, 1.0])
-def test_stochastic_jumps_keep_the_laws_of_the_path(kappa: float):
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_stochastic_jumps_keep_the_laws_of_the_path(gamma: float):
     x0 = torch.randn(40_000, 3, dtype=torch.float64, generator=generator(0))
     for times in ([0.0, 0.3, 0.7], [0.0, 0.5, 1.0]):
-        x = fm.uses.stochastic_jumps(Exact(), x0, times, kappa=kappa, generator=generator(1))
+        x = fm.uses.stochastic_jumps(Exact(), x0, times, gamma=gamma, generator=generator(1))
         t = times[-1]
         torch.testing.assert_close(x.mean(0), t * MEAN, atol=0.04, rtol=0)
         covariance = torch.diag((1 - t) ** 2 + t**2 * VARIANCE)
@@ -135,7 +135,7 @@ def test_what_is_no_observation_is_refused():
     with pytest.raises(ValueError, match="needs rising times, got"):
         fm.uses.stochastic_jumps(flow_map, x, [1.0, 0.5])
     with pytest.raises(ValueError, match="share of fresh noise"):
-        fm.uses.stochastic_jumps(flow_map, x, [0.0, 1.0], kappa=2)
+        fm.uses.stochastic_jumps(flow_map, x, [0.0, 1.0], gamma=2)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_map_learns_posteriors_of_data():
     flow_map = fm.fit(objective, data(20_000)[:, :1].float(), steps=800, **settings)
     for t in (0.3, 0.7):
         x, time = torch.full((4_000, 1), t * float(MEAN[0]) + 0.4), torch.full((4_000,), t)
-        found = fm.uses.sample_posterior(flow_map, torch.randn(4_000, 1), x, time, steps=2)
+        found = fm.uses.sample_posterior_map(flow_map, torch.randn(4_000, 1), x, time, steps=2)
         mean, variance = (value[0, 0] for value in posterior(NoisyDatum(x[:1].double(), time[:1].double())))
         torch.testing.assert_close(found.mean().double(), mean, atol=0.08, rtol=0)
         torch.testing.assert_close(found.std().double(), variance.sqrt(), atol=0, rtol=0.15)

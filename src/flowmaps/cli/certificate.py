@@ -59,7 +59,9 @@ def certify(folder: RunFolder, seed: int | None) -> None:
         watch("square", 0.8)
         square = measure_square(flow_map, x0, x1, interpolant=plan.interpolant, cond=cond)
     console.print(found.text(), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"{plan.method.name} learns jumps {plan.method.jumps.value}: a form says nothing of others.")
+    console.print(
+        f"{plan.method.name} learns jumps {plan.method.jumps.value}: the estimates say nothing of other jumps."
+    )
     numbers = _numbers(found) | {"square": {name: value.tolist() for name, value in square._asdict().items()}}
     write_atomically(path / "certificate.json", json.dumps(numbers, indent=2) + "\n")
     save(residual_square(square), path / "certificate.png")
@@ -78,7 +80,7 @@ def _numbers(found: Certificate) -> dict[str, Any]:
         "against": "the map's own velocity" if found.own else "the teacher",
         "estimates": forms,
         **same,
-        "spread": found.spread,
+        "sample_distance": found.sample_distance,
         "rows": found.rows,
         "evaluations": found.evaluations,
         "times": found.times.tolist(),

@@ -48,10 +48,10 @@ class Given(NamedTuple):
             values = self.values.get(own.name, np.zeros(0))
             if number := int(own.outside(values).sum()):
                 which = f"{number:,} of {len(values):,} values of" if len(values) > 1 else "the value of"
-                ends = " and counts as the nearer end" if own.column.transform == "quantile" else ""
+                ends = ", and taken as the nearer end" if own.column.transform == "quantile" else ""
                 said.append(
-                    f"{which} {own.name} outside {own.ends}, where all rows of the training are{ends}: the map has "
-                    "learned nothing about such rows."
+                    f"{which} {own.name}: outside {own.ends}, the range of the training{ends}; the map has learned "
+                    "nothing about such rows."
                 )
         return said
 

@@ -58,7 +58,7 @@ def degrading(words: str, units: Units, seed: int) -> Degrading:
     }
     make = choose("--operator", kind, kinds)
     if not is_number(value) or not 0 < float(value) < math.inf:
-        raise ValueError(f"--operator is KIND:NUMBER of images, with a number above 0, got {words!r}: hide:8, say.")
+        raise ValueError(f"--operator of images is KIND:NUMBER with a number above 0, such as hide:8, got {words!r}.")
     return Degrading(make(float(value)))
 
 

@@ -63,8 +63,8 @@ Learn a flow map, sample it in a few steps, measure it.
   invert DIR --out FILE              data to noise and back, or to data of another class
   likelihood DIR --out FILE          log densities of data
   restore DIR --operator hide:8 --out FILE
-                                     data from a part of them, a blurred or a smaller form, or a tomogram
-  average DIR --width 0.08 --out NEW another average of a run's weights, as a run like it
+                                     data from observations: with a part hidden, blurred, smaller, a tomogram
+  average DIR --width 0.08 --out NEW a copy of a run with another EMA of its weights
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
   tune RECIPE --methods lsd --out DIR
                                      the same search of settings for each method, by Optuna, resumable

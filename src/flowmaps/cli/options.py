@@ -63,9 +63,9 @@ class Sample:
     seed: int = 0
     """Seed of the noise."""
     import_module: str | None = None
-    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
-    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+    """For a run that was trained with --net: the same `module:Class` again."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Export:
     precision: str = "float32"
     """float32, float16 or int8, the last two by onnxruntime's tools; the error against float32 is printed."""
     net: str = ""
-    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+    """For a run that was trained with --net: the same `module:Class` again."""
     raw: bool = False
     """Leave samples in the network's coordinates, not pixels or the units of the data."""
 
@@ -106,9 +106,9 @@ class OnRows:
     seed: int = 0
     """Seed of draws of rows and of noise."""
     import_module: str | None = None
-    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
-    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+    """For a run that was trained with --net: the same `module:Class` again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +141,12 @@ class Likelihood(OnRows):
     """`ode`: of the teacher's velocity, or the map's own where it has no teacher; `jumps`: of the map itself, in few
     dimensions, for one trained with --times square."""
     steps: int = 4
-    """Jumps, of --by jumps."""
+    """Number of jumps, with --by jumps."""
     probes: int | None = None
-    """Random directions in which the divergence is estimated, of --by ode; 0 for its exact value, as up to 64
-    dimensions unless given, 1 beyond."""
+    """With --by ode: random directions from which the divergence is estimated, 0 for its exact value; unless given, 0
+    up to 64 dimensions and 1 beyond."""
     tolerance: float = 1e-5
-    """Relative and absolute, of the ODE's solver dopri5."""
+    """Relative and absolute tolerance of the ODE's solver dopri5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +168,9 @@ class Restore(OnRows):
     """The rows of --data have been observed through the operator already: small images of downsample, blurred ones of
     blur. What hide hides is not read; columns that are hidden may be missing."""
     times: int = 16
-    """Times between 0 and 1 at which the map is asked."""
+    """Number of times between 0 and 1 at which the map is asked."""
     draws: int = 2
-    """Draws of noise at each, averaged: an evaluation each."""
+    """Draws of noise at each time, averaged; each costs an evaluation."""
     strength: float = 1.0
     """Step towards the observation, in units of the longest that goes downhill, 1 / |A|^2."""
 
@@ -190,7 +190,7 @@ class Encode:
     batch: int = 16
     """Pictures at a time."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or mps; the first GPU if there is one unless given."""
+    """cpu, cuda, cuda:1, mps, or auto: CUDA if there is a GPU, else the CPU."""
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,9 @@ class Evaluate:
     certificate: bool = False
     """Print estimates of how far one-step samples are from the teacher's flow too, and draw residuals over (s, t)."""
     import_module: str | None = None
-    """Module to import first, of the network that `distill --teacher MODULE:CALLABLE` made a map of."""
+    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
-    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+    """For a run that was trained with --net: the same `module:Class` again."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Average:
     """Folder of the new one; it must not exist."""
     average: Annotated[averages.Average, tyro.conf.arg(name="")]
     net: str = ""
-    """The network of the run, for one that was trained with --net: its name, `module:Class`, again."""
+    """For a run that was trained with --net: the same `module:Class` again."""
 
 
 def _hiding(kind: type, title: str, names: Container[str]) -> Any:
@@ -238,12 +238,12 @@ def _hiding(kind: type, title: str, names: Container[str]) -> Any:
 OF_POINTS = ("network", *(f.name for f in fields(TableOptions) if f.name != "held_out"))
 ImageOptions = _hiding(ImageRecipe, "ImageOptions", OF_POINTS)
 """All that a run on images depends on."""
-UNUSED = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_every", "checkpoint_every",
+HIDDEN = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_every", "checkpoint_every",
           "keep_checkpoints", "keep_checkpoints_every", "store_averages_every", "log_every", "max_skipped_steps",
           "track")  # fmt: skip
-Compared = _hiding(Recipe, "Compared", UNUSED)
+Compared = _hiding(Recipe, "Compared", HIDDEN)
 """A recipe without the options that a comparison and a search do not use."""
-ComparedImages = _hiding(ImageRecipe, "ComparedImages", (*UNUSED, *OF_POINTS))
+ComparedImages = _hiding(ImageRecipe, "ComparedImages", (*HIDDEN, *OF_POINTS))
 """The same of images."""
 
 
@@ -263,8 +263,8 @@ class Compare:
     seeds: tuple[int, ...] = (1,)
     """How many seeds each method is trained with, from --seed on; or, two or more numbers, the seeds themselves."""
     budget: float | None = None
-    """Seconds of training for each method, its teacher included, compilation left out: of CPU time of the process, on a
-    GPU of wall clock; 120 unless given."""
+    """Seconds of training for each method, its teacher included, without compilation: CPU time of the process, or
+    wall-clock time on a GPU; 120 unless given."""
     budget_steps: int | None = None
     """Optimiser steps of each method, its teacher's included, in the place of --budget."""
     resume: bool = False
@@ -288,8 +288,8 @@ class Tune:
     trials: int = 12
     """Trials for each method; the first has today's settings."""
     budget: float = 40.0
-    """Seconds of training of a trial, its share of a teacher included, without compilation: of the processor, on a GPU
-    of the wall clock."""
+    """Seconds of training of a trial, its share of a teacher included, without compilation: CPU time of the process, or
+    wall-clock time on a GPU."""
     final_seeds: int = 3
     """Seeds on which the settings found and today's are trained anew in the end."""
     resume: bool = False
@@ -309,7 +309,7 @@ class Doctor:
     batch: int = 16
     """Rows of a step."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or mps; the first GPU if there is one unless given."""
+    """cpu, cuda, cuda:1, mps, or auto: CUDA if there is a GPU, else the CPU."""
 
 
 def given_fields(words: list[str]) -> frozenset[str]:

@@ -93,7 +93,7 @@ def check_backwards(run: Opened, steps: int) -> None:
     if not run.plan.both_orders:
         learned = f"jumps {method.jumps.value}" if method.jumps is not Jumps.ANY else "jumps towards the data alone"
         own = "train it with --times square"
-        way = own if run.plan.takes_both_orders else "train another method, such as lmd, with --times square"
+        way = own if run.plan.follows_times else "train another method, such as lmd, with --times square"
         raise ValueError(
             f"the map of {run.folder.path} was never trained backwards, from data to noise ({method.name} learned "
             f"{learned}): {way}."

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ..shapes import Condition, check_condition, on_each
+from ..shapes import Condition, check_condition, check_null, on_each
 from ..system.files import write_atomically
 from .sources import Source
 from .units import Units
@@ -71,7 +71,7 @@ class Latents(Source):
         self.x, self.labels, self.cond, self.null = x.float(), labels, cond, null
         if null is not None and sorted(_flat(null, "cond")) != sorted(_flat(cond, "cond")):
             raise ValueError("the features of no condition, null, must have the names of cond, and one row each.")
-        check_condition(null, x[:1], "no condition")
+        check_null(null, "a data set with features")
         dims = (0, *range(2, x.ndim))
         shift, scale = x.double().mean(dims), x.double().std(dims)
         scale = torch.where(scale > 0, scale, 1)

@@ -49,8 +49,8 @@ Unit = Literal["seconds", "steps"]
 WARM_UP_STEPS = 3  # at least, before the clock starts: compilation is not training
 UNLIMITED_STEPS = 10**9  # the budget ends training
 SECONDS_BETWEEN_CHECKS = 0.5  # of the loss, for which the host waits for the device
-IRRELEVANT_FIELDS = ("name", "method", "seed", "log_every", "checkpoint_every")
-"""Fields of a recipe that change nothing here, or that each cell has its own of."""
+UNUSED_FIELDS = ("name", "method", "log_every", "checkpoint_every")
+"""Fields of a recipe that a comparison or a search does not use."""
 
 
 class Comparison:
@@ -60,8 +60,8 @@ class Comparison:
 
     Args:
         recipe: data, network, optimiser and evaluation; its method is not used.
-        methods: what to compare, in the order of the table: names of methods; or by a name of one's own the function
-            that makes a plan of the recipe, such as of a method with other options.
+        methods: what to compare, in the order of the table: names of methods; or a mapping from names of your choice to
+            functions that make a plan of the recipe, such as that of a method with other options.
         budget: of the training of each method, its teacher included.
         folder: where to; it must be empty or missing, or have a comparison that was begun with the same options.
         seeds: of the trainings; that of the recipe unless given.
@@ -74,7 +74,7 @@ class Comparison:
         source: the data, on the device of the recipe.
 
     Raises:
-        ValueError: the folder has something else; the budget is not positive; a method or a seed is named twice; or the
+        ValueError: the folder has something else; the budget is not positive; a method or a seed is named twice; the
             recipe cannot run; or there are fewer steps than a method has stages.
     """
 
@@ -200,10 +200,10 @@ def _plan(recipe: Recipe, method: str, given: Collection[str]) -> Plan:
 
 
 def check_different(option: str, values: Sequence[object]) -> None:
-    """Refuse values of an option that are none, or of which one stands twice.
+    """Refuse an option without values, or with one twice.
 
     Raises:
-        ValueError: they are.
+        ValueError: it is so.
     """
     if not values or len(set(values)) != len(values):
         what = option.removeprefix("--")
@@ -424,7 +424,7 @@ def measure_method(
 def _description(recipe: Recipe, budget: float, unit: Unit) -> Row:
     """What compare.json says of a comparison beside its methods, seeds and rows."""
     fields = dataclasses.asdict(recipe).items()
-    options = {name: value for name, value in fields if name not in IRRELEVANT_FIELDS}
+    options = {name: value for name, value in fields if name not in (*UNUSED_FIELDS, "seed")}
     clock = "CPU time of the training process" if pick_device(recipe.device).type == "cpu" else "wall clock"
     counted = f"seconds of {clock}, without compilation" if unit == "seconds" else "optimiser steps"
     description = {"recipe": recipe.name, "budget_in": counted, "budget": budget, "options": options}

@@ -19,7 +19,7 @@ from ..maps import FlowMap
 from ..runs.folder import RunFolder
 from ..runs.recipes import Recipe
 from ..samplers import Jump, MultistepConsistency
-from ..shapes import Batch, Condition, Field, Guide, Time, condition_of, label_of, on_each
+from ..shapes import Batch, Condition, Field, GuidedCondition, Time, condition_of, label_of, on_each
 from ..solvers import SolverFlow
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
@@ -296,7 +296,7 @@ def _as_named(label: str, names: tuple[str, ...], kind: str) -> str:
     return label if kind in ("str", "bool") or label in names or number % 1 else str(int(number))
 
 
-def _guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> Guide:
+def _guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> GuidedCondition:
     """The conditions with a guidance weight, for a map that was trained with a range of weights."""
     if len(recipe.guidance) != 2:
         raise ValueError(
@@ -304,4 +304,4 @@ def _guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> Guide
         )
     if not recipe.guidance[0] <= weight <= recipe.guidance[1]:
         raise ValueError(f"--guidance must be from {recipe.guidance[0]:g} to {recipe.guidance[1]:g}, got {weight:g}.")
-    return Guide(cond, torch.full((number,), weight))
+    return GuidedCondition(cond, torch.full((number,), weight))

@@ -22,16 +22,14 @@ from ..runs.recipes import Recipe
 from ..runs.recipes.found import FOUND, Options, fields_of, with_options
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
-from .compare import check_different, clock_of, measure_method, train_method
+from .compare import UNUSED_FIELDS, check_different, clock_of, measure_method, train_method
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .results import Result, as_number, score_of
 from .space import import_optuna, propose, space_of
 from .study import StudyFile
 
-UNUSED_FIELDS = ("name", "method", "log_every", "checkpoint_every")
-"""Fields of a recipe that change nothing here."""
 VALIDATION = 1_000
-"""The validation seed is that of the recipe and this number; the final seeds follow that of the recipe."""
+"""The validation seed is the recipe's plus this; the final seeds are the recipe's and those after it."""
 
 
 class Search:
@@ -106,7 +104,7 @@ class Search:
         }
 
     def run(self, watch: Watch = quiet, say: Callable[[str], None] = print) -> Iterator[tuple[str, Row]]:
-        """Run the trials and the final trainings that the study has not; each has its line before it is yielded.
+        """Run the trials and final trainings that the study lacks; each line is in the file before it is yielded.
 
         Args:
             watch: progress callback.

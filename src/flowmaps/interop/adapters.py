@@ -118,14 +118,15 @@ def ddpm(
     """A network trained with a discrete noise schedule, z = sqrt(abar_k) x1 + sqrt(1 - abar_k) x0, k = 0, 1, ...
 
     Between the steps the network is asked at times that are no integers. The student of a network that predicts noise
-    or data learns the velocity first, by `Model.warm_start`: 1 / sqrt(abar) would multiply what its second time adds.
+    or data learns the velocity first, by `Model.warm_start`: the factor 1 / t or 1 / (1 - t) would multiply what its
+    second time adds.
 
     Args:
         net: `net(z, k)`, its output a tensor or what has it as `.sample`.
         alphas_cumprod: abar, `(K,)`, falling, as of a scheduler of `diffusers`.
         prediction: what it returns, in the words of `diffusers`.
         time_factor: of k, such as 1 / 1000 for a network that takes 0..1.
-        learned_variance: it returns a variance too, in as many channels after the first ones, which are cut off.
+        learned_variance: it also returns a variance, in as many further channels; these are cut off.
         embedding, call, lora: as of `velocity`.
 
     Raises:
@@ -217,7 +218,7 @@ def edm(
 
 
 def azula(denoiser: nn.Module, *, embedding: Embedding = None, lora: int | None = None) -> Model:
-    """A denoiser of `azula`, the mean of whose posterior is the data, with its schedule z = alpha x1 + sigma x0.
+    """A denoiser of `azula`, whose posterior mean is the predicted data, with its schedule z = alpha x1 + sigma x0.
 
     That of a `KarrasDenoiser` is an exact student; others learn the velocity first, by `Model.warm_start`.
 

@@ -16,7 +16,7 @@ class PipelineCall(nn.Module):
     """Calls a network of a pipeline of `diffusers`: `net(z, timestep=t, **cond)`.
 
     Args:
-        needs: arguments that the condition must give; a tensor is the first of them.
+        needs: arguments that the condition must give; a condition that is a tensor counts as the first.
         learned_variance: cut the channels off in which the network returns a variance.
     """
 

@@ -36,9 +36,9 @@ Prediction = Literal["epsilon", "sample", "v", "velocity", "reverse velocity"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 PATH = Linear()
 MAX_GAIN = 4.0
-"""Greatest factor on a network's output with which it is a student as it is, and its velocity as good at all times."""
+"""Greatest gain at which a network is a student as it is, and losses against its velocity need no weight."""
 MIN_TIME = 1e-9
-"""Least distance from an end of the path by which is divided for the gain of a prediction."""
+"""Lower bound on t, or on 1 - t, in the gains 1 / t and 1 / (1 - t)."""
 
 
 class Clock(nn.Module, ABC):

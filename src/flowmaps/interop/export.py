@@ -29,7 +29,7 @@ from ..nn import MLP
 from ..nn.magnitude import fix_weights
 from ..nn.network import Network
 from ..samplers import GammaSampling, Jump, MultistepConsistency
-from ..shapes import Condition, Guide, condition_of, on_each
+from ..shapes import Condition, GuidedCondition, condition_of, on_each
 from ..system.files import write_atomically
 from . import onnx_file
 from .units import InUnits, described
@@ -46,7 +46,7 @@ MEASURED_NUMBERS = 2**16
 MAX_ERROR = 1e-3
 """Mean error of float32 samples, over their standard deviation, beyond which a file is refused."""
 
-Scheme = Jump | MultistepConsistency | GammaSampling
+Sampler = Jump | MultistepConsistency | GammaSampling
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Exported:
 
 def export(
     flow_map: FlowMap,
-    steps: int | Scheme = 4,
+    steps: int | Sampler = 4,
     path: str | Path = "map.onnx",
     *,
     shape: tuple[int, ...] | None = None,
@@ -114,18 +114,18 @@ def export(
     """
     path = Path(path)
     _check_path(path, precision, overwrite)
-    scheme = Jump(steps) if isinstance(steps, int) else steps
+    sampler = Jump(steps) if isinstance(steps, int) else steps
     network = _network(flow_map)
     example = _example(network) if cond is None else cond
     shape = _shape(flow_map, network, shape)
     plain = _plain_copy(flow_map)
     if precision != "float32" and _type_of(plain) is torch.float64:
         raise ValueError(f"{precision} is made of a map in float32, got float64: pass flow_map.float().")
-    sampled = SamplesOfNoise(plain, scheme, example, units)
+    sampled = SamplesOfNoise(plain, sampler, example, units)
     traced = copy.deepcopy(sampled)
     fix_weights(traced)
     program = _traced(traced, lambda number: sampled.inputs(number, shape, example), path.suffix == ".onnx")
-    about = _metadata(sampled, scheme, shape, precision, metadata or {})
+    about = _metadata(sampled, sampler, shape, precision, metadata or {})
     rows = max(4, min(256, MEASURED_NUMBERS // torch.Size(shape).numel()))
     tried = [sampled.inputs(number, shape, example) for number in (1, rows)]
     if path.suffix == ".pt2":
@@ -150,7 +150,7 @@ class SamplesOfNoise(nn.Module):
 
     Args:
         flow_map: the map.
-        scheme: the sampler.
+        sampler: the sampler.
         cond: an example of the condition.
         units: of the samples; the network's coordinates if `None`.
 
@@ -158,11 +158,11 @@ class SamplesOfNoise(nn.Module):
         names: of the inputs.
     """
 
-    def __init__(self, flow_map: FlowMap, scheme: Scheme, cond: Condition, units: Units | None) -> None:
+    def __init__(self, flow_map: FlowMap, sampler: Sampler, cond: Condition, units: Units | None) -> None:
         super().__init__()
-        self.flow_map, self.scheme, self.cond = flow_map, scheme, cond
+        self.flow_map, self.sampler, self.cond = flow_map, sampler, cond
         self.in_units = None if units is None else InUnits(units)
-        self.rounds = _rounds(scheme)
+        self.rounds = _rounds(sampler)
         fresh = ("fresh_noise",) if self.rounds else ()
         self.names = ("noise", *fresh, *_leaf_names(cond, "condition"))
 
@@ -172,7 +172,7 @@ class SamplesOfNoise(nn.Module):
         noise = {"noise": next(rest)} if self.rounds else {}
         cond = on_each(self.cond, lambda _: next(rest))
         cond = cond if self.in_units is None else self.in_units.condition(cond)
-        x = self.scheme(self.flow_map, x0, cond=cond, **noise)
+        x = self.sampler(self.flow_map, x0, cond=cond, **noise)
         return x if self.in_units is None else self.in_units(x)
 
     def inputs(self, number: int, shape: tuple[int, ...], cond: Condition) -> tuple[Tensor, ...]:
@@ -226,7 +226,7 @@ def _example(network: MLP | Network | None) -> Condition:
     cond = condition_of(None if classes is None else torch.arange(rows), numbers)
     if not network.arguments["guidance"]:
         return cond
-    return Guide(cond, torch.linspace(1, 3, 1 if cond is None else rows))
+    return GuidedCondition(cond, torch.linspace(1, 3, 1 if cond is None else rows))
 
 
 def _shape(flow_map: FlowMap, network: MLP | Network | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -254,23 +254,23 @@ def _type_of(module: nn.Module) -> torch.dtype:
     return next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
 
 
-def _rounds(scheme: Scheme) -> int:
+def _rounds(sampler: Sampler) -> int:
     """How many tensors of fresh noise a sampler takes."""
-    if isinstance(scheme, MultistepConsistency):
-        return (len(scheme.grid) - 1) * (2 if scheme.interpolant.noisy else 1)
-    if isinstance(scheme, GammaSampling):
-        return len(scheme.times) - 2 if scheme.gamma > 0 else 0
-    if isinstance(scheme, Jump):
+    if isinstance(sampler, MultistepConsistency):
+        return (len(sampler.grid) - 1) * (2 if sampler.interpolant.noisy else 1)
+    if isinstance(sampler, GammaSampling):
+        return len(sampler.times) - 2 if sampler.gamma > 0 else 0
+    if isinstance(sampler, Jump):
         return 0
-    raise ValueError(f"steps is a number, or a sampler of flowmaps.samplers, got a {type(scheme).__name__}.")
+    raise ValueError(f"steps is a number, or a sampler of flowmaps.samplers, got a {type(sampler).__name__}.")
 
 
 def _leaf_names(cond: Condition, name: str) -> list[str]:
     """Names of the tensors of a condition, in the order of `on_each`."""
     if cond is None or isinstance(cond, Tensor):
         return [] if cond is None else [name]
-    if isinstance(cond, Guide):
-        return [*_leaf_names(cond.label, name), "guidance_weight"]
+    if isinstance(cond, GuidedCondition):
+        return [*_leaf_names(cond.cond, name), "guidance_weight"]
     if isinstance(cond, Mapping):
         parts = list(cond.items())
     elif isinstance(cond, (tuple, list)):
@@ -322,18 +322,18 @@ def _traced(
 
 
 def _metadata(
-    sampled: SamplesOfNoise, scheme: Scheme, shape: tuple[int, ...], precision: str, more: Mapping[str, Any]
+    sampled: SamplesOfNoise, sampler: Sampler, shape: tuple[int, ...], precision: str, more: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a file says of itself: text as it is, anything else as JSON."""
     from .. import __version__
 
-    times = scheme.grid if isinstance(scheme, MultistepConsistency) else scheme.times
-    number = len(times) if isinstance(scheme, MultistepConsistency) else len(times) - 1
+    times = sampler.grid if isinstance(sampler, MultistepConsistency) else sampler.times
+    number = len(times) if isinstance(sampler, MultistepConsistency) else len(times) - 1
     units = sampled.in_units
     coordinates = "in the network's coordinates, (batch, " + ", ".join(map(str, shape)) + ")"
     about = {
         "flowmaps": __version__,
-        "sampler": type(scheme).__name__,
+        "sampler": type(sampler).__name__,
         "steps": number,
         "times": list(times),
         "shape": list(shape),

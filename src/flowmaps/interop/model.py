@@ -115,7 +115,7 @@ class Model:
         return weight_of(self.teacher)
 
     def warm_start(self, data: Any, steps: int = 1_000, **settings: Any) -> FlowMap:
-        """Regress the student's velocity on the teacher's at points of the path: what `exact` students need not.
+        """Regress the student's velocity on the teacher's at points of the path; `exact` students do not need it.
 
             E w_t |u_{t,t}(I_t) - b_t(I_t)|^2
 
@@ -139,10 +139,10 @@ class Model:
         return self.student
 
     def save(self, folder: str | Path) -> Path:
-        """Write the student, which `fm.load(folder)` reads if it knows the network's class, its arguments or its parts.
+        """Write the student.
 
-        Else `fm.load(folder, net=model.student.net)` reads it into the student of such a model; a function `call=` of
-        yours is given by `fm.load(folder, classes=[call])`.
+        `fm.load(folder)` reads it if it can rebuild the network; else `fm.load(folder, net=model.student.net)`, and for
+        a `call=` of your own `fm.load(folder, classes=[call])`.
         """
         return models.save(self.student, folder, interpolant=self.interpolant)
 

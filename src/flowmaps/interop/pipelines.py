@@ -107,7 +107,7 @@ def network_of(pipeline: Any) -> Any:
     """The network of a pipeline that is asked at every step.
 
     Raises:
-        ValueError: there is none, or it takes more channels than it returns, as for filling in.
+        ValueError: there is none, or it takes more channels than it returns, as for inpainting.
     """
     net = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if net is None:

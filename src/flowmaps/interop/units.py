@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data import Units
 from ..data.columns import MAX_EXPONENT, Column, ConditionColumn, scores
-from ..shapes import Condition, Guide, condition_of, label_and_numbers
+from ..shapes import Condition, GuidedCondition, condition_of, label_and_numbers
 
 
 class InUnits(nn.Module):
@@ -45,7 +45,7 @@ class InUnits(nn.Module):
         self.conditions = nn.ModuleList(map(_AsSeen, units.conditions))
         if quantiles := [own.name for own in units.conditions if own.column.transform == "quantile"]:
             raise ValueError(
-                f"{quantiles[0]}, on which the map is conditioned, is known to it by quantiles, which no file has: "
+                f"the map knows its condition {quantiles[0]} by quantiles, which an exported file cannot compute: "
                 "export it with --raw (in Python, units=None), and give it units.to_condition(values)."
             )
 
@@ -56,7 +56,7 @@ class InUnits(nn.Module):
             return cond
         columns = zip(self.conditions, numbers.double().unbind(1), strict=True)
         changed = condition_of(label, torch.stack([column(x) for column, x in columns], 1).float())  # type: ignore[operator]
-        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
+        return GuidedCondition(changed, cond.weight) if isinstance(cond, GuidedCondition) else changed
 
     def condition_in_units(self, cond: Condition) -> Condition:
         """An example of a condition in the units of the table, from one in those of the network."""
@@ -66,7 +66,7 @@ class InUnits(nn.Module):
         columns = zip(self.units.conditions, numbers.double().unbind(1), strict=True)
         middle = [0.5 * (own.low + own.high) + 0.25 * (own.high - own.low) * x for own, x in columns]
         changed = condition_of(label, torch.stack(middle, 1))
-        return Guide(changed, cond.weight) if isinstance(cond, Guide) else changed
+        return GuidedCondition(changed, cond.weight) if isinstance(cond, GuidedCondition) else changed
 
     def forward(self, x: Tensor) -> Tensor:
         if self.units.pixels:

@@ -77,11 +77,10 @@ def fmm(flow_map: FlowMap, *, forward: float = 0.0, engine: Engine = "dual", **o
     The paper:
         Time runs from noise to data, as here, both orders of (s, t). Nothing is detached: the pull-back X_{t,s}, the
         jump and its derivative all take gradients. The weight multiplies both terms. The public JAX code of the authors
-        leaves the second term out, without which the map is not determined; it is kept here. Rows that start at
-        I_s are not the paper's. Its jump to t starts where the map takes I_t at s: for t = 1 never at noise that the
-        map tears apart between two modes, so that X_{0,1} is not trained there. The diagonal of the paper's loss is
-        velocity matching, so that the map's own velocity is that of the data, and the residual against it, from where
-        the samples start, vanishes at the same map.
+        leaves the second term out, without which the map is not determined; it is kept here. Rows that start at I_s
+        (`forward`) are added here. The paper's jump to t starts where the map takes I_t at s; for t = 1 that is never
+        noise which the map tears apart between two modes, so that X_{0,1} is not trained there. At s = t the paper's
+        loss makes the map's own velocity that of the data, so that the added residual vanishes at the same map.
 
     When to use:
         To learn an invertible map from data with no teacher and no detached target. It is the most expensive direct

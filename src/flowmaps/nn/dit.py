@@ -83,7 +83,8 @@ class DiT(Network):
         condition_dim: how many numbers `cond` has: `cond` is then `(B, condition_dim)` of about unit scale, with
             classes too a `Conditions(label, numbers)`. A row of NaN means no condition, as `None` does for the whole
             batch (to be learned, it must be among the rows of training).
-        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
+        guidance: take a guidance weight w for each row: `cond` may be a `GuidedCondition(cond, weight)`; without one
+            w is 1.
         frequencies: of the features of s and t - s.
         qk_norm: divide queries and keys by their root mean square, head by head, so that no logit grows without bound
             in half precision (Esser et al., 2024, arXiv 2403.03206).

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch, Condition, Guide, Time, label_and_numbers, label_of
+from ..shapes import Batch, Condition, GuidedCondition, Time, label_and_numbers, label_of
 from .limits import MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Embedding(nn.Module):
         frequencies: of the features of s and t - s.
         classes: number of classes; the label `classes` means no class.
         condition_dim: how many numbers `cond` has, if any; a row of NaN means none.
-        guidance: whether `cond` may be a `Guide`, with a guidance weight.
+        guidance: whether `cond` may be a `GuidedCondition`, with a guidance weight.
         linear: class of the layers W_1 and W_2, called as `linear(inner, outer)`.
     """
 
@@ -177,7 +177,7 @@ class Embedding(nn.Module):
             )
             if self.weight is not None:
                 h = h + self.weight(weight_features(cond, s).to(kind))
-            elif isinstance(cond, Guide):
+            elif isinstance(cond, GuidedCondition):
                 raise ValueError("this network takes no guidance weight, got one: build it with guidance=True.")
             for embedded in embedded_condition(self, cond, x, "network"):
                 h = h + embedded
@@ -203,7 +203,7 @@ def numbers_embedding(network: str, condition_dim: int | None, width: int) -> Nu
 
 def weight_features(cond: Condition, s: Tensor) -> Tensor:
     """Features `(B, 2)` of the guidance weight, zero at weight 1 and for a condition without a weight."""
-    weight = cond.weight.to(s.dtype) if isinstance(cond, Guide) else torch.ones_like(s)
+    weight = cond.weight.to(s.dtype) if isinstance(cond, GuidedCondition) else torch.ones_like(s)
     return torch.stack([1 - 1 / weight, weight.log()], 1)
 
 

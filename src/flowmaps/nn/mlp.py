@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..shapes import Batch, Condition, Guide, Time
+from ..shapes import Batch, Condition, GuidedCondition, Time
 from .embeddings import Fourier, embedded_condition, numbers_embedding, weight_features
 from .limits import MAX_DEPTH, MAX_FREQUENCIES, MAX_SIZE, check_bool, check_integer
 
@@ -33,7 +33,8 @@ class MLP(nn.Module):
         space_frequencies: frequencies of the features of x; 0 for plain x.
         modulation: width of an embedding of (s, t) by which each layer after the first is scaled and shifted (Perez et
             al., "FiLM: visual reasoning with a general conditioning layer", 2018, arXiv 1709.07871); 0 for none.
-        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
+        guidance: take a guidance weight w for each row: `cond` may be a `GuidedCondition(cond, weight)`; without one
+            w is 1.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class MLP(nn.Module):
     def _weights(self, cond: Condition, x: Tensor) -> list[Tensor]:
         """The features of the guidance weight, in a list; none if the network takes no weight."""
         if not self.guidance:
-            if isinstance(cond, Guide):
+            if isinstance(cond, GuidedCondition):
                 raise ValueError("this MLP takes no guidance weight, got one: build it with guidance=True.")
             return []
         return [weight_features(cond, x.new_ones(x.shape[:1]))]

@@ -93,7 +93,8 @@ class UNet(Network):
         condition_dim: how many numbers `cond` has: `cond` is then `(B, condition_dim)` of about unit scale, with
             classes too a `Conditions(label, numbers)`. A row of NaN means no condition, as `None` does for the whole
             batch (to be learned, it must be among the rows of training).
-        guidance: take a guidance weight w for each row: `cond` may be a `Guide(label, weight)`; without one w is 1.
+        guidance: take a guidance weight w for each row: `cond` may be a `GuidedCondition(cond, weight)`; without one
+            w is 1.
         frequencies: of the features of s and t - s.
     """
 

@@ -69,9 +69,9 @@ class Objective(nn.Module, ABC):
         distance: of the residual, `(B, *shape) -> (B,)`; the squared norm unless given. A module is frozen.
         weight: w_{s,t}; 1 unless given.
         guidance: classifier-free guidance, and label dropout; neither unless given.
-        draws: draws of noise, times and label dropout for each row of data, so that a batch of B rows has a loss of
-            B draws rows: less data to be read or encoded for a row of the loss (Pocket TTS). A coupling pairs each
-            copy of the batch by itself; partners that the caller gives are used in each draw.
+        draws: number of draws of noise, times and label dropout for each row of data: the loss of a batch of B rows is
+            over B * draws rows, so that less data is read or encoded for each of them (Pocket TTS). A coupling pairs
+            each copy of the batch by itself; partners that the caller gives are used in each draw.
 
     Raises:
         ValueError: `flow_map` is no map, or `draws` is no whole number of at least 1.
@@ -197,7 +197,7 @@ class Objective(nn.Module, ABC):
         """The rows of each of `number` equal micro-batches of a draw, `(number, rows // number)`.
 
         The mean of the losses of the micro-batches is the loss of the draw, so that gradients can be accumulated.
-        The draw of a batch of B rows has B draws rows.
+        A batch of B rows makes a draw of B * draws rows.
 
         Raises:
             ValueError: the batch cannot be divided like that.
@@ -216,8 +216,8 @@ class Objective(nn.Module, ABC):
 
         Args:
             progress: share of the training steps that have been taken, this one included, in [0, 1].
-            before: that share before this step; what the last call said unless given, at the first one what the draw
-                said.
+            before: that share before this step; unless given, that of the last call, or in the first call that of the
+                first draw.
 
         Raises:
             ValueError: a share outside [0, 1].

@@ -29,11 +29,10 @@ class SplitRows(Objective):
     Args:
         first, second: objectives of one map, interpolant and coupling.
         share: share of the rows that `first` takes, between 0 and 1.
-        every: `second` has its turn in the last of every so many steps, and `first` takes all rows of the others. The
-            share stays that of the rows of all steps: in its turn `second` has every (1 - share) of the rows, so that
-            the expected gradient is that of every = 1, and no term is weighed anew. With share = 3/4 and every = 4 it
-            has all of them (Pocket TTS). In training such an objective is told the step; in evaluation mode, where it
-            is not told, both terms have their turn.
+        every: `second` has rows only in the last of so many steps, then every * (1 - share) of them; in the others
+            `first` takes all. Over all steps the shares, and the expected gradient, are those of every = 1. With
+            share = 3/4 and every = 4 the last step is all `second` (Pocket TTS). In training the objective must be told
+            the step; in evaluation mode a draw without it is that of a last step.
 
     Raises:
         ValueError: the objectives do not go together, or the rows of `second` do not fit one step of so many.
@@ -72,8 +71,8 @@ class SplitRows(Objective):
         return (step + 1) % self.every == 0
 
     def rows_of_first(self, rows: int) -> int:
-        """How many of `rows` the first objective takes where both have their turn, each of them at least one; none if
-        the second has all.
+        """How many of `rows` the first objective takes in a step where both have rows, at least one each; 0 if the
+        second takes all.
 
         Raises:
             ValueError: fewer than two rows.
@@ -155,7 +154,7 @@ def in_turns(objective: Objective, every: int) -> SplitRows:
         objective = fm.objectives.in_turns(fm.methods.lsd(flow_map), 4)       # the map's loss on a quarter of the steps
 
     The share of rows on the diagonal, over all steps, stays as it is, and with it the expected gradient: see
-    `SplitRows`. All rows of a step may then be of one kind, and most steps cost a velocity matching's.
+    `SplitRows`. All rows of a step may then be of one kind, and most steps cost no more than velocity matching.
 
     Args:
         objective: a `SplitRows`, as `fm.methods.lsd`, `esd`, `psd`, `meanflow` and others return.

@@ -66,10 +66,10 @@ class Plan:
     @property
     def both_orders(self) -> bool:
         """Whether the map learns jumps from data to noise too: its pairs (s, t) are those of the whole square."""
-        return self.recipe.times == "square" and self.takes_both_orders
+        return self.recipe.times == "square" and self.follows_times
 
     @property
-    def takes_both_orders(self) -> bool:
+    def follows_times(self) -> bool:
         """Whether the map's pairs (s, t) are those of the recipe's `times`, which may be the whole square."""
         choices = choices_of(self.recipe, self.interpolant)
         return self.method.settings(choices).get("times") is choices.pairs

@@ -93,7 +93,7 @@ def _code(card: Mapping[str, Any], name: str, units: Units | None) -> list[str]:
         lines.append(f"condition = units.to_condition({{{values}}}).expand(16, -1)")
         cond = f"fm.shapes.Conditions({cond}, condition)" if classes else "condition"
     if arguments.get("guidance"):
-        cond = f"fm.shapes.Guide({cond}, torch.full((16,), {float((recipe.get('guidance') or [1])[0])}))"
+        cond = f"fm.shapes.GuidedCondition({cond}, torch.full((16,), {float((recipe.get('guidance') or [1])[0])}))"
     given = f", {cond}" if cond != "None" else ""
     lines.append(f"x = fm.samplers.Jump(steps={steps})(flow_map, x0{given})")
     if units is not None and units.conditions:

@@ -55,7 +55,7 @@ class Step(NamedTuple):
 def train(
     state: State,
     source: Batches,
-    settings: Optimiser,
+    optimiser: Optimiser,
     *,
     steps: int,
     seed: int = 0,
@@ -68,7 +68,7 @@ def train(
     Args:
         state: from `begin`, or restored; changed in place.
         source: the data, on the device.
-        settings: of the optimiser.
+        optimiser: its settings.
         steps: number of the last step; the rate decays towards it.
         seed: of all draws; step k draws the same whether or not training was interrupted before.
         device: where the objective is.
@@ -76,7 +76,7 @@ def train(
             the fraction of time used.
         clock: wall-clock time in seconds unless given, or `time.process_time`, CPU time of this process.
     """
-    device, rows, clock = torch.device(device), settings.batch // ranks(), clock or time.monotonic
+    device, rows, clock = torch.device(device), optimiser.batch // ranks(), clock or time.monotonic
     own = seed if rank() == 0 else generator(seed, RANK, rank()).initial_seed()
     begun, before = clock(), state.step / steps
     while state.step < steps:
@@ -94,9 +94,9 @@ def train(
                 when = {"progress": progress, "step": state.step}
                 draw = state.objective.draw(x1, cond=cond, generator=source_of_noise, **when)
                 loss = state.accumulate_gradient(draw)
-            rate = schedule(settings, state.step, progress)
+            rate = schedule(optimiser, state.step, progress)
             state.consistent = False
-            norm = state.update(rate, settings.clip)
+            norm = state.update(rate, optimiser.clip)
         state.step += 1
         state.averages.update(list(state.parameters.values()), state.step)
         now = max(state.step / steps, progress)

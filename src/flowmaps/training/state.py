@@ -255,7 +255,7 @@ def under_adapters(objective: Objective) -> dict[str, Tensor]:
 
 def begin(
     objective: Objective,
-    settings: Optimiser,
+    optimiser: Optimiser,
     *,
     placement: Placement | None = None,
     evaluate: Callable[[RandomInputs], Loss] | None = None,
@@ -265,7 +265,7 @@ def begin(
 
     Args:
         objective: on its device.
-        settings: of the optimiser.
+        optimiser: its settings.
         placement: how the module is wrapped for several processes; not at all unless given.
         evaluate: the objective's `evaluate`, compiled.
         precision: type in which networks compute.
@@ -275,10 +275,10 @@ def begin(
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     parameters: dict[str, Tensor] = {plain_name(name): value for name, value in trained.items()}
     device = next(iter(parameters.values())).device
-    optimisers = build(parameters, settings)
-    averages = Averages(list(parameters.values()), [settings.ema_decay, *settings.ema_decays], settings.ema_widths)
+    optimisers = build(parameters, optimiser)
+    averages = Averages(list(parameters.values()), [optimiser.ema_decay, *optimiser.ema_decays], optimiser.ema_widths)
     scaler = GradScaler(device.type, init_scale=LOSS_SCALE, enabled=precision == torch.float16)
-    rows = objective.micro_batches(settings.batch // ranks() * objective.draws, settings.accumulate).to(device)
+    rows = objective.micro_batches(optimiser.batch // ranks() * objective.draws, optimiser.accumulate).to(device)
     return State(
         objective,
         module,

@@ -23,7 +23,7 @@ from .likelihood import (
 from .lipschitz import largest_stretching
 from .mean_divergence import DivergenceMatching, WithDivergence
 from .operators import Blur, Downsample, Mask, Matrix, Operator, Radon
-from .posterior import AddNoise, NoisyDatum, PosteriorMatching, WithNoisyDatum, sample_posterior, stochastic_jumps
+from .posterior import AddNoise, NoisyDatum, PosteriorMatching, WithNoisyDatum, sample_posterior_map, stochastic_jumps
 from .restoration import posterior_samples, psnr, restore
 from .rewards import Tilted, guided_jumps, tilted_samples
 from .square import ResidualSquare, residual_square
@@ -61,7 +61,7 @@ __all__ = [
     "residual_square",
     "restore",
     "round_trip_error",
-    "sample_posterior",
+    "sample_posterior_map",
     "sample_with_log_likelihood",
     "stochastic_jumps",
     "tilted_samples",

@@ -76,7 +76,7 @@ class Certificate:
         forms: the four forms of the module, by name; "Eulerian" is the headline.
         coupled: (E|X_{0,1}(x0) - x_1|^2)^(1/2), at least W2 and the least of all these numbers, where the flow was
             solved; else `None`.
-        spread: root mean square distance of two samples of the map, of independent noise.
+        sample_distance: root mean square distance of two samples of the map, of independent noise.
         rows: number of samples.
         own: whether the flow is that of the map's own velocity.
         evaluations: network evaluations a row; a forward pass, a JVP and a VJP count one each.
@@ -88,14 +88,14 @@ class Certificate:
     constants: Tensor
     forms: dict[str, Estimate]
     coupled: Estimate | None
-    spread: float
+    sample_distance: float
     rows: int
     own: bool
     evaluations: int
 
     def vacuous(self, form: str) -> bool:
         """Whether a form says nothing: it is not below the distance of two independent samples of the map."""
-        return not self.forms[form].value < self.spread
+        return not self.forms[form].value < self.sample_distance
 
     def text(self, w2: float | None = None) -> str:
         """The certificate in lines; with a measured W2 beside, if it is given."""
@@ -105,7 +105,7 @@ class Certificate:
             f"estimates from {self.rows:,} samples at {len(self.times)} times, 95 % intervals in brackets; no bounds",
         ]
         for form, estimate in self.forms.items():
-            said = f"vacuous: {estimate.value:.3g}, spread of samples {self.spread:.3g}"
+            said = f"vacuous: {estimate.value:.3g}, distance of two samples {self.sample_distance:.3g}"
             lines.append(f"  {form:<18} {said if self.vacuous(form) else estimate}")
         if self.coupled is not None:
             lines.append(f"  {'same noise':<18} {self.coupled}")
@@ -184,7 +184,7 @@ def certificate(
         constants=constants,
         forms=_forms(eulerian, lagrangian, constants, rule, generator),
         coupled=None if gaps is None else _bootstrap(gaps.double().cpu()[:, None], _root, generator),
-        spread=float((2 * samples.double().var(0).sum()).sqrt()),
+        sample_distance=float((2 * samples.double().var(0).sum()).sqrt()),
         rows=len(x0),
         own=velocity is None,
         evaluations=4 * times + path.evaluations + 1,
@@ -296,6 +296,6 @@ def _bootstrap(values: Tensor, form: Callable[[Tensor], Tensor], generator: torc
     drawn = torch.randint(rows, (RESAMPLES, rows), generator=generator, device=device).cpu()
     one = torch.ones(drawn.shape, dtype=values.dtype)
     counts = torch.zeros_like(one).scatter_add_(1, drawn, one)
-    spread = form(counts @ values / rows)
-    low, high = spread.sort().values[[round(share * (RESAMPLES - 1)) for share in (0.025, 0.975)]].tolist()
+    resampled = form(counts @ values / rows)
+    low, high = resampled.sort().values[[round(share * (RESAMPLES - 1)) for share in (0.025, 0.975)]].tolist()
     return Estimate(float(form(values.mean(0))), low, high)

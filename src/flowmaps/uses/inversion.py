@@ -30,9 +30,8 @@ MAX_ERROR = 0.1
 """Greatest relative round-trip error of a map that is taken to invert, where nothing else is known of it."""
 
 Backwards: TypeAlias = bool | Objective | Method | None
-"""Whether a map was trained on jumps from data to noise: yes or no; the objective that it was trained with, whose law
-of times says so; its `Method`, which says no if it learns other jumps alone. A round trip is measured where a method
-may learn them, and for `None`."""
+"""Whether a map was trained on jumps from data to noise: a bool; or the objective that it was trained with, whose law
+of times tells; or its `Method`, which tells only a no. Otherwise, and for `None`, a round trip is measured."""
 
 
 def invert(
@@ -154,7 +153,7 @@ def check_backwards(
         if not error <= MAX_ERROR * size:
             raise ValueError(
                 f"data come back from time {to:g} with an error of {error:.3g}, more than {MAX_ERROR:g} of their "
-                f"spread {size:.3g}, as of a map that was never trained backwards: {advice}; or go on anyway with "
+                f"spread {size:.3g}, as for a map that was never trained backwards: {advice}; or go on anyway with "
                 "backwards=True."
             )
 

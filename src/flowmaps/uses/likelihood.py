@@ -122,8 +122,8 @@ def jumps_log_likelihood(
 ) -> LogLikelihood:
     """log rho_1(x1) by the determinants of `steps` jumps from data to noise, D + 1 evaluations each.
 
-    It is the log density of the law whose jumps back lead to the base: that of the map's samples where the map inverts
-    itself.
+    It is the log density of the law that the jumps back carry to the base; that is the law of the map's samples if the
+    jumps back undo the others.
 
     Args:
         flow_map: a map that was trained on both orders of time.

@@ -76,7 +76,9 @@ def check_rows(out: Tensor, y: Tensor, name: str) -> None:
         ValueError: it is.
     """
     if out.shape != y.shape:
-        raise ValueError(f"{name} gives rows {tuple(out.shape)}, the observation has {tuple(y.shape)}: y is like A x.")
+        raise ValueError(
+            f"{name} gives rows {tuple(out.shape)}, the observation has {tuple(y.shape)}: y must have the shape of A x."
+        )
 
 
 class Matrix(Operator):

@@ -8,10 +8,10 @@ p(x1 | y) is what the loss then leads to, as without a condition, because the la
 
 A step of a stochastic flow map from x_s to x_t (`stochastic_jumps`) draws x1 of p(x1 | x_s), and goes on from there:
 
-    x1 = X_{0,1}(z; x_s, s),     x0' = (x_s - beta_s x1) / alpha_s,     e = (1 - kappa^2)^(1/2) x0' + kappa eps,
+    x1 = X_{0,1}(z; x_s, s),     x0' = (x_s - beta_s x1) / alpha_s,     e = (1 - gamma^2)^(1/2) x0' + gamma eps,
     x_t = alpha_t e + beta_t x1
 
-with eps fresh noise. (x0', x1) has its law given x_s, so that x_t has the law of I_t, for each kappa in [0, 1].
+with eps fresh noise. (x0', x1) has its law given x_s, so that x_t has the law of I_t, for each gamma in [0, 1].
 
 References: posterior maps, 2026, arXiv 2601.14430, and stochastic flow maps, 2026, arXiv 2602.05993, both known from a
 summary.
@@ -78,7 +78,9 @@ class AddNoise:
 
 
 class WithNoisyDatum(nn.Module):
-    """A network that takes `NoisyDatum`, of one of twice the channels: u = net((x, x_t), s, t, (t of x_t, label)).
+    """A network for `NoisyDatum` conditions, made of a network with twice the channels:
+
+        u = net((x, x_t), s, t, (t of x_t, label))
 
     Args:
         net: of x `(B, 2 C, ...)` that takes one number a row as a condition, such as `MLP(dim=2 * D, condition_dim=1)`
@@ -149,7 +151,9 @@ class PosteriorMatching(Objective):
 
 
 @torch.no_grad()
-def sample_posterior(flow_map: FlowMap, noise: Batch, x: Batch, t: Time, label: Any = None, *, steps: int = 1) -> Batch:
+def sample_posterior_map(
+    flow_map: FlowMap, noise: Batch, x: Batch, t: Time, label: Any = None, *, steps: int = 1
+) -> Batch:
     """Samples of p(x1 | I_t = x), one a row, `(B, *shape)`, in `steps` evaluations.
 
     Args:
@@ -177,7 +181,7 @@ def stochastic_jumps(
     times: list[float],
     label: Any = None,
     *,
-    kappa: float = 1.0,
+    gamma: float = 1.0,
     steps: int = 1,
     interpolant: Interpolant | None = None,
     generator: torch.Generator | None = None,
@@ -189,7 +193,8 @@ def stochastic_jumps(
         x: points of the law of I at the first time, such as noise at 0, `(B, *shape)`.
         times: rising, from below 1, such as [0, 0.5, 1].
         label: a further condition, one a row.
-        kappa: share of fresh noise in [0, 1]; 0 keeps the noise that the posterior sample leaves.
+        gamma: share of fresh noise in [0, 1], as in `GammaSampling`; 0 keeps the noise that the posterior sample
+            leaves.
         steps: jumps of the map for each sample.
         interpolant: the path, without latent noise; `Linear()` unless given.
         generator: source of the noise, on the device of `x`.
@@ -198,21 +203,21 @@ def stochastic_jumps(
         `(B, *shape)`, in `steps (len(times) - 1)` evaluations.
 
     Raises:
-        ValueError: times that do not rise, or kappa outside [0, 1].
+        ValueError: times that do not rise, or gamma outside [0, 1].
     """
     path = _path(interpolant)
     check_grid(times)
     if times[0] > times[-1]:
         raise ValueError(f"stochastic_jumps needs rising times, got {times}.")
-    if not 0 <= kappa <= 1:
-        raise ValueError(f"kappa is a share of fresh noise in [0, 1], got {kappa}.")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is a share of fresh noise in [0, 1], got {gamma}.")
     options: dict[str, Any] = {"dtype": x.dtype, "device": x.device, "generator": generator}
     with evaluating(flow_map):
         for start, end in itertools.pairwise(times):
             s, t = x.new_full((len(x),), start), x.new_full((len(x),), end)
-            x1 = sample_posterior(flow_map, torch.randn(x.shape, **options), x, s, label, steps=steps)
+            x1 = sample_posterior_map(flow_map, torch.randn(x.shape, **options), x, s, label, steps=steps)
             x0 = (x - like(path.beta(s), x) * x1) / like(path.alpha(s), x)
-            e = (1 - kappa**2) ** 0.5 * x0 + kappa * torch.randn(x.shape, **options)
+            e = (1 - gamma**2) ** 0.5 * x0 + gamma * torch.randn(x.shape, **options)
             x = path.point(e, x1, t)
     return x
 

@@ -47,7 +47,7 @@ Reward: TypeAlias = Callable[[Tensor], Tensor]
 """r(x), `(B, *shape) -> (B,)`; -inf where x is not allowed."""
 
 OUTSIDE = 5.0
-"""How much less than the least of the others the reward / tau of a sample counts that is not allowed, before t = 1."""
+"""Before t = 1, a sample that is not allowed counts with reward / tau this much below the least allowed one."""
 MAX_SHIFT = 0.5
 """Greatest length of delta over that of the noise, D^(1/2): a steep reward would be overshot, and few samples left."""
 

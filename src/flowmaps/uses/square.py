@@ -45,12 +45,13 @@ def residual_square(
     cond: Condition = None,
     number: int = 9,
 ) -> ResidualSquare:
-    """The residuals on an `number` x `number` grid of (s, t), both orders, by 5 evaluations of the map a point of it.
+    """The residuals on a `number` x `number` grid of (s, t), both orders, by 4 evaluations of the map for each point.
 
     Args:
         flow_map: the map.
         x0: base samples, `(B, *shape)`.
-        x1: data, `(B, *shape)`: x_s is then a point of the interpolant, and the map's own X_{0,s}(x0) otherwise.
+        x1: data, `(B, *shape)`: x_s is then a point of the interpolant, and the map's own X_{0,s}(x0) otherwise, which
+            takes one more evaluation for each s.
         interpolant: the path, without latent noise, with `x1`.
         cond: condition, one a row.
         number: n, times on each axis, 2 or more.

@@ -79,7 +79,8 @@ class Task:
     .xlsx). Images: `cifar10`, `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face
     hub (docs/data.md)."""
     steps: Count = 6_000
-    """Optimiser steps of the map; those of --teacher-steps are added for a method without a teacher, unless given."""
+    """Optimiser steps of the map; a method without a teacher takes those of --teacher-steps too, unless --steps is
+    given."""
     teacher_steps: CountOrZero = 6_000
     """Optimiser steps of the teacher, for a method that needs one. A method without a teacher trains its map for this
     many steps more, unless --steps is given. With --teacher no teacher is trained."""
@@ -91,16 +92,18 @@ class Task:
     """Interpolant between noise and data."""
     times: Literal["triangle", "square"] = "triangle"
     """Times (s, t) of a distillation, or of a self-distillation off the diagonal: `triangle` (s <= t) is enough to
-    sample; `square` also learns to encode data. In `fm.methods` a method with a teacher takes the square unless
-    told otherwise, the others the triangle."""
+    sample; `square` also learns to encode data. The defaults in `fm.methods` are the methods' own: the square for
+    lmd, emd and fmm, the triangle for lsd, esd and psd."""
     from_noise_share: Share = 0.25
-    """Share of the rows with s = 0, where sampling starts, of a distillation, and of lsd, esd, psd and split_meanflow
-    off the diagonal; the default in `fm.methods` is none."""
+    """Share of the rows with s = 0, where sampling starts: of lmd, ayf_lmd, emd, ayf_emd, ctm, neural_operator and
+    pfmm, and off the diagonal of lsd, slim_lsd, esd, slim_esd, psd and split_meanflow; the default in `fm.methods` is
+    none."""
     velocity_time_power: Annotated[float, Interval(ge=1, le=10)] = 1.0
     """Exponent p that moves the times of velocity matching to the data, t <- 1 - (1 - t)^p; 1 for uniform times."""
     adaptive_power: Share = 0.5
-    """Power of the adaptive weight of lmd, emd and neural_operator, and off the diagonal of lsd, esd, psd, shortcut and
-    split_meanflow; 0 for none, the default in `fm.methods`. 0.5 keeps the boundaries between modes sharp."""
+    """Power of the adaptive weight of lmd, emd and neural_operator, and off the diagonal of lsd, slim_lsd, esd,
+    slim_esd, psd, tvm, shortcut and split_meanflow; 0 for none, the default in `fm.methods`. 0.5 keeps the boundaries
+    between modes sharp."""
     guidance: Annotated[tuple[Annotated[float, Gt(0), Le(100)], ...], Len(0, 2), Predicate(rising)] = ()
     """Guidance weights to learn, for data with classes or --condition-columns: none; one weight; or the lowest and the
     highest, between which `flowmaps sample --guidance` chooses. 1 means no guidance."""
@@ -110,8 +113,8 @@ class Task:
     """Draws of noise and times for each row of data in a batch: a step's loss has --optimiser.batch times this many
     rows."""
     off_diagonal_every: Annotated[int, Ge(1), Le(1_024)] = 1
-    """Take the rows off the diagonal of a self-distillation all in one of so many steps, and the velocity's alone in
-    the others; the share of either over all steps stays."""
+    """For a self-distillation: put all rows with s != t into one of so many steps, and rows with s = t alone into the
+    others; the share of each over all steps stays the same."""
     unstable_rate_scale: Factor = 0.25
     """Factor on the learning rate of methods that are unstable at the full rate (esd, meanflow, sct, ayf_emd, ...)."""
     map_rate_scale: Factor = 1.0
@@ -127,14 +130,14 @@ class Task:
     learned_weight: bool = False
     """Multiply the loss at (s, t) by a learned weight w_{s,t}, for methods without a weight of their own."""
     teacher: PathOrEmpty = ""
-    """Folder of a finished run whose velocity is the teacher, for a method that learns from one; by default a
-    teacher is trained first."""
+    """Teacher of a method that learns from one: folder of a finished run, or a folder or name of diffusers, or
+    module:callable; by default one is trained first."""
     net: PathOrEmpty = ""
     """Network of your own in the place of the recipe's, `module:Class`, or a function without arguments that returns
     it: called as net(x, s, t, cond), it returns a tensor like x (docs/networks.md)."""
     lora: Annotated[int, Ge(0), Le(2**12)] = 0
-    """Rank of the adapters (LoRA, peft) that are trained of a --teacher of another library, with the second time; 0
-    trains the whole network."""
+    """Rank of LoRA adapters (peft): of the network of a --teacher from another library, train only these and the second
+    time; 0 trains it all."""
     from_run: PathOrEmpty = ""
     """Folder of a finished run from whose weights the map starts; a method whose first stage trains a velocity or
     a strip uses these weights and leaves that stage out."""
@@ -153,7 +156,7 @@ class Recipe(Settings, TableOptions, Task):
     """Type in which networks compute while training (autocast); weights, times and measurements stay in float32. With
     float16 the loss is scaled. `auto` takes bfloat16 if a few timed steps are faster in it, and stays at its choice."""
     device: Word = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU."""
+    """cpu, cuda, cuda:1, mps, or auto: CUDA if there is a GPU, else the CPU."""
     compile: bool = field(default=True, kw_only=True)
     """Compile the objective (a minute at the start, twice the speed afterwards); off where no compiler is found, and
     for images on a CPU."""
