@@ -79,7 +79,6 @@ def test_values_outside_are_told_with_enough_digits(tmp_path: Path):
     values = {"when": np.array([1_600_000_000.0]), "a": np.array([1e9])}
     notes = Given(1, values).notes(units)
     assert "outside 1700000000 to 1700000580" in next(note for note in notes if "when" in note)
-    assert "the range of the training, and taken as the nearer end; the map" in next(
-        note for note in notes if "of a " in note
-    )
+    note = next(note for note in notes if "of a:" in note)
+    assert "the range of the training, and taken as the nearer end; the map" in note
     assert numbers_of_samples(units, 1, values) is not None
