@@ -54,7 +54,7 @@ def fit(
         checkpoint_every: steps between checkpoints.
         resume_from: name of the checkpoint to go on from, or `previous`; the last one unless given.
         stop: called after each step; when it returns true, a checkpoint is saved and `fit` returns.
-        device: `cpu`, `cuda`, `mps` or `auto`.
+        device: cpu, cuda, cuda:1, mps, or auto: CUDA if there is a GPU, else the CPU.
         fsdp: under a launcher of several processes, FSDP2 in the place of DDP.
         find_unused_parameters: for DDP, where a network has weights that get no gradient in some step.
         say: prints a line.
