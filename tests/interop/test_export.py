@@ -290,3 +290,19 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch: 
     monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package_anywhere"))
     with pytest.raises(ValueError, match=r"need no_such_package_anywhere: pip install 'flowmaps\[export\]'"):
         fm.export(AverageVelocity(fm.nn.MLP(dim=2)), 1, "map.onnx")
+
+
+def test_the_map_itself_takes_its_times_as_inputs(tmp_path: Path):
+    flow_map = AverageVelocity(moved(fm.nn.MLP(dim=3, width=8, depth=2, classes=4)))
+    exported = fm.export(flow_map, None, tmp_path / "map.onnx")
+    assert exported.inputs == ("x", "s", "t", "condition")
+    assert exported.metadata["times"] == "the inputs s and t"
+    assert str(exported).startswith(f"{tmp_path}/map.onnx: the map in float32")
+    for number in SIZES:
+        x, (s, t), labels = torch.randn(number, 3), torch.rand(2, number), torch.arange(number) % 5
+        with torch.no_grad():
+            wanted = flow_map(x, s, t, labels)
+        found = by_onnx(tmp_path / "map.onnx", x=x, s=s, t=t, condition=labels)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="the map itself, steps=None, is of the network's coordinates"):
+        fm.export(flow_map, None, tmp_path / "other.onnx", units=Units((3,)))

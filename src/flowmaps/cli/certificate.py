@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from ..methods import Jumps
 from ..reports.figures import save
 from ..reports.pictures import residual_square
 from ..runs.folder import RunFolder
-from ..runs.stages import STRIP_WIDTH
 from ..shapes import on_each
 from ..system.files import write_atomically
 from ..system.seeds import generator
@@ -37,8 +35,7 @@ def certify(folder: RunFolder, seed: int | None) -> None:
         ValueError: a map that takes no jump from noise to data at once.
     """
     plan, path = folder.plan, folder.path
-    if plan.method.jumps is Jumps.NONE or plan.on_strip:
-        longest = "none" if plan.method.jumps is Jumps.NONE else f"at most {STRIP_WIDTH:g} long"
+    if longest := plan.short_jumps():
         raise ValueError(
             f"a certificate is of one jump from noise to data; the jumps of this {plan.method.name} are {longest}: "
             "leave --certificate out."

@@ -18,7 +18,7 @@ from .options import Likelihood
 from .rows import Opened, rows_of
 from .sampling import check_kind, check_out
 from .terminal import console, watching
-from .uses import check_backwards, write_rows
+from .uses import write_rows
 
 STREAM = 25  # of the seed
 MAX_EXACT_DIM = 64
@@ -76,7 +76,8 @@ def _flow(run: Opened, given: Likelihood) -> tuple[FlowMap, str]:
     """Whose log density it is, and that in words."""
     method = run.plan.method
     if given.by == "jumps":
-        check_backwards(run, given.steps)
+        run.plan.check_backwards(run.folder.path)
+        run.plan.check_steps([given.steps])
         return run.flow_map, "the map's jumps"
     if (teacher := run.folder.load_teacher()) is not None:
         teacher = run.plan.as_sampled(run.flow_map, teacher.to(run.device))[1]

@@ -1,4 +1,4 @@
-"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | invert | likelihood |
+"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | app | invert | likelihood |
 restore | average | compare | tune | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
@@ -60,6 +60,7 @@ Learn a flow map, sample it in a few steps, measure it.
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  app DIR                            a page in the browser to play with a run's map
   invert DIR --out FILE              data to noise and back, or to data of another class
   likelihood DIR --out FILE          log densities of data
   restore DIR --operator hide:8 --out FILE
@@ -106,6 +107,7 @@ def _dispatch(words: list[str]) -> None:
         "export": _export,
         "encode": _encode,
         "evaluate": _evaluate,
+        "app": _app,
         "invert": lambda words: _use(Invert, words),
         "likelihood": lambda words: _use(Likelihood, words),
         "restore": lambda words: _use(Restore, words),
@@ -293,6 +295,14 @@ def _evaluate(words: list[str]) -> None:
         from .certificate import certify
 
         certify(folder, given.seed)
+
+
+def _app(words: list[str]) -> None:
+    from . import app
+
+    given = _parse(app.App, words, "app")
+    _import(given.import_module)
+    app.serve(given)
 
 
 def _compare(words: list[str]) -> None:

@@ -42,7 +42,8 @@ def invert(given: Invert) -> None:
     check_out(given.out, given.steps)
     run = Opened(given.folder, given.net)
     check_kind(given.out, given.folder, run.units)
-    check_backwards(run, given.steps)
+    run.plan.check_backwards(run.folder.path)
+    run.plan.check_steps([given.steps])
     with watching("data") as watch:
         rows = rows_of(run, given, watch)
     target = _target(run.units, rows, given.as_label, given.as_condition)
@@ -81,24 +82,6 @@ def _target(units: Units, rows: Rows, label: str | None, words: Sequence[str]) -
         values = {name: np.full(len(rows.x), value) for name, value in conditions.of_words(units, words).items()}
         numbers = numbers_of_samples(units, len(rows.x), values)
     return Rows(rows.x, condition_of(labels, numbers), values)
-
-
-def check_backwards(run: Opened, steps: int) -> None:
-    """Refuse a run whose map has learned no jumps from data to noise.
-
-    Raises:
-        ValueError: its pairs of times are not of both orders, or the map does not support such steps.
-    """
-    method = run.plan.method
-    if not run.plan.both_orders:
-        learned = f"jumps {method.jumps.value}" if method.jumps is not Jumps.ANY else "jumps towards the data alone"
-        own = "train it with --times square"
-        way = own if run.plan.follows_times else "train another method, such as lmd, with --times square"
-        raise ValueError(
-            f"the map of {run.folder.path} was never trained backwards, from data to noise ({method.name} learned "
-            f"{learned}): {way}."
-        )
-    run.plan.check_steps([steps])
 
 
 def restore(given: Restore) -> None:

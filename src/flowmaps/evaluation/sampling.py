@@ -19,7 +19,7 @@ from ..maps import FlowMap
 from ..runs.folder import RunFolder
 from ..runs.recipes import Recipe
 from ..samplers import Jump, MultistepConsistency
-from ..shapes import Batch, Condition, Field, GuidedCondition, Time, condition_of, label_of, on_each
+from ..shapes import Batch, Condition, Field, GuidedCondition, Time, condition_of, label_and_numbers, label_of, on_each
 from ..solvers import SolverFlow
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
@@ -184,6 +184,10 @@ class RunSampler:
         net: as of `RunFolder.open`.
 
     Attributes:
+        folder: of the run.
+        plan: of the run.
+        device: where it is sampled.
+        flow_map: the map as it is sampled, at the lowest guidance weight where it takes one.
         units: of its samples.
 
     Raises:
@@ -191,10 +195,10 @@ class RunSampler:
     """
 
     def __init__(self, folder: Path, net: str = "") -> None:
-        run, self.device = RunFolder.open(folder, net), pick_device("auto")
-        self._run, self.plan = run, run.plan
-        self.flow_map, _ = self.plan.as_sampled(run.load_map().to(self.device), None)
-        self.units = run.units
+        self.folder, self.device = RunFolder.open(folder, net), pick_device("auto")
+        self.plan = self.folder.plan
+        self.flow_map, _ = self.plan.as_sampled(self.folder.load_map().to(self.device), None)
+        self.units = self.folder.units
 
     def sample(
         self,
@@ -212,37 +216,62 @@ class RunSampler:
         Args:
             steps: jumps from noise to data.
             number: how many samples.
-            label: their class, by name or, where classes have none, by number, or the number of each; all classes in
-                turn unless given.
-            values: of the columns on which the map is conditioned, in the units of the file: one for all samples, or an
-                array `(number,)`, by the name of the column.
+            label, values, guidance: as in `inputs`.
             seed: of the noise.
-            guidance: weight, for a map that takes one; 1 unless given.
             watch: progress callback.
 
         Raises:
             ValueError: an option is out of range, or not for this map.
         """
         self.plan.check_steps([steps])
-        recipe, scheme = self.plan.recipe, self.plan.sampler(steps)
-        numbers = self.units.dim * (1 if isinstance(scheme, Jump) else 2 * steps)  # with fresh noise in each step
+        numbers = self.units.dim * (1 if isinstance(self.plan.sampler(steps), Jump) else 2 * steps)  # fresh noise
         most = MAX_NUMBERS // numbers
         if number > most:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
+        inputs = self.inputs(number, label=label, values=values, seed=seed, guidance=guidance)
+        labels = None if self.units.classes is None else label_and_numbers(inputs.cond)[0]
+        return self.draw(steps, inputs, seed, watch).x, labels
+
+    def inputs(
+        self,
+        number: int,
+        *,
+        label: str | Tensor | None = None,
+        values: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+    ) -> Inputs:
+        """Noise and conditions for a number of samples.
+
+        Args:
+            number: how many samples.
+            label: their class, by name or, where classes have none, by number, or the number of each; all classes in
+                turn unless given.
+            values: of the columns on which the map is conditioned, in the units of the file: one for all samples, or an
+                array `(number,)`, by the name of the column.
+            seed: of the noise.
+            guidance: weight, for a map that takes one; its lowest unless given.
+
+        Raises:
+            ValueError: an option is out of range, or not for this map.
+        """
         labels = label if isinstance(label, Tensor) else labels_of_samples(self.units, number, label)
         numbers_of_rows = numbers_of_samples(self.units, number, values or {})
         for given in (labels, numbers_of_rows):
             if given is not None and len(given) != number:
                 raise ValueError(f"{number:,} samples need as many conditions, got {len(given):,}.")
         cond = condition_of(labels, numbers_of_rows)
-        cond = self._run.open_source().conditions(number) if self.units.features else cond
+        cond = self.folder.open_source().conditions(number) if self.units.features else cond
         x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
-        inputs = Inputs(x0, cond if guidance is None else _guide(recipe, cond, number, guidance))
-        sampler, inputs = map_sampler(self.flow_map, scheme, inputs, seed)
-        options = {"chunk": recipe.evaluation.batch, "device": self.device, "title": steps_in_words(steps)}
-        return sample(sampler, inputs, **options, watch=watch).x, labels
+        return Inputs(x0, cond if guidance is None else guide(self.plan.recipe, cond, number, guidance))
+
+    def draw(self, steps: int, inputs: Inputs, seed: int = 0, watch: Watch = quiet) -> Samples:
+        """Samples of noise in a number of steps; the noise that is added on the way is of the seed."""
+        sampler, inputs = map_sampler(self.flow_map, self.plan.sampler(steps), inputs, seed)
+        options = {"chunk": self.plan.recipe.evaluation.batch, "device": self.device, "title": steps_in_words(steps)}
+        return sample(sampler, inputs, **options, watch=watch)
 
 
 def numbers_of_samples(units: Units, number: int, values: Mapping[str, Any]) -> Tensor | None:
@@ -296,7 +325,7 @@ def _as_named(label: str, names: tuple[str, ...], kind: str) -> str:
     return label if kind in ("str", "bool") or label in names or number % 1 else str(int(number))
 
 
-def _guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> GuidedCondition:
+def guide(recipe: Recipe, cond: Condition, number: int, weight: float) -> GuidedCondition:
     """The conditions with a guidance weight, for a map that was trained with a range of weights."""
     if len(recipe.guidance) != 2:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Export of a map with its sampler into one file, ONNX or torch's `.pt2`, for programs without flowmaps.
 
     noise (B, *shape), fresh_noise, condition, guidance_weight  ->  N jumps  ->  samples (B, ...)
+    x (B, *shape), s (B,), t (B,), condition, guidance_weight   ->  X_{s,t}(x)  =  samples (B, *shape)
 
 The batch size B is free, the shape of a sample fixed. Before a file is written it is run at two batch sizes and
 compared with the map on the same inputs.
@@ -70,16 +71,18 @@ class Exported:
 
     def __str__(self) -> str:
         size = self.path.stat().st_size / 2**20
+        whole = self.metadata["sampler"] == "none"
+        what, given = ("the map", "inputs") if whole else (f"{self.metadata['steps']} steps", "noise")
         return (
-            f"{self.path}: {self.metadata['steps']} steps in {self.metadata['precision']}, {size:.2f} MiB; inputs "
-            f"{', '.join(self.inputs)}; error against the map in float32 on the same noise: largest "
+            f"{self.path}: {what} in {self.metadata['precision']}, {size:.2f} MiB; inputs "
+            f"{', '.join(self.inputs)}; error against the map in float32 on the same {given}: largest "
             f"{self.largest:.2g}, mean {self.mean:.2g} (samples have standard deviation {self.spread:.3g})"
         )
 
 
 def export(
     flow_map: FlowMap,
-    steps: int | Sampler = 4,
+    steps: int | Sampler | None = 4,
     path: str | Path = "map.onnx",
     *,
     shape: tuple[int, ...] | None = None,
@@ -94,7 +97,8 @@ def export(
     Args:
         flow_map: the map; it is not changed.
         steps: number of equal jumps from noise to data, or a sampler of `flowmaps.samplers`; one that adds noise on the
-            way takes it as the input `fresh_noise`, `(rounds, B, *shape)`.
+            way takes it as the input `fresh_noise`, `(rounds, B, *shape)`. `None` for the map itself, X_{s,t}(x), whose
+            inputs are `x`, `s` and `t`: a sampler of your own then calls the file once a step.
         path: the file, `.onnx` or `.pt2`.
         shape: of a sample; that of the network unless given.
         cond: an example of the condition, any tree of tensors, for a network of your own; those of flowmaps' networks
@@ -115,6 +119,8 @@ def export(
     path = Path(path)
     _check_path(path, precision, overwrite)
     sampler = Jump(steps) if isinstance(steps, int) else steps
+    if sampler is None and units is not None:
+        raise ValueError("the map itself, steps=None, is of the network's coordinates: leave units out.")
     network = _network(flow_map)
     example = _example(network) if cond is None else cond
     shape = _shape(flow_map, network, shape)
@@ -150,7 +156,7 @@ class SamplesOfNoise(nn.Module):
 
     Args:
         flow_map: the map.
-        sampler: the sampler.
+        sampler: the sampler; `None` for one jump, from times `s` to times `t` that are inputs.
         cond: an example of the condition.
         units: of the samples; the network's coordinates if `None`.
 
@@ -158,17 +164,23 @@ class SamplesOfNoise(nn.Module):
         names: of the inputs.
     """
 
-    def __init__(self, flow_map: FlowMap, sampler: Sampler, cond: Condition, units: Units | None) -> None:
+    def __init__(self, flow_map: FlowMap, sampler: Sampler | None, cond: Condition, units: Units | None) -> None:
         super().__init__()
         self.flow_map, self.sampler, self.cond = flow_map, sampler, cond
         self.in_units = None if units is None else InUnits(units)
-        self.rounds = _rounds(sampler)
+        self.rounds = 0 if sampler is None else _rounds(sampler)
         fresh = ("fresh_noise",) if self.rounds else ()
-        self.names = ("noise", *fresh, *_leaf_names(cond, "condition"))
+        first = ("x", "s", "t") if sampler is None else ("noise", *fresh)
+        self.names = (*first, *_leaf_names(cond, "condition"))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Samples `(B, ...)` of noise `(B, *shape)`, fresh noise if the sampler adds any, and a condition."""
+        """Samples `(B, ...)` of noise `(B, *shape)`, fresh noise if the sampler adds any, and a condition.
+
+        Without a sampler, points at times t of points at times s, the times `(B,)`, and a condition.
+        """
         x0, rest = inputs[0], iter(inputs[1:])
+        if self.sampler is None:
+            return self.flow_map(x0, next(rest), next(rest), on_each(self.cond, lambda _: next(rest)))
         noise = {"noise": next(rest)} if self.rounds else {}
         cond = on_each(self.cond, lambda _: next(rest))
         cond = cond if self.in_units is None else self.in_units.condition(cond)
@@ -181,6 +193,8 @@ class SamplesOfNoise(nn.Module):
         generator = torch.Generator().manual_seed(0)
         sizes = [(number, *shape), *([(self.rounds, number, *shape)] if self.rounds else [])]
         noise = [torch.randn(size, generator=generator, dtype=kind) for size in sizes]
+        if self.sampler is None:
+            noise += torch.rand(2, number, generator=generator, dtype=kind).unbind()
         leaves: list[Tensor] = []
         cond = cond if self.in_units is None else self.in_units.condition_in_units(cond)
         on_each(cond, lambda value: leaves.append(value.cpu()[torch.arange(number) % value.shape[0]]))
@@ -322,20 +336,16 @@ def _traced(
 
 
 def _metadata(
-    sampled: SamplesOfNoise, sampler: Sampler, shape: tuple[int, ...], precision: str, more: Mapping[str, Any]
+    sampled: SamplesOfNoise, sampler: Sampler | None, shape: tuple[int, ...], precision: str, more: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a file says of itself: text as it is, anything else as JSON."""
     from .. import __version__
 
-    times = sampler.grid if isinstance(sampler, MultistepConsistency) else sampler.times
-    number = len(times) if isinstance(sampler, MultistepConsistency) else len(times) - 1
     units = sampled.in_units
     coordinates = "in the network's coordinates, (batch, " + ", ".join(map(str, shape)) + ")"
     about = {
         "flowmaps": __version__,
-        "sampler": type(sampler).__name__,
-        "steps": number,
-        "times": list(times),
+        **_about_sampler(sampler),
         "shape": list(shape),
         "samples": coordinates if units is None else units.about(),
         "precision": precision,
@@ -343,6 +353,15 @@ def _metadata(
         **more,
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+
+
+def _about_sampler(sampler: Sampler | None) -> dict[str, Any]:
+    """The name of a sampler, its number of steps and its times; of one jump, that its times are inputs."""
+    if sampler is None:
+        return {"sampler": "none", "steps": 1, "times": "the inputs s and t"}
+    times = sampler.grid if isinstance(sampler, MultistepConsistency) else sampler.times
+    number = len(times) if isinstance(sampler, MultistepConsistency) else len(times) - 1
+    return {"sampler": type(sampler).__name__, "steps": number, "times": list(times)}
 
 
 def _errors(sampled: SamplesOfNoise, run: Any, tried: list[tuple[Tensor, ...]]) -> tuple[float, float, float]:

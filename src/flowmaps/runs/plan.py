@@ -100,6 +100,12 @@ class Plan:
             )
         return None
 
+    def short_jumps(self) -> str | None:
+        """How long the jumps of the map are, in words, if it takes none from noise to data at once; else `None`."""
+        if self.method.jumps is Jumps.NONE:
+            return "none"
+        return f"at most {STRIP_WIDTH:g} long" if self.on_strip else None
+
     def check_steps(self, steps: Iterable[int]) -> None:
         """Raise an error if the map does not support a number of sampling steps.
 
@@ -109,6 +115,26 @@ class Plan:
         for number in steps:
             if number not in self.supported_steps([number]):
                 raise ValueError(f"{self.limits()}, got {number} step{'s' * (number > 1)}.")
+
+    def check_backwards(self, folder: object) -> None:
+        """Raise an error if the map has learned no jumps from data to noise.
+
+        Args:
+            folder: of the run, for the message.
+
+        Raises:
+            ValueError: its pairs of times are not of both orders.
+        """
+        if self.both_orders:
+            return
+        method = self.method
+        learned = f"jumps {method.jumps.value}" if method.jumps is not Jumps.ANY else "jumps towards the data alone"
+        own = "train it with --times square"
+        way = own if self.follows_times else "train another method, such as lmd, with --times square"
+        raise ValueError(
+            f"the map of {folder} was never trained backwards, from data to noise ({method.name} learned {learned}): "
+            f"{way}."
+        )
 
     def sampler(self, steps: int) -> Jump | MultistepConsistency:
         """The sampler of the map in so many steps."""
@@ -139,18 +165,21 @@ class Plan:
         evaluation = self.recipe.evaluation
         return replace(evaluation, steps=self.supported_steps(evaluation.steps))
 
-    def as_sampled(self, flow_map: FlowMap, teacher: FlowMap | None) -> tuple[FlowMap, FlowMap | None]:
-        """The map and its teacher as they are sampled: at the lowest guidance weight, the teacher guided like the map.
+    def as_sampled(
+        self, flow_map: FlowMap, teacher: FlowMap | None, weight: float | None = None
+    ) -> tuple[FlowMap, FlowMap | None]:
+        """The map and its teacher as they are sampled, the teacher guided like the map.
 
         Args:
             flow_map: as it was trained.
             teacher: the map whose diagonal is the teacher's velocity, or `None`.
+            weight: of guidance, of a map that takes one; its lowest unless given.
         """
         guidance, flow_map = self.recipe.guidance, self.method.sampled(flow_map)
         if len(guidance) == 2:
-            flow_map = AtWeight(flow_map, guidance[0])
+            flow_map = AtWeight(flow_map, guidance[0] if weight is None else weight)
         if teacher is not None and guidance and not (self.method.copies_teacher or self.of_other_model):
-            teacher = GuidedMap(teacher, guidance[0])
+            teacher = GuidedMap(teacher, guidance[0] if weight is None else weight)
         return flow_map, teacher
 
     def compiles(self, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ Reference: N. M. Boffi, M. S. Albergo, E. Vanden-Eijnden, "Flow map matching wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ def residual_square(
     interpolant: Interpolant | None = None,
     cond: Condition = None,
     number: int = 9,
+    watch: Callable[[float], None] | None = None,
 ) -> ResidualSquare:
     """The residuals on a `number` x `number` grid of (s, t), both orders, by 4 evaluations of the map for each point.
 
@@ -55,6 +57,7 @@ def residual_square(
         interpolant: the path, without latent noise, with `x1`.
         cond: condition, one a row.
         number: n, times on each axis, 2 or more.
+        watch: progress callback, called with the share that is done after each s.
 
     Raises:
         ValueError: fewer than two times, or `x1` without `interpolant` or of another shape.
@@ -80,6 +83,8 @@ def residual_square(
                 legs = flow_map(flow_map(x, start, middle, cond), middle, end, cond)
                 semigroup[i, k] = _rms(legs - jump)
                 round_trip[i, k] = _rms(flow_map(jump, end, start, cond) - x)
+            if watch is not None:
+                watch((i + 1) / number)
     return ResidualSquare(times, semigroup, round_trip)
 
 
