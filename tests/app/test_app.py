@@ -175,7 +175,7 @@ def test_points_of_a_map_to_the_data_are_noised_data(classes: Path, tmp_path: Pa
     nearest = torch.cdist(x1, data, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
     assert nearest.max() < 1e-4
     assert isinstance(found.cond, GuidedCondition)
-    assert found.cond.label.unique().tolist() == [2]
+    assert found.cond.cond.unique().tolist() == [2]
 
 
 # residuals, inversion
