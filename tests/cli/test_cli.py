@@ -654,8 +654,8 @@ def test_a_fresh_process_says_one_line_too(tmp_path: Path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("train checkerboard --out OUT --stepz 4", ["--stepz", "--steps", "flowmaps train checkerboard --help"]),
-        ("train checkerboard --out OUT extra", ["extra", "flowmaps train checkerboard --help"]),
+        ("train checkerboard --out OUT --stepz 4", ["--stepz", "--steps", "flowmaps train checkerboard --help-all"]),
+        ("train checkerboard --out OUT extra", ["extra", "flowmaps train checkerboard --help-all"]),
         ("train checkerboard --out OUT --steps four", ["--steps", "invalid literal for int() with base 10: 'four'"]),
         ("train checkerboard --out OUT --steps", ["Missing value for argument '--steps'"]),
         ("train checkerboard --out OUT --interpolant spline", ["'spline'", "'--interpolant'", "trigonometric"]),
@@ -695,7 +695,7 @@ def test_help_and_version_go_to_standard_output(capsys: pytest.CaptureFixture):
     assert run("--version").split() == ["flowmaps", fm.__version__]
     assert "train RECIPE --out DIR" in run("--help")
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["train", "checkerboard", "--help"])
+        cli.main(["train", "checkerboard", "--help-all"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     for option in (

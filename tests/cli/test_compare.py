@@ -296,7 +296,7 @@ def test_all_stands_for_all_methods_and_is_the_default(tmp_path: Path, monkeypat
 
 def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
-        main(["compare", "checkerboard", "--help"])
+        main(["compare", "checkerboard", "--help-all"])
     lines = (line.strip("│ ") for line in capsys.readouterr().out.splitlines())
     options = {line.split()[0].rstrip(",") for line in lines if line.startswith("--")}
     assert {"--methods", "--resume", "--network.width"} <= options

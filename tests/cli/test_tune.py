@@ -85,7 +85,7 @@ def test_what_is_printed_is_pasted_and_becomes_the_settings_of_the_method(
     own = run("train", "checkerboard", "--check", "--no-compile", "--from-noise-share", 0.25)
     assert "--from-noise-share" not in own
     with pytest.raises(SystemExit):
-        main(["train", "checkerboard", "--help"])
+        main(["train", "checkerboard", "--help-all"])
     assert "found by flowmaps tune for lmd" in capsys.readouterr().out
 
 

@@ -130,7 +130,7 @@ def test_help_says_what_a_recipe_changes(name: str, capsys: pytest.CaptureFixtur
     """As the code has it now."""
     recipe = RECIPES[name]()
     with pytest.raises(SystemExit):
-        cli.main(["train", name, "--help"])
+        cli.main(["train", name, "--help-all"])
     text = capsys.readouterr().out
     for stage in resolve(recipe).stages:
         assert f"{stage.name}, fm.methods.{stage.function.__name__}: " in text

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -140,11 +141,13 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
                 continue
             pace = (step.number - first) / max(seconds - begun, 1e-9)
             begun, first = seconds, step.number  # the pace since the last line: compiling is long over
-            note = f"{_losses(run.trainer.logged, step)} | {pace:.3g} steps/s"
-            shown.update(stage.name, step.number, note)
+            loss, residuals = _losses(run.trainer.logged, step)
+            shown.update(stage.name, step.number, f"{loss}, {pace:.3g} steps/s")
             if not console.is_terminal and (last or seconds - printed > PRINT_EVERY):
                 printed = seconds
-                words = f"{stage.name} {step.number}/{stage.steps}: {note}, {seconds:.0f} s"
+                left = "" if last else f", {_duration((stage.steps - step.number) / max(pace, 1e-9))} to go"
+                done = f"{stage.name}, step {step.number:,} of {stage.steps:,}"
+                words = f"{done}: {loss} ({residuals}); {pace:.3g} steps/s, {seconds:.0f} s so far{left}"
                 console.print(words, soft_wrap=True)
 
 
@@ -196,15 +199,22 @@ def _show(run: runs.Run, stage: str, step: int, say_once: Callable[[str], None])
         console.print(f"samples so far: {path}, and more every {every:,} steps", soft_wrap=True)
 
 
-def _losses(logged: Mapping[str, Any], step: Step) -> str:
-    """The logged loss and its parts in words, with the number of skipped steps if there are any."""
+def _losses(logged: Mapping[str, Any], step: Step) -> tuple[str, str]:
+    """The logged loss, with the number of skipped steps if there are any; and its unweighted residuals, in words."""
 
     def number(name: str) -> str:
         return "-" if logged[name] is None else f"{logged[name]:.3g}"
 
-    parts = ", ".join(f"{name} {number(name)}" for name in step.loss.parts)
-    skipped = f" | {logged['skipped']} skipped" if "skipped" in logged else ""
-    return f"loss {number('loss')} | {parts}{skipped}"
+    residuals = ", ".join(f"{name} {number(name)}" for name in step.loss.parts)
+    skipped = f", {logged['skipped']} steps skipped" if "skipped" in logged else ""
+    return f"loss {number('loss')}{skipped}", f"unweighted: {residuals}"
+
+
+def _duration(seconds: float) -> str:
+    """A time in words: seconds below two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
 
 
 def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:
@@ -244,6 +254,8 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
     console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
     console.print(f"report:  {written}", soft_wrap=True)
+    sampled = shlex.join(["flowmaps", "sample", str(path), "--steps", str(pictures.steps_nearest_four(plan))])
+    console.print(f"more:    {sampled} --out samples.npz", soft_wrap=True, markup=False)
 
 
 def _measured(
@@ -265,8 +277,7 @@ def _measured(
             rows.append(row)
             progress.update(task, completed=len(rows), note=f"{title}, 100%")
             samples[title] = drawn.first(IMAGES_KEPT) if source.units.pictures else drawn
-            if not console.is_terminal:
-                console.print(f"{title}: {drawn.seconds:.1f} s")
+            console.print(tables.row_in_words(title, row), soft_wrap=True, markup=False)
     return rows, samples
 
 

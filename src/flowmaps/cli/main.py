@@ -1,5 +1,5 @@
-"""The command line: `flowmaps train | distill | encode | sample | export | evaluate | app | invert | likelihood |
-restore | average | compare | tune | doctor`.
+"""The command line: `flowmaps new | train | distill | encode | sample | export | evaluate | app | invert |
+likelihood | restore | average | compare | tune | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -8,20 +8,34 @@ option is unknown, is missing, or has a value of another type.
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
 from ..data.options import DataWarning
 from ..methods import METHODS
-from ..runs.recipes import RECIPES, ImageRecipe, Recipe, for_method
+from ..runs.recipe_files import is_recipe_file, read
+from ..runs.recipes import RECIPES, ImageRecipe, Recipe, for_method, validate
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
+from .help import (
+    BEGIN,
+    HELP,
+    HELP_ALL,
+    MORE,
+    PROGRAM,
+    asks_for_help,
+    errors_name_all_options,
+    shown_kind,
+    shown_options,
+)
 from .options import (
     TUNED_STEPS,
     Average,
@@ -32,9 +46,9 @@ from .options import (
     Encode,
     Evaluate,
     Export,
-    ImageOptions,
     Invert,
     Likelihood,
+    New,
     Restore,
     Sample,
     Train,
@@ -42,39 +56,11 @@ from .options import (
     changed_options,
     given_fields,
 )
+from .recipes import about_training, as_options, check_own_network, method_of, value_of, with_all_steps
 from .terminal import FIRST
 from .words import joined, unmarked
 
 T = TypeVar("T")
-PROGRAM = "flowmaps"
-HELP = f"""usage: {PROGRAM} COMMAND ...
-
-Learn a flow map, sample it in a few steps, measure it.
-
-  train RECIPE --check               dry run: check a recipe, and print what its training will take; nothing is written
-  train RECIPE --out DIR             train a recipe and measure it ({", ".join(RECIPES)})
-  distill --teacher NAME --data DATA --out DIR
-                                     a map of a trained model: a folder or name of diffusers, a run, module:callable
-  encode --vae NAME --data DATA --out DIR
-                                     latents of pictures, once, by an autoencoder of diffusers, to train on
-  sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
-  export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
-  evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
-  app DIR                            a page in the browser to play with a run's map
-  invert DIR --out FILE              data to noise and back, or to data of another class
-  likelihood DIR --out FILE          log densities of data
-  restore DIR --operator hide:8 --out FILE
-                                     data from observations: with a part hidden, blurred, smaller, a tomogram
-  average DIR --width 0.08 --out NEW a copy of a run with another EMA of its weights
-  compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
-  tune RECIPE --methods lsd --out DIR
-                                     the same search of settings for each method, by Optuna, resumable
-  doctor MODULE:CLASS --shape 3,32,32
-                                     examine a network of your own: derivatives, their cost, the methods for it
-
-{PROGRAM} COMMAND --help shows the options of a command; {PROGRAM} train RECIPE --help, compare RECIPE --help
-and tune RECIPE --help those of a recipe.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,6 +89,7 @@ def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "distill": _distill,
+        "new": _new,
         "sample": lambda words: _make(Sample, words),
         "export": _export,
         "encode": _encode,
@@ -116,10 +103,11 @@ def _dispatch(words: list[str]) -> None:
         "tune": _tune,
         "doctor": _doctor,
     }
-    if not words or words[0] in ("-h", "--help"):
+    if not words:
+        print(BEGIN, end="")
+        raise ValueError(f"no command given: choose one of {', '.join(commands)}.")
+    if asks_for_help(words[:1]):
         print(HELP, end="")
-        if not words:
-            raise ValueError(f"no command given: choose one of {', '.join(commands)}.")
     elif words[0] == "--version":
         from .. import __version__
 
@@ -130,25 +118,54 @@ def _dispatch(words: list[str]) -> None:
 
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None, *, about: str | None = None) -> T:
     """Parse options; of several processes the first one prints help, which begins with `about`, and errors."""
+    short = default is not None  # a command with a recipe
+    if short and asks_for_help(words):
+        default = shown_options(default, HELP_ALL in words)
+        kind, about = type(default), about or f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{MORE}"
+    elif asks_for_help(words):
+        kind = shown_kind(kind)
+    words = ["--help" if word == HELP_ALL else word for word in words]
     options = {"prog": f"{PROGRAM} {program}", "args": joined(words), "console_outputs": FIRST, "description": about}
-    return unmarked(tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options))
+    with errors_name_all_options(short):
+        return unmarked(tyro.cli(kind, **options) if default is None else tyro.cli(kind, default=default, **options))
 
 
 def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str]:
     if not words or words[0].startswith("-"):
-        if words[:1] in (["-h"], ["--help"]):
+        if asks_for_help(words[:1]):
             print(f"usage: {PROGRAM} {command} RECIPE [options]\n\nrecipes:")
             for name, recipe in RECIPES.items():
                 print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
             raise SystemExit(0)
         raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
+    if is_recipe_file(words[0]):
+        raise ValueError(f"{command} takes the name of a recipe, got the file {words[0]}, which flowmaps train takes.")
     return choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
 
 
 def _train(words: list[str]) -> None:
+    if words and is_recipe_file(words[0]):
+        file, rest, program = read(Path(words[0])), words[1:], f"train {words[0]}"
+        bare, found = file.for_method(method_of(rest, file.method))
+        return _run(program, replace(found, method=file.method), rest, ["train", words[0]], bare=bare)
     usual, rest, program = _with_recipe("train", words)
-    found = for_method(usual, _method(rest, usual))
+    found = for_method(usual, method_of(rest, usual.method))
     _run(program, replace(found, method=usual.method), rest, ["train", words[0]])
+
+
+def _new(words: list[str]) -> None:
+    name = value_of(words, "recipe", "")
+    if not name and not asks_for_help(words):
+        raise ValueError(f"new needs --recipe RECIPE, one of {', '.join(RECIPES)}.")
+    usual = choose("recipe", name or "points", RECIPES)()
+    usual = replace(for_method(usual, value_of(words, "method", usual.method)), method=usual.method)
+    given = _parse(New, words, "new", New(recipe=as_options(usual), of=name))
+    recipe = type(usual)(**vars(given.recipe))
+    validate(recipe)
+    check_own_network(recipe, usual)
+    from . import new
+
+    new.write(given.file, recipe, usual, given_fields(words))
 
 
 def _distill(words: list[str]) -> None:
@@ -159,7 +176,7 @@ def _distill(words: list[str]) -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=())
     parser.add_argument("--lora", type=int, default=0)
     known, _ = parser.parse_known_args(words)
-    if known.teacher is None and not {"-h", "--help"} & set(words):
+    if known.teacher is None and not asks_for_help(words):
         raise ValueError(
             "distill needs --teacher: a folder or name of diffusers, a folder of a run, or module:callable."
         )
@@ -169,7 +186,15 @@ def _distill(words: list[str]) -> None:
     _run("distill", usual, words, ["distill", "--teacher", usual.teacher], found)
 
 
-def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: Sequence[str] = ()) -> None:
+def _run(
+    program: str,
+    usual: Recipe,
+    rest: list[str],
+    again: list[str],
+    found: Sequence[str] = (),
+    *,
+    bare: Recipe | None = None,
+) -> None:
     """Train a recipe with the options given, or check it.
 
     Args:
@@ -178,13 +203,13 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
         rest: the options.
         again: the words with which the command begins.
         found: lines to print first.
+        bare: the recipe without what a recipe file sets; `usual` unless given.
     """
-    shown = ImageOptions(**vars(usual)) if isinstance(usual, ImageRecipe) else usual
-    asked = {"-h", "--help"} & set(rest)
-    about = _about_training(replace(usual, method=_method(rest, usual))) if asked else None
-    given = _parse(Train, rest, program, Train(recipe=shown), about=about)
-    recipe = _with_all_steps(type(usual)(**vars(given.recipe)), usual)
-    _check_own_network(recipe, usual)
+    about = about_training(replace(usual, method=method_of(rest, usual.method))) if HELP_ALL in rest else None
+    given = _parse(Train, rest, program, Train(recipe=as_options(usual)), about=about)
+    bare = usual if bare is None else bare
+    recipe = with_all_steps(type(usual)(**vars(given.recipe)), bare)
+    check_own_network(recipe, bare)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")
     if given.out is None and not given.check:
@@ -198,46 +223,6 @@ def _run(program: str, usual: Recipe, rest: list[str], again: list[str], found: 
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
     again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
-
-
-def _method(words: list[str], usual: Recipe) -> str:
-    """The method that the options name, or the recipe's own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method", default=usual.method)
-    return parser.parse_known_args([word for word in words if word not in ("-h", "--help")])[0].method
-
-
-def _check_own_network(recipe: Recipe, usual: Recipe) -> None:
-    """Refuse sizes of the recipe's networks beside --net, which takes their place."""
-    groups = ("--network.", "--unet.", "--dit.", "--backbone")
-    if recipe.net and (words := [word for word in changed_options(recipe, usual) if word.startswith(groups)]):
-        raise ValueError(
-            f"{words[0]} is of the recipe's own network, and --net {recipe.net} takes its place: leave it out."
-        )
-
-
-def _about_training(usual: Recipe) -> str:
-    """What the help of a recipe says first: what is done, and what the recipe changes of its methods' own defaults."""
-    from ..runs.changes import lines
-    from ..runs.plan import resolve
-
-    changed = "\n\n".join(lines(resolve(usual)))
-    return f"{Train.__doc__}\n\n{CHANGES}\n\n{changed}"
-
-
-CHANGES = """What this recipe sets differently from its methods (--check says it for other options, such as another
---method):"""
-
-
-def _with_all_steps(recipe: Recipe, usual: Recipe) -> Recipe:
-    """The recipe, with --steps as all its steps if they were given for a method that trains no teacher.
-
-    Only the numbers of the recipe itself are added up, so that methods with and without a teacher train equally long.
-    """
-    method = METHODS.get(recipe.method)
-    given = recipe.steps != usual.steps and recipe.teacher_steps == usual.teacher_steps
-    without = method and "teacher" not in method.stages and not recipe.warm_up_steps
-    return replace(recipe, teacher_steps=0) if without and given else recipe
 
 
 def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:

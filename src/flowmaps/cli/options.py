@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ..data import TableOptions
 from ..runs import average as averages
-from ..runs.recipes import ImageRecipe, Recipe
+from ..runs.recipes import OF_POINTS, ImageRecipe, Recipe
 from ..training import settings
 
 T = TypeVar("T")
@@ -34,6 +33,18 @@ class Train:
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
     """Dry run: check everything, print what the training will take, and write nothing."""
+
+
+@dataclass(frozen=True)
+class New:
+    """Write a recipe file, TOML: every option of a recipe with its help, those given here set and the others as
+    comments. `flowmaps train FILE --out DIR` trains it, so that a run is a file under version control."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    of: Annotated[str, tyro.conf.arg(name="recipe")]
+    """Recipe that has all that the file does not set."""
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """File to write, such as board.toml; it must not exist."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +246,6 @@ def _hiding(kind: type, title: str, names: Container[str]) -> Any:
     return make_dataclass(title, hidden, bases=(kind,), frozen=True)
 
 
-OF_POINTS = ("network", *(f.name for f in fields(TableOptions) if f.name != "held_out"))
 ImageOptions = _hiding(ImageRecipe, "ImageOptions", OF_POINTS)
 """All that a run on images depends on."""
 HIDDEN = ("name", "method", "teacher", "net", "lora", "from_run", "fsdp", "show_every", "checkpoint_every",

@@ -18,11 +18,11 @@ console = Console(highlight=False, quiet=not FIRST)
 
 
 def bar() -> Progress:
-    """A progress bar with room for a note; it is not drawn where the output is no terminal."""
+    """A progress bar with room for a note in 80 columns; it is not drawn where the output is no terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<8}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),

@@ -222,6 +222,24 @@ def _ode_of_teachers(rows: Sequence[Row]) -> list[Row]:
     return list({(row.get("teacher"), row.get("seed")): row for row in reversed(alike)}.values())
 
 
+HEADING_HEIGHT = 50 / 144
+"""Inches, of whole pixels at the resolution of image grids."""
+
+
+def add_heading(figure: Figure, text: str) -> None:
+    """Write a line above all axes, for which a figure of fixed axes, such as an image grid, becomes taller."""
+    if figure.get_layout_engine() is not None:
+        figure.suptitle(text, fontsize=11, color=INK)
+        return
+    width, height = figure.get_size_inches()
+    taller = height + HEADING_HEIGHT
+    figure.set_size_inches(width, taller)
+    for ax in figure.axes:
+        left, low, across, high = ax.get_position().bounds
+        ax.set_position((left, low * height / taller, across, high * height / taller))
+    figure.text(0.5, 1 - 0.4 * HEADING_HEIGHT / taller, text, fontsize=11, color=INK, ha="center", va="center")
+
+
 def save(figure: Figure, path: str | PathLike[str], *, dpi: int = 144) -> Path:
     """Write a figure as a PNG in one stroke: a failure leaves an old file as it was and no other beside it."""
     buffer = io.BytesIO()

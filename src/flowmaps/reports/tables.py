@@ -117,13 +117,25 @@ COLUMNS = (
 )
 
 
-ONLY_IN_REPORT = ("other cell", "FD name", "real images", "KD", "precision", "recall")
+ONLY_IN_REPORT = ("sliced W2", "other cell", "FD name", "real images", "KD", "precision", "recall")
 """Headings of the columns for which a terminal has no room."""
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """The columns for which at least one row has a value."""
     return [column for column in COLUMNS if any(column.value(row) is not None for row in rows)]
+
+
+IN_WORDS = ("KL", "above floor", "W2", "energy", "FD", "above real")
+"""Headings of the columns that are said of a row in a sentence."""
+
+
+def row_in_words(title: str, row: Row) -> str:
+    """A row of `metrics.json` in one line, such as 'map in 4 steps: KL 0.0307, W2 0.0615; 100 samples in 3.91 s'."""
+    found = [f"{column.heading} {column.show(row)}" for column in columns_of([row]) if column.heading in IN_WORDS]
+    return (
+        f"{title}: {', '.join(found) or 'diverged'}; {row['samples']:,} samples in {format_seconds(row['seconds'])} s"
+    )
 
 
 def run_table(rows: Sequence[Row], title: str) -> Table:

@@ -7,10 +7,14 @@ tuple[Annotated[int, Ge(1)], ...]         what each entry of a list must be
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import operator
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, astuple, dataclass, fields, is_dataclass
+from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -101,6 +105,22 @@ def values(group: Any) -> dict[str, Any]:
 def hints_of(kind: type) -> dict[str, Any]:
     """The annotations of a dataclass by the names of its fields, ranges included."""
     return get_type_hints(kind, include_extras=True)
+
+
+@functools.cache
+def helps_of(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass in its source, as one line, by the names of its fields."""
+    found: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        try:
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except OSError:  # made by make_dataclass, of others
+            continue
+        for field, below in pairwise(body.body):  # type: ignore[attr-defined]
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
+    return found
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ drawn of them.
 
 from .images import grid, interpolations, steps_grid
 from .inversion import Inversion, invert
+from .parts import steps_nearest_four
 from .points import map_samples
 from .previews import preview
 from .run import Pictures, draw
@@ -23,4 +24,5 @@ __all__ = [
     "preview",
     "residual_square",
     "steps_grid",
+    "steps_nearest_four",
 ]

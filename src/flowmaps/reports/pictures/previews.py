@@ -56,6 +56,8 @@ def preview(run: Run, stage: str, step: int, say: Callable[[str], None]) -> Path
     def draw() -> Path | None:
         try:
             figure = preview_figure(run.plan, stage, flow_map, run.source)
+            total = next(one.steps for one in run.plan.stages if one.name == stage)
+            figures.add_heading(figure, f"{stage}, step {step:,} of {total:,}")
             path.parent.mkdir(exist_ok=True)
             return figures.save(figure, path, dpi=96 if run.source.units.in_plane else 144)
         except Exception as error:  # of whatever kind: memory, a disk, a version

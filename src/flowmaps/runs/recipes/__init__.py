@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .checks import from_dict, validate
 from .fields import Evaluation, Network, Optimiser, Recipe
 from .found import for_method
-from .images import IMAGES, DiTNetwork, ImageEvaluation, ImageRecipe, UNetNetwork
+from .images import IMAGES, OF_POINTS, DiTNetwork, ImageEvaluation, ImageRecipe, UNetNetwork
 from .plane import checkerboard, checkerboard_long, digits, points
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -21,6 +21,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 __all__ = [
+    "OF_POINTS",
     "RECIPES",
     "DiTNetwork",
     "Evaluation",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Predicate
 
+from ...data.options import TableOptions
 from ...data.pixels import RECTANGLE
 from ...system.names import printable
 from ...training.settings import Count, CountOrZero, ShareBelowOne
@@ -116,6 +117,10 @@ class ImageRecipe(Recipe):
     unet: UNetNetwork = field(default_factory=UNetNetwork)
     dit: DiTNetwork = field(default_factory=DiTNetwork)
     evaluation: ImageEvaluation = field(default_factory=ImageEvaluation)
+
+
+OF_POINTS = ("network", *(f.name for f in fields(TableOptions) if f.name != "held_out"))
+"""The fields of a recipe that one of images does not use."""
 
 
 def cifar10(method: str, *, steps: int = 200_000) -> ImageRecipe:
