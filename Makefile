@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@out=$(RUNS); n=2; while [ -e $$out ]; do out=$(RUNS)-$$n; n=$$((n + 1)); done; \
 	if [ $$out != $(RUNS) ]; then echo "$(RUNS) exists already and is left as it is: this run goes to $$out"; fi; \
-	$(BIN)/flowmaps train checkerboard --out $$out
+	$(BIN)/flowmaps train examples/demo.toml --out $$out
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -131,11 +131,11 @@ IN_WORDS = ("KL", "above floor", "W2", "energy", "FD", "above real")
 
 
 def row_in_words(title: str, row: Row) -> str:
-    """A row of `metrics.json` in one line, such as 'map in 4 steps: KL 0.0307, W2 0.0615; 100 samples in 3.91 s'."""
+    """A row of `metrics.json` in one line, such as 'map, 4 steps: KL 0.0307, W2 0.0615; 100 samples in 3.91 s'."""
+    name = f"map, {title}" if row["sampler"] == "map" else title
     found = [f"{column.heading} {column.show(row)}" for column in columns_of([row]) if column.heading in IN_WORDS]
-    return (
-        f"{title}: {', '.join(found) or 'diverged'}; {row['samples']:,} samples in {format_seconds(row['seconds'])} s"
-    )
+    drawn = f"{row['samples']:,} samples in {format_seconds(row['seconds'])} s"
+    return f"{name}: {', '.join(found) or 'diverged'}; {drawn}"
 
 
 def run_table(rows: Sequence[Row], title: str) -> Table:
