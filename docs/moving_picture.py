@@ -1,9 +1,9 @@
-"""The moving picture of the README: a map's jumps and its teacher's steps, from the same noise, evaluation by evaluation.
+"""The moving picture of the README: jumps of a map and steps of its teacher, from the same noise.
 
     python docs/moving_picture.py runs/checkerboard docs/images/jumps.gif
 
-The three panels share a clock, the number of network evaluations so far: the map in one jump has arrived after 1, in four
-jumps after 4, and Euler's steps along the velocity of its teacher after 32.
+The three panels share a clock, the number of network evaluations so far: the map in one jump has arrived after 1, in
+four jumps after 4, and Euler's steps along the velocity of its teacher after 32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flowmaps.runs.folder import RunFolder
 from flowmaps.samplers import Jump
 from flowmaps.system.seeds import generator
 
-POINTS, TRACED = 1_500, 24
+POINTS, TRACED = 2_000, 16
 """Points of a panel, and how many of them draw their paths."""
 EULER_STEPS = 32
 LAST_FRAME, FRAME = 2_400, 110
@@ -68,7 +68,7 @@ def frame(panels: dict[str, tuple[str, Tensor]], count: int) -> Figure:
     """The panels after so many evaluations."""
     figure = Figure(figsize=(WIDTH, 0.372 * WIDTH), dpi=100)
     for k, (title, (colour, states)) in enumerate(panels.items()):
-        ax = figure.add_axes((0.006 + k / 3, 0.0, 0.3213, 0.864))
+        ax = figure.add_axes((0.006 + k / 3, 0.006, 0.3213, 0.864))
         done = min(count, len(states) - 1)
         _draw(ax, states[: done + 1].numpy(), colour)
         figure.text((k + 0.5) / 3, 0.945, title, ha="center", va="center", fontsize=11, color=INK)
@@ -81,9 +81,9 @@ def frame(panels: dict[str, tuple[str, Tensor]], count: int) -> Figure:
 
 def _draw(ax: Any, states: np.ndarray, colour: str) -> None:
     ax.add_collection(LineCollection(list(states[:, :TRACED].swapaxes(0, 1)), colors=EXACT, linewidths=0.9, zorder=1))
-    ax.scatter(*states[-1].T, s=3.5, c=colour, linewidths=0, zorder=2)
-    ax.scatter(*states[-1, :TRACED].T, s=15, c=INK, linewidths=0, zorder=3)
-    ax.set(xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), xticks=[], yticks=[], aspect="equal")
+    ax.scatter(*states[-1].T, s=3, c=colour, linewidths=0, zorder=2)
+    ax.scatter(*states[-1, :TRACED].T, s=11, c=INK, linewidths=0, zorder=3)
+    ax.set(xlim=(-1.65, 1.65), ylim=(-1.65, 1.65), xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_color(EXACT)
     ax.spines[:].set_linewidth(0.6)
 

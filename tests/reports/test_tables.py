@@ -109,3 +109,20 @@ def test_the_table_of_all_methods_is_at_most_100_columns_wide(capsys: pytest.Cap
     assert max(map(len, printed.splitlines())) <= 100
     line = next(line for line in printed.splitlines() if longest in line)
     assert line.split() == [longest, *["12.346"] * 5, "12.000", "123.5", "123.5"]
+
+
+# in words -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_and_the_conclusion_in_words():
+    teacher, fast = ROWS
+    said = "map, 4 steps: KL 0.1000, above floor 0.0993, W2 0.0700; 1,234 samples in 0.40 s"
+    assert tables.row_in_words("4 steps", {**fast, "samples": 1234}) == said
+    lost = {"sampler": "teacher", "samples": 5, "seconds": 1.0}
+    assert tables.row_in_words("teacher, euler", lost) == "teacher, euler: diverged; 5 samples in 1.00 s"
+    assert tables.conclusion([teacher, {**fast, "steps": 8, "kl": 9.0}, fast]) == (
+        "KL above floor [nats]: 0.0993 by the map in 4 steps, 0.0655 by its teacher's ODE (dopri5, 98 evaluations); "
+        "the map was 100 times as fast."
+    )
+    for rows in ([fast], [teacher], [], [{"sampler": "map", "steps": 1}, {"sampler": "teacher"}]):
+        assert tables.conclusion(rows) is None

@@ -246,16 +246,19 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
         write_atomically(path / "metrics.json", json.dumps(metrics | shown.numbers, indent=2) + "\n")
     config = values(dataclasses.replace(plan.recipe, evaluation=plan.evaluation()))
     compared = compared_with(source, getattr(plan.evaluation(), "reference_images", 0))
+    found = [] if (line := tables.conclusion(rows)) is None else [line]
     said = {
-        "notes": [*notes(folder), *compared],
+        "notes": [*notes(folder), *found, *compared],
         "changes": recipe_changes.rows(plan, source.classes, source.units.condition_dim),
     }
     written = report.write(path, f"{recipe.name}: {recipe.method}", config, rows, shown.files, **said)
     console.print(tables.run_table(rows, f"{recipe.name}, {recipe.method}"))
-    console.print(f"picture: {next(iter(shown.files.values()))}", soft_wrap=True)
-    console.print(f"report:  {written}", soft_wrap=True)
+    for line in found:
+        console.print(f"\n{line}", soft_wrap=True, markup=False)
+    drawn = ", ".join(file.name for file in shown.files.values())
+    console.print(f"\npictures: {drawn} in {path}\nreport:   {written}", soft_wrap=True, markup=False)
     sampled = shlex.join(["flowmaps", "sample", str(path), "--steps", str(pictures.steps_nearest_four(plan))])
-    console.print(f"more:    {sampled} --out samples.npz", soft_wrap=True, markup=False)
+    console.print(f"more:     {sampled} --out samples.npz", soft_wrap=True, markup=False)
 
 
 def _measured(
@@ -285,7 +288,10 @@ def _few_samples(recipe: Recipe, units: Units) -> str | None:
     """A warning that there are too few samples for values that can be reported; `None` where there are enough."""
     number = recipe.evaluation.samples
     if recipe.data == "checkerboard" and number < 100_000:
-        return "KL is biased upwards with so few samples: report values from flowmaps evaluate --samples 1000000."
+        return (
+            "KL is too large by about its floor with so few samples: read it above floor, and report values from "
+            "flowmaps evaluate --samples 1000000."
+        )
     if not units.pictures or number >= 10_000:
         return None
     singular = ", and below some 1,300 means nothing" if number < 1_300 else ""

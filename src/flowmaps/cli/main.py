@@ -137,7 +137,8 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
             for name, recipe in RECIPES.items():
                 print(f"  {name:20} {(recipe.__doc__ or '').splitlines()[0]}")
             raise SystemExit(0)
-        raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}.")
+        file = ", or a recipe file ending in .toml" if command == "train" else ""
+        raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}{file}.")
     if is_recipe_file(words[0]):
         raise ValueError(f"{command} takes the name of a recipe, got the file {words[0]}, which flowmaps train takes.")
     return choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
@@ -162,6 +163,7 @@ def _new(words: list[str]) -> None:
     given = _parse(New, words, "new", New(recipe=as_options(usual), of=name))
     recipe = type(usual)(**vars(given.recipe))
     validate(recipe)
+    choose("method", recipe.method, METHODS)
     check_own_network(recipe, usual)
     from . import new
 

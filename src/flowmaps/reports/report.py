@@ -31,7 +31,8 @@ def provenance(config: Mapping[str, Any]) -> dict[str, str]:
     )
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    command = shlex.join([*(["python", "-m", "flowmaps"] if name == "__main__.py" else [name]), *sys.argv[1:]])
     return {
         "command": command,
         "flowmaps": own,

@@ -138,6 +138,24 @@ def row_in_words(title: str, row: Row) -> str:
     return f"{name}: {', '.join(found) or 'diverged'}; {drawn}"
 
 
+def conclusion(rows: Sequence[Row]) -> str | None:
+    """The map in some four steps beside its teacher's first solver, in a sentence; `None` where one is not measured."""
+    key = quality_key(rows)
+    rated = [(row, value) for row in rows if (value := quality(row, key)) is not None]
+    teachers = [(row, value) for row, value in rated if row["sampler"] == "teacher"]
+    maps = [(row, value) for row, value in rated if row["sampler"] == "map"]
+    if not teachers or not maps:
+        return None
+    teacher, of_teacher = teachers[0]
+    own, of_map = min(maps, key=lambda pair: (abs(pair[0]["steps"] - 4), pair[0]["steps"]))
+    faster = teacher["seconds"] / max(own["seconds"], 1e-9)
+    return (
+        f"{QUALITIES[key][1]}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
+        f"{format_value(of_teacher)} by its teacher's ODE ({teacher['solver']}, {teacher['nfe']} evaluations); the map "
+        f"was {faster:,.{0 if faster >= 10 else 1}f} times as fast."
+    )
+
+
 def run_table(rows: Sequence[Row], title: str) -> Table:
     """The rows of `metrics.json` as a table for the terminal; columns that no row has a value for are left out.
 

@@ -63,7 +63,7 @@ class RecipeFile:
 
 def is_recipe_file(word: str) -> bool:
     """Whether a word of the command line names a recipe file, and not a recipe."""
-    return word.lower().endswith(SUFFIX)
+    return Path(word).suffix.lower() == SUFFIX
 
 
 # write ----------------------------------------------------------------------------------------------------------------
@@ -169,10 +169,10 @@ class _AtError(ValueError):
 
 
 def _text(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, and no recipe file.")
     if not path.exists():
         raise ValueError(f"there is no recipe file {path}: flowmaps new {path} --recipe RECIPE writes one.")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a folder or a device: give a recipe file.")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path} is no recipe file: it has more than {MAX_FILE_BYTES:,} bytes.")
     try:
@@ -188,7 +188,7 @@ def _read(content: dict[str, Any]) -> RecipeFile:
     if not isinstance(name, str):
         raise _AtError(["recipe"], f"recipe must be the name of one, got {_shown(name)}.")
     try:
-        usual = choose("recipe", name, RECIPES)()
+        usual = choose("recipe", name[:100], RECIPES)()
     except ValueError as error:
         raise _AtError(["recipe"], str(error)) from None
     hints, used, options = settings.hints_of(type(usual)), _fields(type(usual)), Options()
@@ -226,17 +226,26 @@ def _shown(value: Any) -> str:
 
 def _unknown(name: str, usual: Recipe) -> str:
     """That a name is no option, with the nearest one; an option of a group may have been written without it."""
-    kind = "images" if isinstance(usual, ImageRecipe) else "points"
-    if isinstance(usual, ImageRecipe) and name.partition(".")[0] in OF_POINTS:
-        return f"{name} is an option of points, and {usual.name} a recipe of images: leave it out."
-    known = [one for one in fields_of(usual) if one.partition(".")[0] in _fields(type(usual))]
-    asked, own = name.replace("-", "_"), {one.rpartition(".")[2]: one for one in reversed(known)}
-    near = [one for one in difflib.get_close_matches(asked, known, 1) if one != name]
-    near = near or [own[one] for one in difflib.get_close_matches(asked.rpartition(".")[2], own, 1)]
-    if not near:
-        return f"{name} is no option of a recipe of {kind}: flowmaps train {usual.name} --help-all lists them."
-    group, _, field = near[0].rpartition(".")
-    return f"{name} is no option: did you mean {field}{f' below [{group}]' if group else ''}?"
+    kind, other = ("images", "points") if isinstance(usual, ImageRecipe) else ("points", "images")
+    if name in _names(RECIPES[other]()):
+        return f"{name} is an option of {other}, and {usual.name} a recipe of {kind}: leave it out."
+    group, _, own = name.replace("-", "_").rpartition(".")
+    known = _names(usual)
+    of_group = [one for one in known if group and one.startswith(f"{group}.")]
+    for among in (of_group, known):  # the first option of each name, which may be one of a group
+        owns = {one.rpartition(".")[2]: one for one in reversed(among)}
+        if near := difflib.get_close_matches(own, owns, 1):
+            group, _, own = owns[near[0]].rpartition(".")
+            return f"{settings.shown(name)} is no option: did you mean {own}{f' below [{group}]' if group else ''}?"
+    return (
+        f"{settings.shown(name)} is no option of a recipe of {kind}: flowmaps train {usual.name} --help-all lists them."
+    )
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """The options of a recipe, such as `optimiser.batch`, and its groups of options."""
+    used = _fields(type(recipe))
+    return [name for name in (*used, *fields_of(recipe)) if name.partition(".")[0] in used]
 
 
 def _line(text: str, keys: Sequence[str]) -> int | None:

@@ -30,7 +30,8 @@ def plane(
     """Samples beside the data, and trajectories unless the map learns jumps to t = 1 alone: caption -> name, figure."""
     number = min(200_000, plan.recipe.evaluation.samples)
     data, _ = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
-    panels = {title: source.to_data(drawn.x[: len(data)]) for title, drawn in samples.items()}
+    names = {title: title if title.startswith("teacher") else f"map, {title}" for title in samples}
+    panels = {names[title]: source.to_data(drawn.x[: len(data)]) for title, drawn in samples.items()}
     made = {
         "Samples beside the data.": ("samples", figures.samples({"data": source.to_data(data)} | panels)),
     }
