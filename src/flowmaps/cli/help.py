@@ -60,7 +60,7 @@ BEGIN = f"""{PROGRAM} learns flow maps: networks that sample a flow or diffusion
   {PROGRAM} new mine.toml --recipe points --data FILE    write a recipe file for data of your own
   {PROGRAM} train mine.toml --out runs/mine              train it; --check is a dry run, --resume goes on
   {PROGRAM} sample runs/mine --steps 4 --out new.csv     draw samples from a trained map
-  {PROGRAM} distill --teacher MODEL --data DATA --out DIR    learn a map of a diffusion model of yours
+  {PROGRAM} distill --teacher MODEL --data DATA --out DIR    a map of a diffusion model of yours
 
 {PROGRAM} --help lists all commands and recipes.
 """

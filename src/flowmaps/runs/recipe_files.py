@@ -227,10 +227,10 @@ def _shown(value: Any) -> str:
 def _unknown(name: str, usual: Recipe) -> str:
     """That a name is no option, with the nearest one; an option of a group may have been written without it."""
     kind, other = ("images", "points") if isinstance(usual, ImageRecipe) else ("points", "images")
-    if name in _names(RECIPES[other]()):
+    known = _names(usual)
+    if name not in known and name in _names(RECIPES[other]()):
         return f"{name} is an option of {other}, and {usual.name} a recipe of {kind}: leave it out."
     group, _, own = name.replace("-", "_").rpartition(".")
-    known = _names(usual)
     of_group = [one for one in known if group and one.startswith(f"{group}.")]
     for among in (of_group, known):  # the first option of each name, which may be one of a group
         owns = {one.rpartition(".")[2]: one for one in reversed(among)}

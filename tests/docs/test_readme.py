@@ -1,0 +1,50 @@
+"""The README is one page: its links lead somewhere, its figures are those of results, its demo is a recipe file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from places import ROOT
+
+from flowmaps.reports.tables import above_floor, format_seconds
+from flowmaps.runs import recipe_files
+from flowmaps.runs.recipes import RECIPES
+
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "results" / "README.md").read_text()
+
+
+def test_it_is_one_page_whose_links_lead_somewhere():
+    assert README.count("\n") <= 80
+    links = re.findall(r"\]\((?!https)([^)#]+)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_table_is_that_of_the_file_of_results():
+    """Each row with the evaluations and figures of metrics.json, here and in results/README.md."""
+    rows = json.loads((ROOT / "results" / "checkerboard" / "metrics.json").read_text())["rows"]
+    lines = []
+    for row in rows:
+        numbers = [row["kl"], row["kl_floor"], above_floor(row), row["w2"]]
+        numbers = [*(f"{value:.4f}" for value in numbers), f"{row['map_error']:.1e}"]
+        seconds = format_seconds(row["seconds"]) if row["seconds"] >= 10 else f"{row['seconds']:.1f}"
+        lines.append(f"| {row['nfe']} | {' | '.join(numbers)} | {seconds} |")
+    assert all(line in RESULTS for line in lines)
+    assert sum(line in README for line in lines) >= 4
+    four, teacher = (next(row for row in rows if row.get(key) == value) for key, value in (("steps", 4), ("nfe", 92)))
+    for text in (README, RESULTS):
+        assert f"{above_floor(four) / above_floor(teacher):.2f}" in text
+        assert f"{teacher['seconds'] / four['seconds']:.0f} times faster" in text
+
+
+def test_the_demo_is_the_recipe_with_fewer_steps_and_samples():
+    demo = recipe_files.read(ROOT / "examples" / "demo.toml").for_method("lmd")[1]
+    usual = RECIPES["checkerboard"]()
+    assert demo.steps < usual.steps / 2 + 1
+    evaluation = replace(usual.evaluation, samples=50_000, points=2_500, batch=2_000)
+    assert demo == replace(usual, steps=demo.steps, evaluation=evaluation)
+    assert f"with {demo.steps:,} steps of the map and {evaluation.samples:,} samples" in RESULTS
+    assert "examples/demo.toml" in (ROOT / "Makefile").read_text()
