@@ -119,9 +119,9 @@ def _dispatch(words: list[str]) -> None:
 def _parse(kind: type[T], words: list[str], program: str, default: T | None = None, *, about: str | None = None) -> T:
     """Parse options; of several processes the first one prints help, which begins with `about`, and errors."""
     short = default is not None  # a command with a recipe
-    if short and asks_for_help(words):
-        default = shown_options(default, HELP_ALL in words)
-        kind, about = type(default), about or f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{MORE}"
+    if default is not None and asks_for_help(words):
+        default = options_shown = shown_options(default, HELP_ALL in words)
+        kind, about = type(options_shown), about or f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{MORE}"
     elif asks_for_help(words):
         kind = shown_kind(kind)
     words = ["--help" if word == HELP_ALL else word for word in words]

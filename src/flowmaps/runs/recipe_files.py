@@ -119,8 +119,8 @@ def _wrapped(line: str) -> list[str]:
     """A comment in lines of at most `WIDTH` characters; another line as it is."""
     if not line.startswith("# "):
         return [line]
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line[2:], WIDTH, initial_indent="# ", subsequent_indent="# ", **options)
+    wrapper = textwrap.TextWrapper(WIDTH, "# ", "# ", break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(line[2:])
 
 
 ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}

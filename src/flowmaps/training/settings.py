@@ -111,7 +111,7 @@ def hints_of(kind: type) -> dict[str, Any]:
 def helps_of(kind: type) -> dict[str, str]:
     """The text below each field of a dataclass in its source, as one line, by the names of its fields."""
     found: dict[str, str] = {}
-    for base in filter(is_dataclass, reversed(kind.__mro__)):
+    for base in (base for base in reversed(kind.__mro__) if is_dataclass(base)):
         try:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         except OSError:  # made by make_dataclass, of others
