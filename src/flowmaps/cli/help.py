@@ -56,11 +56,11 @@ and tune RECIPE --help the first of a recipe, with {HELP_ALL} in the place of --
 """
 BEGIN = f"""{PROGRAM} learns flow maps: networks that sample a flow or diffusion model in one to four steps.
 
-  {PROGRAM} train checkerboard --out runs/board          a first map, with its table, pictures and report
-  {PROGRAM} new mine.toml --recipe points --data FILE    write a recipe file for data of your own
-  {PROGRAM} train mine.toml --out runs/mine              train it; --check is a dry run, --resume goes on
-  {PROGRAM} sample runs/mine --steps 4 --out new.csv     draw samples from a trained map
-  {PROGRAM} distill --teacher MODEL --data DATA --out DIR    a map of a diffusion model of yours
+  {PROGRAM} train checkerboard --out runs/board        a first map: a table, pictures and a report
+  {PROGRAM} new mine.toml --recipe points --data FILE  write a recipe file for data of your own
+  {PROGRAM} train mine.toml --out runs/mine            train it; --check: a dry run, --resume: go on
+  {PROGRAM} sample runs/mine --steps 4 --out new.csv   draw samples from a trained map
+  {PROGRAM} distill --teacher MODEL --data DATA --out DIR  a map of a diffusion model of yours
 
 {PROGRAM} --help lists all commands and recipes.
 """
