@@ -71,11 +71,11 @@ def frame(panels: dict[str, tuple[str, Tensor]], count: int) -> Figure:
         ax = figure.add_axes((0.006 + k / 3, 0.006, 0.3213, 0.864))
         done = min(count, len(states) - 1)
         _draw(ax, states[: done + 1].numpy(), colour)
-        figure.text((k + 0.5) / 3, 0.945, title, ha="center", va="center", fontsize=11, color=INK)
+        figure.text((k + 0.5) / 3, 0.957, title, ha="center", va="center", fontsize=11, color=INK)
         finished = done == len(states) - 1
         words = f"{done} network evaluation{'s' * (done != 1)}{', done' if finished else ''}"
         weight = "bold" if finished else "normal"
-        figure.text((k + 0.5) / 3, 0.888, words, ha="center", va="center", fontsize=9, color=FAINT, weight=weight)
+        figure.text((k + 0.5) / 3, 0.899, words, ha="center", va="center", fontsize=9, color=FAINT, weight=weight)
     return figure
 
 
