@@ -129,4 +129,4 @@ def errors_name_all_options(short: bool) -> Iterator[None]:
         with contextlib.redirect_stderr(caught):
             yield
     finally:
-        sys.stderr.write(re.sub(r"--help((?:\x1b\[\d*m)*) {4}", rf"{HELP_ALL}\1", caught.getvalue()))
+        sys.stderr.write(re.sub(r"--help(?!-)((?:\x1b\[\d*m)*) {0,4}", rf"{HELP_ALL}\1", caught.getvalue()))
