@@ -40,6 +40,7 @@ Learn a flow map, sample it in a few steps, measure it.
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  app DIR                            a page in the browser to play with a run's map
   invert DIR --out FILE              data to noise and back, or to data of another class
   likelihood DIR --out FILE          log densities of data
   restore DIR --operator hide:8 --out FILE
@@ -128,4 +129,4 @@ def errors_name_all_options(short: bool) -> Iterator[None]:
         with contextlib.redirect_stderr(caught):
             yield
     finally:
-        sys.stderr.write(re.sub(r"--help((?:\x1b\[\d*m)*) {4}", rf"{HELP_ALL}\1", caught.getvalue()))
+        sys.stderr.write(re.sub(r"--help(?!-)((?:\x1b\[\d*m)*) {0,4}", rf"{HELP_ALL}\1", caught.getvalue()))
