@@ -111,7 +111,7 @@ def recipes() -> str:
     for name, make in RECIPES.items():
         recipe = make()
         plain = (ImageRecipe if isinstance(recipe, ImageRecipe) else Recipe)(name=name)
-        words = " ".join(changed_options(replace(recipe, name=name), plain))
+        words = re.sub(r" (?=--)", "` `", " ".join(changed_options(replace(recipe, name=name), plain)))
         about = (make.__doc__ or "").splitlines()[0]
         lines.append(f"- **`{name}`**. {about} It sets `{words}`")
     return "\n".join(lines)

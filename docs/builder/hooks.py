@@ -12,9 +12,12 @@ from builder import commands, formulas, links, reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 SOURCES: dict[str, str] = {}
 """The path in the repository of each page that is not in docs, by its path in the site."""
+SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+"""What the plugin `offline` would have pages fetch, for the search of pages that are opened from the disk."""
 PLACES = {"REFERENCE": reference.nav, "COMMANDS": commands.nav, "METHODS": commands.methods_nav}
 """What takes the place of a word of mkdocs.yml's navigation."""
 
@@ -79,3 +82,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Draw the formulas."""
     return formulas.with_mathml(html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Take the script for searches from the site, and not from elsewhere."""
+    return output.replace(SHIM, f'<script src="{get_relative_url("assets/worker.js", page.url)}"></script>')
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """The page of an error has no search."""
+    return output_content.replace(SHIM, "")
