@@ -150,9 +150,7 @@ def index() -> str:
 
 def pages() -> dict[str, str]:
     """The pages of the commands, by their path in the site."""
-    return {"reference/commands/index.md": index()} | {
-        f"reference/commands/{name}.md": page(name) for name in names()
-    }
+    return {"reference/commands/index.md": index()} | {f"reference/commands/{name}.md": page(name) for name in names()}
 
 
 def nav() -> list[dict[str, object]]:
@@ -178,5 +176,3 @@ def all_options() -> set[str]:
             found |= {word for action in one._actions for word in action.option_strings}
         found |= set(re.findall(r"--[a-z][\w.-]*", printed(name, "--help"))) if not parsers(name) else set()
     return found
-
-

@@ -8,11 +8,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from builder import commands, formulas, links, reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
+
+from builder import commands, formulas, links, reference
 
 SOURCES: dict[str, str] = {}
 """The path in the repository of each page that is not in docs, by its path in the site."""
@@ -73,9 +74,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if place.startswith("reference/"):
         return markdown
     source = SOURCES.get(place, f"docs/{place}")
-    if place.startswith("source/") and not source.endswith(".md"):
+    if place.startswith("source/"):
         page.meta["search"] = {"exclude": True}
-        return markdown
+        if not source.endswith(".md"):
+            return markdown
     return links.rewritten(markdown, source, place, reference.by_source())
 
 

@@ -1,6 +1,6 @@
 """The pictures of docs/understand, drawn from exact flows: nothing in them is trained.
 
-    python docs/builder/pictures.py           write docs/images/understand/*.png
+python docs/builder/pictures.py           write docs/images/understand/*.png
 """
 
 from __future__ import annotations

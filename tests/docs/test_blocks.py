@@ -24,6 +24,7 @@ SHORTER = [
     (r"(?<=[( ])\d_?000, 2\)", "50, 2)"),
     (r"torch\.(zeros|ones)\(1000\)", r"torch.\1(50)"),
     (r"width=\d+, depth=\d", "width=8, depth=2"),
+    ("resolution=32, width=64", "resolution=32, width=8, multipliers=(1, 1), blocks=1, attention=(), head=8"),
     (r"(?<=lr=1e-3\), )2000", "2"),
     (r"sample\((1024|5000)\)", "sample(50)"),
 ]
@@ -98,7 +99,9 @@ def pages_with_blocks() -> list[str]:
     """All pages that have blocks of Python."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
-        path.relative_to(ROOT).as_posix() for path in pages if BLOCK.search(path.read_text(encoding="utf-8")) is not None
+        path.relative_to(ROOT).as_posix()
+        for path in pages
+        if BLOCK.search(path.read_text(encoding="utf-8")) is not None
     ]
 
 

@@ -10,7 +10,8 @@ import torch
 from places import ROOT
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the covariance of")
 def test_the_lines_measure_images(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setenv("FLOWMAPS_CACHE", str(tmp_path))
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
