@@ -9,8 +9,8 @@ FRONT = "---\nsearch:\n  boost: 0.6\n---\n\n"
 """The guides come before the reference in a search."""
 HEAD = """# Reference
 
-Every public name, from its docstring. `fm` is `import flowmaps as fm`; `fm.maps` is the module `flowmaps.maps`. Modules are imported when
-they are first used.
+Every public name, from its docstring. `fm` is `import flowmaps as fm`; `fm.maps` is the module `flowmaps.maps`.
+Modules are imported when they are first used.
 
 """
 
