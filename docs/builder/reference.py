@@ -31,11 +31,11 @@ def page(one: public.Page) -> str:
     words = [FRONT + f"# {title(one.path)}"]
     if [part.path for part in one.parts] == [one.path]:
         return "\n\n".join([*words, shown(one.path, one.parts[0].names, 2)])
-    words.append(shown(one.path, (), 2))
+    own = next((part.names for part in one.parts if part.path == one.path), ())
+    words.append(shown(one.path, own, 2))
     for part in one.parts:
         if part.path != one.path:
-            words.append(f"## {part.path.rpartition('.')[2]}.py")
-        words.append(shown(part.path, part.names, 3))
+            words += [f"## {part.path.rpartition('.')[2].strip('_')}", shown(part.path, part.names, 3)]
     return "\n\n".join(words)
 
 
