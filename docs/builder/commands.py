@@ -69,12 +69,12 @@ def row(action: Action) -> str:
     value = "" if value in ("``", "`None`", "`''`") else value
     given = " ".join(f"`{name}`" for name in action.option_strings) or f"`{str(action.dest).upper()}`"
     takes = "" if action.nargs == 0 else f" {shown_type(str(action.metavar))}"
-    return f"| {given}{takes} | {value.replace('|', chr(92) + '|')} | {text} |"
+    return f"| {given}{takes} | {value} | {text} |"
 
 
 def shown_type(metavar: str) -> str:
     """What an option takes, without the word None and as text of a table."""
-    words = metavar.replace("{None}|", "").replace("|", "\\|")
+    words = metavar.replace("{None}|", "").replace("|", " or ")
     return f"`{words}`" if len(words) <= 40 else "..."
 
 

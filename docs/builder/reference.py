@@ -35,7 +35,8 @@ def page(one: public.Page) -> str:
     words.append(shown(one.path, own, 2))
     for part in one.parts:
         if part.path != one.path:
-            words += [f"## {part.path.rpartition('.')[2].strip('_')}", shown(part.path, part.names, 3)]
+            file = part.path.rpartition(".")[2]
+            words += [f"## {part.names[0] if file.startswith('_') else file}", shown(part.path, part.names, 3)]
     return "\n\n".join(words)
 
 
