@@ -61,6 +61,7 @@ class ClippedVelocity(nn.Module):
         self.net, self.limit = net, limit
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        """The velocity to the clipped data, `(B, *shape)`."""
         b, left = self.net(x, t, cond), like(1 - t, x)
         data = x + left * b
         return b + (data.clamp(-self.limit, self.limit) - data) / left.clamp_min(MIN_TIME_LEFT)
