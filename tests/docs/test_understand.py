@@ -29,7 +29,9 @@ def test_trajectories_of_the_pictures_end_where_the_exact_flow_does():
     law, x0 = pictures.LINE, torch.tensor([[-1.5], [0.2], [1.7]])
     path = pictures.trajectories(law, x0, torch.linspace(0, 1, 3))
     assert path.shape == (3, 3, 1)
-    torch.testing.assert_close(path[-1], law.flow_map(x0, torch.zeros(3), torch.ones(3), tolerance=1e-6), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        path[-1], law.flow_map(x0, torch.zeros(3), torch.ones(3), tolerance=1e-6), atol=2e-3, rtol=0
+    )
 
 
 @pytest.mark.slow
@@ -43,7 +45,8 @@ def test_the_pictures_are_drawn(tmp_path: Path):
 
 
 def test_a_formula_becomes_mathml():
-    page = '<p>with <span class="arithmatex">\\(X_{s,t} &lt; 1\\)</span> and</p><div class="arithmatex">\\[\\frac12\\]</div>'
+    inline = '<span class="arithmatex">\\(X_{s,t} &lt; 1\\)</span>'
+    page = f'<p>with {inline} and</p><div class="arithmatex">\\[\\frac12\\]</div>'
     found = formulas.with_mathml(page)
     assert found.count("<math") == 2
     assert "<msub>" in found
