@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import warnings
@@ -43,9 +44,19 @@ def parser(kind: Any, default: Any = None) -> ArgumentParser:
         return tyro.extras.get_parser(kind) if default is None else tyro.extras.get_parser(kind, default=default)
 
 
+def kind_of(name: str) -> Any:
+    """The options of a command, of `options` or of its own module; `None` if they are in neither."""
+    if hasattr(options, name.capitalize()):
+        return getattr(options, name.capitalize())
+    try:
+        return getattr(importlib.import_module(f"flowmaps.cli.{name}"), name.capitalize(), None)
+    except ModuleNotFoundError:
+        return None
+
+
 def parsers(name: str) -> dict[str, ArgumentParser]:
     """The parsers of a command by the heading of their options; a command of recipes has one for images too."""
-    kind = getattr(options, "Train" if name == "distill" else name.capitalize(), None)
+    kind = kind_of("train" if name == "distill" else name)
     if kind is None:
         return {}
     if name == "distill":
@@ -119,7 +130,7 @@ def recipes() -> str:
 
 def about(name: str) -> str:
     """What a command does, from the docstring of its options."""
-    kind = getattr(options, name.capitalize(), None)
+    kind = kind_of(name)
     if kind is None:
         return line_of_help(name)
     return re.sub(r"\s*\n\s*", " ", (kind.__doc__ or "").strip())
@@ -170,7 +181,7 @@ def methods_nav() -> list[Any]:
 
 def all_options() -> set[str]:
     """Every option of every command."""
-    found = {"--help", "--version"}
+    found = {"--help", "--help-all", "--version"}
     for name in names():
         for one in parsers(name).values():
             found |= {word for action in one._actions for word in action.option_strings}

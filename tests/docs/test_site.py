@@ -27,6 +27,7 @@ OF_OTHERS = {
     "benchmarks/class_agreement.py": ("--solver-steps", "--dopri5"),
     "examples/ddpm_cifar10": ("--reference",),
     "docs/make.py": ("--costs",),
+    "docs/play/make.py": ("--map", "--runtime"),
 }
 """Options in the pages that are of other programs."""
 
