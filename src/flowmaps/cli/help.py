@@ -40,6 +40,7 @@ Learn a flow map, sample it in a few steps, measure it.
   sample DIR --steps 4 --out FILE    samples of a trained map, as .npz, .npy, .csv, .parquet, ...
   export DIR --steps 4 --out FILE    a trained map with its sampler as one file, .onnx or .pt2
   evaluate DIR --steps 1 2 4 8       the table, metrics.json and report.html of a run
+  app DIR                            a page in the browser to play with a trained map
   invert DIR --out FILE              data to noise and back, or to data of another class
   likelihood DIR --out FILE          log densities of data
   restore DIR --operator hide:8 --out FILE
