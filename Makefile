@@ -1,6 +1,6 @@
 # make demo    train on the checkerboard, measure, write a report     make test    all checks, then the tests
 # make venv    the environment only                                   make lint    all checks without the tests
-# make dist    the wheel and the source archive, in dist/
+# make dist    the wheel and the source archive, in dist/             make docs    the site, in site/: open site/index.html
 #
 # Slow tests too, as CI runs them: make test SLOW=1. Another Python: make venv PYTHON=python3.12.
 # More for pip, such as an index with the CPU build of torch: PIP_ARGS="...".
@@ -8,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint dist format clean
+.PHONY: help venv demo test lint dist docs format clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -39,9 +39,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 
 test: lint
 	$(if $(SLOW),FLOWMAPS_ALL_CASES=1) $(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist: $(STAMP)
 	$(BIN)/python -m hatchling build
@@ -51,5 +55,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,8 @@ def text(name: str) -> Text:
         if head == "Args:":
             entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", rest, re.M)
             arguments = {key: " ".join(words.split()) for key, words in entries}
+        elif head == "Raises:":  # of the reference
+            continue
         elif head.endswith(":") and rest.startswith("    "):
             sections[head[:-1]] = " ".join(rest.split())
         elif head.startswith(("Reference: ", "References: ")):

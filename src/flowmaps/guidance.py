@@ -90,6 +90,9 @@ class Guidance:
         """The condition to train with: a copy with a share `dropout` of its rows replaced by those of `without`.
 
         If `weight` is a pair, the condition comes in a `GuidedCondition`, with a weight drawn for each row.
+
+        Raises:
+            ValueError: there is no condition, or a weight is given with it.
         """
         if cond is None:
             raise ValueError("guidance needs a condition: call objective(x1, cond=labels).")

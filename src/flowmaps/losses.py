@@ -54,6 +54,9 @@ class PseudoHuber(nn.Module):
     Args:
         scale: c, positive, in the units of the residual; unless given the paper's, 0.00054 sqrt(d) for a residual of d
             dimensions.
+
+    Raises:
+        ValueError: `scale` is not positive.
     """
 
     def __init__(self, scale: float | None = None) -> None:
@@ -73,6 +76,9 @@ class Huber(nn.Module):
 
     Args:
         scale: c, positive, in the units of the residual.
+
+    Raises:
+        ValueError: `scale` is not positive.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -93,6 +99,9 @@ class Cauchy(nn.Module):
 
     Args:
         scale: c, positive, in the units of the residual.
+
+    Raises:
+        ValueError: `scale` is not positive.
     """
 
     def __init__(self, scale: float) -> None:
@@ -159,7 +168,11 @@ class Weight(nn.Module, ABC):
 
 
 class Constant(Weight):
-    """w = value."""
+    """w = value.
+
+    Raises:
+        ValueError: `value` is not positive.
+    """
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
@@ -196,6 +209,9 @@ class StripWeight(Weight):
     """w = 1{|t - s| <= width}: rows outside the strip have weight zero (2406.07507, section 3.4).
 
     The law `times.Strip` draws inside the strip and wastes no rows; use `StripWeight` where the law of (s, t) is fixed.
+
+    Raises:
+        ValueError: `width` outside (0, 1].
     """
 
     def __init__(self, width: float) -> None:
@@ -224,6 +240,9 @@ class TowardsNoise(Weight):
 
     Args:
         power: of the first factor, positive.
+
+    Raises:
+        ValueError: `power` is not positive.
     """
 
     def __init__(self, power: float = 0.5) -> None:
@@ -240,6 +259,9 @@ class Adaptive(Weight):
     """w = (d + c)^(-power), detached (MeanFlow, 2505.13447, section 4.3).
 
     With power 1 the weighted loss stays near 1 whatever the map does: watch `Loss.parts`.
+
+    Raises:
+        ValueError: `offset` is not positive.
     """
 
     def __init__(self, power: float = 1.0, offset: float = 1e-3) -> None:
@@ -316,6 +338,9 @@ class Chain(Weight):
 
     Args:
         weights: in their order; `Adaptive` and `Learned` depend on what they are applied to.
+
+    Raises:
+        ValueError: no weight is given.
     """
 
     def __init__(self, *weights: Weight) -> None:

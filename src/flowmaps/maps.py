@@ -107,6 +107,9 @@ class Endpoint(FlowMap):
     Args:
         net: network `(x, s, t, cond=None) -> like x`.
         floor: lower bound on 1 - s.
+
+    Raises:
+        ValueError: `floor` outside (0, 1).
     """
 
     def __init__(self, net: nn.Module, floor: float = 1e-3) -> None:
@@ -158,6 +161,9 @@ class Preconditioned(nn.Module):
         data_std: sigma, the standard deviation of the data.
         scale: standard deviation of the base.
         floor: lower bound on the omega_s that multiplies the network's output.
+
+    Raises:
+        ValueError: `data_std`, `scale` or `floor` is not positive.
     """
 
     def __init__(
@@ -190,6 +196,9 @@ class Composed(FlowMap):
     Args:
         flow_map: the map of each leg.
         legs: K, at least 1.
+
+    Raises:
+        ValueError: `legs` below 1.
     """
 
     def __init__(self, flow_map: FlowMap, legs: int) -> None:
@@ -216,6 +225,9 @@ class VelocityForShortJumps(FlowMap):
     Args:
         flow_map: the map.
         step: greatest |t - s| of a jump that is an Euler step.
+
+    Raises:
+        ValueError: `step` outside [0, 1].
     """
 
     def __init__(self, flow_map: FlowMap, step: float) -> None:
@@ -240,6 +252,9 @@ class Target(FlowMap):
         flow_map: the map to copy.
         decay: make the copy an EMA of the map, of this decay in [0, 1).
         rounds: number of equal parts of training; the copy is made anew at the end of each.
+
+    Raises:
+        ValueError: `decay` outside [0, 1), `rounds` below 1, or both of them.
     """
 
     def __init__(self, flow_map: FlowMap, *, decay: float | None = None, rounds: int | None = None) -> None:

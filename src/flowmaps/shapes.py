@@ -67,7 +67,11 @@ def condition_of(label: Any, numbers: Any) -> Condition:
 
 
 def on_each(cond: Condition, fn: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to each tensor of a condition; a dict, tuple, list or dataclass stays one of its kind."""
+    """Apply a function to each tensor of a condition; a dict, tuple, list or dataclass stays one of its kind.
+
+    Raises:
+        ValueError: something in the condition is neither a tensor nor a tree of tensors.
+    """
     if cond is None:
         return None
     if isinstance(cond, Tensor):

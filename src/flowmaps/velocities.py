@@ -55,7 +55,11 @@ class RandomInputs(NamedTuple):
     counts: tuple[int, ...] = ()
 
     def rows(self, part: slice) -> RandomInputs:
-        """The inputs of some of the rows, one after the other."""
+        """The inputs of some of the rows, one after the other.
+
+        Raises:
+            ValueError: `part` has a step other than 1.
+        """
         start, stop, step = part.indices(len(self.x1))
         if step != 1:
             raise ValueError(f"a draw is cut into rows that follow each other, got a step of {step}.")
@@ -319,6 +323,9 @@ class Guided(Velocity):
         negative: the source in the place of v(none), called with the condition (autoguidance); unless given,
             `velocity` without the condition.
         interval: times between which guidance acts.
+
+    Raises:
+        ValueError: a `Guidance` together with an interval.
     """
 
     def __init__(

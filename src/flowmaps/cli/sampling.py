@@ -43,9 +43,10 @@ def sample(
     Args:
         folder: of a finished run.
         out: the file, which must not exist.
-        steps, options: as in `RunSampler.sample`.
+        steps: as in `RunSampler.sample`.
         number, label, condition, condition_file: as in `conditions.given`.
         net: as of `RunSampler`.
+        options: further ones of `RunSampler.sample`.
 
     Raises:
         ValueError: the options are not for this map, or out of range; or `out` exists.

@@ -27,10 +27,12 @@ from .terminal import console, watching
 def tune(recipe: Recipe, methods: tuple[str, ...], folder: Path, *, command: str, **options: Any) -> None:
     """Search the settings of each method; write what was found into the folder after each trial.
 
-    Arguments and errors are those of `Search`.
+    Errors are those of `Search`.
 
     Args:
+        recipe, methods, folder: as of `Search`.
         command: that resumes the search.
+        options: further arguments of `Search`.
     """
     search = Search(recipe, methods, folder, **options)
     for note in search.source.notes:

@@ -216,8 +216,9 @@ class RunSampler:
         Args:
             steps: jumps from noise to data.
             number: how many samples.
-            label, values, guidance: as in `inputs`.
+            label, values: as in `inputs`.
             seed: of the noise.
+            guidance: as in `inputs`.
             watch: progress callback.
 
         Raises:

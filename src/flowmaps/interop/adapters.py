@@ -97,6 +97,7 @@ class PathVelocity(nn.Module):
         self.scheduler, self.call = scheduler, call
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The prediction v at points z of the path, `(B, *shape)`."""
         a, s, da, ds = (like(value.to(z.dtype), z) for value in _coefficients(self.scheduler, t))
         u = self.call(net, z, t, cond)
         both = s * da - a * ds  # not zero: the noise falls against the data all the way
@@ -171,6 +172,7 @@ class DiffusersCall(nn.Module):
         self.learned_variance = learned_variance
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """What the network returns, `(B, *shape)`."""
         options = {} if cond is None else cond if isinstance(cond, Mapping) else {"class_labels": cond}
         found = net(z, t, **options)
         out = getattr(found, "sample", found)

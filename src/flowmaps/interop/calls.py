@@ -25,6 +25,7 @@ class PipelineCall(nn.Module):
         self.needs, self.learned_variance = tuple(needs), learned_variance
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """What the network returns, `(B, C, H, W)`."""
         out = net(z, timestep=t, **arguments_of(cond, self.needs), return_dict=False)[0]
         return out[:, : z.shape[1]] if self.learned_variance else out
 
@@ -42,6 +43,7 @@ class FluxCall(nn.Module):
         self.needs, self.guidance = tuple(needs), guidance
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """What the transformer returns, as latents `(B, C, H, W)`."""
         options = arguments_of(cond, self.needs)
         rows, channels, height, width = z.shape
         if height % 2 or width % 2:
@@ -94,6 +96,7 @@ class PreconditionedCall(nn.Module):
         self.call, self.data_std, self.negative = call, data_std, negative
 
     def forward(self, net: nn.Module, z: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """The denoiser D(z; sigma), `(B, *shape)`."""
         length = (sigma.square() + self.data_std**2).sqrt()
         out = self.call(net, z / like(length, z), 0.25 * sigma.log(), cond)
         gain = (-1 if self.negative else 1) * self.data_std * sigma / length
@@ -104,6 +107,7 @@ class AzulaCall(nn.Module):
     """Calls a denoiser of `azula`: the mean of its posterior, `net(z, t, **cond).mean`."""
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The mean of the denoiser's posterior, `(B, *shape)`."""
         if cond is not None and not isinstance(cond, Mapping):
             raise ValueError('a denoiser of azula takes conditions by name: pass cond={"label": labels}.')
         return net(z, t, **(cond or {})).mean

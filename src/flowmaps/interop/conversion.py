@@ -195,7 +195,11 @@ class Conversion(nn.Module):
         return None
 
     def forward(self, net: nn.Module, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        """`(B, *shape), (B,), cond -> (B, *shape)`."""
+        """`(B, *shape), (B,), cond -> (B, *shape)`.
+
+        Raises:
+            ValueError: the network returns another shape than that of its input.
+        """
         t = t.clamp(self.low, self.high)
         angle = torch.atan2(1 - t, t)
         time, scale = self.clock(angle)

@@ -44,6 +44,7 @@ class ConvertedVelocity(nn.Module):
         self.net, self.conversion = net, conversion
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        """The velocity on the linear path, `(B, *shape)`."""
         return self.conversion(self.net, x, t, cond)
 
 
@@ -60,6 +61,7 @@ class ClippedVelocity(nn.Module):
         self.net, self.limit = net, limit
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        """The velocity to the clipped data, `(B, *shape)`."""
         b, left = self.net(x, t, cond), like(1 - t, x)
         data = x + left * b
         return b + (data.clamp(-self.limit, self.limit) - data) / left.clamp_min(MIN_TIME_LEFT)
@@ -77,6 +79,7 @@ class VelocityNetwork(nn.Module):
         self.net = net
 
     def forward(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
+        """The velocity at times s, whatever t is, `(B, *shape)`."""
         return self.net(x, s, cond)
 
 
@@ -147,7 +150,11 @@ class Model:
         return models.save(self.student, folder, interpolant=self.interpolant)
 
     def to_pipeline(self) -> Any:
-        """The student as a pipeline of `diffusers`, with the VAE of the model; see `to_pipeline`."""
+        """The student as a pipeline of `diffusers`, with the VAE of the model; see `to_pipeline`.
+
+        Raises:
+            ValueError: the model does not know the shape of its samples.
+        """
         if self.shape is None:
             raise ValueError("the model does not say the shape of its samples: fm.interop.to_pipeline(student, shape).")
         return to_pipeline(self.student, self.shape, getattr(self.decode, "vae", None))

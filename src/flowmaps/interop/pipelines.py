@@ -211,6 +211,7 @@ class GuidedVelocity(nn.Module):
         self.net, self.weight, self.null = net, weight, null
 
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
+        """The guided velocity, `(B, *shape)`."""
         null = on_each(self.null, lambda value: value.to(x.device).expand(x.shape[0], *value.shape[1:]))
         away = self.net(x, t, null)
         return away + self.weight * (self.net(x, t, cond) - away)

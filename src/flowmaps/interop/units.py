@@ -69,6 +69,7 @@ class InUnits(nn.Module):
         return GuidedCondition(changed, cond.weight) if isinstance(cond, GuidedCondition) else changed
 
     def forward(self, x: Tensor) -> Tensor:
+        """Samples in the units of the data, from those of the network."""
         if self.units.pixels:
             y = x.float() * self.scale + self.shift if self.units.scale else x
             return y.round().clamp(0, 255).to(torch.uint8).movedim(1, 3)

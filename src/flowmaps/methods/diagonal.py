@@ -69,6 +69,9 @@ def reflow(
         teacher: field `(x, t, cond=None) -> like x`; not needed with `coupling=Paired()`, pairs that were made before.
         base: law of x0.
         solver, steps: the teacher's solver (see `flowmaps.solvers.integrate`).
+
+    Raises:
+        ValueError: `coupling` is given, whose pairs are not those of a flow.
     """
     coupling = options.get("coupling")
     if coupling is None:

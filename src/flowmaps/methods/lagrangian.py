@@ -292,6 +292,9 @@ def freeflow(
         teacher: field `(x, t, cond=None) -> like x`.
         stop: where gradients stop; the paper detaches the right-hand side.
         engine: how the derivative is taken.
+
+    Raises:
+        ValueError: `times` draws pairs with s > 0.
     """
     equation, velocity = Lagrangian(stop, engine), teacher_velocity(teacher, flow_map, "freeflow", options)
     path, rest = with_defaults(options, times=FromBase(), coupling=NoData(), weight=Adaptive(1.0, 1e-2))

@@ -86,6 +86,9 @@ def progressive_distillation(
         cells: number of cells, or a schedule of progress, `Halving` unless a frozen map is given.
 
     With guidance the map, and so its copies, must have learned the guided velocity before: it is not guided anew.
+
+    Raises:
+        ValueError: `cells` is no `Halving`, and no `frozen` map is given.
     """
     if frozen is None:
         if callable(cells) and not isinstance(cells, schedules.Halving):

@@ -79,6 +79,7 @@ class Network(nn.Module):
         self.head = convolution(state, "_conv_head", "_bn1")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `(B, D)` of images `(B, 3, H, W)`."""
         x = self.blocks(F.relu6(self.stem(x)))
         return F.relu6(self.head(x)).float().mean((2, 3))
 

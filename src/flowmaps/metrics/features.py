@@ -24,10 +24,14 @@ class Features(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What distances in these features are called by, such as `efficientnet-lite0 at 64 px`."""
+        ...
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """D, the number of features."""
+        ...
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Features float32 `(B, D)` of images uint8 `(B, 3, H, W)`."""
@@ -39,7 +43,9 @@ class Checksummed(Protocol):
     """A feature network with a checksum of its weights, so that its features of images may be kept in a file."""
 
     @property
-    def checksum(self) -> str: ...
+    def checksum(self) -> str:
+        """SHA-256 of the weights."""
+        ...
 
 
 def open_features(spec: str = "efficientnet-lite0") -> EfficientNetLite0 | Inception:
@@ -116,7 +122,11 @@ def spread(total: int, number: int) -> Tensor:
 
 
 def check_pixels(images: Tensor) -> None:
-    """Refuse tensors that are no images of 0..255, uint8 `(N, C, H, W)` with C of 1 or 3."""
+    """Refuse tensors that are no images of 0..255, uint8 `(N, C, H, W)` with C of 1 or 3.
+
+    Raises:
+        ValueError: the images are not uint8 `(B, 3, H, W)`.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         raise ValueError(
             f"images must be uint8 (N, C, H, W) with C of 1 or 3 and N at least 1, got {images.dtype} "

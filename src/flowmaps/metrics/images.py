@@ -59,7 +59,11 @@ class Statistics:
 
     @classmethod
     def of(cls, x: Tensor, features: str) -> Statistics:
-        """The statistics of features `(N, D)`, made by the network of that name."""
+        """The statistics of features `(N, D)`, made by the network of that name.
+
+        Raises:
+            ValueError: `x` is not of shape `(N, D)`, or has no row.
+        """
         if x.ndim != 2 or x.numel() == 0:
             raise ValueError(f"features must have shape (N, D) with N at least 1, got {tuple(x.shape)}: use extract.")
         return reduce(Statistics.join, (cls._of_block(rows, features) for rows in x.split(_BLOCK)))

@@ -109,6 +109,7 @@ class Network(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `(B, D)` of images `(B, 3, H, W)`."""
         return self.layers(x).mean((2, 3))
 
 

@@ -132,6 +132,9 @@ class Embedding(nn.Module):
         condition_dim: how many numbers `cond` has, if any; a row of NaN means none.
         guidance: whether `cond` may be a `GuidedCondition`, with a guidance weight.
         linear: class of the layers W_1 and W_2, called as `linear(inner, outer)`.
+
+    Raises:
+        ValueError: `classes` below 1.
     """
 
     def __init__(

@@ -38,6 +38,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(outer, inner))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """W x times `gain`, `(..., outer)`."""
         return F.linear(x, _cast(unit_filters(self.weight, gain), x))
 
 
@@ -49,6 +50,7 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.randn(outer, inner, size, size))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """The convolution times `gain`, `(B, outer, H, W)`."""
         return F.conv2d(x, _cast(unit_filters(self.weight, gain), x), padding=self.weight.shape[-1] // 2)
 
 
@@ -69,6 +71,7 @@ class Fixed(nn.Module):
         self.register_buffer("weight", unit_filters(layer.weight.detach()))
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """The output of the layer times `gain`."""
         if self.padding is None:
             return F.linear(x, self.weight) * gain
         return F.conv2d(x, self.weight, padding=self.padding) * gain

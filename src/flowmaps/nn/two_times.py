@@ -56,6 +56,7 @@ class SecondTime(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """The output of the layer, with the term in t - s."""
         out = self.layer(*inputs, **options)
         if self._gap is None:
             raise RuntimeError("the second time is missing: call the TwoTimes, not the network inside it.")

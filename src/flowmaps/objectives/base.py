@@ -64,8 +64,8 @@ class Objective(nn.Module, ABC):
     Args:
         flow_map: the map to train.
         interpolant: the path between base and data.
-        coupling: the law of (x0, x1); a standard normal base, independent of the data, unless given.
         times: the law of (s, t).
+        coupling: the law of (x0, x1); a standard normal base, independent of the data, unless given.
         distance: of the residual, `(B, *shape) -> (B,)`; the squared norm unless given. A module is frozen.
         weight: w_{s,t}; 1 unless given.
         guidance: classifier-free guidance, and label dropout; neither unless given.

@@ -177,6 +177,10 @@ class Sum(Objective):
     Args:
         terms: objectives of one map, interpolant and coupling; times are drawn by the law of the first.
         scales: factor of each term; 1 unless given.
+
+    Raises:
+        ValueError: a number of factors other than that of the terms, or a term with a law of its own that is not the
+            first.
     """
 
     def __init__(self, terms: list[Objective], scales: list[float] | None = None) -> None:

@@ -36,6 +36,9 @@ class VelocityMatching(Objective):
 
     On a path whose speed has no bound (`VariancePreserving`) the weight is `losses.PerSpeed` unless one is given: a few
     rows near t = 1 would be most of the loss otherwise.
+
+    Raises:
+        ValueError: a weight that vanishes at s = t, where the velocity is learned.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ class FromSource:
         self.source = source
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """A batch `(x1, cond)` of `number` rows."""
         return self.source.sample(number, generator)
 
     def position(self) -> Any:
@@ -77,6 +78,7 @@ class FromRows(FromSource):
         self.x1, self.cond = x1.detach(), on_each(cond, Tensor.detach)
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """A batch `(x1, cond)` of `number` rows, drawn with replacement."""
         rows = torch.randint(len(self.x1), (number,), generator=generator, device=self.x1.device)
         return self.x1[rows], on_each(self.cond, lambda value: value[rows])
 
@@ -103,6 +105,7 @@ class FromIterable:
         self.exact = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """The next batch `(x1, cond)` of the iterable, of the size that it has."""
         try:
             batch = self._next()
         except StopIteration:
@@ -131,6 +134,7 @@ class FromIterable:
             return next(self._iterator)
 
     def position(self) -> Any:
+        """The position in the iterable, as JSON; `None` if it does not say it."""
         if not self.exact:
             return None
         position = self.data.state_dict()  # type: ignore[attr-defined]
@@ -143,6 +147,7 @@ class FromIterable:
         return position
 
     def restore(self, position: Any) -> None:
+        """Go on from a position."""
         if self.exact and position is not None:
             self.data.load_state_dict(position)  # type: ignore[attr-defined]
         else:

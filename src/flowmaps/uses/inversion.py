@@ -74,9 +74,10 @@ def transfer(
     """Carry data from one condition to another: back to time `to` under `source`, then to data under `target`.
 
     Args:
-        flow_map, x1, to, steps, backwards: as in `invert`; `2 steps` evaluations in all.
+        flow_map, x1: as in `invert`.
         source: condition of the data, one a row.
         target: condition of the result, one a row.
+        to, steps, backwards: as in `invert`; `2 steps` evaluations in all.
 
     Returns:
         X_{to,1}(X_{1,to}(x1; source); target), `(B, *shape)`.

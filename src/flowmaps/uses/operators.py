@@ -86,6 +86,9 @@ class Matrix(Operator):
 
     Args:
         matrix: A, `(E, D)`.
+
+    Raises:
+        ValueError: `matrix` is not of shape `(E, D)`.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -119,6 +122,9 @@ class Blur(Operator):
     Args:
         kernel: `(h, w)`, of odd sizes no larger than the image.
         shape: `(C, H, W)`.
+
+    Raises:
+        ValueError: `kernel` has an even side, or is larger than the image.
     """
 
     def __init__(self, kernel: Tensor, shape: Sequence[int]) -> None:
@@ -143,6 +149,9 @@ class Downsample(Operator):
     Args:
         factor: divides height and width.
         shape: `(C, H, W)`.
+
+    Raises:
+        ValueError: `factor` does not divide the sides of the image.
     """
 
     def __init__(self, factor: int, shape: Sequence[int]) -> None:
@@ -163,6 +172,9 @@ class Radon(Operator):
     Args:
         angles: directions in radians; `torch.arange(n) * torch.pi / n` for n over half a turn.
         shape: `(C, N, N)`.
+
+    Raises:
+        ValueError: no angle, or an image that is not square.
     """
 
     def __init__(self, angles: Sequence[float] | Tensor, shape: Sequence[int]) -> None:

@@ -113,6 +113,9 @@ class PosteriorMatching(Objective):
         objective: of a map of a network that takes the observations as its condition.
         observe: draws them; `AddNoise()` unless given. A map of p(x1 | y) for y = A x1 + sigma noise takes
             `lambda x1, cond, generator: operator(x1) + sigma * torch.randn(...)`.
+
+    Raises:
+        ValueError: `objective` is no objective.
     """
 
     def __init__(self, objective: Objective, observe: Observe | None = None) -> None:
