@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
-from builder import commands, formulas, links, reference
+from builder import commands, formulas, links, notebooks, reference
 
 SOURCES: dict[str, str] = {}
 """The path in the repository of each page that is not in docs, by its path in the site."""
@@ -43,6 +43,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, place, content=text))
     for path, place in links.ROOT_PAGES.items():
         _add(path, place, files, config)
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        _add_notebook(file.src_uri, files, config)
     waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
     waiting = [(SOURCES.get(path.removeprefix("docs/"), path), text) for path, text in waiting]
     known = reference.by_source()
@@ -66,6 +68,16 @@ def _add(path: str, place: str, files: Files, config: MkDocsConfig) -> None:
         return
     SOURCES[place] = path
     files.append(File.generated(config, place, content=links.as_page(path)))
+
+
+def _add_notebook(place: str, files: Files, config: MkDocsConfig) -> None:
+    """A notebook of docs as a page with its pictures; the file itself stays beside them, to be downloaded."""
+    text, pictures = notebooks.as_page(links.DOCS / place)
+    page = links.page_of_notebook(place)
+    SOURCES[page] = f"docs/{place}"
+    files.append(File.generated(config, page, content=text))
+    for name, picture in pictures.items():
+        files.append(File.generated(config, str(PurePosixPath(place).with_name(name)), content=picture))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -1,7 +1,7 @@
 """Links of the pages: which file of the repository each leads to, and the page or file of the site that stands for it.
 
 A page of docs links as on GitHub, by paths in the repository: `../results/README.md#digits`, `../src/flowmaps/nn/`. The
-site has pages for what lies in docs; for the rest
+site has pages for what lies in docs, notebooks among it; for the rest
 
     CONTRIBUTING.md, results/README.md, ...     a page of its own (`ROOT_PAGES`)
     src/flowmaps/maps.py, src/flowmaps/uses/    the page of the reference, if the module has one
@@ -82,11 +82,16 @@ def on_site(path: str, reference: dict[str, str]) -> str | None:
     if path in reference:
         return reference[path]
     if path.startswith("docs/") and PurePosixPath(path).suffix != ".py":
-        return path.removeprefix("docs/")
+        return page_of_notebook(path.removeprefix("docs/"))
     if (ROOT / path).is_file():
         as_it_is = PurePosixPath(path).suffix in {*PICTURES, ".md"}
         return f"source/{path}" if as_it_is else f"source/{path}.md"
     return None
+
+
+def page_of_notebook(place: str) -> str:
+    """The path in the site of the page of a notebook, by the path of its file; other paths stay as they are."""
+    return f"{place.removesuffix('.ipynb')}.md" if place.endswith(".ipynb") else place
 
 
 def rewritten(text: str, page: str, place: str, reference: dict[str, str]) -> str:

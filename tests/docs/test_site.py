@@ -10,13 +10,14 @@ import re
 from functools import cache
 
 import pytest
-from builder import commands, links, public, reference
+from builder import commands, links, notebooks, public, reference
 from places import ROOT
 
 from flowmaps.cli.main import main
 
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-PAGES = [*DOCS, "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "results/README.md"]
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.ipynb"))
+PAGES = [*DOCS, *NOTEBOOKS, "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "results/README.md"]
 OF_OTHERS = {
     "pip": ("--no-deps", "--extra-index-url"),
     "torchrun": ("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--shutdown-timeout"),
@@ -34,6 +35,9 @@ OF_OTHERS = {
 
 @cache
 def text_of(page: str) -> str:
+    if page.endswith(".ipynb"):
+        text, pictures = notebooks.as_page(ROOT / page)
+        return re.sub(r"!\[.*?\]\((.*?)\)", lambda link: "" if link[1] in pictures else link[0], text)
     return (ROOT / page).read_text(encoding="utf-8")
 
 
@@ -61,7 +65,10 @@ def test_a_link_that_leads_nowhere_is_found():
 def test_every_page_has_its_place_in_the_navigation():
     nav = set(re.findall(r"([\w/.]+\.md)\b", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]))
     methods = {page for page in DOCS if page.startswith("docs/methods/")}
-    assert nav == {page.removeprefix("docs/") for page in {*DOCS} - methods} | set(links.ROOT_PAGES.values())
+    assert nav == {page.removeprefix("docs/") for page in {*DOCS} - methods} | {
+        *links.ROOT_PAGES.values(),
+        *(links.page_of_notebook(page.removeprefix("docs/")) for page in NOTEBOOKS),
+    }
     listed = re.findall(r"methods/(\w+)\.md", repr(commands.methods_nav()))
     assert sorted(listed) == sorted(page.split("/")[-1].removesuffix(".md") for page in methods)
 
