@@ -45,6 +45,7 @@ test: lint
 	$(if $(SLOW),FLOWMAPS_ALL_CASES=1) $(BIN)/python -m pytest -n logical $(if $(SLOW),,-m "not slow")
 
 docs: $(STAMP)
+	@$(BIN)/python docs/play/make.py --runtime || echo "play/index.html of this site will say that its runtime is missing"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dist: $(STAMP)
