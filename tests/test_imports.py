@@ -53,7 +53,7 @@ def test_what_is_slow_is_imported_when_it_is_used(tmp_path: Path):
 def test_the_program_says_its_help_without_what_training_imports(tmp_path: Path):
     code = "import sys\nfrom flowmaps.cli.main import main\nmain(['--help'])\n"
     done = python(f"{code}print(*{{'accelerate', 'torch.distributed.tensor', 'scipy'}} & sys.modules.keys())", tmp_path)
-    assert done.stdout.endswith("those of a recipe.\n\n"), done.stderr
+    assert done.stdout.endswith("in the place of --help all of them.\n\n"), done.stderr
 
 
 def test_the_top_level_alone_imports_nothing(tmp_path: Path):

@@ -66,7 +66,7 @@ def test_samples_are_written_with_their_conditions(tiny: Path, data: Path):
     assert drawn.kind.tolist() == ["a", "b"] * 3
     assert "outside" not in said
     said = run("sample", tiny, "--out", tiny / "far.npz", "--condition", "speed=9.5", "--number", "6")
-    assert "the value of speed outside 0 to 8" in said
+    assert "the value of speed: outside 0 to 8" in said
     arrays = np.load(tiny / "far.npz")
     assert arrays["condition"].tolist() == [[9.5]] * 6
     assert arrays["x"].shape == (6, 2)

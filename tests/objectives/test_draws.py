@@ -111,7 +111,7 @@ def test_labels_go_with_their_rows_and_are_dropped_draw_by_draw():
     loss = methods.lsd(a_map(classes=4), guidance=Guidance((1.0, 2.0), classes=4, dropout=0.5), draws=40)
     draw = loss.draw(data(), cond=labels, generator=generator(5))
     assert isinstance(draw.cond, GuidedCondition)
-    found = draw.cond.label.reshape(40, ROWS)
+    found = draw.cond.cond.reshape(40, ROWS)
     kept = found != 4
     assert torch.equal(found[kept], labels.repeat(40, 1)[kept])
     assert 0.35 < float(kept.double().mean()) < 0.65

@@ -93,9 +93,9 @@ def test_labels_are_dropped_once_a_draw(name: str):
     draw = objective.draw(x1, cond=labels, generator=generator(0))
     assert guidance.calls == [rows]
     assert isinstance(draw.cond, GuidedCondition)
-    dropped = draw.cond.label == CLASSES
+    dropped = draw.cond.cond == CLASSES
     assert abs(float(dropped.double().mean()) - share) < 4 * math.sqrt(share * (1 - share) / rows)
-    assert torch.equal(draw.cond.label[~dropped], labels[~dropped])
+    assert torch.equal(draw.cond.cond[~dropped], labels[~dropped])
     for part in (dropped[: rows // 4], dropped[rows // 4 :]):  # in both parts of a split
         assert abs(float(part.double().mean()) - share) < 4.5 * math.sqrt(share * (1 - share) / len(part))
 

@@ -203,13 +203,13 @@ def test_rows_of_a_trajectory_share_noise_condition_and_guidance_weight():
         assert draw.x0[k].equal(draw.x0[k + 2])
         assert draw.x0[k].equal(draw.x0[k + 4])
         assert draw.cond.weight[k] == draw.cond.weight[k + 4]
-        assert draw.cond.label[k].equal(draw.cond.label[k + 2])
+        assert draw.cond.cond[k].equal(draw.cond.cond[k + 2])
     zero, half = torch.zeros(6, dtype=torch.float64), torch.full((6,), 0.5, dtype=torch.float64)
     w = draw.cond.weight[:, None]
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         none = field(x, t, torch.zeros(DIM, dtype=torch.float64))
-        return none + w * (field(x, t, draw.cond.label) - none)
+        return none + w * (field(x, t, draw.cond.cond) - none)
 
     torch.testing.assert_close(draw.x1, draw.x0 + guided(draw.x0 + 0.5 * guided(draw.x0, zero), half))
 
