@@ -400,7 +400,7 @@ def test_evaluating_again_with_other_steps(board: Path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("trian checkerboard", "unknown command 'trian': did you mean 'train'? choose one of train, distill, new, sample"),
+        ("trian checkerboard", "unknown command 'trian': did you mean 'train'? choose one of train, distill, new"),
         ("", "no command given: choose one of train"),
         ("train", "train needs a recipe first: one of checkerboard"),
         ("train --out OUT checkerboard", "train needs a recipe first"),

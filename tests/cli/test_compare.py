@@ -270,6 +270,7 @@ def test_a_map_of_jumps_to_the_data_is_sampled_with_fresh_noise(tmp_path: Path):
     assert line.split("|")[4].strip() == "–"  # no ODE
 
 
+@pytest.mark.slow
 def test_pictures_of_samples_are_small(tmp_path: Path):
     many = ["--evaluation.samples", "60000", "--evaluation.steps", "1", "2", "4", "8"]
     main(["compare", "checkerboard", "--methods", "lsd", "--out", str(tmp_path), *SMALL, *many])

@@ -127,6 +127,7 @@ def test_latents(tmp_path: Path):
     assert abs(x.mean() - 3) < 2  # in the units of the data
 
 
+@pytest.mark.slow
 def test_rectangles_measured_against_images_that_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for k in range(60):
         data_cases.save(tmp_path / f"data/{'cat' if k % 2 else 'dog'}/{k}.png", data_cases.colour(k, 9, 16))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from amount import THOROUGH
 from shared_cases import NETS, SETTINGS, Noise, objective
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -144,7 +145,7 @@ def averages(settings: Optimiser) -> Optimiser:
 
 
 MUON = replace(SETTINGS, kind="muon", weight_decay=0.1)
-CASES: dict[str, Case] = {
+ALL: dict[str, Case] = {
     "mlp-adam": Case(settings=averages(SETTINGS)),
     "mlp-adamw": Case(name="meanflow", settings=replace(SETTINGS, kind="adamw", weight_decay=0.1)),
     "mlp-radam": Case(name="lmd", settings=replace(SETTINGS, kind="radam", weight_decay=0.1)),
@@ -160,6 +161,11 @@ CASES: dict[str, Case] = {
     "float16": Case(dtype=torch.float32, precision=torch.float16),
     "float16-overflow": Case(net="dit", name="lsd", dtype=torch.float32, precision=torch.float16),
 }
+
+
+THOROUGH_ALONE = ("mlp-radam", "mlp-muon", "unet-adam")
+CASES = {name: case for name, case in ALL.items() if THOROUGH or name not in THOROUGH_ALONE}
+"""All of them where slow tests run too."""
 
 
 def everything() -> dict[str, dict[str, Left]]:

@@ -342,6 +342,7 @@ def test_fsdp_learns_once_when_the_gradients_are_there() -> None:
     assert calls == ["freed"]
 
 
+@pytest.mark.slow
 def test_compilation_leaves_it_to_python() -> None:
     """A function is carried by Python at a graph break; in one graph it is refused."""
     torch.compiler.reset()

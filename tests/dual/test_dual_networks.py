@@ -144,7 +144,7 @@ def test_bfloat16_autocast(small: Any, checkpointed: bool) -> None:
     assert_same(gradients(value, net), expected, 0.05)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_in_one_graph(small: Any, checkpointed: bool) -> None:
     net, x, t = small
     net.checkpointed = checkpointed
@@ -158,7 +158,7 @@ def test_compiled_network_inside(small: Any) -> None:
     assert_same(gradients(loss(inside, x, t, True), net), gradients(loss(net, x, t, True), net))
 
 
-@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("detach", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_inductor(detach: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.GELU(approximate="tanh"), nn.LayerNorm(8), nn.Linear(8, 2))

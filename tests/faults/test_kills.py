@@ -97,6 +97,7 @@ def test_a_run_killed_thirty_times_ends_as_an_unbroken_one(unbroken: dict, tmp_p
         assert content(folder) == unbroken
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_step_is_begun_again(unbroken: dict, tmp_path: Path):
     """A folder that has a card and no checkpoint yet."""
     folder = tmp_path / "run"

@@ -54,7 +54,7 @@ def test_a_recipe_of_images_can_run(name: str):
     assert bool(step.loss.value.isfinite())
 
 
-@pairs_of(method=named(METHODS), backbone=named(["unet", "dit"]), guided={"plain": False, "guided": True})
+@pairs_of(every=4, method=named(METHODS), backbone=named(["unet", "dit"]), guided={"plain": False, "guided": True})
 def test_every_method_learns_images(method: str, backbone: Any, guided: bool):
     """Each stage moves weights of the network; labels and weights of guidance reach it."""
     recipe = replace(SMALL, method=method, backbone=backbone, guidance=(1.0, 3.0) if guided else ())
@@ -234,7 +234,7 @@ def test_a_teacher_of_guidance_knows_no_label(tmp_path: Path):
 # devices -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pairs_of(every=4, method=named(METHODS))
 def test_all_is_drawn_on_the_device_of_the_data(method: str, monkeypatch: pytest.MonkeyPatch):
     """A draw with a generator names its device; without, it would fail where the generator is on a GPU."""
     recipe = replace(SMALL, method=method, guidance=(1.0, 3.0))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from amount import named, pairs_of
 from run_cases import SETTINGS, TINY, contents, interrupt, kill, log, open_run, saved, weights
 
 from flowmaps.runs.folder import RunFolder
@@ -34,8 +35,7 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return recipe, folder
 
 
-@pytest.mark.parametrize("stop", [interrupt, kill])
-@pytest.mark.parametrize("after", [0, 2, 3, 4, 5, 8])
+@pairs_of(stop=named([interrupt, kill]), after=named([0, 2, 3, 4, 5, 8]))
 def test_a_resumed_run_is_bit_identical(
     unbroken: tuple[Recipe, Path], tmp_path: Path, after: int, stop: Callable[[Run, int], None]
 ):
