@@ -49,7 +49,10 @@ class FlowMap(nn.Module, ABC):
         return x + like(t - s, x) * self.average_velocity(x, s, t, cond)
 
     def velocity(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
-        """The instantaneous velocity v_t(x) = u_{t,t}(x), `(B, *shape)`."""
+        """The map's own velocity u_{t,t}(x), `(B, *shape)`, an estimate of b_t(x).
+
+        Arguments and errors are as in `forward`.
+        """
         check_time(t, x)
         return self.average_velocity(x, t, t, cond)
 

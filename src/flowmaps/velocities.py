@@ -88,14 +88,20 @@ class RandomInputs(NamedTuple):
 
 
 class Velocity(nn.Module, ABC):
-    """A source of velocity."""
+    """A source of velocity b_t(x).
+
+    A subclass gives `forward`; `leg` where it knows jumps; `bind` where it depends on the rows of a batch.
+    """
 
     @abstractmethod
     def forward(self, x: Batch, t: Time, cond: Condition = None) -> Batch:
         """b_t(x), `(B, *shape)`."""
 
     def leg(self, x: Batch, s: Time, t: Time, cond: Condition = None) -> Batch:
-        """The mean velocity from `x` at `s` to `t`, `(B, *shape)`."""
+        """The mean velocity from `x` at `s` to `t`, `(B, *shape)`.
+
+        Here that at `s`, as of an Euler step; a source that knows jumps overrides it.
+        """
         return self(x, s, cond)
 
     def bind(self, inputs: RandomInputs) -> Velocity | BoundVelocity:

@@ -103,7 +103,11 @@ class Latents(Source):
         return on_each(self.condition(torch.arange(number) % len(self)), Tensor.cpu)
 
     def pictures(self, rows: Tensor) -> Tensor:
-        """Some of them decoded, as pixels `(B, C, H, W)`, uint8."""
+        """The latents of some rows, by their numbers `(B,)`, decoded to pixels `(B, C, H, W)`, uint8.
+
+        Raises:
+            ValueError: there is no VAE to decode them.
+        """
         return self.units.to_pixels((self.x[rows].cpu() - self._shift.cpu()) / self._scale.cpu())
 
     def as_encoded(self) -> Latents:

@@ -39,7 +39,7 @@ def sides(resolution: Resolution) -> tuple[int, int] | None:
     """Height and width of a resolution; `None` for images as they are.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a resolution: negative, or of another form.
     """
     match = RECTANGLE.fullmatch(resolution) if isinstance(resolution, str) else None
     both = (int(match[1]), int(match[2])) if match else resolution

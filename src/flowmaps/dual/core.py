@@ -113,7 +113,7 @@ def tangent_or_zero(x: Any) -> Any:
 
 
 def values_of(x: Any) -> Any:
-    """Replace each `Dual` in `x`, also in lists, tuples and dictionaries, by its value."""
+    """Replace each `Dual` in `x`, also in lists, plain tuples (not named ones) and dictionaries, by its value."""
     if isinstance(x, Dual):
         return x.value
     if isinstance(x, list):

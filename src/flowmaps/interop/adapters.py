@@ -172,7 +172,17 @@ class DiffusersCall(nn.Module):
         self.learned_variance = learned_variance
 
     def forward(self, net: nn.Module, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """What the network returns, `(B, *shape)`."""
+        """The network's prediction, `(B, *shape)`, without a variance.
+
+        Args:
+            net: the network.
+            z: points in its own coordinates, `(B, *shape)`.
+            t: their times on its own clock, `(B,)`.
+            cond: `None`, its `class_labels`, or a dictionary of further arguments.
+
+        Raises:
+            ValueError: it returns a variance too, and `learned_variance` does not say so.
+        """
         options = {} if cond is None else cond if isinstance(cond, Mapping) else {"class_labels": cond}
         found = net(z, t, **options)
         out = getattr(found, "sample", found)

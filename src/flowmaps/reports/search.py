@@ -47,9 +47,14 @@ def table(recipe: str, methods: Mapping[str, Row], metric: str, given: str = "")
 
 
 def entries(recipe: str, methods: Mapping[str, Row], given: str = "") -> str:
-    """The lines of `FOUND` for a recipe: of each method the settings that differ from the recipe's own, if any.
+    """The text for found.py: for each method its settings where a search found better ones.
 
-    A comment says which options the search was given: the lines do not have them.
+    Where there are none it is a comment that says so.
+
+    Args:
+        recipe: name of the recipe.
+        methods: as tuned.json has them.
+        given: options that the search was given; a comment names them, as the settings do not have them.
     """
     at = f"# found with {given}, which these lines do not set\n" if given else ""
     lines = [f'    "{name}": {_python(one["settings"])},\n' for name, one in methods.items() if one["settings"]]

@@ -179,9 +179,10 @@ def describe(value: Any) -> Any:
 
 
 def known_arguments(value: Any) -> dict[str, Any]:
-    """Those arguments of an object's constructor, and of its bases' ones, that the object keeps.
+    """The arguments that an object was made with, as far as it keeps them.
 
-    They are its mapping `arguments`; else those in its mapping `config` and, for the others, its attributes.
+    They are its mapping `arguments` if it has one; else, for each argument of its constructor and its bases'
+    constructors, the entry in its `config` or the attribute of that name.
     """
     known = getattr(value, "arguments", None)
     if isinstance(known, Mapping):

@@ -28,7 +28,7 @@ class Batches(Protocol):
     """What training draws its batches from."""
 
     def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
-        """A batch `(B, *shape)` of so many rows, and its condition or `None`."""
+        """A batch `(B, *shape)` of `number` rows drawn with `generator`, and its condition or `None`."""
         ...
 
 

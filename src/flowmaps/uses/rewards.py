@@ -132,7 +132,7 @@ def tilted_samples(
 
 
 class _Tilt:
-    """r_t(x) = t r(X_{t,1}(x)) / tau and its gradient; counts evaluations of the map."""
+    """r_t(x) = t r(X_{t,1}(x)) / temperature and its gradient; counts evaluations of the map."""
 
     def __init__(self, flow_map: FlowMap, reward: Reward, cond: Condition, temperature: float) -> None:
         self.flow_map, self.reward, self.cond, self.temperature = flow_map, reward, cond, temperature

@@ -148,7 +148,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Recipe(Settings, TableOptions, Task):
-    """Options of a run: its task, first in the order of options; then how it is trained and evaluated."""
+    """All options of a run: those of its task, then how it is trained and evaluated."""
 
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = field(default=0, kw_only=True)
     """Seed of weights, batches, times and samples."""
