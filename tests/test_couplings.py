@@ -175,6 +175,7 @@ def test_carried_pairs_have_the_base_and_the_flows_law():
     assert float(torch.corrcoef(torch.cat([x0, x1], 1).mT)[0, 2]) > 0.5  # coupled, unlike independent pairs
 
 
+@pytest.mark.slow
 def test_carried_pairs_of_guided_flows_have_a_weight_for_each_row():
     def guided(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
         assert isinstance(cond, GuidedCondition)

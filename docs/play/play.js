@@ -55,8 +55,9 @@ function jump(x, s, t) {
     s: tensor(times(s), [number]),
     t: tensor(times(t), [number]),
   };
-  last = last.then(() => session.run(feeds));
-  return last.then((found) => found.samples.data);
+  const found = last.then(() => session.run(feeds));
+  last = found.catch(() => {}); // one that fails leaves the next ones their turn
+  return found.then((all) => all.samples.data);
 }
 
 /** A step of Euler's method from s to t, along the velocity of the map: that of a jump so small that it is straight. */
@@ -117,12 +118,17 @@ function update() {
   stop();
   listen();
   busy ??= (async () => {
-    for (let done = 0; done !== wanted; ) {
-      done = wanted;
-      await compute();
-      draw(shown.ends.at(-1), 1);
+    try {
+      for (let done = 0; done !== wanted; ) {
+        done = wanted;
+        await compute();
+        draw(shown.ends.at(-1), 1);
+      }
+    } catch (error) {
+      wrong(`The network could not be run (${error.message ?? error}). Change something to try again.`);
+    } finally {
+      busy = null;
     }
-    busy = null;
   })();
   return busy;
 }

@@ -76,6 +76,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--method", "lsd", "--steps", 7], "7 steps of map"),
         (["--method", "lsd", "--steps", 7, "--teacher-steps", 2], "9 steps of map"),
         (["--method", "lsd"], "20,000 steps of map"),
+        (["--method", "lsd", "--steps", 16_000], "16,000 steps of map"),  # given, though the recipe has as many
         (["--method", "pfmm", "--steps", 7], "4 steps of strip, then 3 steps of map"),
         (["--steps", 7], "4,000 steps of teacher, then 7 steps of map"),
     ],

@@ -141,6 +141,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path, capsys: pytest.Captur
 IN_STEPS = [word for word in SMALL if word not in ("--budget", "0.4")]
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_for_equal_steps_and_more_can_be_added(tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["compare", "checkerboard", "--out", str(tmp_path), *IN_STEPS, "--budget-steps", "20"]
     main([*words, "--methods", "lmd", "psd", "--seeds", "2"])

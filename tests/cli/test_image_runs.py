@@ -74,6 +74,7 @@ def test_the_small_recipe_on_the_real_images(tmp_path: Path, monkeypatch: pytest
     assert "efficientnet-lite0 at 32 px" in html
 
 
+@pytest.mark.slow
 def test_classes_of_images_are_learned_and_shown(tmp_path: Path):
     """Networks may be of the transformer, guided, on images reduced to another size."""
     options = ["--labels", "--backbone", "dit", "--dit.width", 16, "--dit.depth", 1, "--dit.heads", 2, "--dit.patch", 4]
@@ -282,6 +283,7 @@ def test_points_and_images_have_recipes_of_their_own(tmp_path: Path, image_data:
     assert "40 images of 8 x 12 pixels (height x width; the network is built for rectangles), in colour" in found
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_images(tmp_path: Path):
     few = " ".join(TINY).replace("--log-every 1 ", "").split()
     few += ["--evaluation.steps", 1, 4, "--budget-steps", 6]

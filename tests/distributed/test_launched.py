@@ -46,7 +46,7 @@ def words(folder: Path, *more: str) -> list[str]:
     return ["train", "checkerboard", "--out", str(folder), *TINY, *more]
 
 
-@pairs_of(killed=named([1, 0]), shard={"copies": False, "shares": True})
+@pairs_of(every=4, killed=named([1, 0]), shard={"copies": False, "shares": True})
 def test_when_a_process_is_killed_the_other_ends_and_says_how_to_go_on(tmp_path: Path, killed: int, shard: bool):
     """By itself, with exit code 2 and one line; the last checkpoint is good."""
     folder, given = tmp_path / "run", LONG + ["--fsdp"] * shard

@@ -186,6 +186,7 @@ def test_a_network_that_asks_for_tensors_compiles() -> None:
     torch.testing.assert_close(torch.compile(step, backend="aot_eager", fullgraph=True)(t), step(t))
 
 
+@pytest.mark.slow
 def test_einops_compiles() -> None:
     torch.manual_seed(0)
     net, x = NETWORKS["einops"]()

@@ -14,7 +14,7 @@ import flowmaps as fm
 from flowmaps import interop
 from flowmaps.interop import Model
 from flowmaps.interop.conversion import MAX_GAIN, PerGain
-from flowmaps.interop.model import VelocityNetwork, weight_of
+from flowmaps.interop.model import ClippedVelocity, VelocityNetwork, weight_of
 from flowmaps.interop.pipelines import GuidedVelocity
 from flowmaps.interpolants import Linear
 from flowmaps.losses import Weight
@@ -147,6 +147,12 @@ def test_other_predictions_have_no_weight_and_a_guided_teacher_that_of_its_own()
     assert interop.velocity(Noise()).weight is None
     guided = GuidedVelocity(interop.ddpm(Noise(), BAR).teacher, 3.0, torch.zeros(1))
     assert isinstance(weight_of(guided), PerGain)
+
+
+def test_data_that_are_clipped_bound_the_error_of_noise_and_not_the_gain_of_data():
+    noise, data = (interop.ddpm(Noise(), BAR, prediction=name).teacher for name in ("epsilon", "sample"))
+    assert weight_of(ClippedVelocity(noise, 1.0)) is None
+    assert isinstance(weight_of(ClippedVelocity(data, 1.0)), PerGain)
 
 
 def test_the_velocity_stage_of_a_run_has_the_weight():

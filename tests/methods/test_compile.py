@@ -17,7 +17,12 @@ ROUNDING = {"easy_consistency_tuning": 1e-4}
 
 QUICK = ("lmd-velocity", "lsd", "esd", "psd-uniform", "fmm", "ctm")
 """A case of each equation, of the interpolant's own derivative and of a solver; the others are slow."""
-CASES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in METHODS]
+CASES = [
+    pytest.param(name, backend, marks=[] if name in QUICK and backend == "aot_eager" else [pytest.mark.slow])
+    for backend in ("aot_eager", "inductor")
+    for name in METHODS
+    if backend == "aot_eager" or name in QUICK
+]
 
 
 def teacher(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -31,10 +36,9 @@ def gradients(objective: Objective, value: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(value, parameters, materialize_grads=True))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, backend", CASES)
 def test_compiled_equals_eager(name: str, backend: str):
-    """By the tracing of a compiled step, and by all of it, which takes minutes for all methods."""
+    """Each method by the tracing of a compiled step, forwards and backwards, and some by all of it, which takes minutes."""
     torch.compiler.reset()
     rng = generator(3)
     flow_map = AverageVelocity(Network(DIM, 1, 16, torch.float32))

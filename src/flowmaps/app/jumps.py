@@ -79,6 +79,7 @@ def jump(run: OpenRun, asked: Asked, s: float, t: float, *, along_flow: bool = T
     few = on_each(cond, lambda value: value[:PATHS])
     zero = start.new_zeros(len(start))
     with evaluating(run.flow_map):
+        run.flow_map(start, zero + s, zero + t, cond).cpu()  # the first call of a batch takes longer
         begun = time.perf_counter()
         end = run.flow_map(start, zero + s, zero + t, cond).cpu()
         seconds = time.perf_counter() - begun

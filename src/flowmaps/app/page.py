@@ -29,6 +29,8 @@ DPI = 144
 """Of pictures, at which `image_grid` draws each pixel of an image as whole ones."""
 ALL = "all in turn"
 """The choice of no class of its own."""
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
+"""Of all events that compute, so that a time that is shown is that of one alone."""
 STEPS = (1, 2, 4, 8, 16)
 """Numbers of steps to choose from."""
 
@@ -57,7 +59,8 @@ class Page:
                     self._controls()
                 with gr.Column(scale=4), gr.Tabs():
                     drawing = [self._samples(), self._jumps(), self._residuals(), self._carrying()]
-            page.load(**drawing[0], show_progress_on=drawing[0]["outputs"][1], api_visibility="private")
+            options = {"show_progress_on": drawing[0]["outputs"][1], "api_visibility": "private"}
+            page.load(**drawing[0], **options, **ONE_AT_A_TIME)
         return page
 
     # controls
@@ -240,7 +243,7 @@ class Page:
         """Have a function called by any of some events, once for the last of many in a row; progress is shown in the
         line below the picture, which stays."""
         options = {"trigger_mode": "always_last", "show_progress_on": event["outputs"][1], "api_visibility": "private"}
-        self.gr.on(triggers, **event, **options)
+        self.gr.on(triggers, **event, **options, **ONE_AT_A_TIME)
 
     def _told(self, fn: Callable[..., Iterator[Any]], others: int) -> Callable[..., Iterator[Any]]:
         """A function whose refusals are shown as a line, and leave the picture and the `others` as they are."""

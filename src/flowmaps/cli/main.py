@@ -12,7 +12,7 @@ import inspect
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -148,7 +148,8 @@ def _train(words: list[str]) -> None:
     if words and is_recipe_file(words[0]):
         file, rest, program = read(Path(words[0])), words[1:], f"train {words[0]}"
         bare, found = file.for_method(method_of(rest, file.method))
-        return _run(program, replace(found, method=file.method), rest, ["train", words[0]], bare=bare)
+        options = {"bare": bare, "set_by_file": file.options}
+        return _run(program, replace(found, method=file.method), rest, ["train", words[0]], **options)
     usual, rest, program = _with_recipe("train", words)
     found = for_method(usual, method_of(rest, usual.method))
     _run(program, replace(found, method=usual.method), rest, ["train", words[0]])
@@ -196,6 +197,7 @@ def _run(
     found: Sequence[str] = (),
     *,
     bare: Recipe | None = None,
+    set_by_file: Collection[str] = (),
 ) -> None:
     """Train a recipe with the options given, or check it.
 
@@ -206,11 +208,12 @@ def _run(
         again: the words with which the command begins.
         found: lines to print first.
         bare: the recipe without what a recipe file sets; `usual` unless given.
+        set_by_file: the fields that it sets.
     """
     about = about_training(replace(usual, method=method_of(rest, usual.method))) if HELP_ALL in rest else None
     given = _parse(Train, rest, program, Train(recipe=as_options(usual)), about=about)
     bare = usual if bare is None else bare
-    recipe = with_all_steps(type(usual)(**vars(given.recipe)), bare)
+    recipe = with_all_steps(type(usual)(**vars(given.recipe)), {*given_fields(rest), *set_by_file})
     check_own_network(recipe, bare)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
         raise ValueError("--check is for a run before it begins: leave out --resume, --resume-from and --minutes.")

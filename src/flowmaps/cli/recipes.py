@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Container
 from dataclasses import replace
 
 from ..methods import METHODS
@@ -52,12 +53,16 @@ CHANGES = """What this recipe sets differently from its methods (--check says it
 --method):"""
 
 
-def with_all_steps(recipe: Recipe, usual: Recipe) -> Recipe:
+def with_all_steps(recipe: Recipe, given: Container[str]) -> Recipe:
     """The recipe, with --steps as all its steps if they were given for a method that trains no teacher.
 
     Only the numbers of the recipe itself are added up, so that methods with and without a teacher train equally long.
+
+    Args:
+        recipe: with the options.
+        given: the fields that a command line or a recipe file sets, also to the values that they have anyway.
     """
     method = METHODS.get(recipe.method)
-    given = recipe.steps != usual.steps and recipe.teacher_steps == usual.teacher_steps
+    all_steps = "steps" in given and "teacher_steps" not in given
     without = method and "teacher" not in method.stages and not recipe.warm_up_steps
-    return replace(recipe, teacher_steps=0) if without and given else recipe
+    return replace(recipe, teacher_steps=0) if without and all_steps else recipe

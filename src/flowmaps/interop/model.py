@@ -161,15 +161,18 @@ class Model:
 
 
 def weight_of(teacher: nn.Module) -> Weight | None:
-    """The weight of losses against a teacher's velocity: `PerGain` where that comes from noise or data, not clipped.
+    """The weight of losses against a teacher's velocity: `PerGain` where that comes from noise or data.
+
+    Data that are clipped bound the errors of predicted noise, and not the factor 1 / (1 - t) of predicted data.
 
     Args:
         teacher: of a `Model`, or a map round it.
     """
-    if any(isinstance(module, ClippedVelocity) for module in teacher.modules()):
-        return None
     conversions = [module for module in teacher.modules() if isinstance(module, Conversion)]
-    return conversions[0].weight if len(conversions) == 1 else None
+    if len(conversions) != 1:
+        return None
+    clipped = any(isinstance(module, ClippedVelocity) for module in teacher.modules())
+    return None if clipped and conversions[0].prediction == "epsilon" else conversions[0].weight
 
 
 def to_pipeline(flow_map: FlowMap, shape: tuple[int, ...], vae: Any = None) -> Any:

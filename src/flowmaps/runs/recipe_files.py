@@ -11,6 +11,7 @@ An option of the command line takes the place of the file's, the file's that of 
 from __future__ import annotations
 
 import difflib
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ def written(file: str, recipe: Recipe, usual: str, given: Sequence[str]) -> str:
         usual: name of the recipe in `RECIPES` that it is made of.
         given: the fields that the file sets, such as `optimiser.learning_rate`.
     """
-    parts = [HEAD.format(file=file, recipe=_toml(usual), recipes=", ".join(RECIPES))]
+    parts = [HEAD.format(file=shlex.quote(file).replace("\n", " "), recipe=_toml(usual), recipes=", ".join(RECIPES))]
     parts = ["\n".join(line for part in parts[0].split("\n") for line in _wrapped(part))]
     names = _fields(type(recipe))
     hints = settings.hints_of(type(recipe))
