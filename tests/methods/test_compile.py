@@ -38,7 +38,7 @@ def gradients(objective: Objective, value: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name, backend", CASES)
 def test_compiled_equals_eager(name: str, backend: str):
-    """Each method by the tracing of a compiled step, forwards and backwards, and some by all of it, which takes minutes."""
+    """Each method by the tracing of a compiled step, some by all of it, which takes minutes for all."""
     torch.compiler.reset()
     rng = generator(3)
     flow_map = AverageVelocity(Network(DIM, 1, 16, torch.float32))
