@@ -57,7 +57,7 @@ def vae() -> AutoencoderKL:
 
 
 def ddpm(**options: Any) -> DDPMPipeline:
-    return DDPMPipeline(unet(), DDPMScheduler(**options))
+    return DDPMPipeline(unet(), DDPMScheduler(**{"clip_sample": False} | options))
 
 
 def zero_terminal() -> DDIMPipeline:

@@ -56,7 +56,7 @@ def test_a_ddpm_is_the_velocity_of_its_noise(k: int):
 @pytest.mark.parametrize("k", [3, 400, 950])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_scheduler_that_clips_predicted_data_makes_a_teacher_that_does(prediction: str, k: int):
-    pipeline = double(tiny.ddpm(prediction_type=prediction, clip_sample_range=0.7))
+    pipeline = double(tiny.ddpm(prediction_type=prediction, clip_sample=True, clip_sample_range=0.7))
     x, t, z, _, _ = of_steps(pipeline, k)
     expected = pipeline.scheduler.step(pipeline.unet(z, k).sample, k, z).pred_original_sample
     assert 0.05 < float((expected.abs() == 0.7).double().mean()) < 1
@@ -81,7 +81,7 @@ def test_guidance_comes_before_the_clipping():
 def test_a_scheduler_made_of_one_that_clips_need_not_clip():
     import diffusers as theirs
 
-    pipeline = tiny.ddpm()
+    pipeline = tiny.ddpm(clip_sample=True)
     pipeline.scheduler = theirs.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     assert "clipped" not in interop.diffusers(pipeline).about
 
