@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,12 @@ class GuidedVelocity(nn.Module):
 
 
 def _limit(scheduler: Any) -> float | None:
-    """The largest number that a scheduler lets its network predict of the data; `None` for any."""
+    """The largest number that a scheduler lets its network predict of the data; `None` for any.
+
+    A scheduler may keep the `clip_sample` of one that it was made from, and not clip.
+    """
+    if "clip_sample" not in inspect.signature(type(scheduler).__init__).parameters:
+        return None
     clips = scheduler.config.get("clip_sample") and not scheduler.config.get("thresholding")
     return float(scheduler.config.get("clip_sample_range", 1.0)) if clips else None
 
