@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
 import io
 import re
 import warnings
@@ -24,6 +24,7 @@ FRONT = "---\nsearch:\n  boost: 0.8\n---\n\n"
 POINTS, IMAGES = RECIPES["points"](), RECIPES["images"]()
 
 
+@functools.cache
 def printed(*words: str) -> str:
     """What the program prints for words of a command line."""
     out = io.StringIO()
@@ -45,20 +46,14 @@ def parser(kind: Any, default: Any = None) -> ArgumentParser:
 
 
 def kind_of(name: str) -> Any:
-    """The options of a command, of `options` or of its own module; `None` if they are in neither."""
-    if hasattr(options, name.capitalize()):
-        return getattr(options, name.capitalize())
-    try:
-        return getattr(importlib.import_module(f"flowmaps.cli.{name}"), name.capitalize(), None)
-    except ModuleNotFoundError:
-        return None
+    """The options of a command."""
+    return getattr(options, "Train" if name == "distill" else name.capitalize())
 
 
+@functools.cache
 def parsers(name: str) -> dict[str, ArgumentParser]:
     """The parsers of a command by the heading of their options; a command of recipes has one for images too."""
-    kind = kind_of("train" if name == "distill" else name)
-    if kind is None:
-        return {}
+    kind = kind_of(name)
     if name == "distill":
         return {"Options": parser(kind, kind(recipe=options.ImageOptions(**vars(IMAGES))))}
     if kind is options.Train:
@@ -129,11 +124,10 @@ def recipes() -> str:
 
 
 def about(name: str) -> str:
-    """What a command does, from the docstring of its options."""
-    kind = kind_of(name)
-    if kind is None:
+    """What a command does: the docstring of its options, or for one without options of its own the line of --help."""
+    if name == "distill":
         return line_of_help(name)
-    return re.sub(r"\s*\n\s*", " ", (kind.__doc__ or "").strip())
+    return re.sub(r"\s*\n\s*", " ", (kind_of(name).__doc__ or "").strip())
 
 
 def line_of_help(name: str) -> str:
@@ -145,8 +139,6 @@ def line_of_help(name: str) -> str:
 def page(name: str) -> str:
     """The page of a command."""
     parts = [FRONT + f"# flowmaps {name}", about(name)]
-    if not parsers(name):
-        return "\n\n".join([*parts, f"```text\n{printed(name, '--help').strip()}\n```"]) + "\n"
     if name in ("train", "compare", "tune"):
         parts += [f"```\nflowmaps {name} RECIPE [options]\n```", "## Recipes", recipes()]
     return "\n\n".join([*parts, tables(name)]) + "\n"
@@ -185,5 +177,4 @@ def all_options() -> set[str]:
     for name in names():
         for one in parsers(name).values():
             found |= {word for action in one._actions for word in action.option_strings}
-        found |= set(re.findall(r"--[a-z][\w.-]*", printed(name, "--help"))) if not parsers(name) else set()
     return found

@@ -43,13 +43,9 @@ def outside_fences(text: str, change: Callable[[str], str]) -> str:
 
 def targets(text: str) -> Iterator[str]:
     """The targets of the links and pictures of a page, those to other sites left out."""
-    for match in LINK.finditer(outside_fences(text, lambda part: part)):
-        if not _in_fence(text, match.start()) and not is_elsewhere(match["target"]):
+    for match in LINK.finditer(FENCE.sub("", text)):
+        if not is_elsewhere(match["target"]):
             yield match["target"]
-
-
-def _in_fence(text: str, position: int) -> bool:
-    return any(fence.start() <= position < fence.end() for fence in FENCE.finditer(text))
 
 
 def is_elsewhere(target: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from builder import public
 from builder.links import ROOT
 
@@ -66,6 +68,7 @@ def shown_function(path: str) -> str:
     return f"### fm.{name}\n\n::: {path}\n    options:\n      show_root_heading: false\n      heading_level: 4\n"
 
 
+@cache
 def by_source() -> dict[str, str]:
     """The page of each module, by the path of its file, or its folder, in the repository."""
     found = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.sampling import guide, labels_of_samples
-from ..shapes import Condition, condition_of, label_and_numbers, on_each, per_row
+from ..shapes import Condition, condition_of, label_and_numbers, on_each
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from ..uses import inversion
@@ -90,14 +90,13 @@ def carry(
     back = inversion.generate(run.flow_map, noise, other, start=to, steps=steps).cpu()
     seconds = time.perf_counter() - begun
     label = label_and_numbers(cond)[0]
-    distance = float(per_row((back - data).square()).mean().sqrt()) / (inversion.spread(data) or 1.0)
     return Carried(
         data,
         noise.cpu(),
         back,
         label if isinstance(label, Tensor) and label.ndim == 1 else None,
         target,
-        None if target is not None else distance,
+        None if target is not None else inversion.relative_error(back, data),
         seconds,
         2 * steps,
     )

@@ -29,8 +29,6 @@ DPI = 144
 """Of pictures, at which `image_grid` draws each pixel of an image as whole ones."""
 ALL = "all in turn"
 """The choice of no class of its own."""
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
-"""Of all events that compute, so that a time that is shown is that of one alone."""
 STEPS = (1, 2, 4, 8, 16)
 """Numbers of steps to choose from."""
 
@@ -59,8 +57,7 @@ class Page:
                     self._controls()
                 with gr.Column(scale=4), gr.Tabs():
                     drawing = [self._samples(), self._jumps(), self._residuals(), self._carrying()]
-            options = {"show_progress_on": drawing[0]["outputs"][1], "api_visibility": "private"}
-            page.load(**drawing[0], **options, **ONE_AT_A_TIME)
+            page.load(**drawing[0], **_computing(drawing[0]))
         return page
 
     # controls
@@ -82,8 +79,8 @@ class Page:
         )
         self.columns = [
             gr.Dropdown(
-                list(enumerate_names(self.names)), value=min(k, len(self.names) - 1), label=f"{axis} axis",
-                visible=self.two, elem_id=f"column-{axis}",
+                [(name, column) for column, name in enumerate(self.names)], value=min(k, len(self.names) - 1),
+                label=f"{axis} axis", visible=self.two, elem_id=f"column-{axis}",
             )
             for k, axis in enumerate(("horizontal", "vertical"))
         ]  # fmt: skip
@@ -240,10 +237,8 @@ class Page:
         return self.gr.Button(words, variant="primary", scale=0, min_width=130, elem_id=words)
 
     def _on(self, triggers: Sequence[Any], event: dict[str, Any]) -> None:
-        """Have a function called by any of some events, once for the last of many in a row; progress is shown in the
-        line below the picture, which stays."""
-        options = {"trigger_mode": "always_last", "show_progress_on": event["outputs"][1], "api_visibility": "private"}
-        self.gr.on(triggers, **event, **options, **ONE_AT_A_TIME)
+        """Have a function called by any of some events, once for the last of many in a row."""
+        self.gr.on(triggers, **event, **_computing(event), trigger_mode="always_last")
 
     def _told(self, fn: Callable[..., Iterator[Any]], others: int) -> Callable[..., Iterator[Any]]:
         """A function whose refusals are shown as a line, and leave the picture and the `others` as they are."""
@@ -259,9 +254,11 @@ class Page:
         return told
 
 
-def enumerate_names(names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Names and places of columns, for a list to choose from."""
-    yield from ((name, k) for k, name in enumerate(names))
+def _computing(event: dict[str, Any]) -> dict[str, Any]:
+    """Options of an event that computes: progress is shown in the line below its picture, which stays; one computes at
+    a time, so that the time that is shown is its own."""
+    shared = {"concurrency_id": "run", "concurrency_limit": 1, "api_visibility": "private"}
+    return {"show_progress_on": event["outputs"][1], **shared}
 
 
 def png(figure: Figure) -> Image:
@@ -308,7 +305,7 @@ def _learned(plan: Plan) -> str:
 def _beside(run: OpenRun, drawn: Sequence[samples.Drawn], seed: int) -> str:
     """What is beside what, in a line."""
     number = len(drawn[0].samples.x)
-    solved = any(one.title.startswith("teacher") for one in drawn)
+    solved = any(one.solved for one in drawn)
     flow = run.flow()
     kind = "images" if run.units.pictures else "points"
     words = f"{number:,} {kind} by each sampler, from the same noise, of seed {seed}"

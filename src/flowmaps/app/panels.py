@@ -53,7 +53,7 @@ def samples(run: OpenRun, drawn: Sequence[Drawn], columns: Columns = (0, 1)) -> 
     """
     if run.units.pictures:  # a second line of a title is fainter; steps_grid makes that of the teacher
         joined = {True: ", ", False: "\n"}
-        titled = {_timed(one, joined[one.title.startswith("teacher")]): one.samples for one in drawn}
+        titled = {_timed(one, joined[one.solved]): one.samples for one in drawn}
         return steps_grid(run.units, titled)
     titled = {_timed(one, "\n"): one.samples for one in drawn}
     if drawn_as_images(run):

@@ -35,6 +35,11 @@ class Drawn:
     title: str
     samples: Samples
 
+    @property
+    def solved(self) -> bool:
+        """Whether these are samples of the flow by its solver, and not of the map."""
+        return self.title == SOLVED
+
 
 def same_noise(
     run: OpenRun, asked: Asked, steps: Sequence[int] = STEPS, *, beside: bool = True, watch: Watch = quiet
@@ -76,13 +81,11 @@ def _check(run: OpenRun, asked: Asked, steps: Sequence[int]) -> None:
 
 def timings(drawn: Sequence[Drawn]) -> list[list[str]]:
     """A row for each sampler: its title, evaluations, seconds, and how many times faster than the flow's solver."""
-    solved = next((one.samples.seconds for one in drawn if one.title.startswith("teacher")), None)
+    flow = next((one.samples.seconds for one in drawn if one.solved), None)
     rows = []
     for one in drawn:
         taken = one.samples
-        faster = (
-            "" if solved is None or one.title.startswith("teacher") else f"{solved / max(taken.seconds, 1e-9):,.3g}"
-        )
+        faster = "" if flow is None or one.solved else f"{flow / max(taken.seconds, 1e-9):,.3g}"
         rows.append([one.title, str(taken.nfe), seconds_in_words(taken.seconds), faster])
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Any
@@ -57,7 +58,7 @@ def free_port(host: str = HOST, port: int | None = None) -> int:
             except socket.gaierror:
                 raise ValueError(f"this machine has no address {host}: leave --host out, or pass 0.0.0.0.") from None
             except OSError as error:
-                if error.errno in (99, 49):  # cannot assign the address: of Linux, of macOS
+                if error.errno == errno.EADDRNOTAVAIL:
                     raise ValueError(f"this machine has no address {host}: leave --host out.") from None
     what = f"ports {PORT} to {PORT + PORTS - 1} are" if port is None else f"port {port} is"
     raise ValueError(f"{what} taken by another program: pass another --port.")

@@ -38,6 +38,7 @@ from .help import (
 )
 from .options import (
     TUNED_STEPS,
+    App,
     Average,
     Compare,
     Compared,
@@ -290,7 +291,7 @@ def _evaluate(words: list[str]) -> None:
 def _app(words: list[str]) -> None:
     from . import app
 
-    given = _parse(app.App, words, "app")
+    given = _parse(App, words, "app")
     _import(given.import_module)
     app.serve(given)
 

@@ -228,6 +228,25 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class App:
+    """Open a page in the browser: samples in a few steps beside the teacher, where points go under X_{s,t}, residuals,
+    inversion and transfer, with timings. Ctrl-C ends it."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    port: int | None = None
+    """Port of the page; the first free one from 7860 on unless given."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine alone unless given; 0.0.0.0 for the network too, without a password."""
+    share: bool = False
+    """Make a public address too, by Gradio's servers."""
+    import_module: str | None = None
+    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
+    net: str = ""
+    """For a run that was trained with --net: the same `module:Class` again."""
+
+
+@dataclass(frozen=True)
 class Average:
     """Copy a finished run with another EMA of its weights, to be sampled and evaluated."""
 

@@ -62,7 +62,7 @@ def invert(given: Invert) -> None:
     evaluations = f"{2 * given.steps} evaluations each: {given.out}"
     if given.as_label is not None or given.as_condition:
         return console.print(f"{len(x):,} rows carried over in {evaluations}", soft_wrap=True)
-    share = float(error.square().mean().sqrt()) / (inversion.spread(rows.x) or 1.0)
+    share = inversion.relative_error(x, rows.x)
     console.print(f"{len(x):,} rows to time {given.to:g} and back in {evaluations}", soft_wrap=True)
     warning = "; take more --steps, or train longer" if share > inversion.MAX_ERROR else ""
     console.print(f"they come back with an error of {share:.3g} of their spread{warning}", soft_wrap=True)

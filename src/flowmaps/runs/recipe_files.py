@@ -79,8 +79,8 @@ def written(file: str, recipe: Recipe, usual: str, given: Sequence[str]) -> str:
         usual: name of the recipe in `RECIPES` that it is made of.
         given: the fields that the file sets, such as `optimiser.learning_rate`.
     """
-    parts = [HEAD.format(file=shlex.quote(file).replace("\n", " "), recipe=_toml(usual), recipes=", ".join(RECIPES))]
-    parts = ["\n".join(line for part in parts[0].split("\n") for line in _wrapped(part))]
+    head = HEAD.format(file=shlex.quote(file).replace("\n", " "), recipe=_toml(usual), recipes=", ".join(RECIPES))
+    parts = ["\n".join(wrapped for line in head.split("\n") for wrapped in _wrapped(line))]
     names = _fields(type(recipe))
     hints = settings.hints_of(type(recipe))
     groups = [name for name in names if is_dataclass(hints[name])]

@@ -116,6 +116,11 @@ def round_trip_error(flow_map: FlowMap, x1: Batch, cond: Condition = None, *, to
     return per_row((generate(flow_map, z, cond, start=to, steps=steps) - x1).square()).sqrt()
 
 
+def relative_error(back: Batch, x1: Batch) -> float:
+    """Root mean square distance of data that came back from where they were, as a share of their spread."""
+    return float(per_row((back - x1).square()).mean().sqrt()) / (spread(x1) or 1.0)
+
+
 def spread(x: Batch) -> float:
     """Root mean square distance of rows from their mean, in units of x."""
     return float(per_row((x - x.mean(0)).square()).mean().sqrt())
