@@ -64,6 +64,8 @@ def test_without_a_teacher_the_flow_is_the_maps_own(board: Path, tmp_path: Path)
     assert flow[1] == "the map's own velocity"
     x, t = torch.randn(7, 2), torch.full((7,), 0.4)
     torch.testing.assert_close(flow[0].velocity(x, t), fm.load(copied).velocity(x, t))
+    drawn = list(samples.same_noise(run, Asked(number=9), (1,)))
+    assert [(one.title, one.solved) for one in drawn] == [("1 step", False), ("own velocity, dopri5", True)]
 
 
 def test_timings_say_how_many_times_faster(board: Path):
@@ -178,7 +180,45 @@ def test_points_of_a_map_to_the_data_are_noised_data(classes: Path, tmp_path: Pa
     assert found.cond.cond.unique().tolist() == [2]
 
 
+def test_a_class_of_no_rows_is_refused_and_a_rare_one_is_found(classes: Path):
+    run = OpenRun(card_of(classes, classes.parent / "rare", method="consistency_training"))
+    source = run.source()
+    labels = torch.zeros(90, dtype=torch.int64)
+    labels[17] = 1
+    source.labels = labels  # type: ignore[attr-defined]
+    found = jumps.jump(run, Asked(number=20, label="1", guidance=2.0), 0.9, 1.0)
+    x1 = (found.start - 0.1 * found.noise) / 0.9
+    torch.testing.assert_close(x1, source.data[17].expand(20, 5), atol=1e-4, rtol=0)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="none of 16,384 draws of the data is of class 2: choose another class"):
+        jumps.jump(run, Asked(number=20, label="2", guidance=2.0), 0.9, 1.0)
+
+
+def test_a_flow_that_cannot_be_solved_leaves_the_maps_own_jumps(board: Path, monkeypatch: pytest.MonkeyPatch):
+    def failing(*_: object) -> None:
+        raise ValueError("no step resolves it")
+
+    monkeypatch.setattr(jumps, "_flow_paths", failing)
+    found = jumps.jump(OpenRun(board), Asked(number=60), 0.0, 1.0)
+    assert found.flow_paths is None
+    assert found.unsolved == "no step resolves it"
+    assert found.map_paths.isfinite().all()
+
+
 # residuals, inversion
+
+
+def test_residuals_are_of_the_class_that_is_asked_for(classes: Path):
+    run = OpenRun(classes)
+    found = squares.square(run, Asked(label="1", guidance=2.0))
+    drawn = run.data(squares.ROWS, 0, "1")
+    assert drawn is not None
+    assert drawn[1].unique().tolist() == [1]  # type: ignore[union-attr]
+    cond = GuidedCondition(drawn[1], torch.full((squares.ROWS,), 2.0))
+    x0 = run.inputs(Asked(guidance=2.0), squares.ROWS).x0
+    wanted = fm.uses.residual_square(
+        fm.load(classes), x0, drawn[0], cond=cond, interpolant=fm.interpolants.Linear(), number=squares.TIMES
+    )
+    torch.testing.assert_close(found.semigroup, wanted.semigroup)
 
 
 def test_residuals_are_those_of_the_library_on_noised_data(board: Path):
@@ -305,6 +345,8 @@ def test_a_port_that_is_taken_is_refused_and_another_is_found():
     assert server.PORT <= server.free_port() < server.PORT + server.PORTS
     with pytest.raises(ValueError, match="--port must be from 1 to 65535, got 70000"):
         server.free_port(port=70_000)
+    with pytest.raises(ValueError, match="--host must be an IPv4 address or a name, got ::1"):
+        server.serve(None, host="::1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"this machine has no address 192\.0\.2\.1"):
         server.free_port("192.0.2.1")
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..evaluation.sampling import Inputs, guide, labels_of_samples
+from ..evaluation.sampling import Inputs, guide
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..modules import evaluating
 from ..runs.stages import STRIP_WIDTH
 from ..samplers import Jump
-from ..shapes import Condition, label_and_numbers, label_of, on_each
+from ..shapes import Condition, label_of, on_each
 from ..solvers import SolverFlow
 from ..system.seeds import generator
 from ..times import grid
@@ -42,6 +42,7 @@ class Jumped:
         times: from s to t, `(T,)`.
         map_paths: of the first points at these times, by one jump each, `(T, n, *shape)`.
         flow_paths: of the flow from the same points, or `None` where there is none.
+        unsolved: why the flow could not be solved, where it could not.
         cond: conditions of the points.
         seconds: of the jump of all N points from s to t.
     """
@@ -56,6 +57,7 @@ class Jumped:
     flow_paths: Tensor | None
     cond: Condition
     seconds: float
+    unsolved: str = ""
 
 
 @torch.no_grad()
@@ -86,10 +88,16 @@ def jump(run: OpenRun, asked: Asked, s: float, t: float, *, along_flow: bool = T
     times = torch.linspace(s, t, IMAGE_TIMES if run.units.pictures else PATH_TIMES)
     paths = _map_paths(run.flow_map, start[:PATHS], times, few)
     flow = run.flow(asked.guidance) if along_flow and s != t else None
-    solved = None if flow is None else _flow_paths(flow[0], start[:PATHS], times, label_of(few)).cpu()
-    return Jumped(
+    solved, unsolved = None, ""
+    if flow is not None:
+        try:
+            solved = _flow_paths(flow[0], start[:PATHS], times, label_of(few)).cpu()
+        except ValueError as error:  # the map's own jumps are shown all the same
+            unsolved = str(error)
+    found = Jumped(
         s, t, inputs.x0.cpu(), start.cpu(), end, times, paths.cpu(), solved, on_each(cond, Tensor.cpu), seconds
     )
+    return replace(found, unsolved=unsolved)
 
 
 def check_jump(run: OpenRun, s: float, t: float) -> None:
@@ -128,15 +136,7 @@ def _points_at(run: OpenRun, asked: Asked, inputs: Inputs, s: float) -> tuple[Te
 def _noised_data(run: OpenRun, asked: Asked, x0: Tensor, s: float) -> tuple[Tensor, Condition]:
     """Points of the path at time s between noise and data of the class that is asked for, and their conditions."""
     random = generator(asked.seed, PATH_STREAM)
-    x1, cond = run.source().sample(len(x0), random)
-    label = label_and_numbers(cond)[0]
-    if asked.label is not None and isinstance(label, Tensor):
-        wanted = labels_of_samples(run.units, 1, asked.label)
-        while not bool((found := label == wanted).any()):
-            x1, cond = run.source().sample(len(x0), random)
-            label = label_and_numbers(cond)[0]
-        turn = found.nonzero()[:, 0][torch.arange(len(x0)) % int(found.sum())]
-        x1, cond = x1[turn], on_each(cond, lambda value: value[turn])
+    x1, cond = run.data_of(asked.label, len(x0), random)
     cond = cond if asked.guidance is None else guide(run.plan.recipe, cond, len(x0), asked.guidance)
     latent = torch.randn(x0.shape, generator=random).to(x0) if run.plan.interpolant.noisy else None
     x = run.plan.interpolant.point(x0, x1.to(x0), x0.new_full((len(x0),), s), latent)

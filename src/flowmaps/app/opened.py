@@ -8,20 +8,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..data import Source
-from ..evaluation.sampling import Inputs, RunSampler
+from ..evaluation.sampling import Inputs, RunSampler, labels_of_samples
 from ..guidance import AtWeight
 from ..maps import FlowMap
 from ..methods import Jumps
-from ..shapes import Condition, on_each
+from ..shapes import Condition, label_and_numbers, on_each
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 
 IMAGES, POINTS = 10, 2_000
 """Samples, unless their number is given."""
+TEACHER = "its teacher"
+"""What the flow of a teacher is of, in a sentence."""
 DATA_STREAM = 24  # of the seed
+DRAWS, TRIES = 256, 64
+"""Draws of the data in which a row of a class is looked for, and how often."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class OpenRun:
         self.sampler = RunSampler(folder, net)
         self.plan, self.units, self.device = self.sampler.plan, self.sampler.units, self.sampler.device
         self.flow_map = self.sampler.flow_map
-        self._source: Source | None = None
+        self._source: Source | Exception | None = None
 
     @property
     def folder(self) -> Path:
@@ -70,7 +75,7 @@ class OpenRun:
         return self.sampler.folder.path
 
     def source(self, watch: Watch = quiet) -> Source:
-        """The data of the run, on the CPU; they are read once.
+        """The data of the run, on the CPU; they are read once, and asked for in vain once.
 
         Args:
             watch: progress callback of the reading.
@@ -79,14 +84,43 @@ class OpenRun:
             ValueError: they cannot be read, or have changed since.
         """
         if self._source is None:
-            self._source = self.sampler.folder.open_source(watch).to("cpu")
+            try:
+                self._source = self.sampler.folder.open_source(watch).to("cpu")
+            except (ValueError, OSError) as error:
+                self._source = error
+        if isinstance(self._source, Exception):
+            raise self._source
         return self._source
 
-    def data(self, number: int, seed: int) -> tuple[Tensor, Condition] | None:
-        """Draws of the data in the network's coordinates, and their conditions; `None` where no data can be read."""
+    def data(self, number: int, seed: int, label: str | None = None) -> tuple[Tensor, Condition] | None:
+        """Draws of the data, of a class where one is given, in the network's coordinates, and their conditions; `None`
+        where no data can be read."""
         with contextlib.suppress(ValueError, OSError):
-            return self.source().sample(number, generator(seed, DATA_STREAM))
+            return self.data_of(label, number, generator(seed, DATA_STREAM))
         return None
+
+    def data_of(self, label: str | None, number: int, random: torch.Generator) -> tuple[Tensor, Condition]:
+        """Draws of the data of a class, some of them several times where the class is rare, and their conditions.
+
+        Args:
+            label: the class by its name; `None` for data of all classes.
+            number: of draws.
+            random: their source.
+
+        Raises:
+            ValueError: the data cannot be read, or none of many draws is of the class.
+        """
+        x1, cond = self.source().sample(number, random)
+        if label is None or not isinstance(label_and_numbers(cond)[0], Tensor):
+            return x1, cond
+        wanted, size = labels_of_samples(self.units, 1, label), max(number, DRAWS)
+        for _ in range(TRIES):
+            found = (label_and_numbers(cond)[0] == wanted).nonzero()[:, 0]
+            if len(found):
+                turn = found[torch.arange(number) % len(found)]
+                return x1[turn], on_each(cond, lambda value: value[turn])  # noqa: B023  (called at once)
+            x1, cond = self.source().sample(size, random)
+        raise ValueError(f"none of {TRIES * size:,} draws of the data is of class {label}: choose another class.")
 
     @cached_property
     def _teacher(self) -> FlowMap | None:
@@ -103,7 +137,7 @@ class OpenRun:
         if self._teacher is not None:
             teacher = self.plan.as_sampled(self.flow_map, self._teacher, guidance)[1]
             assert teacher is not None
-            return teacher, "its teacher"
+            return teacher, TEACHER
         if self.plan.method.jumps in (Jumps.ANY, Jumps.NONE):
             own = self.flow_map if guidance is None else AtWeight(self.flow_map, guidance)
             return own, "the map's own velocity"

@@ -165,6 +165,7 @@ class Page:
             number = f"{len(found.start):,} {'images' if self.run.units.pictures else 'points'}"
             seconds = samples.seconds_in_words(found.seconds)
             words = f"one jump of {number} from s = {s:g} to t = {t:g}, noise of seed {asked.seed}: {seconds}"
+            words += f"; without the flow, which cannot be solved: {found.unsolved}" if found.unsolved else ""
             yield (
                 png(panels.jumped(self.run, found, columns, "" if flow is None else f"flow of {flow[1]}")),
                 _said(words),
@@ -305,10 +306,5 @@ def _learned(plan: Plan) -> str:
 def _beside(run: OpenRun, drawn: Sequence[samples.Drawn], seed: int) -> str:
     """What is beside what, in a line."""
     number = len(drawn[0].samples.x)
-    solved = any(one.solved for one in drawn)
-    flow = run.flow()
     kind = "images" if run.units.pictures else "points"
-    words = f"{number:,} {kind} by each sampler, from the same noise, of seed {seed}"
-    if solved and flow is not None and flow[1] != "its teacher":
-        words += f"; “teacher” is the flow of {flow[1]}, as {run.plan.method.name} has no teacher"
-    return _said(words)
+    return _said(f"{number:,} {kind} by each sampler, from the same noise, of seed {seed}")

@@ -10,15 +10,15 @@ from typing import TypeVar
 from ..evaluation.sampling import Samples, ode_sampler, sample, steps_in_words
 from ..shapes import label_of
 from ..system.progress import Watch, quiet
-from .opened import Asked, OpenRun
+from .opened import TEACHER, Asked, OpenRun
 
 T = TypeVar("T")
 STEPS = (1, 2, 4, 8)
 """Numbers of steps to show, unless they are given."""
 MAX_STEPS, MAX_SAMPLES = 128, 20_000
 """Most steps and samples of a page; `flowmaps sample` takes more."""
-SOLVED = "teacher, dopri5"
-"""The title of the flow's solver."""
+SOLVED = {True: "teacher, dopri5", False: "own velocity, dopri5"}
+"""The title of the flow's solver: of the teacher, or of the map's own velocity."""
 TOLERANCE = 1e-5
 """Relative and absolute, of dopri5."""
 
@@ -30,15 +30,12 @@ class Drawn:
     Attributes:
         title: of the sampler, such as "4 steps" or "teacher, dopri5".
         samples: with the seconds and network evaluations that they took.
+        solved: whether they are of the flow by its solver, and not of the map.
     """
 
     title: str
     samples: Samples
-
-    @property
-    def solved(self) -> bool:
-        """Whether these are samples of the flow by its solver, and not of the map."""
-        return self.title == SOLVED
+    solved: bool = False
 
 
 def same_noise(
@@ -64,8 +61,9 @@ def same_noise(
     if beside and (flow := run.flow(asked.guidance)) is not None:
         solver = ode_sampler(flow[0].velocity, rtol=TOLERANCE, atol=TOLERANCE)
         options = {"chunk": run.plan.recipe.evaluation.batch, "device": run.device}
-        watch(SOLVED, 0.0)
-        yield Drawn(SOLVED, sample(solver, inputs._replace(cond=label_of(inputs.cond)), **options, title=SOLVED))
+        title = SOLVED[flow[1] == TEACHER]
+        watch(title, 0.0)
+        yield Drawn(title, sample(solver, inputs._replace(cond=label_of(inputs.cond)), **options, title=title), True)
 
 
 def _check(run: OpenRun, asked: Asked, steps: Sequence[int]) -> None:

@@ -48,7 +48,7 @@ def free_port(host: str = HOST, port: int | None = None) -> int:
     if port is not None and not 1 <= port <= 65_535:
         raise ValueError(f"--port must be from 1 to 65535, got {port}.")
     for tried in range(PORT, PORT + PORTS) if port is None else (port,):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
+        with socket.socket() as place:
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 place.bind((host, tried))
@@ -74,9 +74,11 @@ def serve(run: OpenRun, *, host: str = HOST, port: int | None = None, share: boo
         share: whether Gradio makes a public address too.
 
     Raises:
-        ValueError: Gradio is not installed, or the port is taken.
+        ValueError: Gradio is not installed, the address is of IPv6, or the port is taken.
     """
     gradio = import_gradio()
+    if ":" in host:
+        raise ValueError(f"--host must be an IPv4 address or a name, got {host}: pass 127.0.0.1, or 0.0.0.0 for all.")
     free_port(host, port)  # which refuses a port at once
     from .page import Page  # which imports matplotlib
 
@@ -85,6 +87,8 @@ def serve(run: OpenRun, *, host: str = HOST, port: int | None = None, share: boo
     mono = [gradio.themes.Font(name) for name in ("ui-monospace", "Menlo", "Liberation Mono", "monospace")]
     theme = gradio.themes.Default(primary_hue="blue", font=font, font_mono=mono)  # no font from the network
     options = {"share": share, "theme": theme, "css": CSS, "quiet": True, "prevent_thread_lock": True}
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server, which no proxy reaches
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", HOST, host)))
     options |= {"ssr_mode": False, "footer_links": [], "enable_monitoring": False}
     for left in reversed(range(TRIES)):
         found = free_port(host, port)

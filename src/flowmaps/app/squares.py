@@ -32,7 +32,7 @@ def square(run: OpenRun, asked: Asked, watch: Watch = quiet) -> ResidualSquare:
             f"{longest}."
         )
     rows, number = (IMAGE_ROWS, IMAGE_TIMES) if run.units.pictures else (ROWS, TIMES)
-    data = None if plan.interpolant.noisy else run.data(rows, asked.seed)
+    data = None if plan.interpolant.noisy else run.data(rows, asked.seed, asked.label)
     inputs = run.inputs(asked, rows)
     options = {}
     if data is not None:
