@@ -80,6 +80,7 @@ NOTES = (
     "meanflow as l tends to 0.",
     "Consistency training and distillation tend to the Eulerian equation at t = 1 as the cell tends to 0: there sct "
     "and scd begin.",
+    "pixel_meanflow is improved_meanflow with a network that returns data, from which its map takes u.",
 )
 
 

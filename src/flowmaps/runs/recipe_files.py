@@ -26,6 +26,8 @@ from .recipes.found import Options, fields_of, with_options
 
 SUFFIX = ".toml"
 MAX_FILE_BYTES = 2**20
+MAX_LINES = 100
+"""Lines of one value among which its end is looked for, to name the first one in a refusal."""
 WIDTH = 110
 """Characters of a line of help."""
 HEAD = """\
@@ -254,7 +256,7 @@ def _line(text: str, keys: Sequence[str]) -> int | None:
     lines = text.split("\n")
     for first, line in enumerate(lines):
         if keys and keys[-1] in line and not line.lstrip().startswith("#"):
-            ends = range(first + 1, len(lines) + 1)  # of a value that may take several lines
+            ends = range(first + 1, min(first + MAX_LINES, len(lines)) + 1)  # of a value that takes several lines
             content = next((found for end in ends if (found := _parsed(lines[:end])) is not None), {})
             if _has(content, keys):
                 return first + 1
