@@ -1,28 +1,46 @@
-"""What a map saves beside the ODE of its velocity: evaluations for likelihood, tilting and posterior samples.
+"""What a map saves beside the ODE of its teacher: evaluations for likelihood, tilted samples and posterior samples.
 
-    python examples/uses.py              # some minutes on one core; prints a table
+    flowmaps train examples/demo.toml --times square --steps 16000 --out runs/square     # ten minutes on two cores
+    python examples/uses.py runs/square                                                  # some twenty on one
 
-The data are a mixture of three Gaussians in the plane, of which density, tilted law and posterior are known. A map and
-a head for the mean divergence are trained on the exact velocity. The ODE takes the same velocity: for the likelihood,
-and by a solver in the place of each jump of the map. A forward pass, a JVP and a VJP count one each.
+The data are the checkerboard. Both sides take what the run has learned: the map, and the ODE of the teacher that it was
+distilled from, by several solvers and numbers of steps. A forward pass, a JVP and a VJP count one each.
+
+Likelihood: log densities of 300 data, their median error in nats against the teacher's ODE, solved to 1e-6. The map
+goes back to noise in jumps, with the determinants of their Jacobians (two JVPs a jump), or with a learned mean
+divergence. Tilting and restoration: KL of 20,000 samples to the exact law, on a grid of 20 x 20, above that of as many
+exact samples. The law is the board's times exp of a reward, and that of x given one coordinate of it, seen with noise.
+Each is drawn by importance weights alone (one jump), and by guided samples in several jumps.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import flowmaps as fm
 
-LAW = fm.exact.GaussianMixture(
-    [1, 1, 2],
-    [[-1.5, 0.0], [1.0, 1.2], [1.0, -1.0]],
-    [[[0.1, 0.0], [0.0, 0.4]], [[0.3, 0.1], [0.1, 0.1]], [[0.2, -0.1], [-0.1, 0.2]]],
-)
-PEAK, WIDTH, NOISE, ROWS = torch.tensor([0.5, 0.3]), 0.8, 0.3, 4000
+BOARD, BINS, ROWS, DATA = fm.exact.Checkerboard(), 20, 20_000, 300
+PEAK, WIDTH = torch.tensor([0.25, 0.25]), 0.35
+SEEN, NOISE = torch.tensor([[0.3, 0.0]]), 0.1
+SOLVERS = (("euler", (1, 4, 16, 64)), ("midpoint", (1, 2, 4, 8, 16, 32)), ("rk4", (2, 4, 8)))
+CHAINS = (1, 4, 16)
+"""Jumps of a chain of guided samples; one is importance weighting alone."""
+MOST = 1_100
+"""Evaluations of a sample, at most."""
+
+
+class Found(NamedTuple):
+    """A way to do it, its error, and evaluations of the network for each row."""
+
+    way: str
+    error: float
+    evaluations: int
 
 
 class Counted(fm.maps.FlowMap):
@@ -39,85 +57,149 @@ class Counted(fm.maps.FlowMap):
         return u
 
 
-def product(mean: Tensor, precision: Tensor) -> fm.exact.GaussianMixture:
-    """The mixture times exp(-(x - mean)^T precision (x - mean) / 2), `precision` diagonal."""
-    parts, masses = [], []
-    for weight, m, c in zip(LAW.weights, LAW.means, LAW.covariances, strict=True):
-        new = torch.linalg.inv(torch.linalg.inv(c) + precision)
-        at = new @ (torch.linalg.solve(c, m) + precision @ mean)
-        gap = m - mean
-        inside = torch.eye(2) + c @ precision
-        mass = (
-            weight * (-0.5 * gap @ precision @ torch.linalg.solve(inside, gap)).exp() / torch.linalg.det(inside).sqrt()
-        )
-        parts.append((at, new))
-        masses.append(mass)
-    means, covariances = (torch.stack(values) for values in zip(*parts, strict=True))
-    return fm.exact.GaussianMixture(torch.stack(masses), means, covariances)
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def of_moments(found: fm.uses.Tilted, law: fm.exact.GaussianMixture) -> float:
-    """Error of mean and second moments, in units of x."""
-    w, x = found.weights.double(), found.x.double()
-    first = w @ x - law.weights @ law.means
-    second = (w[:, None] * x).mT @ x - torch.einsum("k,kij->ij", law.weights, law.covariances)
-    second = second - torch.einsum("k,ki,kj->ij", law.weights, law.means, law.means)
-    return math.sqrt(float(first.square().sum() + second.square().sum()))
+# likelihood
 
 
-def train() -> tuple[fm.maps.FlowMap, fm.uses.WithDivergence]:
+def with_head(flow_map: fm.maps.FlowMap, teacher: fm.maps.FlowMap, steps: int) -> fm.uses.WithDivergence:
+    """The map with a head for the mean divergence of the teacher, trained here."""
     torch.manual_seed(0)
-    data = LAW.sample(50_000, torch.Generator().manual_seed(1))
-    flow_map = fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=64, depth=3))
-    settings = {"batch": 256, "learning_rate": 2e-3, "decay": "cosine", "device": "cpu", "compile": False}
-    flow_map = fm.fit(fm.methods.lmd(flow_map, teacher=LAW.velocity), data, steps=2_500, **settings)
-    head = fm.uses.WithDivergence(flow_map, fm.nn.MLP(dim=2, width=64, depth=3))
-    objective = fm.uses.DivergenceMatching(head, velocity=LAW.velocity, estimator="exact")
-    return flow_map, fm.fit(objective, data, steps=2_500, **settings)  # type: ignore[return-value]
+    head = fm.uses.WithDivergence(flow_map, fm.nn.MLP(dim=2, width=128, depth=4, space_frequencies=8))
+    objective = fm.uses.DivergenceMatching(head, velocity=teacher.velocity, estimator="exact")
+    data = BOARD.sample(50_000, generator(1))
+    options = {"batch": 512, "learning_rate": 2e-3, "decay": "cosine", "device": "cpu", "compile": False}
+    return fm.fit(objective, data, steps=steps, **options)  # type: ignore[return-value]
 
 
-def rows_of(
-    flow_map: fm.maps.FlowMap, head: fm.uses.WithDivergence | None, steps: int | None
-) -> list[tuple[float, int]]:
-    """Error and evaluations of likelihood, tilting and restoration, with a map or the solver of an ODE."""
-    x1 = LAW.sample(500, torch.Generator().manual_seed(2))
-    if head is None:
-        options = {"rtol": 1e-5, "atol": 1e-5} if steps is None else {"method": "rk4", "steps": steps}
-        found = fm.uses.log_likelihood(LAW.velocity, x1, **options)
-    else:
-        found = fm.uses.learned_log_likelihood(head, x1, steps=steps or 1, backwards=True)  # lmd, both orders
-    rows = [(float((found.value - LAW.log_density(x1)).abs().median()), found.evaluations)]
-    counted = Counted(flow_map)
+def likelihoods(head: fm.uses.WithDivergence, teacher: fm.maps.FlowMap, number: int) -> tuple[list[Found], list[Found]]:
+    """Log densities by the map and by the ODE of its teacher."""
+    x1 = BOARD.sample(number, generator(2))
+    exact = fm.uses.log_likelihood(teacher.velocity, x1, rtol=1e-6, atol=1e-6).value
 
-    def tilted(run: Callable[[torch.Generator], fm.uses.Tilted], law: fm.exact.GaussianMixture) -> None:
-        counted.evaluations = 0
-        rng = torch.Generator().manual_seed(3)
-        rows.append((of_moments(run(rng), law), counted.evaluations))
+    def found(way: str, got: fm.uses.LogLikelihood) -> Found:
+        return Found(way, float((got.value - exact).abs().median()), got.evaluations)
 
-    def noise(rng: torch.Generator) -> Tensor:
-        return torch.randn(ROWS, 2, generator=rng)
-
-    reward = lambda x: -0.5 * ((x - PEAK) / WIDTH).square().sum(1)  # noqa: E731
-    law = product(PEAK.double(), torch.eye(2).double() / WIDTH**2)
-    tilted(lambda rng: fm.uses.tilted_samples(counted, noise(rng), reward, steps=4, generator=rng), law)
-    seen, y = fm.uses.Mask(torch.tensor([1.0, 0.0])), torch.tensor([[0.8, 0.0]])
-    law = product(torch.tensor([0.8, 0.0]).double(), torch.diag(torch.tensor([1 / NOISE**2, 0.0])).double())
-    options = {"noise": NOISE, "steps": 4}
-    tilted(lambda rng: fm.uses.posterior_samples(counted, y, seen, noise(rng), generator=rng, **options), law)
-    return rows
+    by_map = [
+        found(f"{n} jumps, learned divergence", fm.uses.learned_log_likelihood(head, x1, steps=n, backwards=True))
+        for n in (1, 2, 4)
+    ] + [
+        found(f"{n} jumps, determinants", fm.uses.jumps_log_likelihood(head.flow_map, x1, steps=n, backwards=True))
+        for n in (1, 2, 4)
+    ]
+    by_ode = [
+        found(f"{name}, {n} steps", fm.uses.log_likelihood(teacher.velocity, x1, method=name, steps=n))
+        for name, steps in SOLVERS
+        for n in (*steps, *(2 * n for n in steps[-1:]))
+    ]
+    return by_map, by_ode
 
 
-def main() -> None:
-    torch.set_default_dtype(torch.float32)
-    flow_map, head = train()
-    print(f"{'':<16}{'likelihood, nats':>24}{'tilting, moments':>24}{'posterior, moments':>24}")
-    runs: dict[str, tuple] = {f"map, {n} jumps": (flow_map, head, n) for n in (1, 2, 4)}
-    for n in (1, 2, 4):
-        runs[f"rk4, {n} steps"] = (fm.solvers.SolverFlow(LAW.velocity, method="rk4", steps=n), None, n)
-    runs["dopri5, 1e-5"] = (fm.solvers.SolverFlow(LAW.velocity), None, None)
-    for name, run in runs.items():
-        cells = [f"{error:.3f} in {evaluations}" for error, evaluations in rows_of(*run)]
-        print(f"{name:<16}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+# tilted laws
+
+
+def reward(x: Tensor) -> Tensor:
+    return -0.5 * ((x - PEAK) / WIDTH).square().sum(1)
+
+
+def masses_of(log_weight: Callable[[Tensor], Tensor]) -> Tensor:
+    """Masses of the board times exp(log_weight), on the grid of the KL, `(BINS, BINS)`: midpoints of 20 x 20 a bin."""
+    side = (torch.arange(20 * BINS, dtype=torch.float64) + 0.5) / (10 * BINS) - 1
+    points = torch.cartesian_prod(side, side)
+    cell = ((points + 1) / 0.5).floor().sum(1) % 2 == 0
+    mass = torch.where(cell, log_weight(points).exp(), 0).reshape(BINS, 20, BINS, 20).sum((1, 3))
+    return mass / mass.sum()
+
+
+def floor_of(masses: Tensor, log_weight: Callable[[Tensor], Tensor], rows: int) -> float:
+    """The KL of as many exact samples."""
+    rng, kept = generator(4), list[Tensor]()
+    while sum(map(len, kept)) < rows:
+        x = BOARD.sample(rows, rng)
+        kept.append(x[torch.rand(len(x), generator=rng) < log_weight(x).exp()])
+    return fm.metrics.kl(masses, torch.cat(kept)[:rows])
+
+
+def tilted(
+    flow: fm.maps.FlowMap,
+    way: str,
+    chain: int,
+    rows: int,
+    draw: Callable[..., fm.uses.Tilted],
+    masses: Tensor,
+    floor: float,
+) -> Found:
+    """Samples of a tilted law by a map, or by a solver in its place."""
+    counted, rng = Counted(flow), generator(3)
+    found = draw(counted, torch.randn(rows, 2, generator=rng), steps=chain, generator=rng)
+    error = fm.metrics.kl(masses, found.resampled(rng)) - floor
+    return Found(f"{way}; chain of {chain}", error, counted.evaluations)
+
+
+def laws(flow_map: fm.maps.FlowMap, teacher: fm.maps.FlowMap, rows: int) -> dict[str, tuple[list[Found], list[Found]]]:
+    """Tilted samples and posterior samples by the map and by the ODE of its teacher."""
+    seen = fm.uses.Mask(torch.tensor([1.0, 0.0]))
+
+    def of_reward(flow: fm.maps.FlowMap, x0: Tensor, **options: object) -> fm.uses.Tilted:
+        return fm.uses.tilted_samples(flow, x0, reward, **options)  # type: ignore[arg-type]
+
+    def of_posterior(flow: fm.maps.FlowMap, x0: Tensor, **options: object) -> fm.uses.Tilted:
+        return fm.uses.posterior_samples(flow, SEEN, seen, x0, noise=NOISE, **options)
+
+    def log_likelihood(x: Tensor) -> Tensor:
+        return -0.5 * ((x[:, 0] - SEEN[0, 0]) / NOISE).square()
+
+    tasks = {"tilting, KL": (of_reward, reward), "restoration, KL": (of_posterior, log_likelihood)}
+    results = {}
+    for title, (draw, log_weight) in tasks.items():
+        masses = masses_of(log_weight)
+        floor = floor_of(masses, log_weight, rows)
+        by_map = [tilted(flow_map, "map", n, rows, draw, masses, floor) for n in (1, 2, 4)]
+        by_ode = list[Found]()
+        for name, steps in SOLVERS:
+            for n in steps:
+                flow = fm.solvers.SolverFlow(teacher.velocity, method=name, steps=n)
+                calls = n * {"euler": 1, "midpoint": 2, "rk4": 4}[name]
+                some = [k for k in CHAINS if calls * (4 * k - 3) <= MOST]
+                by_ode += [tilted(flow, f"{name}, {n} steps", k, rows, draw, masses, floor) for k in some]
+        results[title] = (by_map, by_ode)
+    return results
+
+
+# the table
+
+
+def show(title: str, by_map: list[Found], by_ode: list[Found]) -> None:
+    """What the map does, and for each the ODE of as small an error in the fewest evaluations."""
+    print(f"\n{title:<44}{'error':>8}{'in':>6}   ODE of no larger error in the fewest evaluations")
+    for one in by_map:
+        as_good = [other for other in by_ode if other.error <= one.error]
+        best = min(as_good, key=lambda other: other.evaluations, default=None)
+        beside = (
+            f"none of {len(by_ode)} tried; least error {min(other.error for other in by_ode):.4f}"
+            if best is None
+            else f"{best.way}: {best.error:.4f} in {best.evaluations:,}, {best.evaluations / one.evaluations:.3g} times"
+        )
+        print(f"  {one.way:<42}{one.error:>8.4f}{one.evaluations:>6}   {beside}", flush=True)
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run on the checkerboard, of both orders of time and with its teacher")
+    parser.add_argument("--head-steps", type=int, default=6_000, help="of training of the learned divergence")
+    parser.add_argument("--rows", type=int, default=ROWS, help="samples of a tilted law")
+    parser.add_argument("--all", action="store_true", help="print every solver too")
+    options = parser.parse_args(given)
+    flow_map, teacher = fm.load(options.run), fm.load(options.run / "teacher")
+    results = laws(flow_map, teacher, options.rows)
+    head = with_head(flow_map, teacher, options.head_steps)
+    results = {"likelihood, nats": likelihoods(head, teacher, DATA)} | results
+    for title, (by_map, by_ode) in results.items():
+        show(title, by_map, by_ode)
+        for one in by_ode if options.all else ():
+            print(f"    {one.way:<40}{one.error:>8.4f}{one.evaluations:>6}")
 
 
 if __name__ == "__main__":
