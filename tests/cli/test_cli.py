@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -406,6 +407,10 @@ def test_evaluating_again_with_other_steps(board: Path):
         ("train", "train needs a recipe first: one of checkerboard"),
         ("train --out OUT checkerboard", "train needs a recipe first"),
         ("train checkerbord --out OUT", "unknown recipe 'checkerbord': did you mean 'checkerboard'?"),
+        ("train . --out OUT", "train takes a recipe first, and data by --data: of points or a table flowmaps"),
+        ("train points mine.csv", "train points takes options alone, got mine.csv: data are given by --data FILE"),
+        ("train checkerboard --epochs 10", "no option --epochs here: pass --steps, optimiser steps of one batch each"),
+        ("train checkerboard --batch_size=4", "no option --batch_size here: pass --optimiser.batch"),
         ("train zebra --out OUT", "unknown recipe 'zebra': choose one of checkerboard, checkerboard-long, digits"),
         ("train checkerboard", "--out"),
         ("train checkerboard --out OUT --method lmdd", "unknown method 'lmdd': did you mean 'lmd'? choose one of lmd"),
@@ -565,6 +570,30 @@ def test_damaged_runs_are_refused(
     assert said in refused(capsys, command, board, *words)
     assert contents(board) == before
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_run_that_another_process_trains_is_not_said_to_have_failed(
+    capsys: pytest.CaptureFixture, board: Path, tmp_path: Path
+):
+    unfinished(board)
+    words = ("sample", board, "--out", tmp_path / "x.npz")
+    (board / ".lock").touch()
+    assert "the run did not finish" in refused(capsys, *words)
+    with filelock.FileLock(board / ".lock"):
+        (board / ".lock").write_text("process 7 on here")
+        said = "is being trained by another process (process 7 on here): its map is there once it has ended"
+        assert said in refused(capsys, *words)
+
+
+def test_help_of_points_shows_what_a_table_needs(capsys: pytest.CaptureFixture):
+    def shown(recipe: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.main(["train", recipe, "--help"])
+        return capsys.readouterr().out
+
+    for option in ("--label-column", "--categories", "--transform", "--condition-columns", "--drop-columns"):
+        assert option in shown("points")
+        assert option not in shown("checkerboard")
 
 
 def test_data_that_changed_since_training_are_refused(capsys: pytest.CaptureFixture, classes: Path, tmp_path: Path):

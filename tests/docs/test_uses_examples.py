@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -35,23 +36,46 @@ def test_the_pendulum_swings(capsys: pytest.CaptureFixture[str]):
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
-def test_the_tilted_mixture_of_the_table_is_right():
+def test_the_masses_of_the_tilted_boards_are_right():
     uses = example("uses")
-    law = uses.product(torch.tensor([0.5, 0.3]).double(), torch.diag(torch.tensor([2.0, 0.5])).double())
-    line = torch.linspace(-5, 5, 201, dtype=torch.float64)
-    x = torch.cartesian_prod(line, line)
-    tilt = -(x[:, 0] - 0.5).square() - 0.25 * (x[:, 1] - 0.3).square()
-    mass = (uses.LAW.log_density(x) + tilt).softmax(0)
-    torch.testing.assert_close(mass @ x, law.weights @ law.means, atol=1e-6, rtol=0)
-    torch.testing.assert_close(mass, law.log_density(x).softmax(0), atol=1e-8, rtol=0)
+    x = uses.BOARD.sample(400_000, torch.Generator().manual_seed(0), torch.float64)
+    weights = uses.reward(x).softmax(0)
+    cell = ((x + 1) * uses.BINS / 2).long().clamp(0, uses.BINS - 1)
+    drawn = torch.zeros(uses.BINS**2, dtype=torch.float64).index_add(0, cell[:, 0] * uses.BINS + cell[:, 1], weights)
+    masses = uses.masses_of(uses.reward)
+    torch.testing.assert_close(drawn.reshape(masses.shape), masses, atol=2e-3, rtol=0)
+    assert float((drawn.reshape(masses.shape) - masses).abs().sum()) < 0.05
+    exact = uses.floor_of(masses, uses.reward, 5_000)  # about (bins of positive mass - 1) / (2 N)
+    assert 0.5 < exact / ((masses > 0).sum() / 10_000) < 2
 
 
 def test_the_table_counts_the_evaluations_of_both_sides(monkeypatch: pytest.MonkeyPatch):
     uses = example("uses")
-    monkeypatch.setattr(uses, "ROWS", 20)
     net = fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=8, depth=1))
     head = fm.uses.WithDivergence(net, fm.nn.MLP(dim=2, width=8, depth=1))
-    solved = fm.solvers.SolverFlow(uses.LAW.velocity, method="rk4", steps=2)
-    ours, theirs = uses.rows_of(net, head, 2), uses.rows_of(solved, None, 2)
-    assert [evaluations for _, evaluations in ours] == [4, 13, 13]  # 4 jumps, 3 times look-ahead, VJP, look-ahead
-    assert [evaluations for _, evaluations in theirs] == [8 * 3, 8 * 13, 8 * 13]
+    monkeypatch.setattr(uses, "SOLVERS", {"rk4": (2,)})
+    ours, theirs = uses.likelihoods(head, net, 20)
+    assert [one.evaluations for one in ours] == [2, 4, 8, 3, 6, 12]  # determinants: the jump and two JVPs
+    assert [one.evaluations for one in theirs] == [8 * 3]
+    for ours, theirs in uses.laws(net, net, 20).values():
+        assert [one.evaluations for one in ours] == [1, 5, 13]  # n jumps, n - 1 times look-ahead, VJP, look-ahead
+        assert [one.evaluations for one in theirs] == [8, 8 * 13]
+
+
+def test_the_table_compares_with_the_cheapest_that_is_as_good(capsys: pytest.CaptureFixture[str]):
+    uses = example("uses")
+    ode = [uses.Found("a", 0.3, 4), uses.Found("b", 0.1, 20), uses.Found("c", 0.05, 40)]
+    uses.show("x", [uses.Found("map", 0.1, 2), uses.Found("other", 0.01, 2)], ode)
+    of_map, of_other = capsys.readouterr().out.splitlines()[2:]
+    assert of_map.endswith("b: 0.1000 in 20, 10 times")
+    assert of_other.endswith("none of 3 tried; least error 0.0500")
+
+
+@pytest.mark.slow
+def test_images_are_carried_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images = example("image_uses")
+    images.main(["--steps", "3", "--number", "40", "--budgets", "8", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("of the spread") == 3
+    assert said.count("the map  ") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"transfer.png", "restoration.png"}

@@ -30,6 +30,7 @@ from ..runs.plan import Plan
 from ..runs.preflight import check_packages, preflight
 from ..runs.prepare import in_bytes
 from ..runs.recipes import ImageRecipe, Recipe, validate
+from ..runs.stages import Stage
 from ..system.devices import can_compile
 from ..system.files import write_atomically
 from ..system.memory import high_water
@@ -145,10 +146,17 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
             shown.update(stage.name, step.number, f"{loss}, {pace:.3g} steps/s")
             if not console.is_terminal and (last or seconds - printed > PRINT_EVERY):
                 printed = seconds
-                left = "" if last else f", {_duration((stage.steps - step.number) / max(pace, 1e-9))} to go"
+                left = "" if last or not pace else f", {_duration((stage.steps - step.number) / pace)} to go"
+                left += _what_follows(run, stage) if left else ""
                 done = f"{stage.name}, step {step.number:,} of {stage.steps:,}"
                 words = f"{done}: {loss} ({residuals}); {pace:.3g} steps/s, {seconds:.0f} s so far{left}"
                 console.print(words, soft_wrap=True)
+
+
+def _what_follows(run: runs.Run, stage: Stage) -> str:
+    """The stages that come after one, in words; nothing after the last."""
+    names = [other.name for other in run.plan.stages]
+    return "".join(f", then the {name}" for name in names[names.index(stage.name) + 1 :])
 
 
 PRINT_EVERY = 10.0
@@ -258,7 +266,8 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     drawn = ", ".join(file.name for file in shown.files.values())
     console.print(f"\npictures: {drawn} in {path}\nreport:   {written}", soft_wrap=True, markup=False)
     sampled = shlex.join(["flowmaps", "sample", str(path), "--steps", str(pictures.steps_nearest_four(plan))])
-    console.print(f"more:     {sampled} --out samples.npz", soft_wrap=True, markup=False)
+    file = "samples.npz" if source.units.table is None else "samples.csv"
+    console.print(f"more:     {sampled} --out {file}", soft_wrap=True, markup=False)
 
 
 def _measured(

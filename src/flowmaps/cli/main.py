@@ -22,7 +22,7 @@ import tyro
 from ..data.options import DataWarning
 from ..methods import METHODS
 from ..runs.recipe_files import is_recipe_file, read
-from ..runs.recipes import RECIPES, ImageRecipe, Recipe, for_method, validate
+from ..runs.recipes import IMAGES, RECIPES, ImageRecipe, Recipe, for_method, validate
 from ..system.names import choose
 from ..system.processes import LOST, LostProcess, RaisedByAll, first_line, is_lost, together
 from .help import (
@@ -62,6 +62,15 @@ from .terminal import FIRST
 from .words import joined, unmarked
 
 T = TypeVar("T")
+OF_OTHERS = {
+    "--epochs": "pass --steps, optimiser steps of one batch each",
+    "--batch-size": "pass --optimiser.batch",
+    "--lr": "pass --optimiser.learning-rate",
+    "--learning-rate": "pass --optimiser.learning-rate",
+    "--output": "pass --out",
+    "--num-samples": "pass --number to sample, --evaluation.samples to train",
+}
+"""Names that other programs have for options of this one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,6 +134,9 @@ def _parse(kind: type[T], words: list[str], program: str, default: T | None = No
         kind, about = type(options_shown), about or f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{MORE}"
     elif asks_for_help(words):
         kind = shown_kind(kind)
+    for word in words:
+        if advice := OF_OTHERS.get(word.partition("=")[0].replace("_", "-")):
+            raise ValueError(f"there is no option {word.partition('=')[0]} here: {advice}.")
     words = ["--help" if word == HELP_ALL else word for word in words]
     options = {"prog": f"{PROGRAM} {program}", "args": joined(words), "console_outputs": FIRST, "description": about}
     with errors_name_all_options(short):
@@ -142,6 +154,13 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
         raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}{file}.")
     if is_recipe_file(words[0]):
         raise ValueError(f"{command} takes the name of a recipe, got the file {words[0]}, which flowmaps train takes.")
+    if words[0] not in RECIPES and Path(words[0]).exists():
+        raise ValueError(
+            f"{command} takes a recipe first, and data by --data: of points or a table {PROGRAM} {command} points "
+            f"--data {words[0]}, of images one of {', '.join(IMAGES)}."
+        )
+    if words[1:] and not words[1].startswith("-"):
+        raise ValueError(f"{command} {words[0]} takes options alone, got {words[1]}: data are given by --data FILE.")
     return choose("recipe", words[0], RECIPES)(), words[1:], f"{command} {words[0]}"
 
 

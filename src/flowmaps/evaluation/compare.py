@@ -330,6 +330,8 @@ def train_stage(
     terms take turns it is that of a round, by its number of steps. Arguments are as in `train_method`.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
+    title = f"{plan.method.name}, {stage.name}"
+    say(f"{title}, seed {recipe.seed}: training for {budget:g} {unit} ...")
     torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
     evaluate = compiled(objective.evaluate, say) if plan.compiles(device) else None
     state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
@@ -342,7 +344,6 @@ def train_stage(
     state.zero_grad()  # so the gradients are included in the measured peak
     step = run()
     peak = memory.peak(lambda: next(step, None), device)
-    title = f"{plan.method.name}, {stage.name}"
     limit = {"budget": budget, "clock": clock or clock_of(device)} if unit == "seconds" else {}
     begun = time.perf_counter()
     seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)

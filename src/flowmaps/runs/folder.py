@@ -24,7 +24,7 @@ from ..system.files import write_atomically
 from ..system.processes import on_first
 from ..system.progress import Watch
 from ..training.failures import CHECKPOINTS
-from ..training.guards import LOCK, lock
+from ..training.guards import LOCK, holder, is_held, lock
 from ..training.settings import values
 from . import recipes
 from .own_networks import load_network
@@ -174,6 +174,12 @@ class RunFolder:
         if self.recipe.net and not self.net:
             raise ValueError(
                 f"the map of {self.path} is of a network of your own: name it again, with --net {self.recipe.net}."
+            )
+        there = (self.path / stage / models.WEIGHTS).exists()
+        if not there and self._lock is None and is_held(self.path):
+            raise ValueError(
+                f"{self.path} is being trained by another process ({holder(self.path / LOCK)}): its map is there once "
+                "it has ended; until then its pictures are in previews/."
             )
         return models.load(self.path / stage, load_network(self.net) if self.net else None)
 

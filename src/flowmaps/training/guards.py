@@ -187,6 +187,19 @@ def lock(folder: Path) -> FileLock:
     return file_lock
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds a folder; nothing is written, but for the empty file of the lock that is there."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        FileLock(folder / LOCK).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written
+        return False
+    return False
+
+
 class FolderLock:
     """The lock of a training's folder, for all of its processes; the first one holds it.
 

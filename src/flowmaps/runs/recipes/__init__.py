@@ -21,6 +21,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 __all__ = [
+    "IMAGES",
     "OF_POINTS",
     "RECIPES",
     "DiTNetwork",
