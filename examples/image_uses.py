@@ -89,7 +89,7 @@ def operators(shape: tuple[int, int, int]) -> dict[str, Callable[[Tensor], Tenso
     hole[:, quarter:-quarter, quarter:-quarter] = 0
     small, seen = fm.uses.Downsample(2, shape), fm.uses.Mask(hole)
     return {
-        f"the middle {side // 2} x {side // 2} pixels hidden": lambda x: seen(x.reshape(-1, *shape)),
+        f"middle {side // 2} x {side // 2} hidden": lambda x: seen(x.reshape(-1, *shape)),
         f"averaged to {side // 2} x {side // 2}": lambda x: small(x.reshape(-1, *shape)) / small.norm(),
     }
 

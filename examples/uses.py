@@ -16,6 +16,7 @@ Each is drawn by importance weights alone (one jump), and by guided samples in s
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,12 @@ class Counted(fm.maps.FlowMap):
         return u
 
 
+def told(found: Found) -> Found:
+    """The same, once it is printed as progress."""
+    print(f"  {found.way}: {found.error:.4f} in {found.evaluations}", file=sys.stderr, flush=True)
+    return found
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -86,7 +93,7 @@ def likelihoods(head: fm.uses.WithDivergence, teacher: fm.maps.FlowMap, number: 
     exact = fm.uses.log_likelihood(teacher.velocity, x1, rtol=1e-6, atol=1e-6).value
 
     def found(way: str, got: fm.uses.LogLikelihood) -> Found:
-        return Found(way, float((got.value - exact).abs().median()), got.evaluations)
+        return told(Found(way, float((got.value - exact).abs().median()), got.evaluations))
 
     by_map = [
         found(f"{n} jumps, learned divergence", fm.uses.learned_log_likelihood(head, x1, steps=n, backwards=True))
@@ -141,7 +148,7 @@ def tilted(
     counted, rng = Counted(flow), generator(3)
     found = draw(counted, torch.randn(rows, 2, generator=rng), steps=chain, generator=rng)
     error = fm.metrics.kl(masses, found.resampled(rng)) - floor
-    return Found(f"{way}; chain of {chain}", error, counted.evaluations)
+    return told(Found(f"{way}; chain of {chain}", error, counted.evaluations))
 
 
 def laws(flow_map: fm.maps.FlowMap, teacher: fm.maps.FlowMap, rows: int) -> dict[str, tuple[list[Found], list[Found]]]:
@@ -195,7 +202,6 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="a run on the checkerboard, of both orders of time and with its teacher")
     parser.add_argument("--head-steps", type=int, default=6_000, help="of training of the learned divergence")
     parser.add_argument("--rows", type=int, default=ROWS, help="samples of a tilted law")
-    parser.add_argument("--all", action="store_true", help="print every solver too")
     options = parser.parse_args(given)
     flow_map, teacher = fm.load(options.run), fm.load(options.run / "teacher")
     results = laws(flow_map, teacher, options.rows)
@@ -203,8 +209,6 @@ def main(given: list[str] | None = None) -> None:
     results = {"likelihood, nats": likelihoods(head, teacher, DATA)} | results
     for title, (by_map, by_ode) in results.items():
         show(title, by_map, by_ode)
-        for one in by_ode if options.all else ():
-            print(f"    {one.way:<40}{one.error:>8.4f}{one.evaluations:>6}")
 
 
 if __name__ == "__main__":
