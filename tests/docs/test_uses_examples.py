@@ -71,6 +71,16 @@ def test_the_table_compares_with_the_cheapest_that_is_as_good(capsys: pytest.Cap
     assert of_other.endswith("none of 3 tried; least error 0.0500")
 
 
+def test_one_data_set_becomes_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    between = example("between_data")
+    x = between.gaussians(4_000, 0)
+    assert (x.norm(dim=1) - 1).abs().mean() < 0.1
+    torch.testing.assert_close(between.moons(40_000, 0).mean(0), torch.zeros(2), atol=0.02, rtol=0)
+    between.main(["--steps", "2", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("back with an error of") == 2
+    assert (tmp_path / "between.png").exists()
+
+
 @pytest.mark.slow
 def test_images_are_carried_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images = example("image_uses")
