@@ -65,7 +65,7 @@ def test_without_a_teacher_the_flow_is_the_maps_own(board: Path, tmp_path: Path)
     x, t = torch.randn(7, 2), torch.full((7,), 0.4)
     torch.testing.assert_close(flow[0].velocity(x, t), fm.load(copied).velocity(x, t))
     drawn = list(samples.same_noise(run, Asked(number=9), (1,)))
-    assert [(one.title, one.solved) for one in drawn] == [("1 step", False), ("own velocity, dopri5", True)]
+    assert [(one.title, one.solved) for one in drawn] == [("1 step", False), ("own ODE, dopri5", True)]
 
 
 def test_timings_say_how_many_times_faster(board: Path):

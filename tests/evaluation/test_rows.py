@@ -89,6 +89,15 @@ def test_a_map_of_jumps_to_the_data_adds_fresh_noise_between_them(board: Source)
     torch.testing.assert_close(drawn[1].x, expected)
 
 
+def test_without_a_teacher_the_flow_is_said_to_be_the_maps_own(board: Source):
+    alone = list(metrics_rows(JUMPS, Scaling(), None, board, 5, solvers=("euler",)))
+    beside = list(metrics_rows(JUMPS, Scaling(), Scaling(), board, 5, solvers=("euler",)))
+    assert [(title, row.get("velocity")) for title, row, _ in (alone[0], beside[0])] == [
+        ("own ODE, euler", "own"),
+        ("teacher, euler", None),
+    ]
+
+
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
     _, (_, by_four_hundred) = table(Scaling(), board, TO_DATA)
     _, (_, at_once) = table(Scaling(), board, planned("consistency_training", dataclasses.replace(SMALL, batch=5000)))

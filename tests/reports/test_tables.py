@@ -124,5 +124,8 @@ def test_a_row_and_the_conclusion_in_words():
         "KL above floor [nats]: 0.0993 by the map in 4 steps, 0.0655 by its teacher's ODE (dopri5, 98 evaluations); "
         "the map was 100 times as fast."
     )
+    own = {**teacher, "velocity": "own"}
+    assert "0.0655 by its own ODE (dopri5, 98 evaluations)" in (tables.conclusion([own, fast]) or "")
+    assert tables.COLUMNS[0].show(own) == "own ODE, dopri5"
     for rows in ([fast], [teacher], [], [{"sampler": "map", "steps": 1}, {"sampler": "teacher"}]):
         assert tables.conclusion(rows) is None

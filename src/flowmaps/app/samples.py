@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..evaluation.sampling import Samples, ode_sampler, sample, steps_in_words
+from ..evaluation.sampling import OF_MAP, OF_TEACHER, Samples, ode_sampler, sample, steps_in_words
 from ..shapes import label_of
 from ..system.progress import Watch, quiet
 from .opened import TEACHER, Asked, OpenRun
@@ -17,7 +17,7 @@ STEPS = (1, 2, 4, 8)
 """Numbers of steps to show, unless they are given."""
 MAX_STEPS, MAX_SAMPLES = 128, 20_000
 """Most steps and samples of a page; `flowmaps sample` takes more."""
-SOLVED = {True: "teacher, dopri5", False: "own velocity, dopri5"}
+SOLVED = {True: f"{OF_TEACHER}, dopri5", False: f"{OF_MAP}, dopri5"}
 """The title of the flow's solver: of the teacher, or of the map's own velocity."""
 TOLERANCE = 1e-5
 """Relative and absolute, of dopri5."""

@@ -19,7 +19,7 @@ from ..data import Source, Units
 from ..data.about import compared_with
 from ..evaluation.measure import Row
 from ..evaluation.rows import metrics_rows
-from ..evaluation.sampling import Samples
+from ..evaluation.sampling import OF_MAP, Samples
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..reports import pictures, report, tables
@@ -331,7 +331,7 @@ def notes(folder: RunFolder) -> list[str]:
         words.append(f"{name} learns jumps to t = 1 alone: several steps go there, add fresh noise, and jump again.")
     elif not method.distils:
         words.append(
-            f"{name} has no teacher of its own: the rows called teacher solve the flow of the velocity that the map "
+            f"{name} has no teacher of its own: the rows called {OF_MAP} solve the flow of the velocity that the map "
             "has learned on its diagonal, u at s = t."
         )
     if limits := plan.limits():

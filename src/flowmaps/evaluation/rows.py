@@ -17,7 +17,18 @@ from ..storage.models import device_of
 from ..system.devices import can_compile
 from ..system.progress import Watch, quiet
 from .measure import EvaluationInputs, Row, evaluation_inputs, measure
-from .sampling import CompiledMap, Inputs, Sampler, Samples, map_sampler, ode_sampler, sample, steps_in_words
+from .sampling import (
+    OF_MAP,
+    OF_TEACHER,
+    CompiledMap,
+    Inputs,
+    Sampler,
+    Samples,
+    map_sampler,
+    ode_sampler,
+    sample,
+    steps_in_words,
+)
 
 MIN_SAMPLES_TO_COMPILE = 100_000
 """Samples of a row from which compiling the networks saves more time than it takes."""
@@ -51,6 +62,7 @@ def metrics_rows(
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
+    whose = OF_MAP if teacher is None else OF_TEACHER
     if teacher is None and plan.method.jumps is not Jumps.TO_DATA:
         teacher = flow_map
     if inputs is None:
@@ -61,7 +73,7 @@ def metrics_rows(
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
     velocity = None if teacher is None else teacher.velocity
     noise = Inputs(inputs.x0, inputs.cond)
-    of_teacher = () if velocity is None else (_solver(velocity, name, settings, noise) for name in solvers)
+    of_teacher = () if velocity is None else (_solver(velocity, whose, name, settings, noise) for name in solvers)
     of_map = (_steps(flow_map, steps, plan.sampler(steps), noise, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         options = {"chunk": settings.batch, "device": device, "title": title, "watch": watch}
@@ -78,16 +90,20 @@ def metrics_rows(
         yield title, row | values, samples
 
 
-def _solver(velocity: Field, solver: str, settings: Evaluation, inputs: Inputs) -> tuple[str, Row, Sampler, Inputs]:
-    """A solver of the teacher's ODE: its title, the first entries of its row, its sampler, and what it starts from."""
+def _solver(
+    velocity: Field, whose: str, solver: str, settings: Evaluation, inputs: Inputs
+) -> tuple[str, Row, Sampler, Inputs]:
+    """A solver of an ODE: its title, the first entries of its row, its sampler, and what it starts from."""
     row: Row = {"sampler": "teacher", "solver": solver}
+    if whose == OF_MAP:
+        row |= {"velocity": "own"}
     if solver in ADAPTIVE:
         row |= {"tolerance": settings.solver_tolerance}
         sampler = ode_sampler(velocity, method=solver, rtol=settings.solver_tolerance, atol=settings.solver_tolerance)
     else:
         row |= {"steps": settings.solver_steps}
         sampler = ode_sampler(velocity, method=solver, steps=settings.solver_steps)
-    return f"teacher, {solver}", row, sampler, inputs
+    return f"{whose}, {solver}", row, sampler, inputs
 
 
 def _steps(

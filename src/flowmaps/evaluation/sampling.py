@@ -26,6 +26,10 @@ from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 
 NOISE_STREAM, FRESH_NOISE_STREAM = 1, 7  # streams of the seed
+OF_TEACHER, OF_MAP = "teacher", "own ODE"
+"""What the flow is called that a solver solves: that of the teacher, or of the map's own velocity."""
+SOLVED = (OF_TEACHER, OF_MAP)
+"""How titles of samples of a flow begin."""
 MAX_NUMBERS = 2**31
 """Most numbers in all samples of a file together: 8 GB."""
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from torch import Tensor
 
 from ..evaluation.measure import Row
-from ..evaluation.sampling import steps_in_words
+from ..evaluation.sampling import OF_MAP, steps_in_words
 from .spread import Spread, above_floor
 
 RowValue = Callable[[Row], float | None]
@@ -54,7 +54,8 @@ def name_of(row: Row) -> str:
     """The name of a row's sampler: of a map its method, if the row has one; of another sampler with its solver."""
     if row["sampler"] == "map":
         return str(row.get("method", "map"))
-    return f"{row['sampler']}, {row['solver']}" if row.get("solver") else str(row["sampler"])
+    name = OF_MAP if row.get("velocity") == "own" else str(row["sampler"])
+    return f"{name}, {row['solver']}" if row.get("solver") else name
 
 
 def array(x: Any) -> np.ndarray:

@@ -85,7 +85,10 @@ class Column:
 
 COLUMNS = (
     Column(
-        "sampler", "", "The map (by its method, where several are compared), or the teacher and its solver.", name_of
+        "sampler",
+        "",
+        "The map (by its method, where several are compared), or its teacher, or its own ODE, and the solver.",
+        name_of,
     ),
     Column("steps", "", "Jumps of the map, or steps of a fixed-step solver.", "steps"),
     Column("evals", "", "Network evaluations that each sample takes.", "nfe"),
@@ -149,9 +152,10 @@ def conclusion(rows: Sequence[Row]) -> str | None:
     teacher, of_teacher = teachers[0]
     own, of_map = min(maps, key=lambda pair: (abs(pair[0]["steps"] - 4), pair[0]["steps"]))
     faster = teacher["seconds"] / max(own["seconds"], 1e-9)
+    whose = "its own" if teacher.get("velocity") == "own" else "its teacher's"
     return (
         f"{QUALITIES[key][1]}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
-        f"{format_value(of_teacher)} by its teacher's ODE ({teacher['solver']}, {teacher['nfe']} evaluations); the map "
+        f"{format_value(of_teacher)} by {whose} ODE ({teacher['solver']}, {teacher['nfe']} evaluations); the map "
         f"was {faster:,.{0 if faster >= 10 else 1}f} times as fast."
     )
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...data import Source, Units
-from ...evaluation.sampling import Inputs, Samples, map_sampler, sample
+from ...evaluation.sampling import SOLVED, Inputs, Samples, map_sampler, sample
 from ...maps import FlowMap
 from ...runs.plan import Plan
 from ...storage.models import device_of
@@ -25,7 +25,7 @@ DATA_COLUMNS = 3
 
 def samples_nearest_four(samples: Mapping[str, Samples]) -> tuple[str, Samples]:
     """The map's samples in the number of steps nearest to four, and their title."""
-    of_map = [pair for pair in samples.items() if not pair[0].startswith("teacher")]
+    of_map = [pair for pair in samples.items() if not pair[0].startswith(SOLVED)]
     return min(of_map, key=lambda pair: (abs(pair[1].nfe - 4), pair[1].nfe))
 
 
@@ -51,8 +51,8 @@ def grid(source: Source, title: str, samples: Samples, seed: int) -> Figure:
 
 def steps_grid(units: Units, samples: Mapping[str, Samples]) -> Figure:
     """One row per number of steps, the teacher's solver last: ten samples, from the same noise in every row."""
-    titles = {title: title for title in samples if not title.startswith("teacher")}
-    for title in [title for title in samples if title.startswith("teacher")][:1]:
+    titles = {title: title for title in samples if not title.startswith(SOLVED)}
+    for title in [title for title in samples if title.startswith(SOLVED)][:1]:
         titles[title] = "\n".join(f"{title}, {samples[title].nfe} evals".split(", ", 1))
     first = next(iter(samples.values()))
     rows, labels = ten_rows(len(first.x), classes_in(first.cond))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ...data import Source
 from ...evaluation.measure import true_flow
-from ...evaluation.sampling import Samples
+from ...evaluation.sampling import SOLVED, Samples
 from ...maps import FlowMap
 from ...methods import Jumps
 from ...runs.plan import Plan
@@ -30,7 +30,7 @@ def plane(
     """Samples beside the data, and trajectories unless the map learns jumps to t = 1 alone: caption -> name, figure."""
     number = min(200_000, plan.recipe.evaluation.samples)
     data, _ = source.sample(number, generator(plan.recipe.seed, DATA_STREAM))
-    names = {title: title if title.startswith("teacher") else f"map, {title}" for title in samples}
+    names = {title: title if title.startswith(SOLVED) else f"map, {title}" for title in samples}
     panels = {names[title]: source.to_data(drawn.x[: len(data)]) for title, drawn in samples.items()}
     made = {
         "Samples beside the data.": ("samples", figures.samples({"data": source.to_data(data)} | panels)),

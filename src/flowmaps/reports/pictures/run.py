@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ...data import Source
 from ...evaluation.measure import Row
-from ...evaluation.sampling import Samples, steps_in_words
+from ...evaluation.sampling import SOLVED, Samples, steps_in_words
 from ...maps import FlowMap
 from ...runs.plan import Plan
 from ...system.progress import Watch, quiet
@@ -89,7 +89,7 @@ def _images(
     title, drawn = samples_nearest_four(samples)
     classes = "" if classes_in(drawn.cond) is None else ", a row a class"
     beside = f"Samples of the map in {title}, as they came{classes}; beside them images of the data."
-    solver = ", and the flow itself by a solver" if any(name.startswith("teacher") for name in samples) else ""
+    solver = ", and the flow itself by a solver" if any(name.startswith(SOLVED) for name in samples) else ""
     steps = f"More and more steps{solver}: every row starts from the same noise."
     between = (
         "Between two draws of noise, x0 at the left and x0' at the right: cos(a) x0 + sin(a) x0' taken to an image in "
