@@ -27,6 +27,7 @@ OF_OTHERS = {
     "benchmarks/image_metrics.py": ("--numbers",),
     "benchmarks/class_agreement.py": ("--solver-steps", "--dopri5"),
     "examples/ddpm_cifar10": ("--reference",),
+    "examples/image_uses.py": ("--run",),
     "docs/make.py": ("--costs",),
     "docs/play/make.py": ("--map", "--runtime"),
 }
