@@ -173,4 +173,11 @@ def test_other_maps_take_no_conditions(tmp_path: Path, unmeasured: None, capsys:
     words = [word for word in TINY if word not in ("--condition-columns", "speed", "--label-column", "kind")]
     run("train", "points", "--data", tmp_path / "a.csv", "--out", tmp_path / "run", *words)
     error = refused(capsys, "sample", tmp_path / "run", "--out", tmp_path / "x.csv", "--condition", "speed=1")
-    assert "this map is not conditioned on numbers: leave out --condition and --condition-file" in error
+    assert "this map is not conditioned on numbers: leave out --condition." in error
+    error = refused(capsys, "sample", tmp_path / "run", "--out", "x.csv", "--condition-file", tmp_path / "a.csv")
+    assert "this map is not conditioned on a column of a table: leave out --condition-file." in error
+
+
+def test_a_class_among_conditions_is_asked_for_by_label(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    error = refused(capsys, "sample", tiny, "--out", tmp_path / "x.csv", "--condition", "speed=1,kind=b")
+    assert "'kind' is the column of the classes: pass --label b in the place of kind=b" in error
