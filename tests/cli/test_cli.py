@@ -487,7 +487,7 @@ def test_an_array_that_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path)
     array[7, 1] = np.nan
     np.save(tmp_path / "a.npy", array)
     error = refused(capsys, "train", "points", "--data", tmp_path / "a.npy", "--out", tmp_path / "run", *TINY)
-    assert "a.npy, row 7 (counted from 0): column 2 is missing. There are NaN or infinite values in 1 of 60 ro" in error
+    assert "a.npy, row 7 (counted from 0): a cell of column 2 is NaN. Cells are NaN in 1 of 60 rows (co" in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

@@ -131,7 +131,7 @@ def test_numbers_are_dropped_for_guidance(data: Path, tmp_path: Path, weights: l
         (["--condition", "speed=1", "--condition-file", "DATA"], "both give conditions: leave one out"),
         (["--condition-file", "there.txt"], "--condition-file must end in .csv"),
         (["--condition-file", "missing.csv"], "there is no file missing.csv"),
-        (["--condition-file", "gap.csv"], "gap.csv, line 3: column 'speed' is missing"),
+        (["--condition-file", "gap.csv"], "gap.csv, line 3: a cell of column 'speed' is empty"),
         (["--condition-file", "text.csv"], "text.csv, line 2: column 'speed' holds the text 'fast', and the map is"),
         (["--condition-file", "other.csv"], "unknown column in other.csv, 'speed': did you mean 'sped'?"),
         (
