@@ -183,8 +183,10 @@ def _column_line(roles: Roles, own: Column, source: Points, place: int) -> tuple
     first = sum(column.width for column in table.columns[:place])
     constant = source.units.scale[first] == 0
     done = "constant, written as it is" if constant else DONE[own.transform]
-    if own.limits and not constant:
+    if (own.limits or own.decimals == 0) and not constant:
         done += ", rounded to whole numbers"
+    elif own.decimals > 0 and not constant:
+        done += f", rounded to {own.decimals} decimal{'s' * (own.decimals > 1)}"
     tails = own.transform == "standard" and kurtosis(values) > HEAVY_KURTOSIS
     done += " (heavy tails)" if tails else ""
     low, high = (f"{float(edge):.6g}" for edge in (values.min(), values.max()))

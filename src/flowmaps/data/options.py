@@ -33,7 +33,8 @@ class TableOptions:
     categories: Names = ()
     """Columns of a table to learn as categories, and to write as such: text, or codes without an order."""
     integers: Literal["round", "float"] = "round"
-    """Columns of whole numbers: `round` writes whole numbers within the range of the data, `float` any numbers."""
+    """Columns of whole numbers: `round` writes whole numbers within the range of the data, and numbers of at most six
+    decimals with as many as the file has; `float` writes any numbers."""
     transform: Annotated[tuple[Name, ...], Len(1, 10_000)] = ("standard",)
     """What the network sees of a column of a table: `standard`, less its mean, over its deviation; `log`, for positive
     numbers, which stay positive; `asinh` or `quantile`, for heavy tails. One for all columns, or COLUMN=KIND each."""
