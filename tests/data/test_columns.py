@@ -146,9 +146,24 @@ def test_positive_columns_stay_positive_with_a_logarithm(tmp_path: Path):
 def test_heavy_tails_are_told_of(tmp_path: Path):
     source = opened(tmp_path, HEAVY | {"calm": RNG.normal(size=4001)})
     (said,) = [note for note in source.notes if "heavy tails" in note]
-    assert "cauchy=quantile lognormal=quantile" in said
+    assert "Pass --transform cauchy=asinh lognormal=log (log: all values are positive; asinh: some are not pos" in said
     assert "calm" not in said
+    transforms = said.partition("--transform ")[2].partition(" (")[0].split()
+    assert not opened(tmp_path, HEAVY, transform=tuple(transforms)).notes  # the advice works
     assert not opened(tmp_path, HEAVY, transform=("quantile",)).notes
+
+
+def test_the_transform_that_is_advised_is_that_of_the_column(tmp_path: Path):
+    wide = np.exp(1.5 * RNG.normal(size=4001))
+    table = {"count": wide.round().astype(int), "lump": wide * (RNG.random(4001) < 0.5), "gain": wide - wide[::-1]}
+    table["far"] = np.exp(wide.clip(0, 60))
+    (said,) = [note for note in opened(tmp_path, table).notes if "heavy tails" in note]
+    assert "--transform count=quantile lump=quantile gain=asinh far=quantile (asinh: some" in said
+
+
+def test_a_misspelt_column_of_a_transform_is_hinted_at(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"'lognormla', which is not learned, of .*: did you mean 'lognormal'\?"):
+        opened(tmp_path, HEAVY, transform=("lognormla=log",))
 
 
 # decimals -----------------------------------------------------------------------------------------------------------

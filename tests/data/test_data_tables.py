@@ -185,7 +185,7 @@ REFUSED = {
     "a,b\n1,2\n1,\n1,2\n": r"line 3: a cell of column 'b' is empty.* in 1 of 3 rows .*--drop-columns b",
     "\na,b\n1,2\n\n1,NA\n": r"line 5: a cell of column 'b' is empty",
     '"a\nb",c\n1,2\n1,\n': r"line 4: a cell of column 'c' is empty",
-    "a,b\n1,2\ninf,2\n": r"line 3: a cell of column 'a' is inf, .*Cells are empty or infinite in 1 of 2 rows \(a",
+    "a,b\n1,2\ninf,2\n": r"line 3: a cell of column 'a' is inf, .*Cells are infinite in 1 of 2 rows \(a",
     "a,b\n1,cat\n2,dog\n": r"line 2: column 'b' holds the text 'cat', one of 2 values: pass --label-column b",
     "a,b\nm,kg\n1,2\n3,4\n5,6\n": r"line 2: column 'a' holds the text 'm' among numbers: .*heading",
     "a,b\n1,2\n3\n": r"line 3 has 1 cell, the others have 2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,7 +70,9 @@ class TableOptions:
                 raise ValueError(f"--transform {given[name]} is for numbers, and --categories has {name}: take one.")
             if name not in names:
                 why = "has the classes" if name == self.label_column else f"is not learned, of {listed(names)}"
-                raise ValueError(f"--transform names the column {name!r}, which {why}: leave it out.")
+                near = [] if name == self.label_column else difflib.get_close_matches(name, names, 1)
+                way = f"did you mean {near[0]!r}?" if near else "leave it out."
+                raise ValueError(f"--transform names the column {name!r}, which {why}: {way}")
         kinds = {name: entry.rpartition("=")[2] for name, entry in given.items()}
         return {name: kinds.get(name, kinds.get("", "standard")) for name in names}
 
