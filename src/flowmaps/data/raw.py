@@ -115,8 +115,9 @@ def _gaps(raw: RawTable, bad: np.ndarray, drops: bool, instead: str, learned: bo
     empty = "NaN" if raw.path.suffix.lower() in (".npy", ".npz") else "empty"
     what = empty if blank else f"{value:g}, which single precision does not hold"
     counts = listed([f"{'' if raw.named else 'column '}{raw.names[k]}: {int(bad[:, k].sum()):,}" for k in within])
-    blanks = [_is_empty(cell) for k in within for cell in np.split(cells := raw.columns[k][bad[:, k]], len(cells))]
-    kinds = empty if all(blanks) else f"{empty} or infinite" if any(blanks) else "infinite"
+    cells = [raw.columns[k][bad[:, k]] for k in within]
+    blanks = np.concatenate([np.ones(len(x), bool) if x.dtype.kind == "O" else np.isnan(x) for x in cells])
+    kinds = empty if blanks.all() else f"{empty} or infinite" if blanks.any() else "infinite"
     rows = f"in {int(bad.any(1).sum()):,} of {raw.rows:,} rows"
     ways = f"drop those rows, or {'mend' if 'infinite' in kinds else 'fill'} the cells"
     if learned and blank and raw.named:
