@@ -174,6 +174,8 @@ def test_points_without_a_known_law(classes: Path):
         assert {"w2", "sliced_w2", "energy", "map_error"} < set(row)
     assert not (classes / "teacher").exists()
     assert not (classes / "samples.png").exists()  # three dimensions
+    assert (classes / "columns.png").exists()
+    assert "Columns of the data that are trained on, and of samples in" in (classes / "report.html").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv"])
