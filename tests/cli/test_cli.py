@@ -175,6 +175,8 @@ def test_points_without_a_known_law(classes: Path):
         assert {"w2", "sliced_w2", "energy", "map_error"} < set(row)
     assert not (classes / "teacher").exists()
     assert not (classes / "samples.png").exists()  # three dimensions
+    assert (classes / "columns.png").exists()
+    assert "Columns of the data that are trained on, and of samples in" in (classes / "report.html").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv"])
@@ -492,7 +494,7 @@ def test_an_array_that_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path)
     array[7, 1] = np.nan
     np.save(tmp_path / "a.npy", array)
     error = refused(capsys, "train", "points", "--data", tmp_path / "a.npy", "--out", tmp_path / "run", *TINY)
-    assert "a.npy, row 7 (counted from 0): column 2 is missing. There are NaN or infinite values in 1 of 60 ro" in error
+    assert "a.npy, row 7 (counted from 0): a cell of column 2 is NaN. Cells are NaN in 1 of 60 rows (co" in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

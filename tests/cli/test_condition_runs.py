@@ -131,7 +131,7 @@ def test_numbers_are_dropped_for_guidance(data: Path, tmp_path: Path, weights: l
         (["--condition", "speed=1", "--condition-file", "DATA"], "both give conditions: leave one out"),
         (["--condition-file", "there.txt"], "--condition-file must end in .csv"),
         (["--condition-file", "missing.csv"], "there is no file missing.csv"),
-        (["--condition-file", "gap.csv"], "gap.csv, line 3: column 'speed' is missing"),
+        (["--condition-file", "gap.csv"], "gap.csv, line 3: a cell of column 'speed' is empty"),
         (["--condition-file", "text.csv"], "text.csv, line 2: column 'speed' holds the text 'fast', and the map is"),
         (["--condition-file", "other.csv"], "unknown column in other.csv, 'speed': did you mean 'sped'?"),
         (
@@ -173,4 +173,11 @@ def test_other_maps_take_no_conditions(tmp_path: Path, unmeasured: None, capsys:
     words = [word for word in TINY if word not in ("--condition-columns", "speed", "--label-column", "kind")]
     run("train", "points", "--data", tmp_path / "a.csv", "--out", tmp_path / "run", *words)
     error = refused(capsys, "sample", tmp_path / "run", "--out", tmp_path / "x.csv", "--condition", "speed=1")
-    assert "this map is not conditioned on numbers: leave out --condition and --condition-file" in error
+    assert "this map is not conditioned on numbers: leave out --condition." in error
+    error = refused(capsys, "sample", tmp_path / "run", "--out", "x.csv", "--condition-file", tmp_path / "a.csv")
+    assert "this map is not conditioned on a column of a table: leave out --condition-file." in error
+
+
+def test_a_class_among_conditions_is_asked_for_by_label(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    error = refused(capsys, "sample", tiny, "--out", tmp_path / "x.csv", "--condition", "speed=1,kind=b")
+    assert "'kind' is the column of the classes: pass --label b in the place of kind=b" in error

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from flowmaps.data import Points, TableOptions, Units, open_data
 from flowmaps.data.columns import covariance_root, fitted
+from flowmaps.data.decimals import decimals_of, in_decimals
 from flowmaps.metrics import energy_distance, sliced_wasserstein2, wasserstein2
 
 RNG = np.random.default_rng(0)
@@ -145,9 +146,73 @@ def test_positive_columns_stay_positive_with_a_logarithm(tmp_path: Path):
 def test_heavy_tails_are_told_of(tmp_path: Path):
     source = opened(tmp_path, HEAVY | {"calm": RNG.normal(size=4001)})
     (said,) = [note for note in source.notes if "heavy tails" in note]
-    assert "cauchy=quantile lognormal=quantile" in said
+    assert "Pass --transform cauchy=asinh lognormal=log (log: all values are positive; asinh: some are not pos" in said
     assert "calm" not in said
+    transforms = said.partition("--transform ")[2].partition(" (")[0].split()
+    assert not opened(tmp_path, HEAVY, transform=tuple(transforms)).notes  # the advice works
     assert not opened(tmp_path, HEAVY, transform=("quantile",)).notes
+
+
+def test_the_transform_that_is_advised_is_that_of_the_column(tmp_path: Path):
+    wide = np.exp(1.5 * RNG.normal(size=4001))
+    table = {"count": wide.round().astype(int), "lump": wide * (RNG.random(4001) < 0.5), "gain": wide - wide[::-1]}
+    table["far"] = np.exp(wide.clip(0, 60))
+    (said,) = [note for note in opened(tmp_path, table).notes if "heavy tails" in note]
+    assert "--transform count=quantile lump=quantile gain=asinh far=quantile (asinh: some" in said
+
+
+def test_a_misspelt_column_of_a_transform_is_hinted_at(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"'lognormla', which is not learned, of .*: did you mean 'lognormal'\?"):
+        opened(tmp_path, HEAVY, transform=("lognormla=log",))
+
+
+# decimals -----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_have_the_decimals_of_the_file(tmp_path: Path):
+    table = {
+        "price": (1e3 * RNG.random(400)).round(2),
+        "ratio": RNG.normal(size=400).round(6),
+        "whole": RNG.normal(40, 9, size=400).round(0),
+        "fine": RNG.normal(size=400),
+        "size": np.exp(RNG.normal(-3, 1, size=400)).round(2).clip(0.01),
+    }
+    source = opened(tmp_path, table, transform=("size=log",))
+    units, noise = source.units, 2 * torch.randn(500, 5)
+    drawn, exact = through_json(units).to_columns(noise), units.to_data(noise).numpy()
+    for k, (name, decimals) in enumerate({"price": 2, "ratio": 6, "whole": 0}.items()):
+        assert [float(f"{value:.{decimals}f}") for value in drawn[name]] == drawn[name].tolist()
+        assert np.abs(drawn[name] - exact[:, k]).max() <= 0.5 * 10.0**-decimals * (1 + 1e-6)
+    assert np.array_equal(drawn["fine"], exact[:, 3])
+    assert drawn["size"].min() == 0.01  # which a logarithm keeps positive
+    back = units.to_columns(source.data)
+    assert all(np.array_equal(back[name], table[name]) for name in ("price", "whole", "size"))
+    assert opened(tmp_path, {"price": table["price"]}).units.table.plain  # type: ignore[union-attr]  # densities are in its units
+    lines = " ".join(source.about)
+    assert "standardised, rounded to 2 decimals" in lines
+    left = opened(tmp_path, table, integers="float").units.to_columns(noise)["price"]
+    assert np.abs(left - left.round(2)).max() > 1e-4
+
+
+def test_a_zero_has_no_sign_and_huge_numbers_are_left():
+    assert np.signbit(in_decimals(np.array([-0.001]), 2)).tolist() == [False]
+    huge = np.array([1e305, np.inf, 2.0**60 + 256])
+    assert np.array_equal(in_decimals(huge, 6), huge)
+    assert np.isnan(in_decimals(np.array([np.nan]), 2)).all()
+    assert decimals_of(np.array([0.1, 2.25], np.float32)) == 2
+    assert decimals_of(np.array([1e-7, 1.0])) == -1
+
+
+def test_a_card_without_decimals_loads_and_stands_for_the_same_columns(tmp_path: Path):
+    """Cards that were written before have none, and go on with the same data."""
+    units = opened(tmp_path, {"a": RNG.normal(size=30).round(1), "b": RNG.normal(size=30)}).units
+    fields = json.loads(json.dumps(dataclasses.asdict(units)))
+    for column in fields["table"]["columns"]:
+        del column["decimals"]
+    old = Units.from_dict(fields)
+    assert old == units
+    noise = torch.randn(9, 2)
+    assert np.array_equal(old.to_columns(noise)["a"], units.to_data(noise)[:, 0].numpy())
 
 
 # whole numbers and categories ---------------------------------------------------------------------------------------
@@ -245,6 +310,7 @@ def test_rows_are_held_out_for_the_metrics(tmp_path: Path):
         {"columns": []}, {"columns": [{"name": "a", "type": "object"}]}, {"columns": [{"name": 3}]},
         {"label_place": "x"},
         {"columns": [{"name": "a", "transform": "sqrt"}]}, {"columns": [{"name": "a", "limits": [1]}]},
+        {"columns": [{"name": "a", "decimals": 7}]},
         {"columns": [{"name": "a", "transform": "asinh", "knots": [0, 0]}]}, {"whitening": [[1.0]]},
         {"columns": [{"name": "a", "transform": "quantile", "knots": ["x"]}]}, {"named": 1}, {"rows": 3},
         {"columns": [{"name": "a", "transform": "categories", "values": [1, 2]}]},

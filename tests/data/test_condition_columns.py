@@ -136,7 +136,7 @@ def test_columns_that_cannot_be_conditions_are_refused(tmp_path: Path, options: 
 def test_missing_cells_and_constants_are_refused(tmp_path: Path):
     frame = FRAME.drop(columns="kind")
     gaps = frame.assign(speed=frame.speed.where(frame.index != 7))
-    with pytest.raises(ValueError, match=r"line 9: column 'speed' is missing.*--drop-columns speed"):
+    with pytest.raises(ValueError, match=r"line 9: a cell of column 'speed' is empty.*--drop-columns speed"):
         opened(tmp_path, gaps, condition_columns=("speed",))
     with pytest.raises(ValueError, match=r"column 'speed' is 3 in all rows.*--drop-columns speed"):
         opened(tmp_path, frame.assign(speed=3), condition_columns=("speed",))
@@ -149,7 +149,7 @@ def test_missing_cells_and_constants_are_refused(tmp_path: Path):
         (["3"] * ROWS, "take it out of --condition-columns and pass --drop-columns b"),
         (
             ["", *map(str, range(1, ROWS))],
-            "line 2: column 'b' is missing.*take it out of --condition-columns and ",
+            "line 2: a cell of column 'b' is empty.*take it out of --condition-columns and ",
         ),
         ([str(2**60 + k) for k in range(ROWS)], "take it out of --condition-columns and pass --drop-columns b, or sub"),
         (
@@ -157,7 +157,10 @@ def test_missing_cells_and_constants_are_refused(tmp_path: Path):
             "holds the text 'n/k', and --con.*mend or drop such cells, or take it",
         ),
         (["1,5", "2,5", "n/k", "m"] * (ROWS // 4), "write numbers as 1234.5, with no other sign, or take it out of"),
-        (["2024-01-05", "2024-02-06"] * (ROWS // 2), r"when = pandas.to_datetime\(frame\['b'\]\)"),
+        (
+            ["2024-01-05", "2024-02-06"] * (ROWS // 2),
+            r"such as days: frame\['b'\] = \(pandas.to_datetime\(",
+        ),
         (["0 days 00:01:00", "1 days 00:02:00"] * (ROWS // 2), r"frame\['b'\] = pandas.to_timedelta\(frame\['b'\]"),
     ],
 )

@@ -140,7 +140,7 @@ def test_decimals_are_numbers(tmp_path: Path):
     with pytest.warns(DataWarning, match="column 'a' holds decimals, which are read and written as float64"):
         source = open_data(str(path))
     np.testing.assert_allclose(written(source)["a"], [float(v) for v in values], atol=1e-6)  # type: ignore[arg-type]
-    refused(parquet(tmp_path, a=[*values[:11], None], x=X), "row 11 .*: column 'a' is missing")
+    refused(parquet(tmp_path, a=[*values[:11], None], x=X), "row 11 .*: a cell of column 'a' is empty")
 
 
 DATES = {
@@ -163,10 +163,60 @@ def test_dates_and_times_are_refused_with_the_line_that_makes_them_numbers(tmp_p
     {".parquet": frame.to_parquet, ".csv": frame.to_csv, ".xlsx": frame.to_excel}[suffix](path, index=False)
     said = refused(path, "column 'a' holds the text .*dates are to be made numbers first.*--drop-columns a")
     assert written(opened(path, drop_columns=("a",))).keys() == {"x"}
-    exec(re.findall(r"such as seconds: (.*); or pass", said)[0], {"pandas": pandas, "frame": frame})
+    ((unit, to, back),) = re.findall(r"such as (\w+): (.*) \(and back, of the samples: (.*)\); or pass", said)
+    assert unit == ("seconds" if kind in ("times", "spans") else "days")
+    before = frame["a"].astype(str)
+    exec(to, {"pandas": pandas, "frame": frame})
     frame.to_parquet(tmp_path / "b.parquet")
-    seconds = written(opened(tmp_path / "b.parquet", keep_columns=("a",)))["a"]
-    assert np.diff(seconds) == pytest.approx({"times": 3600.0, "spans": 1.0}.get(kind, 86400.0), abs=1.0)
+    numbers = written(opened(tmp_path / "b.parquet", keep_columns=("a",)))["a"]
+    assert np.diff(numbers) == pytest.approx({"times": 3600.0}.get(kind, 1.0), abs=1e-3)
+    exec(back, {"pandas": pandas, "frame": frame})
+    ends = re.compile(r"^0 days |\+00:00$| 00:00:00(\+00:00)?$")
+    texts = [ends.sub("", text) for text in (*before, *frame["a"].astype(str))]
+    assert texts[:12] == texts[12:]
+
+
+def test_times_of_the_day_are_kept_in_seconds_and_come_back(tmp_path: Path):
+    when = pandas.Series(pandas.date_range("2021-03-05", periods=12, freq="6h"))
+    path, frame = tmp_path / "a.csv", pandas.DataFrame({"x": X, "a": when})
+    frame.to_csv(path, index=False)
+    said = refused(path, "such as seconds: ")
+    to, back = re.findall(r"such as seconds: (.*) \(and back, of the samples: (.*)\); or pass", said)[0]
+    for line in (to, back):
+        exec(line, {"pandas": pandas, "frame": frame})
+    assert frame["a"].tolist() == when.tolist()
+
+
+def test_all_columns_that_cannot_be_read_are_told_of_at_once(tmp_path: Path):
+    dates = [f"2024-01-{k + 1:02}" for k in range(12)]
+    frame = pandas.DataFrame({"x": X, "start": dates, "end": dates, "town": ["p", "q"] * 6, "gap": X, "none": None})
+    frame.loc[3:4, "gap"] = np.nan
+    frame.loc[4, "x"] = np.nan
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    said = refused(tmp_path / "a.csv", "column 'none' is empty in all 12 rows: pass --drop-columns none. Also, line 5")
+    assert said.count("a.csv") == 1
+    assert "a cell of column 'gap' is empty. Cells are empty in 2 of 12 rows (x: 1, gap: 2): drop those rows" in said
+    assert "line 2: column 'town' holds the text 'p', one of 2 values" in said
+    assert all(f"line 2: column '{name}' holds the text '2024-01-01': dates are" in said for name in ("start", "end"))
+    frame = frame.assign(same=3)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    options = {"condition_columns": ("gap", "same"), "categories": ("town",), "drop_columns": ("none", "start")}
+    said = refused(tmp_path / "a.csv", "line 6: a cell of column 'x' is empty", **options)
+    assert "column 'end' holds the text" in said
+    assert "a cell of column 'gap' is empty" in said
+    assert "column 'same' is 3 in all rows" in said
+
+
+def test_the_ways_round_empty_cells_work(tmp_path: Path):
+    frame = pandas.DataFrame({"x": X, "gap": X})
+    frame.loc[3:4, "gap"] = np.nan
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    said = refused(tmp_path / "a.csv", r"drop those rows, or fill the cells, add a column of yes and no.*; or pass")
+    assert "(--categories gap_missing)" in said
+    frame["gap_missing"] = np.where(frame["gap"].isna(), "yes", "no")
+    frame.fillna({"gap": frame["gap"].median()}).to_csv(tmp_path / "b.csv", index=False)
+    drawn = written(opened(tmp_path / "b.csv", categories=("gap_missing",)))
+    assert drawn["gap_missing"] == frame["gap_missing"].tolist()
 
 
 def test_columns_of_other_things_are_said_to_be_text(tmp_path: Path):
@@ -195,7 +245,7 @@ def test_nullable_types_are_those_of_numpy_and_their_gaps_are_missing(tmp_path: 
     np.testing.assert_allclose(found.astype(float), np.asarray(values, float), atol=1e-6)
     gaps = values.copy()
     gaps[7] = None
-    refused(parquet(tmp_path, a=gaps, x=X), "row 7 .*: column 'a' is missing")
+    refused(parquet(tmp_path, a=gaps, x=X), "row 7 .*: a cell of column 'a' is empty")
 
 
 @pytest.mark.parametrize("dtype", ["string", "category"])
@@ -203,7 +253,7 @@ def test_nullable_text_is_classes_and_its_gaps_are_missing(tmp_path: Path, dtype
     source = opened(parquet(tmp_path, label=pandas.Series(["p", "q"] * 6, dtype=dtype), x=X))
     assert source.units.names == ("p", "q")
     gaps = pandas.Series(["p", None] * 6, dtype=dtype)
-    refused(parquet(tmp_path, label=gaps, x=X), "row 1 .*: column 'label' is missing.*--drop-columns label")
+    refused(parquet(tmp_path, label=gaps, x=X), "row 1 .*: a cell of column 'label' is empty.*--drop-columns label")
 
 
 def test_long_doubles_are_float64(tmp_path: Path):
@@ -221,7 +271,7 @@ def test_empty_lines_at_the_end_are_left_out(tmp_path: Path):
     with pytest.warns(DataWarning, match="2 lines without a cell at its end are left out"):
         assert len(open_data(str(path)).data) == 2  # type: ignore[attr-defined]
     path.write_text("a,b\n1.5,2\n,\n3,4\n")
-    refused(path, "line 3: column 'a' is missing")
+    refused(path, "line 3: a cell of column 'a' is empty")
 
 
 def test_columns_without_names_are_named_by_their_places(tmp_path: Path):
@@ -283,7 +333,7 @@ def test_options_that_cannot_be_followed_are_refused_in_a_line(tmp_path: Path, o
 
 def test_all_columns_of_text_are_named_at_once(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,b,c,d\n1.5,p,q,2020-01-02\n3,r,s,2020-01-03\n")
-    refused(tmp_path / "a.csv", "column 'b' holds the text 'p'.* There is text in c, d too")
+    refused(tmp_path / "a.csv", "column 'b' holds the text 'p'.* There is text in c too. Also, line 2: column 'd'")
 
 
 def test_a_column_that_is_called_an_id_is_asked_about(tmp_path: Path):

@@ -182,10 +182,10 @@ def test_a_column_that_may_be_an_index_is_asked_about(tmp_path: Path):
 
 
 REFUSED = {
-    "a,b\n1,2\n1,\n1,2\n": r"line 3: column 'b' is missing.* in 1 of 3 rows .*--drop-columns b",
-    "\na,b\n1,2\n\n1,NA\n": r"line 5: column 'b' is missing",
-    '"a\nb",c\n1,2\n1,\n': r"line 4: column 'c' is missing",
-    "a,b\n1,2\ninf,2\n": r"line 3: column 'a' is inf",
+    "a,b\n1,2\n1,\n1,2\n": r"line 3: a cell of column 'b' is empty.* in 1 of 3 rows .*--drop-columns b",
+    "\na,b\n1,2\n\n1,NA\n": r"line 5: a cell of column 'b' is empty",
+    '"a\nb",c\n1,2\n1,\n': r"line 4: a cell of column 'c' is empty",
+    "a,b\n1,2\ninf,2\n": r"line 3: a cell of column 'a' is inf, .*Cells are infinite in 1 of 2 rows \(a",
     "a,b\n1,cat\n2,dog\n": r"line 2: column 'b' holds the text 'cat', one of 2 values: pass --label-column b",
     "a,b\nm,kg\n1,2\n3,4\n5,6\n": r"line 2: column 'a' holds the text 'm' among numbers: .*heading",
     "a,b\n1,2\n3\n": r"line 3 has 1 cell, the others have 2",
@@ -208,7 +208,7 @@ def test_missing_cells_of_other_files_are_named_by_row(tmp_path: Path, suffix: s
     frame = pandas.DataFrame({"a": [1.5, 2.5, None], "b": [1.0, 2.0, 3.0]})
     path = tmp_path / f"a{suffix}"
     frame.to_parquet(path) if suffix == ".parquet" else frame.to_excel(path, index=False)
-    refused(path, r"row (2 \(counted from 0\)|4 of the sheet): column 'a' is missing")
+    refused(path, r"row (2 \(counted from 0\)|4 of the sheet): a cell of column 'a' is empty")
     assert names(opened(path, drop_columns=("a",))) == ["b"]  # the advice works
 
 

@@ -123,5 +123,5 @@ def test_a_column_of_numbers_is_cut_into_classes(tmp_path: Path):
 
 def test_labels_that_are_missing_are_named_by_line(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,label\n1.5,x\n2.5,\n3.5,y\n")
-    with pytest.raises(ValueError, match=r"line 3: column 'label' is missing"):
+    with pytest.raises(ValueError, match=r"line 3: a cell of column 'label' is empty"):
         opened(tmp_path / "a.csv")

@@ -43,8 +43,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 def test_the_page_is_followed_to_its_end(done: tuple[Path, dict[str, str]]):
     folder, said = done
-    assert len(said) == 10
-    assert {path.name for path in (folder / "runs").iterdir()} == {"wine", "diabetes", "tiles"}
+    assert len(said) == 12
+    assert {path.name for path in (folder / "runs").iterdir()} == {"wine", "diabetes", "filled", "tiles"}
 
 
 def test_the_dry_run_says_what_the_page_shows(done: tuple[Path, dict[str, str]]):

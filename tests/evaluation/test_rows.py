@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import Tensor
 
 from flowmaps.cli.main import main
-from flowmaps.data import Board, Source, open_data
+from flowmaps.data import Board, Points, Source, TableOptions, open_data
+from flowmaps.evaluation.distances import FLOOR_STREAM, real_distances
 from flowmaps.evaluation.rows import metrics_rows
 from flowmaps.evaluation.sampling import (
     NOISE_STREAM,
@@ -27,6 +29,7 @@ from flowmaps.evaluation.sampling import (
 )
 from flowmaps.interpolants import Linear, Trigonometric
 from flowmaps.maps import AverageVelocity, FlowMap
+from flowmaps.metrics import energy_distance, wasserstein2
 from flowmaps.nn import UNet
 from flowmaps.runs import recipes
 from flowmaps.runs.plan import Plan, resolve
@@ -202,6 +205,56 @@ def test_a_map_is_compiled_once_for_all_samplers():
         found, wanted = (sample(s, inputs, chunk=6, device=torch.device("cpu")).x for s in (sampler, plain))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_distances_between_real_rows_stand_beside_those_of_samples(tmp_path: Path, held_out: float):
+    data = np.random.default_rng(0).normal(size=(200, 3)) * [1.0, 10.0, 0.1]
+    np.save(tmp_path / "a.npy", data)
+    source = open_data(str(tmp_path / "a.npy"), table=TableOptions(held_out=held_out))
+    assert isinstance(source, Points)
+    rows, _ = table(Scaling(), source, planned(settings=dataclasses.replace(SMALL, points=100)))
+    order = torch.randperm(len(source.data), generator=generator(5, FLOOR_STREAM))
+    number = 50 if held_out else 100
+    others = source.data[order[100:]] if source.held_out is None else source.held_out
+    w2 = wasserstein2(source.data[order[:number]], others)  # columns are standardised already
+    energy = energy_distance(source.data[order[:number]], others)
+    for row in rows:
+        assert row["w2_floor"] == pytest.approx(w2, rel=1e-6)
+        assert row["energy_floor"] == pytest.approx(energy, rel=1e-6)
+    own = [row for row in rows if row["sampler"] == "map"]  # of half the width and less; the ODE's are N(0, 1)
+    assert all(row["w2"] > row["w2_floor"] > 0 for row in own)
+    assert all(row["energy"] > 2 * abs(row["energy_floor"]) for row in own)
+
+
+def test_of_fewer_real_rows_than_samples_the_energy_distance_alone_is_told(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(200, 3)))
+    source = open_data(str(tmp_path / "a.npy"))
+    assert isinstance(source, Points)
+    assert {*real_distances(source, 101, 0)} == {"energy_floor"}
+    assert {*real_distances(source, 100, 0)} == {"w2_floor", "sliced_w2_floor", "energy_floor"}
+
+
+@pytest.mark.filterwarnings("ignore::flowmaps.data.DataWarning")
+def test_of_a_single_row_there_are_no_distances_between_rows(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    source = open_data(str(tmp_path / "a.npy"))
+    assert isinstance(source, Points)
+    assert real_distances(source, 100, 0) == {}
+
+
+@pytest.mark.filterwarnings("ignore::flowmaps.data.DataWarning")
+def test_rows_are_compared_together_with_their_conditions(tmp_path: Path):
+    """Columns to learn that are all the same leave the distances of the conditions."""
+    pandas.DataFrame({"x": np.ones(40), "c": np.arange(40.0) ** 2}).to_csv(tmp_path / "a.csv", index=False)
+    options = TableOptions(condition_columns=("c",), held_out=0.25, keep_columns=("x",))
+    source = open_data(str(tmp_path / "a.csv"), table=options)
+    assert isinstance(source, Points)
+    order = torch.randperm(30, generator=generator(0, FLOOR_STREAM))[:10]
+    assert source.numbers is not None
+    own, held = source.numbers[order].sort(dim=0).values, source.held_out_cond.sort(dim=0).values  # type: ignore[union-attr]
+    expected = float((own - held).square().mean().sqrt())  # on a line, by sorting
+    assert real_distances(source, 100, 0)["w2_floor"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_points_of_the_checkerboard_are_counted_in_other_cells_than_the_flows(board: Source):

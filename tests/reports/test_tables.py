@@ -65,6 +65,22 @@ def test_values(value: object, shown: str):
     assert tables.format_value(value) == shown
 
 
+def test_distances_between_real_rows_stand_beside_those_of_samples():
+    spent = {"samples": 9, "seconds": 1.0, "nfe": 4, "w2_floor": 0.9, "energy_floor": -1e-4}
+    rows = [
+        {**spent, "sampler": "teacher", "solver": "dopri5", "w2": 0.97, "energy": 0.002},
+        {**spent, "sampler": "map", "steps": 4, "w2": 0.96, "energy": 0.003, "map_error": 0.1},
+    ]
+    said = tables.row_in_words("4 steps", rows[1])
+    assert said.startswith("map, 4 steps: W2 0.9600 (real rows 0.9000), energy 0.0030 (real rows -1.0e-4); 9 samples")
+    assert ", -1.0e-4 between real rows; the map was" in (tables.conclusion(rows) or "")
+    headings = [column.heading for column in tables.columns_of(rows)]
+    assert headings[3:] == ["W2", "real W2", "map error", "energy", "real energy", "seconds"]
+    text = printed(rows)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 # a comparison ---------------------------------------------------------------------------------------------------------
 
 

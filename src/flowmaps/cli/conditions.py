@@ -16,13 +16,15 @@ from ..data.columns import ConditionColumn
 from ..data.frames import TABLE_SUFFIXES, read_table
 from ..data.numerals import as_numbers, is_number, texts_of
 from ..data.options import listed
-from ..data.raw import RawTable, check_complete, check_whole, missing, refuse_text
+from ..data.raw import RawTable, check_complete, check_whole, missing, option, refuse_text
 from ..data.roles import name_all
 from ..data.tables import ARRAY_SUFFIXES, raw_table, read_arrays
 from ..evaluation.sampling import RunSampler, labels_of_samples
 from ..runs.recipes import Recipe
 from ..system.names import choose
+from ..system.seeds import generator
 
+ROWS_STREAM = 23  # of the seed
 NUMBER = 10_000
 """Samples, unless their number is given or a file has a row for each."""
 
@@ -57,7 +59,12 @@ class Given(NamedTuple):
 
 
 def given(
-    run: RunSampler, number: int | None, label: str | None, words: Sequence[str] = (), file: Path | None = None
+    run: RunSampler,
+    number: int | None,
+    label: str | None,
+    words: Sequence[str] = (),
+    file: Path | None = None,
+    seed: int = 0,
 ) -> Given:
     """What the options of `flowmaps sample` say of the conditions.
 
@@ -66,24 +73,92 @@ def given(
         number: of samples; as many as the file has rows unless given, whose rows are taken in turn if it is.
         label: the class, which goes before a column of classes in the file.
         words: `NAME=NUMBER`, or several of them with commas.
-        file: a table with the columns.
+        file: a table with the columns; of a map that is conditioned on classes alone, with the column of the classes.
+        seed: of the choice of rows, where classes alone are taken from them.
 
     Raises:
         ValueError: the map is not conditioned on such numbers; a column is unknown, missing or no number.
     """
     if words and file is not None:
         raise ValueError("--condition and --condition-file both give conditions: leave one out.")
-    if (words or file is not None) and not run.units.conditions:
-        raise ValueError("this map is not conditioned on numbers: leave out --condition and --condition-file.")
+    refuse_words(run.units, words, "--condition")
     if file is None:
         number = NUMBER if number is None else number
         return Given(number, {name: np.array([x]) for name, x in of_words(run.units, words).items()}, label)
+    if not run.units.conditions:
+        return _classes_given(run, number, label, file, seed)
     raw = read_file(file, run.plan.recipe, "--condition-file")
     number = raw.rows if number is None else number
     turn = np.arange(number) % raw.rows
     values = {own.name: numbers_of(raw, own.name)[turn] for own in run.units.conditions}
     labels = labels_of(raw, run.units, run.plan.recipe) if label is None else None
     return Given(number, values, label if labels is None else labels[torch.from_numpy(turn)])
+
+
+def _classes_given(run: RunSampler, number: int | None, label: str | None, file: Path, seed: int) -> Given:
+    """The classes of the rows of a file, in its shares: each row as often as all others, or once more.
+
+    Raises:
+        ValueError: the map is conditioned on no classes that a column of a file has; or the file has none.
+    """
+    units = run.units
+    if units.table is None or units.classes is None or run.plan.recipe.label_bins:
+        why = "is not conditioned on a column of a table" if units.classes is None else "is conditioned on classes"
+        why += ", into which numbers were cut" if run.plan.recipe.label_bins else ""
+        raise ValueError(f"this map {why}: {_of_classes(units)}leave out --condition-file.")
+    if label is not None:
+        raise ValueError("--label and --condition-file both give classes: leave one out.")
+    raw = read_file(file, run.plan.recipe, "--condition-file")
+    if (labels := labels_of(raw, units, run.plan.recipe)) is None:
+        raise ValueError(
+            f"{file} has no column {units.table.label!r}, on whose classes this map is conditioned (it has "
+            f"{listed(raw.names)}): give a file with it, or pass --label CLASS."
+        )
+    number = raw.rows if number is None else number
+    rest = torch.randperm(raw.rows, generator=generator(seed, ROWS_STREAM))[: number % raw.rows].sort().values
+    turns = torch.arange(number - len(rest)) % raw.rows
+    return Given(number, {}, labels[torch.cat([turns, rest])])
+
+
+def refuse_words(units: Units, words: Sequence[str], flag: str) -> None:
+    """Refuse conditions in words for a map that is conditioned on no numbers, and a class among them.
+
+    Args:
+        units: of the data.
+        words: `NAME=NUMBER`, or several of them with commas.
+        flag: of the option, `--condition` or `--as-condition`.
+
+    Raises:
+        ValueError: there are such words.
+    """
+    label = "" if units.table is None or units.classes is None else units.table.label
+    of_class = flag.replace("condition", "label")
+    for name, equals, value in (part.partition("=") for word in words for part in word.split(",")):
+        if label and equals and name.strip() == label and label not in [own.name for own in units.conditions]:
+            raise ValueError(
+                f"{flag} takes columns of numbers, and {label!r} is the column of the classes: pass "
+                f"{option(of_class, [value.strip()])} in the place of {name.strip()}={value.strip()}."
+            )
+    if words and not units.conditions:
+        raise ValueError(f"this map is not conditioned on numbers: {_of_classes(units, of_class)}leave out {flag}.")
+
+
+def _of_classes(units: Units, flag: str = "--label") -> str:
+    """How a class is asked for, as the beginning of an advice; empty for data without classes."""
+    return "" if units.classes is None else f"pass {flag} CLASS for one class, and "
+
+
+def in_turn(given: Given, units: Units, recipe: Recipe) -> str:
+    """That samples of a table have its classes in turn, and how to get the shares of the data; empty otherwise."""
+    if units.table is None or given.label is not None or units.classes is None:
+        return ""
+    present = units.classes - len(units.absent)
+    each, more = divmod(given.number, present)
+    if present < 2 or not each:
+        return ""
+    said = f"{each:,}{f' or {each + 1:,}' if more else ''} of each class"
+    usable = not recipe.label_bins and not given.values
+    return f"{said}; for the shares of the data: --condition-file FILE, such as that of the training" * usable or said
 
 
 def of_words(units: Units, words: Sequence[str]) -> dict[str, float]:
@@ -130,17 +205,17 @@ def _number(own: ConditionColumn, part: str, text: str) -> float:
     return value
 
 
-def read_file(file: Path, recipe: Recipe, option: str) -> RawTable:
-    """The table in the file of an option, with the columns called as in the training of a recipe.
+def read_file(file: Path, recipe: Recipe, flag: str) -> RawTable:
+    """The table in the file of an option `flag`, with the columns called as in the training of a recipe.
 
     Raises:
         ValueError: there is none, or it is of another kind.
     """
     suffix = file.suffix.lower()
     if suffix not in (*TABLE_SUFFIXES, *ARRAY_SUFFIXES):
-        raise ValueError(f"{option} must end in {', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, got {file}.")
+        raise ValueError(f"{flag} must end in {', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, got {file}.")
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: pass {option} FILE with a table, one row a sample.")
+        raise ValueError(f"there is no file {file}: pass {flag} FILE with a table, one row a sample.")
     raw = raw_table(read_arrays(file), file) if suffix in ARRAY_SUFFIXES else read_table(file, recipe.header)
     name_all(raw)  # as in training
     return raw
@@ -196,7 +271,8 @@ def labels_of(raw: RawTable, units: Units, recipe: Recipe) -> Tensor | None:
 def _class_of(raw: RawTable, units: Units, label: str, row: int, value: Any) -> Tensor:
     """The number of the class of a row, `(1,)`."""
     where = f"{raw.path}, {raw.where(row)}: {raw.called(label)}"
-    ways = f"mend it there, leave {raw.called(label)} out of the file, or pass --label CLASS"
+    without = f"leave {raw.called(label)} out of the file" if units.conditions else "take such rows out"
+    ways = f"mend it there, {without}, or pass --label CLASS"
     if value is None or value != value:
         raise ValueError(f"{where} is missing: {ways}.")
     try:

@@ -68,7 +68,8 @@ class Sample:
     """Of a map of --condition-columns, what all samples are conditioned on, in the units of the data: NAME=NUMBER for
     each column, as in speed=3.2,mass=1."""
     condition_file: Path | None = None
-    """Table with those columns, such as the file of the training: samples are conditioned on its rows one by one."""
+    """Table with those columns, such as the file of the training: samples are conditioned on its rows one by one. Of a
+    map of --label-column alone, a table with that column: samples have its classes in its shares."""
     guidance: float | None = None
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     seed: int = 0

@@ -96,8 +96,7 @@ def rows_of(
     """
     if given.number is not None and given.number < 1:
         raise ValueError(f"--number must be at least 1, got {given.number}.")
-    if given.condition and not run.units.conditions:
-        raise ValueError("this map is not conditioned on numbers: leave out --condition.")
+    conditions.refuse_words(run.units, given.condition, "--condition")
     stated = conditions.of_words(run.units, given.condition)
     if given.data:
         reading = _Reading(run, given.data, given.label is None, not stated, hidden, shape or run.units.shape)

@@ -55,7 +55,7 @@ def sample(
     check_out(out, steps, number)
     run = RunSampler(folder, net)
     check_kind(out, folder, run.units)
-    given = conditions.given(run, number, label, condition, condition_file)
+    given = conditions.given(run, number, label, condition, condition_file, options.get("seed", 0))
     for note in given.notes(run.units):
         console.print(note, soft_wrap=True, markup=False)
     with watching("sample", given.number) as watch:
@@ -64,6 +64,8 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, run.units, x, labels, given.values)
     console.print(f"{given.number:,} samples in {steps} steps: {out}", soft_wrap=True)
+    if said := conditions.in_turn(given, run.units, run.plan.recipe):
+        console.print(said, soft_wrap=True, markup=False)
 
 
 def check_kind(out: Path, folder: Path, units: Units) -> None:

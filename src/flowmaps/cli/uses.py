@@ -71,8 +71,7 @@ def invert(given: Invert) -> None:
 def _target(units: Units, rows: Rows, label: str | None, words: Sequence[str]) -> Rows:
     """The rows with the conditions to come back with."""
     own, numbers = label_and_numbers(rows.cond)
-    if words and not units.conditions:
-        raise ValueError("this map is not conditioned on numbers: leave out --as-condition.")
+    conditions.refuse_words(units, words, "--as-condition")
     if label is None and not words:
         return rows
     labels, values = own, rows.values

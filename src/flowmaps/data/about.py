@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .columns import Column, ConditionColumn
+from .columns import Column, ConditionColumn, fitted
 from .options import listed
 from .raw import RawTable, option
 from .roles import Roles
@@ -14,6 +14,14 @@ MAX_LINES = 24
 """Most columns that are shown one by one; of more, those that ask for attention come first."""
 HEAVY_KURTOSIS = 15.0
 """Excess kurtosis from which a column is said to have heavy tails: a normal one has 0, an exponential one 6."""
+LUMP = 0.1
+"""Share of the rows from which one value is a lump, which no smooth transform makes normal."""
+REASONS = {
+    "log": "all values are positive",
+    "asinh": "some are not positive",
+    "quantile": "counts, one value in many rows, or tails that are too heavy for the others",
+}
+"""Transform for heavy tails -> when it is taken."""
 FEW_IMAGES = 2_000
 """Images below which a Fréchet distance to them is too large to be reported."""
 FEW_VALUES = 10
@@ -25,15 +33,15 @@ def table_notes(roles: Roles, source: Points) -> tuple[str, ...]:
     raw, table = roles.raw, source.units.table
     assert table is not None
     notes = list(raw.notes)
-    heavy = [
-        c.name for c, x in _numbers(roles, table.columns) if c.transform == "standard" and kurtosis(x) > HEAVY_KURTOSIS
-    ]
+    heavy = {
+        c.name: transform_for(c, x)
+        for c, x in _numbers(roles, table.columns)
+        if c.transform == "standard" and kurtosis(x) > HEAVY_KURTOSIS
+    }
     if heavy:
-        asked = [f"{name}=quantile" for name in heavy] if len(heavy) <= 3 else ["quantile"]
-        notes.append(
-            f"{_called(raw, heavy)} heavy tails: most samples will lie too wide. Transform such columns: pass "
-            f"{option('--transform', asked)}, or asinh, or log where all are positive"
-        )
+        asked = option("--transform", [f"{name}={kind}" for name, kind in heavy.items()])
+        why = "; ".join(f"{kind}: {reason}" for kind, reason in REASONS.items() if kind in heavy.values())
+        notes.append(f"{_called(raw, [*heavy])} heavy tails: most samples will lie too wide. Pass {asked} ({why})")
     codes = [c.name for c, x in _numbers(roles, table.columns) if c.limits and 2 < len(np.unique(x)) <= FEW_VALUES]
     if codes:
         notes.append(
@@ -163,6 +171,17 @@ def kurtosis(x: np.ndarray) -> float:
     return float((centred**4).mean() / variance**2 - 3)
 
 
+def transform_for(column: Column, x: np.ndarray) -> str:
+    """The transform for a column of numbers `(N,)` with heavy tails, one of `REASONS`."""
+    _, counts = np.unique(x, return_counts=True)
+    if column.limits or counts.max() > LUMP * len(x):
+        return "quantile"
+    for kind in ("log", "asinh"):
+        if (kind != "log" or x.min() > 0) and kurtosis(fitted("", x, kind).encode(x)[:, 0]) <= HEAVY_KURTOSIS:
+            return kind
+    return "quantile"
+
+
 def _numbers(roles: Roles, columns: tuple[Column, ...]) -> list[tuple[Column, np.ndarray]]:
     pairs = zip(columns, roles.raw.columns, strict=True)
     return [(own, values) for own, values in pairs if own.transform != "categories"]
@@ -183,8 +202,10 @@ def _column_line(roles: Roles, own: Column, source: Points, place: int) -> tuple
     first = sum(column.width for column in table.columns[:place])
     constant = source.units.scale[first] == 0
     done = "constant, written as it is" if constant else DONE[own.transform]
-    if own.limits and not constant:
+    if (own.limits or own.decimals == 0) and not constant:
         done += ", rounded to whole numbers"
+    elif own.decimals > 0 and not constant:
+        done += f", rounded to {own.decimals} decimal{'s' * (own.decimals > 1)}"
     tails = own.transform == "standard" and kurtosis(values) > HEAVY_KURTOSIS
     done += " (heavy tails)" if tails else ""
     low, high = (f"{float(edge):.6g}" for edge in (values.min(), values.max()))

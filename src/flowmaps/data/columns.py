@@ -11,11 +11,12 @@ All in float64: a column far from zero beside its spread keeps its digits.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .decimals import MAX_DECIMALS, in_decimals
 from .labels import TYPES, as_in_file
 from .options import TRANSFORMS
 from .raw import in_digits, option
@@ -40,6 +41,8 @@ class Column:
         knots: of `quantile`, the values at even shares of the rows; of `asinh`, median and width.
         values: of categories, as text.
         limits: of whole numbers that are rounded on writing: the least and the greatest; empty for others.
+        decimals: to which other numbers are rounded on writing, as the file has no more; -1 for all. It takes no part
+            in the comparison of columns, as nothing that is learned depends on it.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Column:
     knots: tuple[float, ...] = ()
     values: tuple[str, ...] = ()
     limits: tuple[float, ...] = ()
+    decimals: int = field(default=-1, compare=False)
 
     @property
     def width(self) -> int:
@@ -95,7 +99,7 @@ class Column:
         whole = np.dtype(self.type).kind in "iub"
         if whole and not (self.limits and np.isfinite(values).all()):  # a map that diverged makes no numbers
             return values
-        return values.astype(self.type)
+        return in_decimals(values, self.decimals, self.transform == "log").astype(self.type)
 
 
 @dataclass(frozen=True)
@@ -306,6 +310,8 @@ def covariance_root(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _check(column: Column) -> None:
     if column.transform not in (*TRANSFORMS, "categories") or column.type not in TYPES:
         raise ValueError(f"there is no column of type {column.type!r:.40} with transform {column.transform!r:.40}.")
+    if type(column.decimals) is not int or not -1 <= column.decimals <= MAX_DECIMALS:
+        raise ValueError(f"a column has -1 to {MAX_DECIMALS} decimals, got {column.decimals!r:.40}.")
     numbers = {"asinh": 2, "quantile": max(1, len(column.knots))}.get(column.transform, 0)
     if len(column.knots) != numbers or len(column.limits) not in (0, 2):
         raise ValueError(f"the transform {column.transform} of a column has {numbers} knots, got {len(column.knots)}.")

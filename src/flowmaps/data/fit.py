@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..shapes import condition_of, on_each
 from .columns import Column, ConditionColumn, Table, covariance_root, fitted
+from .decimals import decimals_of
 from .labels import Classes, classes_of, whole
 from .options import TableOptions
 from .raw import RawTable, check_whole, option
@@ -94,7 +95,8 @@ def _column(
         check_whole(raw, name, numbers)
     rounded = dtype.kind in "iub" and options.integers == "round"
     limits = (float(numbers.min()), float(numbers.max())) if rounded else ()
-    return fitted(name, numbers[train], kind, type=dtype.name, limits=limits), numbers
+    decimals = decimals_of(values) if dtype.kind == "f" and options.integers == "round" else -1
+    return fitted(name, numbers[train], kind, type=dtype.name, limits=limits, decimals=decimals), numbers
 
 
 def _categories(raw: RawTable, name: str, values: np.ndarray) -> tuple[Column, np.ndarray]:

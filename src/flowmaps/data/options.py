@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -33,7 +34,8 @@ class TableOptions:
     categories: Names = ()
     """Columns of a table to learn as categories, and to write as such: text, or codes without an order."""
     integers: Literal["round", "float"] = "round"
-    """Columns of whole numbers: `round` writes whole numbers within the range of the data, `float` any numbers."""
+    """Columns of whole numbers: `round` writes whole numbers within the range of the data, and numbers of at most six
+    decimals with as many as the file has; `float` writes any numbers."""
     transform: Annotated[tuple[Name, ...], Len(1, 10_000)] = ("standard",)
     """What the network sees of a column of a table: `standard`, less its mean, over its deviation; `log`, for positive
     numbers, which stay positive; `asinh` or `quantile`, for heavy tails. One for all columns, or COLUMN=KIND each."""
@@ -68,7 +70,9 @@ class TableOptions:
                 raise ValueError(f"--transform {given[name]} is for numbers, and --categories has {name}: take one.")
             if name not in names:
                 why = "has the classes" if name == self.label_column else f"is not learned, of {listed(names)}"
-                raise ValueError(f"--transform names the column {name!r}, which {why}: leave it out.")
+                near = [] if name == self.label_column else difflib.get_close_matches(name, names, 1)
+                way = f"did you mean {near[0]!r}?" if near else "leave it out."
+                raise ValueError(f"--transform names the column {name!r}, which {why}: {way}")
         kinds = {name: entry.rpartition("=")[2] for name, entry in given.items()}
         return {name: kinds.get(name, kinds.get("", "standard")) for name in names}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from .numerals import DATE_OR_TIME, NUMBER_WITH_SIGNS, is_code, is_number, texts_of
 from .options import listed
 
+DATES_FIRST = "dates are to be made numbers first"
 WRITE_NUMBERS = "write numbers as 1234.5, with no other sign"
 INSTALL = "pip install 'flowmaps[tables]'"
 
@@ -76,44 +77,108 @@ def missing(column: np.ndarray) -> np.ndarray:
     return np.zeros(len(column), bool)
 
 
-def check_complete(raw: RawTable, droppable: bool = False, instead: str = "") -> None:
+def check_complete(raw: RawTable, droppable: bool = False, instead: str = "", learned: bool = False) -> None:
     """Refuse a table with cells that are missing, or no finite numbers, in the columns that it still has.
 
     Args:
         raw: the table.
         droppable: whether there are other columns, so that all of these may be dropped.
         instead: what to do with a column, in the place of dropping it.
+        learned: whether the columns are learned, so that where cells are empty can be learned beside them.
 
     Raises:
-        ValueError: names the first such cell by file, line and column, and says how many rows have one.
+        ValueError: names the first such cell by file, line and column, and says how many cells of each column are so;
+            of a column that is empty all over, that it is.
     """
     bad = np.stack([missing(column) for column in raw.columns], axis=1)
     if not bad.any():
         return
-    rows = bad.any(1)
-    row = int(rows.argmax())
-    place = int(bad[row].argmax())
-    name, within = raw.names[place], [raw.names[k] for k in np.flatnonzero(bad.any(0))]
-    value = raw.columns[place][row]
-    what = "is missing" if value is None or value != value else f"is {value:g}, which single precision does not hold"
-    drop = "" if len(within) == len(raw.names) and not droppable else f", or pass {option('--drop-columns', within)}"
-    drop = f", or {instead}" if instead else drop
-    raise ValueError(
-        f"{raw.path}, {raw.where(row)}: {raw.called(name)} {what}. There are NaN or infinite values in {rows.sum()} of "
-        f"{raw.rows} rows (first: row {row}, counted from 0): drop or fill those rows{drop}."
+    drops = not bad.any(0).all() or droppable
+    if (empty := np.flatnonzero(bad.all(0))).size and raw.rows > 1 and all(_is_empty(raw.columns[k]) for k in empty):
+        names = [raw.names[k] for k in empty]
+        shown = raw.called(names[0]) + " is" if len(names) == 1 else f"the columns {listed(names)} are"
+        drop = instead or f"pass {option('--drop-columns', names)}"
+        ways = drop if drops or instead else "fill the cells"
+        said = [f"{raw.path}: {shown} empty in all {raw.rows:,} rows: {ways}."]
+        rest = raw.without(names)
+        checks = [lambda: check_complete(rest, droppable, instead, learned)] if rest.names else []
+        return refuse_together(raw.path, *checks, said=said)
+    raise ValueError(f"{raw.path}, {_gaps(raw, bad, drops, instead, learned)}.")
+
+
+def _gaps(raw: RawTable, bad: np.ndarray, drops: bool, instead: str, learned: bool) -> str:
+    """The first cell that is empty or not finite, how many cells of each column are so, and what to do about them."""
+    row = int(bad.any(1).argmax())
+    place, within = int(bad[row].argmax()), np.flatnonzero(bad.any(0))
+    names, value = [raw.names[k] for k in within], raw.columns[place][row]
+    blank = value is None or value != value
+    empty = "NaN" if raw.path.suffix.lower() in (".npy", ".npz") else "empty"
+    what = empty if blank else f"{value:g}, which single precision does not hold"
+    counts = listed([f"{'' if raw.named else 'column '}{raw.names[k]}: {int(bad[:, k].sum()):,}" for k in within])
+    cells = [raw.columns[k][bad[:, k]] for k in within]
+    blanks = np.concatenate([np.ones(len(x), bool) if x.dtype.kind == "O" else np.isnan(x) for x in cells])
+    kinds = empty if blanks.all() else f"{empty} or infinite" if blanks.any() else "infinite"
+    rows = f"in {int(bad.any(1).sum()):,} of {raw.rows:,} rows"
+    ways = f"drop those rows, or {'mend' if 'infinite' in kinds else 'fill'} the cells"
+    if learned and blank and raw.named:
+        ways += (
+            f", add a column of yes and no that says where (--categories {raw.names[place]}_missing), and empty those "
+            "cells of the samples again (docs/data.md)"
+        )
+    drop = f"; or pass {option('--drop-columns', names)}" if drops else ""
+    drop = f"; or {instead}" if instead else drop
+    return (
+        f"{raw.where(row)}: a cell of {raw.called(raw.names[place])} is {what}. Cells are {kinds} {rows} ({counts}): "
+        f"{ways}{drop}"
     )
+
+
+def _is_empty(cells: np.ndarray) -> bool:
+    """Whether all cells are missing, and none is infinite."""
+    if cells.dtype.kind == "O":
+        return all(value is None for value in cells)
+    return cells.dtype.kind == "f" and bool(np.isnan(cells).all())
+
+
+def refuse_together(path: Path, *checks: Callable[[], None], said: Sequence[str] = ()) -> None:
+    """Run checks of a file's columns, and refuse it once for all that they find.
+
+    Args:
+        path: of the file, which is named once.
+        checks: each raises a `ValueError` that is a sentence.
+        said: what has been found already.
+
+    Raises:
+        ValueError: one of them has found something.
+    """
+    found = [*said]
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        more = [line.removeprefix(f"{path}, ").removeprefix(f"{path}: ") for line in found[1:]]
+        raise ValueError(" Also, ".join([found[0], *more]))
 
 
 def check_numbers(raw: RawTable) -> None:
     """Refuse a table with text in a column.
 
     Raises:
-        ValueError: names the first cell of text by file, line and column, and the other columns that have some.
+        ValueError: names the first cell of text by file, line and column, and the other columns that have some; of
+            dates, each column.
     """
-    text = [name for name, column in zip(raw.names, raw.columns, strict=True) if column.dtype.kind in "OUS"]
-    if text:
-        others = f" There is text in {listed(text[1:])} too." if len(text) > 1 else ""
-        raise ValueError(f"{_why_text(raw, text[0], raw.columns[raw.names.index(text[0])])}.{others}")
+    text = [k for k, column in enumerate(raw.columns) if column.dtype.kind in "OUS" and not _is_empty(raw.columns[k])]
+    said = {raw.names[k]: f"{_why_text(raw, raw.names[k], raw.columns[k])}." for k in text}
+    dates = [name for name in said if DATES_FIRST in said[name]]
+    others = [name for name in said if name not in dates]
+    found = [said[name] for name in (*others[:1], *dates[:3])]
+    if len(others) > 1:
+        found[0] += f" There is text in {listed(others[1:])} too."
+    if len(dates) > 3:
+        found[-1] += f" There are dates in {listed(dates[3:])} too."
+    refuse_together(raw.path, said=found)
 
 
 def refuse_text(raw: RawTable, name: str, why: str, instead: str, classes: str = "") -> None:
@@ -136,8 +201,8 @@ def refuse_text(raw: RawTable, name: str, why: str, instead: str, classes: str =
     ways = f"write numbers there, or {instead}"
     if 2 * sum(map(is_number, texts)) >= len(texts):
         ways = f"mend or drop such cells, or {instead}"
-    elif classes and DATE_OR_TIME.fullmatch(cell):  # in a file beside that of the training seconds count from its start
-        ways = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}; or {instead}"
+    elif classes and DATE_OR_TIME.fullmatch(cell):
+        ways = f"{DATES_FIRST}, such as {_as_numbers(name, texts)}; or {instead}"
     elif NUMBER_WITH_SIGNS.fullmatch(cell):
         ways = f"{WRITE_NUMBERS}, or {instead}"
     elif classes:
@@ -168,17 +233,29 @@ def _why_text(raw: RawTable, name: str, column: np.ndarray) -> str:
             f"{drop}"
         )
     if DATE_OR_TIME.fullmatch(cell):
-        seconds = f"dates are to be made numbers first, such as seconds: {_in_seconds(name, cell)}"
-        return f"{place}: {seconds}; or pass {drop}"
+        return f"{place}: {DATES_FIRST}, such as {_as_numbers(name, texts)}; or pass {drop}"
     hint = f"; {WRITE_NUMBERS}" if NUMBER_WITH_SIGNS.fullmatch(cell) else ""
     return f"{place}, one of {len({*texts})} values: {ways} or {drop}{hint}"
 
 
-def _in_seconds(name: str, text: str) -> str:
-    """The line of pandas that makes a column of a data frame of dates, times or spans one of seconds."""
-    if re.fullmatch(r"(\d+ days?,? )?\d{1,2}:.*", text.strip()):
-        return f"frame[{name!r}] = pandas.to_timedelta(frame[{name!r}].astype(str)).dt.total_seconds()"
-    return f"when = pandas.to_datetime(frame[{name!r}]); frame[{name!r}] = (when - when.min()).dt.total_seconds()"
+def _as_numbers(name: str, texts: list[str]) -> str:
+    """The lines of pandas that make a column of a data frame of dates, times or spans one of numbers, and back.
+
+    Dates are counted from 1970, in days where all are at midnight, so that the line back needs no other date.
+    """
+    own = f"frame[{name!r}]"
+    if re.fullmatch(r"(\d+ days?,? )?\d{1,2}:.*", texts[0].strip()):
+        to = f"{own} = pandas.to_timedelta({own}.astype(str)).dt.total_seconds()"
+        return f"seconds: {to} (and back, of the samples: {own} = pandas.to_timedelta({own}, unit='s'))"
+    word, unit, part = ("days", "D", "days") if all(map(_at_midnight, texts)) else ("seconds", "s", "total_seconds()")
+    to = f"{own} = (pandas.to_datetime({own}, utc=True) - pandas.Timestamp(0, tz='UTC')).dt.{part}"
+    return f"{word}: {to} (and back, of the samples: {own} = pandas.to_datetime({own}, unit={unit!r}))"
+
+
+def _at_midnight(text: str) -> bool:
+    """Whether a date has no time of the day, or midnight, of UTC where it names a zone."""
+    found = re.search(r"\d{1,2}:\d{2}.*", text)
+    return found is None or not re.search(r"[1-9A-Ya-y]", found[0])
 
 
 def check_whole(raw: RawTable, name: str, numbers: np.ndarray, ways: str = "") -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from .labels import Classes, classes_of, in_bins, look_like_classes, whole
 from .numerals import DIGITS, as_numbers, is_number, texts_of
 from .options import TableOptions, listed
-from .raw import RawTable, check_complete, check_numbers, check_whole, option, refuse_text
+from .raw import RawTable, check_complete, check_numbers, check_whole, option, refuse_text, refuse_together
 
 INDEX_NAMES = ("index", "id", "idx", "row", "rowid", "row_id", "key", "unnamed: 0")
 MIN_ROWS_OF_INDEX = 5
@@ -74,14 +74,17 @@ def assign(raw: RawTable, options: TableOptions, labels: bool = True) -> Roles:
     raw.notes.extend(said for name, said in raw.asides.items() if name in (*raw.names, *conditions.names, label))
     if not raw.columns:
         raise ValueError(f"{raw.path} has no column left to learn: leave out fewer of them.")
-    check_complete(raw)
-    check_numbers(raw.without([*options.categories]))
-    _check_conditions(conditions)
+    checks = [
+        lambda: check_complete(raw, learned=True), lambda: check_numbers(raw.without([*options.categories])),
+        *(lambda name=name: _check_condition(conditions, name) for name in conditions.names)
+    ]  # fmt: skip
+    if values is not None and labels and label and at >= 0:
+        own = RawTable(raw.path, [label], [values], raw.named, where=raw.where)
+        checks.append(lambda: check_complete(own, droppable=True))
+    refuse_together(raw.path, *checks)
     classes = None
     if values is not None and labels:
         where = f"{raw.path}, {'the array' if at < 0 else 'column'} {label!r}"
-        if label and at >= 0:
-            check_complete(RawTable(raw.path, [label], [values], raw.named, where=raw.where), droppable=True)
         classes = classes_of(values, raw.rows, where)
     places = tuple(written.index(name) for name in conditions.names)
     return Roles(raw, conditions, places, classes, label if classes is not None else "", at)
@@ -99,23 +102,22 @@ def _without_labels(raw: RawTable, options: TableOptions) -> tuple[RawTable, np.
     return raw, values, label, at
 
 
-def _check_conditions(conditions: RawTable) -> None:
-    """Refuse columns to condition on that are not numbers, have missing cells, or are the same in all rows."""
-    for name, column in zip(conditions.names, conditions.columns, strict=True):
-        instead = _instead(name)
-        if column.dtype.kind not in "biuf":
-            classes = f"leave it out there, and pass {option('--label-column', [name])} to condition on its values as"
-            refuse_text(conditions, name, "--condition-columns takes numbers", instead, f"{classes} classes")
-        check_complete(
-            RawTable(conditions.path, [name], [column], conditions.named, where=conditions.where), instead=instead
+def _check_condition(conditions: RawTable, name: str) -> None:
+    """Refuse a column to condition on that is not numbers, has missing cells, or is the same in all rows."""
+    column, instead = conditions.columns[conditions.names.index(name)], _instead(name)
+    if column.dtype.kind not in "biuf":
+        classes = f"leave it out there, and pass {option('--label-column', [name])} to condition on its values as"
+        refuse_text(conditions, name, "--condition-columns takes numbers", instead, f"{classes} classes")
+    check_complete(
+        RawTable(conditions.path, [name], [column], conditions.named, where=conditions.where), instead=instead
+    )
+    if column.dtype.kind in "iu":
+        check_whole(conditions, name, column.astype(np.float64), f"{instead}, or subtract a constant first")
+    if (column == column[0]).all():
+        raise ValueError(
+            f"{conditions.path}: {conditions.called(name)} is {column[0]} in all rows, and a condition is a number "
+            f"that varies: {instead}."
         )
-        if column.dtype.kind in "iu":
-            check_whole(conditions, name, column.astype(np.float64), f"{instead}, or subtract a constant first")
-        if (column == column[0]).all():
-            raise ValueError(
-                f"{conditions.path}: {conditions.called(name)} is {column[0]} in all rows, and a condition is a number "
-                f"that varies: {instead}."
-            )
 
 
 def _instead(name: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .. import metrics
-from ..data import Board, Images, Latents, Source
+from ..data import Board, Images, Latents, Points, Source
 from ..metrics.features import Features, extract, open_features, spread
 from ..metrics.images import Statistics, frechet_distance
 from ..metrics.reference import Reference, reference
@@ -19,13 +18,10 @@ from ..shapes import Condition, Field, label_and_numbers, on_each
 from ..solvers import SolverFlow
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
+from .distances import Row, distances, most_points, real_distances, with_numbers
 from .sampling import NOISE_STREAM, Samples
 
-Row = dict[str, Any]
-"""A row of metrics.json or compare.json: a sampler and its metrics."""
 DATA_STREAM, LABEL_STREAM = 2, 6  # streams of the seed
-MAX_NUMBERS_OF_POINTS = 2**22
-"""Most numbers in the points of W2 and energy distance, which take hours for thousands of latents."""
 DECODED_AT_ONCE = 256
 """Pictures of latents in memory at a time."""
 SAMPLES_OF_KL_IN_SD = 64_000
@@ -50,6 +46,7 @@ class EvaluationInputs:
             images: the teacher's samples by the first solver; `None` until they are measured.
         floor: KL of as many exact samples, where the law is known.
         teacher: of points of the checkerboard, the first samples of the teacher's ODE, once they are measured.
+        floors: of other points, the distances between real rows, entries of every row of metrics.json.
         images: what images are measured against, if the data are images.
     """
 
@@ -61,6 +58,7 @@ class EvaluationInputs:
     images: ImageInputs | None = None
     data_numbers: Tensor | None = None
     teacher: Tensor | None = None
+    floors: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,10 @@ def evaluation_inputs(
             flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None
     cond = on_each(cond, lambda value: value[: settings.samples])
-    return EvaluationInputs(
-        x0[: settings.samples], cond, data, flow, floor, data_numbers=label_and_numbers(data_cond)[1]
-    )
+    most = most_points(source, min(settings.points, settings.samples))
+    floors = real_distances(source, most, seed, watch) if isinstance(source, Points) else {}
+    numbers = label_and_numbers(data_cond)[1]
+    return EvaluationInputs(x0[: settings.samples], cond, data, flow, floor, data_numbers=numbers, floors=floors)
 
 
 def _image_inputs(
@@ -236,23 +235,16 @@ def _measure_points(
 ) -> Row:
     """The metrics of points: all of them in the KL, the first ones in the distances."""
     row: Row = {}
-    number = min(settings.points, max(500, MAX_NUMBERS_OF_POINTS // source.dim))
+    number = most_points(source, settings.points)
     x, data = source.units.to_measure(x), source.units.to_measure(inputs.data[:number])
     if isinstance(source, Board):
         row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
         if len(x) >= SAMPLES_OF_KL_IN_SD:
             row["kl_64000"] = metrics.kl(source.exact.cell_masses(50), x[:SAMPLES_OF_KL_IN_SD])
-    rows = x[:number]
-    if inputs.data_numbers is not None:  # rows and conditions together
-        rows = torch.cat([rows, label_and_numbers(inputs.cond)[1][:number].to(x)], 1)
-        data = torch.cat([data, inputs.data_numbers[:number].to(data)], 1)
-    watch("W2", 0.0)
-    pairs = min(len(rows), len(data))
-    row["w2"] = metrics.wasserstein2(rows[:pairs], data[:pairs])
-    row["sliced_w2"] = metrics.sliced_wasserstein2(rows[:pairs], data[:pairs], generator=generator(0))
-    if not isinstance(source, Board):
-        watch("energy distance", 0.5)
-        row["energy"] = metrics.energy_distance(rows, data)
+    numbers = None if inputs.data_numbers is None else label_and_numbers(inputs.cond)[1]
+    of_samples, of_data = with_numbers(x[:number], numbers), with_numbers(data, inputs.data_numbers)
+    row |= distances(of_samples, of_data, energy=not isinstance(source, Board), watch=watch)
+    row |= inputs.floors
     if along_flow and inputs.flow is not None:
         row["map_error"] = metrics.map_error(x[:number], source.units.to_measure(inputs.flow[:number])[: len(x)])
         if isinstance(source, Board):

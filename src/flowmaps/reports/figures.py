@@ -155,8 +155,11 @@ def quality(rows: Sequence[Row]) -> Figure:
         ax.axhline(value, color=TEACHER, lw=0.8, ls=(0, (2, 3)), zorder=1)
         marker = MARKERS[1 + k % (len(MARKERS) - 1)]
         ax.plot([row["nfe"]], [value], marker, color=TEACHER, ms=7.5, ls="none", label=style.name_of(row))
+    real = [row["w2_floor"] for row, _ in rated if label == style.METRICS["w2"] and "w2_floor" in row][:1]
+    for value in real:
+        ax.axhline(value, color=EXACT, lw=1.2, label="between real rows")
     style.powers_of_two(ax, [row["nfe"] for row, _ in rated])
-    style.value_axis(ax, [value for _, value in rated])
+    style.value_axis(ax, [*(value for _, value in rated), *real])
     style.light_axes(ax, "network evaluations for each sample", label)
     style.legend(ax)
     return figure

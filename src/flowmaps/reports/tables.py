@@ -83,6 +83,7 @@ class Column:
         return NO_VALUE if value is None else self.format(value)
 
 
+REAL = "real rows, held-out ones or half of the data, to as many others: what a perfect sampler would read."
 COLUMNS = (
     Column(
         "sampler",
@@ -96,10 +97,12 @@ COLUMNS = (
     Column("floor", "nats", "The KL of as many exact samples: what a perfect sampler would read.", "kl_floor"),
     Column("above floor", "nats", "KL less its floor: the part that is the sampler's own.", above_floor),
     Column("W2", "units of x", "Exact 2-Wasserstein distance of samples to as many data.", "w2"),
+    Column("real W2", "units of x", f"W2 of {REAL}", "w2_floor"),
     Column("sliced W2", "units of x", "Root mean square of W2 over random lines.", "sliced_w2"),
     Column("map error", "units of x²", "Mean squared distance to the flow's points from the same noise.", "map_error"),
     Column("other cell", "", "Share of points nearest to another cell than the exact flow's.", "other_cell"),
     Column("energy", "units of x", "Unbiased energy distance to data; near zero it may be negative.", "energy"),
+    Column("real energy", "units of x", f"The energy distance of {REAL}", "energy_floor"),
     Column("FD", "", "Fréchet distance of the features of samples to those of the data; its name says which.", "fd"),
     Column(
         "FD name",
@@ -136,9 +139,19 @@ IN_WORDS = ("KL", "above floor", "W2", "energy", "FD", "above real")
 def row_in_words(title: str, row: Row) -> str:
     """A row of `metrics.json` in one line, such as 'map, 4 steps: KL 0.0307, W2 0.0615; 100 samples in 3.91 s'."""
     name = f"map, {title}" if row["sampler"] == "map" else title
-    found = [f"{column.heading} {column.show(row)}" for column in columns_of([row]) if column.heading in IN_WORDS]
+    found = [
+        f"{column.heading} {column.show(row)}{_between_real(row, column)}"
+        for column in columns_of([row])
+        if column.heading in IN_WORDS
+    ]
     drawn = f"{row['samples']:,} samples in {format_seconds(row['seconds'])} s"
     return f"{name}: {', '.join(found) or 'diverged'}; {drawn}"
+
+
+def _between_real(row: Row, column: Column) -> str:
+    """The same distance between real rows, in words; empty where it is not measured."""
+    floor = row.get(f"{column.key}_floor") if column.heading in ("W2", "energy") else None
+    return "" if floor is None else f" (real rows {format_value(floor)})"
 
 
 def conclusion(rows: Sequence[Row]) -> str | None:
@@ -153,9 +166,12 @@ def conclusion(rows: Sequence[Row]) -> str | None:
     own, of_map = min(maps, key=lambda pair: (abs(pair[0]["steps"] - 4), pair[0]["steps"]))
     faster = teacher["seconds"] / max(own["seconds"], 1e-9)
     whose = "its own" if teacher.get("velocity") == "own" else "its teacher's"
+    real = own.get("energy_floor") if key == "energy" else None
+    floor = "" if real is None else f", {format_value(real)} between real rows"
+    ode = f"{teacher['solver']}, {teacher['nfe']} evaluations"
     return (
         f"{QUALITIES[key][1]}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
-        f"{format_value(of_teacher)} by {whose} ODE ({teacher['solver']}, {teacher['nfe']} evaluations); the map "
+        f"{format_value(of_teacher)} by {whose} ODE ({ode}){floor}; the map "
         f"was {faster:,.{0 if faster >= 10 else 1}f} times as fast."
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from matplotlib.figure import Figure
 
-from ...data import Source
+from ...data import Points, Source
 from ...evaluation.measure import true_flow
 from ...evaluation.sampling import SOLVED, Samples
 from ...maps import FlowMap
@@ -17,11 +17,14 @@ from ...runs.recipes import Recipe
 from ...shapes import on_each
 from ...storage.models import device_of
 from ...system.seeds import generator
-from .. import figures
+from .. import figures, histograms
 from ..image_grid import image_grid, ink_on_paper
+from .images import samples_nearest_four
 from .parts import classes_in
 
-DATA_STREAM, START_STREAM, BACKGROUND_STREAM = 3, 4, 5  # streams of the seed
+DATA_STREAM, START_STREAM, BACKGROUND_STREAM, COLUMNS_STREAM = 3, 4, 5, 27  # streams of the seed
+MAX_ROWS = 100_000
+"""Rows of data in the histograms of the columns of a table."""
 
 
 def plane(
@@ -39,6 +42,19 @@ def plane(
         paths = trajectories(flow_map, teacher, source)
         made["One jump from noise to each time t, over the flow itself."] = "trajectories", paths
     return made
+
+
+def columns(source: Source, samples: Mapping[str, Samples], seed: int) -> tuple[str, Figure]:
+    """The columns of a table, of the data and of the map's samples: caption and figure."""
+    table, data = source.units.table, source.sample(MAX_ROWS, generator(seed, COLUMNS_STREAM))[0]
+    assert table is not None
+    if isinstance(source, Points) and len(source.data) <= MAX_ROWS:
+        data = source.data
+    title, drawn = samples_nearest_four(samples)
+    number = len(table.columns)
+    which = f"The first {histograms.MAX_COLUMNS} of {number} columns" if number > histograms.MAX_COLUMNS else "Columns"
+    caption = f"{which} of the data that are trained on, and of samples in {title}; the ends beyond 0.5 % are cut off."
+    return caption, histograms.columns(table, source.to_data(data), source.to_data(drawn.x))
 
 
 def trajectories(flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> Figure:

@@ -20,7 +20,7 @@ from .. import figures
 from .images import grid, interpolations, samples_nearest_four, steps_grid
 from .inversion import invert
 from .parts import classes_in, steps_nearest_four
-from .points import digits, plane
+from .points import columns, digits, plane
 
 Made = dict[str, tuple[str, Figure]]
 """Caption of a figure -> the name of its file without .png, and the figure."""
@@ -68,6 +68,9 @@ def draw(
         made, numbers = _images(plan, flow_map, teacher, source, samples, watch)
     elif source.units.in_plane:
         made = plane(plan, flow_map, teacher, source, samples)
+    if source.units.table is not None:
+        caption, figure = columns(source, samples, plan.recipe.seed)
+        made[caption] = "columns", figure
     made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)
     if log:
