@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from flowmaps import equations, exact, losses, maps, methods, solvers
 from flowmaps.equations import Stop
+from flowmaps.exact.mean_gradient import FEATURES as FEATURES
+from flowmaps.exact.mean_gradient import Features
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import FlowMap
 from flowmaps.objectives import Objective
@@ -278,9 +280,6 @@ def base_sample(law: exact.Gaussian, number: int, rng: torch.Generator) -> Tenso
     return exact.Gaussian(law.base_mean, law.base_covariance).sample(number, rng, torch.float64)
 
 
-FEATURES = 3
-
-
 class ExactNetwork(nn.Module):
     """The network whose map is the exact flow of `law`, plus features(x, s, t) . cond where `cond` is given.
 
@@ -292,7 +291,7 @@ class ExactNetwork(nn.Module):
     def __init__(self, law: exact.Gaussian, case: Parametrisation) -> None:
         super().__init__()
         self.law, self.case = law, case
-        self.directions = torch.randn(law.dim, FEATURES, dtype=torch.float64, generator=generator(7)) / law.dim**0.5
+        self.features = Features(law)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """`(B, D), (B,), (B,), (B, FEATURES, D) or None -> (B, D)`."""
@@ -300,12 +299,7 @@ class ExactNetwork(nn.Module):
         same = step == 0
         jump = (self.law.flow_map(x, s, t) - x) / torch.where(same, 1.0, step)
         out = self.case.network(torch.where(same, self.law.velocity(x, t), jump), x, s, t)
-        return out if cond is None else out + (self.features(x, s, t)[:, :, None] * cond).sum(1)
-
-    def features(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Smooth functions of all of x, s and t, of no symmetry, `(B, FEATURES)`."""
-        phase = torch.arange(1, FEATURES + 1, dtype=x.dtype)
-        return torch.sin(x @ self.directions + like(s, x) * phase + 2 * like(t, x) + phase)
+        return out if cond is None else out + (self.features(x, s, t) * cond).sum(1)
 
 
 def exact_map(law: exact.Gaussian, case: Parametrisation) -> FlowMap:
