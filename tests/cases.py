@@ -154,7 +154,8 @@ class Method:
         function: the method.
         options: its options.
         source: where its velocity comes from: "teacher", "frozen" (a frozen map) or "data" (dI).
-        exact: whether the exact map is a zero of the gradient; else it is one as a step, or a solver's, tends to 0.
+        exact: whether the exact map is a zero of the gradient, in the mean where the velocity is dI; else it is one as
+            a step, a leg of dI, or a solver's step tends to 0. The laws are for those that are.
         descends: whether the exact map minimises its loss.
         plain: options for the laws, in the place of the paper's: an adaptive or learned weight makes of a mean
             something else, and so do a tangent normalised under dI and a derivative that counts in part.
@@ -164,7 +165,7 @@ class Method:
     function: Callable[..., Objective]
     options: dict[str, Any]
     source: str = "data"
-    exact: bool = True
+    exact: bool = field(kw_only=True)
     descends: bool = True
     plain: dict[str, Any] = field(default_factory=dict)
     target: bool = False
@@ -192,50 +193,52 @@ _WARM: dict[str, Any] = {"warmup": _whole}
 _BARE: dict[str, Any] = {"normalise": None, **_WARM, **_UNIT}
 
 METHODS: dict[str, Method] = {
-    "flow_matching": Method(methods.flow_matching, {}),
+    "flow_matching": Method(methods.flow_matching, {}, exact=True),
     "reflow": Method(methods.reflow, {"steps": 5}, "teacher", exact=False),  # exact for the law of its pairs
-    **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher") for stop in Stop},
-    **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher") for stop in Stop},
-    "fmm": Method(methods.fmm, {}),
-    "fmm-forward": Method(methods.fmm, {"forward": 0.75}),
-    "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT),
-    "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM),
-    "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM),
-    "pfmm-2": Method(methods.pfmm, {"legs": 2}, "frozen"),
-    "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen"),
-    "progressive_distillation": Method(methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT),
+    **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
+    **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
+    "fmm": Method(methods.fmm, {}, exact=True),
+    "fmm-forward": Method(methods.fmm, {"forward": 0.75}, exact=True),
+    "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT, exact=True),
+    "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM, exact=True),
+    "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM, exact=True),
+    "pfmm-2": Method(methods.pfmm, {"legs": 2}, "frozen", exact=True),
+    "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen", exact=True),
+    "progressive_distillation": Method(
+        methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT, exact=True
+    ),
     "neural_operator": Method(methods.neural_operator, {"solver_steps": 3}, "teacher", exact=False),
     "ctm": Method(methods.ctm, {"matching": 0.7, "solver_steps": 1}, "teacher", exact=False),
     "ctm-target": Method(methods.ctm, {"solver": "rk4", "solver_steps": 2}, "teacher", exact=False, target=True),
-    "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False),
-    "lsd": Method(methods.lsd, {}),
-    "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}),
-    "esd": Method(methods.esd, {}),
-    "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}),
-    "slim_lsd": Method(methods.slim_lsd, {}),
-    "tvm": Method(methods.tvm, {}, target=True),
-    "slim_esd": Method(methods.slim_esd, {}),
-    "psd-uniform": Method(methods.psd, {}),
-    "psd-midpoint": Method(methods.psd, {"midpoint": True}),
+    "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False, exact=True),
+    "lsd": Method(methods.lsd, {}, exact=True),
+    "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}, exact=True),
+    "esd": Method(methods.esd, {}, exact=True),
+    "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}, exact=True),
+    "slim_lsd": Method(methods.slim_lsd, {}, exact=True),
+    "tvm": Method(methods.tvm, {}, target=True, exact=True),
+    "slim_esd": Method(methods.slim_esd, {}, exact=True),
+    "psd-uniform": Method(methods.psd, {}, exact=True),
+    "psd-midpoint": Method(methods.psd, {"midpoint": True}, exact=True),
     "shortcut": Method(methods.shortcut, {"levels": 3}, exact=False),  # legs of the least length are Euler steps
     "shortcut-target": Method(methods.shortcut, {}, exact=False, target=True),
-    "split_meanflow": Method(methods.split_meanflow, {}),
-    "split_meanflow-taught": Method(methods.split_meanflow, {}, "teacher"),
-    "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT),
-    "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT),
-    "pixel_meanflow": Method(methods.pixel_meanflow, {}, plain=_UNIT),
-    "anyflow": Method(methods.anyflow, {"engine": "dual"}, descends=False, plain=_UNIT),
-    "anyflow-taught": Method(methods.anyflow, {"engine": "dual"}, "teacher", plain=_UNIT),
+    "split_meanflow": Method(methods.split_meanflow, {}, exact=True),
+    "split_meanflow-taught": Method(methods.split_meanflow, {}, "teacher", exact=True),
+    "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT, exact=True),
+    "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT, exact=True),
+    "pixel_meanflow": Method(methods.pixel_meanflow, {}, plain=_UNIT, exact=True),
+    "anyflow": Method(methods.anyflow, {"engine": "dual"}, descends=False, plain=_UNIT, exact=True),
+    "anyflow-taught": Method(methods.anyflow, {"engine": "dual"}, "teacher", plain=_UNIT, exact=True),
     "soflow": Method(methods.soflow, {"first_leg": 0.3}, exact=False, plain=_UNIT),
-    "facm": Method(methods.facm, {}, descends=False, plain={**_UNIT, "distance": losses.squared}),
-    "facm-taught": Method(methods.facm, {}, "teacher", plain=_UNIT),
+    "facm": Method(methods.facm, {}, descends=False, plain={**_UNIT, "distance": losses.squared}, exact=True),
+    "facm-taught": Method(methods.facm, {}, "teacher", plain=_UNIT, exact=True),
     "alphaflow": Method(methods.alphaflow, {"alpha": 0.3}, exact=False, plain=_UNIT),
-    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "velocity_first": False}, plain=_UNIT),
-    "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM),
-    "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM),
-    "sct": Method(methods.sct, {}, descends=False, plain=_BARE),
-    "scd": Method(methods.scd, {}, "teacher", plain={**_WARM, **_UNIT}),
-    "scd-bare": Method(methods.scd, {"normalise": None}, "teacher", plain=_BARE),
+    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "velocity_first": False}, plain=_UNIT, exact=True),
+    "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM, exact=True),
+    "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM, exact=True),
+    "sct": Method(methods.sct, {}, descends=False, plain=_BARE, exact=True),
+    "scd": Method(methods.scd, {}, "teacher", plain={**_WARM, **_UNIT}, exact=True),
+    "scd-bare": Method(methods.scd, {"normalise": None}, "teacher", plain=_BARE, exact=True),
     "consistency_training": Method(methods.consistency_training, {"cells": 6}, exact=False),
     "consistency_training-target": Method(methods.consistency_training, {"cells": 6}, exact=False, target=True),
     "improved_consistency_training": Method(
