@@ -72,7 +72,7 @@ def forget() -> None:
 
 
 def test_a_method_of_ones_own_is_trained_resumed_and_sampled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ["--method", "own_methods:to_data"]
+    own = ["--method", "own_methods:to_data", "--optimiser.ema-decays", "0.9"]
     said = " ".join(run(*TRAIN, *own, "--out", "once").split())
     assert "trained: 20 steps in" in said
     run(*TRAIN, *own, "--out", "twice", "--minutes", "1e-9")
@@ -91,7 +91,7 @@ def test_a_method_of_ones_own_is_trained_resumed_and_sampled(folder: Path, capsy
         sample,
         ["evaluate", "once"],
         ["export", "once", "--out", "x.pt2"],
-        ["average", "once", "--out", "y", "--decay", "0.99"],
+        ["average", "once", "--out", "y", "--decay", "0.9"],
     ):
         line = refused(capsys, *command)
         assert "own_methods:to_data is of a module that is not imported" in line, command
@@ -100,7 +100,7 @@ def test_a_method_of_ones_own_is_trained_resumed_and_sampled(folder: Path, capsy
     run(*sample, *again)
     assert np.load("x.npy").shape == (7, 2)
     forget()
-    run("average", "once", "--out", "y", "--decay", "0.99", *again)
+    run("average", "once", "--out", "y", "--decay", "0.9", *again)
     forget()
     run("evaluate", "once", "--steps", "2", *again)
     forget()
