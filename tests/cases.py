@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from flowmaps import equations, exact, losses, maps, methods, solvers
 from flowmaps.equations import Stop
+from flowmaps.exact.mean_gradient import FEATURES as FEATURES
+from flowmaps.exact.mean_gradient import Features
 from flowmaps.interpolants import Interpolant, Linear, Trigonometric, VarianceExploding, VariancePreserving, WithNoise
 from flowmaps.maps import FlowMap
 from flowmaps.objectives import Objective
@@ -152,7 +154,8 @@ class Method:
         function: the method.
         options: its options.
         source: where its velocity comes from: "teacher", "frozen" (a frozen map) or "data" (dI).
-        exact: whether the exact map is a zero of the gradient; else it is one as a step, or a solver's, tends to 0.
+        exact: whether the exact map is a zero of the gradient, in the mean where the velocity is dI; else it is one as
+            a step, a leg of dI, or a solver's step tends to 0. The laws are for those that are.
         descends: whether the exact map minimises its loss.
         plain: options for the laws, in the place of the paper's: an adaptive or learned weight makes of a mean
             something else, and so do a tangent normalised under dI and a derivative that counts in part.
@@ -162,7 +165,7 @@ class Method:
     function: Callable[..., Objective]
     options: dict[str, Any]
     source: str = "data"
-    exact: bool = True
+    exact: bool = field(kw_only=True)
     descends: bool = True
     plain: dict[str, Any] = field(default_factory=dict)
     target: bool = False
@@ -190,50 +193,52 @@ _WARM: dict[str, Any] = {"warmup": _whole}
 _BARE: dict[str, Any] = {"normalise": None, **_WARM, **_UNIT}
 
 METHODS: dict[str, Method] = {
-    "flow_matching": Method(methods.flow_matching, {}),
+    "flow_matching": Method(methods.flow_matching, {}, exact=True),
     "reflow": Method(methods.reflow, {"steps": 5}, "teacher", exact=False),  # exact for the law of its pairs
-    **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher") for stop in Stop},
-    **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher") for stop in Stop},
-    "fmm": Method(methods.fmm, {}),
-    "fmm-forward": Method(methods.fmm, {"forward": 0.75}),
-    "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT),
-    "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM),
-    "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM),
-    "pfmm-2": Method(methods.pfmm, {"legs": 2}, "frozen"),
-    "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen"),
-    "progressive_distillation": Method(methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT),
+    **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
+    **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
+    "fmm": Method(methods.fmm, {}, exact=True),
+    "fmm-forward": Method(methods.fmm, {"forward": 0.75}, exact=True),
+    "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT, exact=True),
+    "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM, exact=True),
+    "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM, exact=True),
+    "pfmm-2": Method(methods.pfmm, {"legs": 2}, "frozen", exact=True),
+    "pfmm-4": Method(methods.pfmm, {"legs": 4}, "frozen", exact=True),
+    "progressive_distillation": Method(
+        methods.progressive_distillation, {"cells": 8}, "frozen", plain=_UNIT, exact=True
+    ),
     "neural_operator": Method(methods.neural_operator, {"solver_steps": 3}, "teacher", exact=False),
     "ctm": Method(methods.ctm, {"matching": 0.7, "solver_steps": 1}, "teacher", exact=False),
     "ctm-target": Method(methods.ctm, {"solver": "rk4", "solver_steps": 2}, "teacher", exact=False, target=True),
-    "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False),
-    "lsd": Method(methods.lsd, {}),
-    "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}),
-    "esd": Method(methods.esd, {}),
-    "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}),
-    "slim_lsd": Method(methods.slim_lsd, {}),
-    "tvm": Method(methods.tvm, {}, target=True),
-    "slim_esd": Method(methods.slim_esd, {}),
-    "psd-uniform": Method(methods.psd, {}),
-    "psd-midpoint": Method(methods.psd, {"midpoint": True}),
+    "eulerian_estimation": Method(methods.eulerian_estimation, {}, descends=False, exact=True),
+    "lsd": Method(methods.lsd, {}, exact=True),
+    "lsd-none": Method(methods.lsd, {"stop": Stop.NONE}, exact=True),
+    "esd": Method(methods.esd, {}, exact=True),
+    "esd-velocity": Method(methods.esd, {"stop": Stop.VELOCITY}, exact=True),
+    "slim_lsd": Method(methods.slim_lsd, {}, exact=True),
+    "tvm": Method(methods.tvm, {}, target=True, exact=True),
+    "slim_esd": Method(methods.slim_esd, {}, exact=True),
+    "psd-uniform": Method(methods.psd, {}, exact=True),
+    "psd-midpoint": Method(methods.psd, {"midpoint": True}, exact=True),
     "shortcut": Method(methods.shortcut, {"levels": 3}, exact=False),  # legs of the least length are Euler steps
     "shortcut-target": Method(methods.shortcut, {}, exact=False, target=True),
-    "split_meanflow": Method(methods.split_meanflow, {}),
-    "split_meanflow-taught": Method(methods.split_meanflow, {}, "teacher"),
-    "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT),
-    "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT),
-    "pixel_meanflow": Method(methods.pixel_meanflow, {}, plain=_UNIT),
-    "anyflow": Method(methods.anyflow, {"engine": "dual"}, descends=False, plain=_UNIT),
-    "anyflow-taught": Method(methods.anyflow, {"engine": "dual"}, "teacher", plain=_UNIT),
+    "split_meanflow": Method(methods.split_meanflow, {}, exact=True),
+    "split_meanflow-taught": Method(methods.split_meanflow, {}, "teacher", exact=True),
+    "meanflow": Method(methods.meanflow, {}, descends=False, plain=_UNIT, exact=True),
+    "improved_meanflow": Method(methods.improved_meanflow, {}, plain=_UNIT, exact=True),
+    "pixel_meanflow": Method(methods.pixel_meanflow, {}, plain=_UNIT, exact=True),
+    "anyflow": Method(methods.anyflow, {"engine": "dual"}, descends=False, plain=_UNIT, exact=True),
+    "anyflow-taught": Method(methods.anyflow, {"engine": "dual"}, "teacher", plain=_UNIT, exact=True),
     "soflow": Method(methods.soflow, {"first_leg": 0.3}, exact=False, plain=_UNIT),
-    "facm": Method(methods.facm, {}, descends=False, plain={**_UNIT, "distance": losses.squared}),
-    "facm-taught": Method(methods.facm, {}, "teacher", plain=_UNIT),
+    "facm": Method(methods.facm, {}, descends=False, plain={**_UNIT, "distance": losses.squared}, exact=True),
+    "facm-taught": Method(methods.facm, {}, "teacher", plain=_UNIT, exact=True),
     "alphaflow": Method(methods.alphaflow, {"alpha": 0.3}, exact=False, plain=_UNIT),
-    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "velocity_first": False}, plain=_UNIT),
-    "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM),
-    "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM),
-    "sct": Method(methods.sct, {}, descends=False, plain=_BARE),
-    "scd": Method(methods.scd, {}, "teacher", plain={**_WARM, **_UNIT}),
-    "scd-bare": Method(methods.scd, {"normalise": None}, "teacher", plain=_BARE),
+    "alphaflow-own": Method(methods.alphaflow, {"alpha": 0.3, "velocity_first": False}, plain=_UNIT, exact=True),
+    "ayf_emd": Method(methods.ayf_emd, {}, "teacher", plain=_WARM, exact=True),
+    "ayf_emd-bare": Method(methods.ayf_emd, {"normalise": None}, "teacher", plain=_WARM, exact=True),
+    "sct": Method(methods.sct, {}, descends=False, plain=_BARE, exact=True),
+    "scd": Method(methods.scd, {}, "teacher", plain={**_WARM, **_UNIT}, exact=True),
+    "scd-bare": Method(methods.scd, {"normalise": None}, "teacher", plain=_BARE, exact=True),
     "consistency_training": Method(methods.consistency_training, {"cells": 6}, exact=False),
     "consistency_training-target": Method(methods.consistency_training, {"cells": 6}, exact=False, target=True),
     "improved_consistency_training": Method(
@@ -278,9 +283,6 @@ def base_sample(law: exact.Gaussian, number: int, rng: torch.Generator) -> Tenso
     return exact.Gaussian(law.base_mean, law.base_covariance).sample(number, rng, torch.float64)
 
 
-FEATURES = 3
-
-
 class ExactNetwork(nn.Module):
     """The network whose map is the exact flow of `law`, plus features(x, s, t) . cond where `cond` is given.
 
@@ -292,7 +294,7 @@ class ExactNetwork(nn.Module):
     def __init__(self, law: exact.Gaussian, case: Parametrisation) -> None:
         super().__init__()
         self.law, self.case = law, case
-        self.directions = torch.randn(law.dim, FEATURES, dtype=torch.float64, generator=generator(7)) / law.dim**0.5
+        self.features = Features(law)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """`(B, D), (B,), (B,), (B, FEATURES, D) or None -> (B, D)`."""
@@ -300,12 +302,7 @@ class ExactNetwork(nn.Module):
         same = step == 0
         jump = (self.law.flow_map(x, s, t) - x) / torch.where(same, 1.0, step)
         out = self.case.network(torch.where(same, self.law.velocity(x, t), jump), x, s, t)
-        return out if cond is None else out + (self.features(x, s, t)[:, :, None] * cond).sum(1)
-
-    def features(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Smooth functions of all of x, s and t, of no symmetry, `(B, FEATURES)`."""
-        phase = torch.arange(1, FEATURES + 1, dtype=x.dtype)
-        return torch.sin(x @ self.directions + like(s, x) * phase + 2 * like(t, x) + phase)
+        return out if cond is None else out + (self.features(x, s, t) * cond).sum(1)
 
 
 def exact_map(law: exact.Gaussian, case: Parametrisation) -> FlowMap:

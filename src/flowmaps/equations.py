@@ -269,8 +269,13 @@ class Semigroup(Equation):
 
     Args:
         legs: number of jumps on the right-hand side, at least 2, of equal length; two may have a `split` instead.
-        velocity_first: take the first leg with the velocity: an Euler step along b_s, the chord of the interpolant, or
-            with a `FromMap` a jump of its map, such as a teacher's solver. One leg is then enough.
+        velocity_first: take the first leg, of the share l of [s, t], with the velocity; one leg is then enough.
+
+            - A field b_s, such as a teacher's: an Euler step along it, off by terms of order l.
+            - dI: the chord (I_w - I_s) / (w - s), which leads to the pair's own point I_w further along the path. For
+              l > 0 the exact map is a zero of the gradient only up to terms of order l, so that l tends to 0 in
+              training, as in `alphaflow`, `soflow` and the consistency models; `exact.mean_gradient` measures it.
+            - A `FromMap`: a jump of its map, such as a teacher's solver, exact where that map is.
     """
 
     legs: int = 2

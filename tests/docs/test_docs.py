@@ -56,11 +56,15 @@ def test_every_method_has_a_page_and_a_row() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_says_what_it_must(name: str) -> None:
     words = method.text(name)
-    assert set(words.sections) == {"The paper", "When to use"}
-    assert words.references
-    assert re.search(r"\d{4}\.\d{5}|FMM|SD", words.references)
+    missing = {"The paper", "When to use"} - set(words.sections)
+    assert not missing, f"the docstring of {name} has no section {' and '.join(sorted(missing))}"
+    assert len(words.sections) == 2, f"the docstring of {name} has other sections: {list(words.sections)}"
+    assert re.search(r"\d{4}\.\d{5}|FMM|SD|unpublished", words.references), (
+        f"the docstring of {name} has no paragraph 'Reference: ...' with an arXiv number, FMM, SD or 'unpublished', "
+        f"got {words.references!r}"
+    )
     wanted = [key for key in inspect.signature(method.function(name)).parameters if key not in ("flow_map", "options")]
-    assert [key for keys in words.arguments for key in keys.split(", ")] == wanted
+    assert [key for keys in words.arguments for key in keys.split(", ")] == wanted, f"arguments of {name}, in order"
 
 
 @pytest.mark.parametrize("name", NAMES)

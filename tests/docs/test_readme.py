@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from places import ROOT
 
+from flowmaps.methods import METHODS
 from flowmaps.reports.tables import above_floor
 from flowmaps.runs import recipe_files
 from flowmaps.runs.recipes import RECIPES
@@ -22,6 +23,11 @@ def test_it_is_one_page_whose_links_lead_somewhere():
     links = re.findall(r"\]\((?!https)([^)#]+)", README)
     assert len(links) > 20
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_number_of_methods_is_said(page: str):
+    assert re.findall(r"\[(\d+) methods\]", (ROOT / page).read_text()) == [str(len(METHODS))]
 
 
 @pytest.mark.parametrize(("folder", "text", "least"), [("demo", README, 4), ("checkerboard", RESULTS, 6)])

@@ -113,6 +113,10 @@ REST: dict[str, dict[str, str]] = {
 }
 
 
+def test_the_table_has_every_method() -> None:
+    assert set(TABLE) == set(NAMES)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_lies_where_its_paper_says(name: str) -> None:
     at = space.coordinates(build(name))

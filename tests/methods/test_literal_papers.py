@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import AVERAGE, INTERPOLANTS, MAPS, METHODS, Network, Parametrisation, generator
 from papers import DIM, ROWS, Paper, assert_same, build, squares, teacher
+from test_literal import LITERAL
 from torch import Tensor
 from torch.func import jvp
 
@@ -463,6 +464,12 @@ PAPERS: dict[str, Formula] = {
     "consistency_distillation": consistency(6, heun),
     "consistency_distillation-target": consistency(5, euler, True),
 }
+
+
+def test_every_method_has_its_formula():
+    """Here, or with those of FMM and SD in test_literal.py."""
+    assert {*LITERAL, *PAPERS} == set(METHODS)
+    assert not LITERAL.keys() & PAPERS.keys()
 
 
 def options(name: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from flowmaps.maps import Target
-from flowmaps.methods import METHODS, LearnsFrom
+from flowmaps.interpolants import Linear
+from flowmaps.maps import FlowMap, Target
+from flowmaps.methods import METHODS, Jumps, LearnsFrom, Method
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Network, Recipe
+from flowmaps.runs.stages import choices_of
 from flowmaps.samplers import Jump
 from flowmaps.shapes import GuidedCondition, label_of
 from flowmaps.solvers import integrate
@@ -52,6 +54,30 @@ def test_every_method_has_its_plan():
         assert tuple(stage.name for stage in stages) == method.stages
         got = [(stage.name, stage.steps) for stage in stages]
         assert got == expected.get(method.learns_from, [("map", 20_000)]), name
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.jumps is Jumps.TO_DATA])
+@pytest.mark.parametrize("times", ["triangle", "square"])
+def test_a_recipe_leaves_jumps_to_the_data_at_t_1(name: str, times: str):
+    """Settings that pass the recipe's pairs to such a method would train other jumps than its sampler takes."""
+    recipe = dataclasses.replace(SMALL, method=name, times=times)
+    objective = resolve(recipe).stages[-1].build(initial.new_map(recipe, (2,), None), lambda x, t, cond=None: -x)
+    for progress in (0.0, 0.5, 1.0):
+        s, t, *_ = objective.draw_times(torch.zeros(200, 2), torch.Generator().manual_seed(0), progress)
+        assert bool((t == 1)[s != t].all())
+        assert bool((s != t).sum() > 50)
+
+
+def test_what_the_recipe_leaves_to_a_method_is_not_passed():
+    """So that a function of somebody's own may have defaults other than None."""
+    passed: dict[str, object] = {}
+
+    def own(flow_map: FlowMap, *, weight: object = 2, **options: object) -> None:
+        passed.update(options, weight=weight)
+
+    path = Linear()
+    Method(own).build(initial.new_map(SMALL, (2,), None), choices_of(SMALL, path))  # type: ignore[arg-type]
+    assert passed == {"interpolant": path, "weight": 2}
 
 
 def test_a_teacher_is_trained_late_and_a_map_from_the_base():

@@ -67,4 +67,4 @@ def _draw_samples(comparison: Comparison, cell: Cell, samples: Mapping[str, Samp
     images = source.units.pictures
     figure = pictures.steps_grid(source.units, samples) if images else pictures.map_samples(recipe, source, samples)
     if figure is not None:
-        figures.save(figure, comparison.folder / f"samples-{cell.method}.png", dpi=90)
+        figures.save(figure, comparison.folder / f"samples-{cell.method.replace(':', '.')}.png", dpi=90)

@@ -51,6 +51,7 @@ Learn a flow map, sample it in a few steps, measure it.
   compare RECIPE --methods lmd fmm   several methods on one budget: one table, one plot
   tune RECIPE --methods lsd --out DIR
                                      the same search of settings for each method, by Optuna, resumable
+  methods                            all methods by their equation: what each learns from, and which jumps
   doctor MODULE:CLASS --shape 3,32,32
                                      examine a network of your own: derivatives, their cost, the methods for it
 

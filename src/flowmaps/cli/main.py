@@ -1,5 +1,5 @@
 """The command line: `flowmaps new | train | distill | encode | sample | export | evaluate | app | invert |
-likelihood | restore | average | compare | tune | doctor`.
+likelihood | restore | average | compare | tune | methods | doctor`.
 
 Every error that a user can cause ends with exit code 2: in one line on standard error, or in the words of tyro where an
 option is unknown, is missing, or has a value of another type.
@@ -21,6 +21,7 @@ import tyro
 
 from ..data.options import DataWarning
 from ..methods import METHODS
+from ..runs.own_networks import import_module, load_method
 from ..runs.recipe_files import is_recipe_file, read
 from ..runs.recipes import IMAGES, RECIPES, ImageRecipe, Recipe, for_method, validate
 from ..system.names import choose
@@ -49,6 +50,7 @@ from .options import (
     Export,
     Invert,
     Likelihood,
+    Methods,
     New,
     Restore,
     Sample,
@@ -111,6 +113,7 @@ def _dispatch(words: list[str]) -> None:
         "average": lambda words: _make(Average, words),
         "compare": _compare,
         "tune": _tune,
+        "methods": _show_methods,
         "doctor": _doctor,
     }
     if not words:
@@ -184,7 +187,7 @@ def _new(words: list[str]) -> None:
     given = _parse(New, words, "new", New(recipe=as_options(usual), of=name))
     recipe = type(usual)(**vars(given.recipe))
     validate(recipe)
-    choose("method", recipe.method, METHODS)
+    load_method(recipe.method)
     check_own_network(recipe, usual)
     from . import new
 
@@ -198,11 +201,13 @@ def _distill(words: list[str]) -> None:
     parser.add_argument("--teacher")
     parser.add_argument("--guidance", type=float, nargs="+", default=())
     parser.add_argument("--lora", type=int, default=0)
+    parser.add_argument("--import-module")
     known, _ = parser.parse_known_args(words)
     if known.teacher is None and not asks_for_help(words):
         raise ValueError(
             "distill needs --teacher: a folder or name of diffusers, a folder of a run, or module:callable."
         )
+    _import(known.import_module)
     usual, found = RECIPES["images"](), list[str]()
     if known.teacher is not None:
         usual, found = recipe_for(known.teacher, tuple(known.guidance), known.lora)
@@ -230,9 +235,12 @@ def _run(
         bare: the recipe without what a recipe file sets; `usual` unless given.
         set_by_file: the fields that it sets.
     """
-    about = about_training(replace(usual, method=method_of(rest, usual.method))) if HELP_ALL in rest else None
+    shown = replace(usual, method=method_of(rest, usual.method))
+    about = about_training(shown) if HELP_ALL in rest and load_method(shown.method) else None
     given = _parse(Train, rest, program, Train(recipe=as_options(usual)), about=about)
+    _import(given.import_module)
     bare = usual if bare is None else bare
+    load_method(given.recipe.method)
     recipe = with_all_steps(type(usual)(**vars(given.recipe)), {*given_fields(rest), *set_by_file})
     check_own_network(recipe, bare)
     if given.check and (given.resume or given.resume_from is not None or given.minutes is not None):
@@ -246,7 +254,8 @@ def _run(
     if given.check or given.out is None:
         return commands.check(recipe, given.out)
     options = {name: getattr(given, name) for name in ("resume", "resume_from", "minutes")}
-    again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), "--resume"]
+    imported = ["--import-module", given.import_module] if given.import_module else []
+    again = [PROGRAM, *again, "--out", str(given.out), *changed_options(recipe, usual), *imported, "--resume"]
     commands.train(recipe, given.out, **options, resume_command=shlex.join(again))
 
 
@@ -255,7 +264,7 @@ def _make(kind: type[Sample] | type[Average], words: list[str]) -> None:
 
     make = sampling.sample if kind is Sample else sampling.average
     given = vars(_parse(kind, words, kind.__name__.lower()))
-    _import(given.pop("import_module", None))
+    _import(given.pop("import_module"))
     make(**given)
 
 
@@ -270,10 +279,8 @@ def _use(kind: type[Invert] | type[Likelihood] | type[Restore], words: list[str]
 
 
 def _import(module: str | None) -> None:
-    """Import the module of a user's network, where the user has named one."""
+    """Import the module of a user's network or method, where the user has named one."""
     if module is not None:
-        from ..runs.own_networks import import_module
-
         import_module(module)
 
 
@@ -285,10 +292,11 @@ def _encode(words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    given = _parse(Export, words, "export")
+    given = vars(_parse(Export, words, "export"))
+    _import(given.pop("import_module"))
     from . import export
 
-    export.export_run(**vars(given))
+    export.export_run(**given)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -356,7 +364,7 @@ def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
     if "all" in names:
         raise ValueError(f"--methods all stands alone, got {' '.join(names)}: leave out the others, or all.")
     for name in names:
-        choose("method", name, METHODS)
+        load_method(name)
     return names
 
 
@@ -372,6 +380,13 @@ def _tune(words: list[str]) -> None:
     names = ("trials", "budget", "final_seeds", "resume")
     options = {name: getattr(given, name) for name in names}
     tune.tune(recipe, _methods(given.methods), given.out, **options, given=fields, command=again)
+
+
+def _show_methods(words: list[str]) -> None:
+    _parse(Methods, words, "methods")
+    from . import methods
+
+    methods.show()
 
 
 def _doctor(words: list[str]) -> None:

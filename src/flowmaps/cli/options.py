@@ -29,6 +29,8 @@ class Train:
     """Go on with an interrupted run, with the options it began with."""
     resume_from: str | None = None
     """Resume from this checkpoint, such as map-00001000, or `previous` for the last but one; implies --resume."""
+    import_module: str | None = None
+    """Module to import first, where --teacher or --from-run is a run of another `--method MODULE:NAME`: the MODULE."""
     minutes: float | None = None
     """Stop after so many minutes of training, to go on with --resume."""
     check: bool = False
@@ -75,7 +77,7 @@ class Sample:
     seed: int = 0
     """Seed of the noise."""
     import_module: str | None = None
-    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
 
@@ -92,6 +94,8 @@ class Export:
     """Jumps from noise to data."""
     precision: str = "float32"
     """float32, float16 or int8, the last two by onnxruntime's tools; the error against float32 is printed."""
+    import_module: str | None = None
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
     raw: bool = False
@@ -118,7 +122,7 @@ class OnRows:
     seed: int = 0
     """Seed of draws of rows and of noise."""
     import_module: str | None = None
-    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
 
@@ -223,7 +227,7 @@ class Evaluate:
     certificate: bool = False
     """Print estimates of how far one-step samples are from the teacher's flow too, and draw residuals over (s, t)."""
     import_module: str | None = None
-    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
 
@@ -242,7 +246,7 @@ class App:
     share: bool = False
     """Make a public address too, by Gradio's servers."""
     import_module: str | None = None
-    """Module to import first, for a map made by `distill --teacher MODULE:CALLABLE`: the MODULE."""
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
 
@@ -256,6 +260,8 @@ class Average:
     out: Path
     """Folder of the new one; it must not exist."""
     average: Annotated[averages.Average, tyro.conf.arg(name="")]
+    import_module: str | None = None
+    """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
     """For a run that was trained with --net: the same `module:Class` again."""
 
@@ -289,7 +295,7 @@ class Compare:
     out: Path = field(default=Path("runs/compare"))
     """Folder to write: a new one, or one of a comparison that was begun with the same options."""
     methods: tuple[str, ...] = ("all",)
-    """Methods to compare, or `all`."""
+    """Methods to compare, names of `flowmaps methods` or `module:name` of your own, or `all`."""
     seeds: tuple[int, ...] = (1,)
     """How many seeds each method is trained with, from --seed on; or, two or more numbers, the seeds themselves."""
     budget: float | None = None
@@ -314,7 +320,7 @@ class Tune:
     out: Path = field(default=Path("runs/tune"))
     """Folder to write; it must not exist, unless --resume is given."""
     methods: tuple[str, ...] = ("all",)
-    """Methods whose settings are searched, or `all`."""
+    """Methods whose settings are searched, names of `flowmaps methods` or `module:name` of your own, or `all`."""
     trials: int = 12
     """Trials for each method; the first has today's settings."""
     budget: float = 40.0
@@ -324,6 +330,11 @@ class Tune:
     """Seeds on which the settings found and today's are trained anew in the end."""
     resume: bool = False
     """Go on with the study in the folder, or begin it there: the same command in several processes shares the work."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods, which --method and --methods take: name, what it is, what it learns from, which jumps."""
 
 
 @dataclass(frozen=True)

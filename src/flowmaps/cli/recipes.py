@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Container
 from dataclasses import replace
 
-from ..methods import METHODS
 from ..runs.recipes import ImageRecipe, Recipe
+from ..storage.methods import method_of as method_named
 from .options import ImageOptions, Train, changed_options
 
 
@@ -62,7 +62,6 @@ def with_all_steps(recipe: Recipe, given: Container[str]) -> Recipe:
         recipe: with the options.
         given: the fields that a command line or a recipe file sets, also to the values that they have anyway.
     """
-    method = METHODS.get(recipe.method)
     all_steps = "steps" in given and "teacher_steps" not in given
-    without = method and "teacher" not in method.stages and not recipe.warm_up_steps
+    without = "teacher" not in method_named(recipe.method).stages and not recipe.warm_up_steps
     return replace(recipe, teacher_steps=0) if without and all_steps else recipe

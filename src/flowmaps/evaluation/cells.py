@@ -40,8 +40,8 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The beginning of the names of its files."""
-        return f"{self.method}-{self.seed}"
+        """The beginning of the names of its files; without a colon, which not every disk takes."""
+        return f"{self.method.replace(':', '.')}-{self.seed}"
 
 
 class Cells:

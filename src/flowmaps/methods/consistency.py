@@ -72,7 +72,8 @@ def consistency_training(
         here with one decay. The weight lambda = 1 multiplies a distance of X, on images
         LPIPS (`distance=`, see `flowmaps.losses`); here the squared norm.
         openai/consistency_models counts cells in the exponent of that decay where the paper counts times;
-        Kinyugo/consistency_models has another schedule of cells.
+        Kinyugo/consistency_models has another schedule of cells. I_w is on the path of the pair, not on the trajectory
+        through I_s: the exact map is a zero of the gradient only up to terms of the order of a cell.
 
     When to use:
         From data alone, when only jumps to the data end are wanted. Its successors `improved_consistency_training`,

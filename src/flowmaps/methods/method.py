@@ -52,10 +52,12 @@ class Choices:
         pairs: law of (s, t) of a distillation.
         velocity_times: law of t of velocity matching.
         strip: law of (s, t) of a strip.
-        weight: a learned w_{s,t}, or `None` for the method's own weight.
+        weight: a learned w_{s,t} with --learned-weight, else `None`: the method's own weight stays. Of a method that
+            weighs jumps, such as by (t - s)^2, it is the one to take.
         residual_weight: as `weight`, or an adaptive weight, for a residual that is a function of (x, s, t) alone.
         mean_weight: as `weight`, but never adaptive in few dimensions: only a squared loss averages the noise of dI
-            to its mean; the adaptive weight of the MeanFlow papers would learn a mode.
+            to its mean; the adaptive weight of the MeanFlow papers would learn a mode. On points it is `Constant()`
+            (`--mean-weight auto`), which takes the place of the method's own weight, so it is for a residual of u.
         stop: where the gradients of a distillation stop.
         diagonal_share: part of the rows at s = t, of a function that takes `share`; `None` for the function's own.
         target_decay: of the EMA of the map that is the target, of a function that takes `target`: 0 for the map itself,
@@ -141,8 +143,12 @@ class Method:
         return (*first, "map")
 
     def build(self, flow_map: FlowMap, choices: Choices, **given: Any) -> Objective:
-        """The objective of a map at the choices of a recipe; `given` are a teacher and guidance."""
-        own: dict[str, Any] = {"interpolant": choices.interpolant, **self.settings(choices)}
+        """The objective of a map at the choices of a recipe; `given` are a teacher and guidance.
+
+        What the choices leave to the method, `None`, is not passed to its function.
+        """
+        chosen = {name: value for name, value in self.settings(choices).items() if value is not None}
+        own: dict[str, Any] = {"interpolant": choices.interpolant, **chosen}
         if choices.diagonal_share is not None:
             own["share"] = choices.diagonal_share
         if choices.target_decay is not None:

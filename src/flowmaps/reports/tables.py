@@ -16,7 +16,8 @@ from rich.table import Table
 
 from ..evaluation.measure import Row
 from ..evaluation.sampling import steps_in_words
-from ..methods import METHODS, Jumps
+from ..methods import Jumps
+from ..storage.methods import known
 from .spread import (
     QUALITIES,
     SENTENCE,
@@ -260,7 +261,8 @@ def _ranks(spreads: Mapping[str, Spread | None]) -> dict[str, str]:
 
 def _error(method: str, rows: list[Row], steps: list[int]) -> float | None:
     """The mean squared error of the fewest steps, over the seeds; steps of Euler's have none."""
-    if method in METHODS and METHODS[method].jumps is Jumps.NONE:
+    own = known(method)
+    if own is not None and own.jumps is Jumps.NONE:
         return None
     fewest = [row for row in rows if row["sampler"] == "map" and row.get("steps") in steps[:1]]
     return Spread.of([row.get("map_error", row.get("pixel_error")) for row in fewest]).mean

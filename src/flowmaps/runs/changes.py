@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import methods
+from ..interpolants import BY_NAME
 from ..maps import FlowMap
 from ..methods import METHODS
 from ..nn import MLP
 from ..objectives import Objective, SplitRows, Sum
 from ..shapes import Condition
 from ..storage.classes import constructor_arguments
+from ..storage.methods import method_of
 from ..times import TowardsData
 from .plan import Plan
 from .recipes import RECIPES, Recipe
@@ -53,7 +56,7 @@ def lines(plan: Plan, classes: int | None = None, condition_dim: int | None = No
     for stage in plan.stages:
         listed = changes(stage, plan.recipe, classes, condition_dim)
         changed = "; ".join(f"{name} {own} -> {here}" for name, (own, here) in listed.items())
-        found.append(f"{stage.name}, fm.methods.{stage.function.__name__}: {changed or 'nothing'}")
+        found.append(f"{stage.name}, {_function(stage)}: {changed or 'nothing'}")
     if kept := found_in(plan.recipe):
         found.append(f"found by flowmaps tune for {plan.method.name}: {in_options(kept)}")
     return found
@@ -64,7 +67,7 @@ def rows(plan: Plan, classes: int | None = None, condition_dim: int | None = Non
     usual = fields_of(RECIPES[plan.recipe.name]()) if plan.recipe.name in RECIPES else {}
     return [
         *(
-            (f"{stage.name}, fm.methods.{stage.function.__name__}", option, own, here)
+            (f"{stage.name}, {_function(stage)}", option, own, here)
             for stage in plan.stages
             for option, (own, here) in changes(stage, plan.recipe, classes, condition_dim).items()
         ),
@@ -73,6 +76,13 @@ def rows(plan: Plan, classes: int | None = None, condition_dim: int | None = Non
             for name, value in found_in(plan.recipe).items()
         ),
     ]
+
+
+def _function(stage: Stage) -> str:
+    """The function of a stage as one would write it, `fm.methods.lmd`, or `my_methods.chord` of somebody's own."""
+    module = stage.function.__module__
+    own = not module.startswith(methods.__name__)
+    return f"{module if own else 'fm.methods'}.{stage.function.__name__}"
 
 
 def of_stage(plan: Plan, number: int = -1, classes: int | None = None, condition_dim: int | None = None) -> Words:
@@ -85,8 +95,14 @@ def objectives(
     stage: Stage, recipe: Recipe, classes: int | None = None, condition_dim: int | None = None
 ) -> tuple[Objective, Objective]:
     """The objectives of a small map as the function of a stage makes them by itself, and as the recipe does."""
-    method = METHODS.get(stage.function.__name__)  # a warm-up is none, and has a teacher
-    given = {"teacher": _zero} if method is None or (method.distils and not method.copies_teacher) else {}
+    own = method_of(recipe.method)
+    # that of a stage before may be none, as a warm-up is, which has a teacher
+    method = own if stage.function is own.objective else METHODS.get(stage.function.__name__)
+    given: dict[str, Any] = {}
+    if method is None or (method.distils and not method.copies_teacher):
+        given["teacher"] = _zero
+    if method is own and not own.takes("interpolant"):  # a function of somebody's own, without a path of its own
+        given["interpolant"] = own.interpolant or BY_NAME[recipe.interpolant]
     with torch.random.fork_rng(devices=[]):
         own = stage.function(_small_map(recipe, classes, condition_dim), **given)
         return own, stage.build(_small_map(recipe, classes, condition_dim), _zero)
@@ -95,7 +111,7 @@ def objectives(
 def _small_map(recipe: Recipe, classes: int | None, condition_dim: int | None) -> FlowMap:
     guidance = len(recipe.guidance) == 2
     net = MLP(1, width=2, depth=1, classes=classes, condition_dim=condition_dim, guidance=guidance)
-    return METHODS[recipe.method].flow_map(net)
+    return method_of(recipe.method).flow_map(net)
 
 
 def _zero(x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..interop import Model
 from ..interop.conditions import ClassCondition, Decoder
-from ..methods import METHODS, lmd
+from ..methods import lmd
+from ..storage.methods import method_of
 from ..training.optimisers import Optimiser
 from .folder import RunFolder
 from .other_models import open_model
@@ -41,7 +42,7 @@ def recipe_for(teacher: str, guidance: tuple[float, ...] = (), lora: int = 0) ->
     """
     if not is_other_model(teacher):
         other = RunFolder.open(Path(teacher)).recipe
-        method = other.method if METHODS[other.method].distils else lmd.__name__
+        method = other.method if method_of(other.method).distils else lmd.__name__
         found = f"teacher    a run of {other.method} on {other.data}"
         return replace(other, name="distilled", method=method, teacher=teacher, from_run=""), [found]
     model = open_model(teacher, guidance, lora)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ..maps import FlowMap
-from ..methods import METHODS
 from ..nn import MLP, DiT, Network, UNet
 from ..shapes import Condition
+from ..storage.methods import method_of
 from . import own_networks
 from .recipes import ImageRecipe, Recipe
 
@@ -45,7 +45,7 @@ def new_map(
     net = own_networks.for_recipe(recipe, shape, classes, example) if own else _new_network(recipe, shape, inputs)
     if isinstance(net, Network) and isinstance(recipe, ImageRecipe):
         net.checkpointing = recipe.activation_checkpointing
-    return METHODS[recipe.method].flow_map(net)
+    return method_of(recipe.method).flow_map(net)
 
 
 def _new_network(recipe: Recipe, shape: tuple[int, ...], inputs: dict[str, Any]) -> MLP | Network:

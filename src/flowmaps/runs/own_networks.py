@@ -1,4 +1,4 @@
-"""Networks of the user's own by their import path, `module:Class`: imported because the user names them.
+"""Networks and methods of the user's own by their import path, `module:name`: imported because the user names them.
 
 No card of a run is a reason to import anything: `flowmaps sample DIR --net module:Class` names the network again.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..methods import Method
 from ..shapes import Condition
+from ..storage.methods import method_of
 from ..system.processes import first_line
 from .recipes import ImageRecipe, Recipe
 
@@ -57,6 +59,23 @@ def find(place: str, option: str = "--net") -> Any:
             f"{place} gives no network ({first_line(error)}): name a class or a function of the module {module}."
         ) from None
     return found
+
+
+def load_method(text: str) -> Method:
+    """The method that a user names, whose module, of `module:name`, is imported.
+
+    Args:
+        text: as of `flowmaps.storage.methods.method_of`.
+
+    Raises:
+        ValueError: there is none, or its module cannot be imported.
+    """
+    module, colon, name = text.partition(":")
+    if colon and not (module and name):
+        raise ValueError(f"--method takes a name or module:name, got {text!r}: for instance my_methods:chord.")
+    if colon:
+        import_module(module)
+    return method_of(text)
 
 
 def load_network(place: str, option: str = "--net") -> nn.Module:

@@ -17,9 +17,9 @@ import torch
 from ..guidance import AtWeight, GuidedMap
 from ..interpolants import BY_NAME, Interpolant
 from ..maps import FlowMap
-from ..methods import METHODS, Jumps, Method
+from ..methods import Jumps, Method
 from ..samplers import Jump, MultistepConsistency
-from ..system.names import choose
+from ..storage.methods import method_of
 from .recipes import Evaluation, ImageRecipe, Recipe, validate
 from .recipes.checks import is_other_model
 from .stages import STRIP_WIDTH, Stage, choices_of, stages_of
@@ -199,7 +199,7 @@ def resolve(recipe: Recipe, processes: int = 1) -> Plan:
             given to a method that learns from none.
     """
     validate(recipe, processes)
-    method = choose("method", recipe.method, METHODS)
+    method = method_of(recipe.method)
     if recipe.warm_up_steps:
         _check_warm_up(recipe, method)
     elif recipe.teacher and not method.distils:

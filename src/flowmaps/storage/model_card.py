@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data import Units
-from ..methods import METHODS, Jumps
+from ..methods import Jumps
+from .methods import known
 
 README = "README.md"
 PICTURE = "samples.png"
@@ -28,7 +29,7 @@ def model_card(
     """
     recipe = card.get("recipe") or {}
     units = Units.from_dict(card["units"]) if "units" in card else None
-    method = METHODS.get(recipe.get("method", ""))
+    method = known(recipe.get("method", ""))
     tags = ["flow-map", *([method.name] if method else [])]
     about = ["library_name: flowmaps", "tags:", *(f"- {tag}" for tag in tags)]
     if units is not None and units.pictures:
@@ -71,7 +72,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _code(card: Mapping[str, Any], name: str, units: Units | None) -> list[str]:
     """Lines of Python that sample the map, in the units of its data where the card has them."""
     recipe = card.get("recipe") or {}
-    method = METHODS.get(recipe.get("method", ""))
+    method = known(recipe.get("method", ""))
     net = _network(card)
     network = ", net=lambda: YourNetwork()" if "." in net["class"] else ""  # a class of its user's
     arguments = net["arguments"] or {}

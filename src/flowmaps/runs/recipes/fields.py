@@ -73,7 +73,8 @@ class Task:
     name: Word
     """Name of the recipe."""
     method: Word = "lmd"
-    """Method that learns the map: name of a function of `flowmaps.methods`, such as lmd."""
+    """Method that learns the map: a name that `flowmaps methods` lists, such as lmd; or `module:name` of your own, a
+    `Method` or a function (flow_map, **options) that returns an objective (docs/extend.md)."""
     data: PathOrEmpty = ""
     """Points: `checkerboard`, `digits` or a file with one point a row (.npy, .npz, .csv, .tsv, .parquet, .feather,
     .xlsx). Images: `cifar10`, `imagenet32`, a folder, an archive, an array file, or `user/name` of the Hugging Face

@@ -1,0 +1,65 @@
+"""Methods by the text that a recipe and a card have: a name of `flowmaps.methods`, or `module:name` of somebody's own.
+
+No card is a reason to import anything: a module that this process has not imported is asked for (`--import-module`).
+Where the user names a method, `flowmaps.runs.own_networks.load_method` imports its module first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sys
+from typing import Any
+
+from ..methods import METHODS, Method
+from ..system.names import choose
+
+PASSED = ("interpolant", "draws")
+"""Options that a recipe passes to every method."""
+
+
+def method_of(text: str) -> Method:
+    """The method of a text.
+
+    Args:
+        text: a name of `flowmaps.methods`, or `module:name` of a module that is imported, where `name` is a `Method`,
+            or a function that is wrapped in one.
+
+    Raises:
+        ValueError: there is no such method, or its module is not imported.
+    """
+    if ":" not in text:
+        return choose("method", text, METHODS)
+    module, _, name = text.partition(":")
+    if module not in sys.modules:
+        raise ValueError(
+            f"the method {text} is of a module that is not imported: import it first, with --import-module {module}."
+        )
+    try:
+        found = operator.attrgetter(name)(sys.modules[module])
+    except AttributeError:
+        raise ValueError(f"the module {module} has no {name or 'method without a name'}: {_NAMES}.") from None
+    return _as_method(text, found)
+
+
+_NAMES = "name a Method of it, or a function (flow_map, **options) that returns an objective"
+
+
+def _as_method(text: str, found: Any) -> Method:
+    """A method of somebody's own: as it is, or the function's."""
+    function = found.objective if isinstance(found, Method) else found
+    if not inspect.isfunction(function):
+        raise ValueError(f"{text} is of the type {type(function).__name__}, and no method: {_NAMES}.")
+    taken = inspect.signature(function).parameters
+    missing = [option for option in PASSED if option not in taken]
+    if missing and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        raise ValueError(f"{text} takes no {missing[0]}, which a recipe passes to every method: add **options.")
+    return found if isinstance(found, Method) else Method(function)
+
+
+def known(text: str) -> Method | None:
+    """The method of a text, or `None` where there is none in this process."""
+    try:
+        return method_of(text)
+    except ValueError:
+        return None
