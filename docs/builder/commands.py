@@ -18,6 +18,7 @@ from builder.links import DOCS
 from flowmaps.cli import main as cli
 from flowmaps.cli import options
 from flowmaps.cli.options import changed_options
+from flowmaps.runs.distill import usual_recipe
 from flowmaps.runs.recipes import RECIPES, ImageRecipe, Recipe
 
 FRONT = "---\nsearch:\n  boost: 0.8\n---\n\n"
@@ -55,7 +56,7 @@ def parsers(name: str) -> dict[str, ArgumentParser]:
     """The parsers of a command by the heading of their options; a command of recipes has one for images too."""
     kind = kind_of(name)
     if name == "distill":
-        return {"Options": parser(kind, kind(recipe=options.ImageOptions(**vars(IMAGES))))}
+        return {"Options": parser(kind, kind(recipe=options.ImageOptions(**vars(usual_recipe()))))}
     if kind is options.Train:
         shown: tuple[Any, Any] = POINTS, options.ImageOptions(**vars(IMAGES))
     elif kind in (options.Compare, options.Tune):

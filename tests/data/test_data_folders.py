@@ -61,7 +61,7 @@ def test_what_a_resolution_does_to_images_is_said(tmp_path: Path):
     assert not any("cropped" in line for line in opened(tmp_path).about)
     side = min(opened(tmp_path).pixels.shape[2:])
     about = open_data(str(tmp_path), resolution=side // 2).about
-    assert "each was cropped to the square in its middle and averaged down to this size" in about
+    assert "those of another size were cropped to the square in their middle and averaged down to this size" in about
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path):

@@ -178,7 +178,7 @@ def test_files_and_arrays_become_rectangles(tmp_path: Path):
     for k, image in enumerate([colour(0, 8, 16), colour(1, 9, 16)[:8], colour(2, 16, 32)]):
         np.testing.assert_array_equal(source.pixels[k].numpy(), area_mean(image.transpose(2, 0, 1), (4, 8)))
     assert (
-        "each was cropped to the rectangle of this shape in its middle and averaged down to this size" in source.about
+        "those of another size were cropped to the rectangle of this shape in their middle and averaged down to this size" in source.about
     )
     refused(
         tmp_path / "files", "0.png has 16 x 8 pixels, fewer than --resolution 8x24: .*at most 8x16", resolution="8x24"

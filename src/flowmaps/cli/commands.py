@@ -266,7 +266,8 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     drawn = ", ".join(file.name for file in shown.files.values())
     console.print(f"\npictures: {drawn} in {path}\nreport:   {written}", soft_wrap=True, markup=False)
     sampled = shlex.join(["flowmaps", "sample", str(path), "--steps", str(pictures.steps_nearest_four(plan))])
-    file = "samples.npz" if source.units.table is None else "samples.csv"
+    kind = "png" if source.units.pictures else "npz" if source.units.table is None else "csv"
+    file = f"samples.{kind}"
     console.print(f"more:     {sampled} --out {file}", soft_wrap=True, markup=False)
 
 
@@ -282,7 +283,12 @@ def _measured(
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
 
+        said = set[str]()
+
         def watch(title: str, share: float) -> None:
+            if not console.is_terminal and len(said) == len(rows) and share < 1:  # the first of each row
+                said.add(title)
+                console.print(f"{title} ...", soft_wrap=True, markup=False)
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 
         for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, seed, watch=watch):

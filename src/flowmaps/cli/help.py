@@ -25,8 +25,11 @@ FIRST_OPTIONS = (
     *("data", "method", "steps", "teacher_steps", "optimiser.batch", "optimiser.learning_rate", "seed"),
 )
 """The options that --help shows."""
-TABLE_OPTIONS = ("label_column", "categories", "transform", "condition_columns", "drop_columns", "held_out")
-"""Those it shows too of a recipe of points of the user's own: a table needs them."""
+FIRST_OF = {
+    "points": ("label_column", "categories", "transform", "condition_columns", "drop_columns", "held_out"),
+    "distilled": ("teacher", "guidance", "lora", "precision"),
+}
+"""Those it shows too of a recipe: of the user's own points a table's, of a distillation the teacher."""
 MORE = f"These options matter first; {HELP_ALL} shows all of them."
 HELP = f"""usage: {PROGRAM} COMMAND ...
 
@@ -85,7 +88,7 @@ def shown_options(default: Any, every: bool, prefix: str = "") -> Any:
     """
     kind = type(default)
     values = {f.name: getattr(default, f.name) for f in fields(kind)}
-    wanted = FIRST_OPTIONS + (TABLE_OPTIONS if getattr(default, "name", "") == "points" else ())
+    wanted = FIRST_OPTIONS + FIRST_OF.get(getattr(default, "name", ""), ())
     first = {name for name in values if every or prefix + name in wanted}
     first |= {"recipe"} | {name for name in values if any(one.startswith(f"{name}.") for one in FIRST_OPTIONS)}
     groups = {

@@ -195,7 +195,7 @@ def _new(words: list[str]) -> None:
 
 
 def _distill(words: list[str]) -> None:
-    from ..runs.distill import recipe_for
+    from ..runs.distill import recipe_for, usual_recipe
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--teacher")
@@ -208,7 +208,7 @@ def _distill(words: list[str]) -> None:
             "distill needs --teacher: a folder or name of diffusers, a folder of a run, or module:callable."
         )
     _import(known.import_module)
-    usual, found = RECIPES["images"](), list[str]()
+    usual, found = usual_recipe(), list[str]()
     if known.teacher is not None:
         usual, found = recipe_for(known.teacher, tuple(known.guidance), known.lora)
     _run("distill", usual, words, ["distill", "--teacher", usual.teacher], found)

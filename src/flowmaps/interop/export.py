@@ -72,7 +72,8 @@ class Exported:
     def __str__(self) -> str:
         size = self.path.stat().st_size / 2**20
         whole = self.metadata["sampler"] == "none"
-        what, given = ("the map", "inputs") if whole else (f"{self.metadata['steps']} steps", "noise")
+        steps = self.metadata["steps"]
+        what, given = ("the map", "inputs") if whole else (f"{steps} step{'s' if steps != 1 else ''}", "noise")
         return (
             f"{self.path}: {what} in {self.metadata['precision']}, {size:.2f} MiB; inputs "
             f"{', '.join(self.inputs)}; error against the map in float32 on the same {given}: largest "

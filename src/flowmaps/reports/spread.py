@@ -91,6 +91,13 @@ def quality_key(rows: Sequence[Row]) -> str:
     return next((key for key in QUALITIES if any(key in row for row in rows)), "energy")
 
 
+def quality_words(rows: Sequence[Row], key: str) -> str:
+    """What the quality is called: less a floor only where one was measured."""
+    plain = {"kl": ("kl_floor", "KL [nats]"), "fd": ("fd_floor", "FD")}
+    floor, words = plain.get(key, ("", ""))
+    return QUALITIES[key][1] if not floor or any(floor in row for row in rows) else words
+
+
 def quality(row: Row, key: str) -> float | None:
     """The quality of a row, less is better."""
     value = row.get(key)

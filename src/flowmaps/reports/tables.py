@@ -29,6 +29,7 @@ from .spread import (
     places,
     quality,
     quality_key,
+    quality_words,
     several_seeds,
 )
 from .style import name_of
@@ -171,7 +172,7 @@ def conclusion(rows: Sequence[Row]) -> str | None:
     floor = "" if real is None else f", {format_value(real)} between real rows"
     ode = f"{teacher['solver']}, {teacher['nfe']} evaluations"
     return (
-        f"{QUALITIES[key][1]}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
+        f"{quality_words(rows, key)}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
         f"{format_value(of_teacher)} by {whose} ODE ({ode}){floor}; the map "
         f"was {faster:,.{0 if faster >= 10 else 1}f} times as fast."
     )
@@ -299,7 +300,7 @@ def comparison_table(rows: list[Row], about: str) -> Table:
         about: what was compared, the beginning of the title.
     """
     heading, lines = comparison_summary(rows)
-    title = f"{about}: {markup.escape(QUALITIES[quality_key(rows)][1])} of the map in N steps"
+    title = f"{about}: {markup.escape(quality_words(rows, quality_key(rows)))} of the map in N steps"
     caption = (
         f"{_solver(heading)}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
         "MB: peak of a step's tensors"

@@ -84,7 +84,8 @@ class Task:
     given."""
     teacher_steps: CountOrZero = 6_000
     """Optimiser steps of the teacher, for a method that needs one. A method without a teacher trains its map for this
-    many steps more, unless --steps is given. With --teacher no teacher is trained."""
+    many steps more, unless --steps is given. With --teacher none is trained: a student of a model of another library
+    that does not predict its velocity learns it first, in so many steps."""
     warm_up_steps: CountOrZero = 0
     """Optimiser steps of a warm-up before the method (CMT, arXiv 2509.24526): the map learns jumps between points of
     trajectories that are solved from noise with the teacher's velocity. For a method without a teacher one is trained
