@@ -21,7 +21,7 @@ samplers.py        jumps, multistep consistency sampling; grids.py: which times
 methods/           a paper = a function that composes the above, and its Method; lagrangian.py: lmd, lsd and
                    how it draws its rows, ...; trajectories.py: the warm-up before a method; _parts.py: what several
                    share
-exact/             Gaussians, mixtures and the checkerboard in closed form
+exact/             Gaussians, mixtures and the checkerboard in closed form; a law for a method, `mean_gradient`
 uses/              what a map is for: certificates, inversion, likelihood, rewards, restoration, posteriors
 ---- machinery ----
 system/            this machine: files, devices, seeds; processes.py: ranks, full copies of weights that FSDP2 shards
