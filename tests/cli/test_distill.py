@@ -121,6 +121,17 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_help_shows_the_teacher_and_the_settings_of_a_distillation(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--teacher" in words
+    assert "Optimiser steps of the map" in words
+    for option, default in {"--steps": "10000", "--teacher-steps": "2000", "--optimiser.batch": "64"}.items():
+        after = words.partition(f" {option} INT ")[2].partition("(default: ")[2]
+        assert after.partition(")")[0] == default, option
+
+
 def test_what_does_not_go_with_a_model_is_refused_in_a_line(
     of_noise: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -134,6 +145,9 @@ def test_what_does_not_go_with_a_model_is_refused_in_a_line(
         "guidance needs a condition that means none": [*unet, "--guidance", "2", *out],
         "give --guidance one number": [*unet, "--guidance", "1", "2", *out],
         "distill needs --out DIR": unet,
+        "there is no folder teachr: --teacher is a folder that save_pretrained": ["--teacher", "teachr", *out],
+        "has neither model_index.json nor config.json: --teacher is": ["--teacher", str(pictures), *out],
+        f"give the folder around it, {of_noise}": ["--teacher", str(of_noise / "unet"), *out],
     }
     for words, given in cases.items():
         line = refused(given, capsys)

@@ -177,9 +177,8 @@ def test_files_and_arrays_become_rectangles(tmp_path: Path):
     assert source.shape == (3, 4, 8)
     for k, image in enumerate([colour(0, 8, 16), colour(1, 9, 16)[:8], colour(2, 16, 32)]):
         np.testing.assert_array_equal(source.pixels[k].numpy(), area_mean(image.transpose(2, 0, 1), (4, 8)))
-    assert (
-        "those of another size were cropped to the rectangle of this shape in their middle and averaged down to this size" in source.about
-    )
+    said = "were cropped to the rectangle of this shape in their middle and averaged down to this size"
+    assert f"those of another size {said}" in source.about
     refused(
         tmp_path / "files", "0.png has 16 x 8 pixels, fewer than --resolution 8x24: .*at most 8x16", resolution="8x24"
     )

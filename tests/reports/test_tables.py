@@ -140,6 +140,12 @@ def test_a_row_and_the_conclusion_in_words():
         "KL above floor [nats]: 0.0993 by the map in 4 steps, 0.0655 by its teacher's ODE (dopri5, 98 evaluations); "
         "the map was 100 times as fast."
     )
+    bare = [{name: value for name, value in row.items() if name != "kl_floor"} for row in (teacher, fast)]
+    assert (tables.conclusion(bare) or "").startswith("KL [nats]: 0.1000 by the map")
+    images = [
+        {"sampler": row["sampler"], "steps": 4, "nfe": 4, "seconds": 1.0, "fd": 9.0, "solver": ""} for row in bare
+    ]
+    assert (tables.conclusion(images) or "").startswith("FD: 9.00 by the map")
     own = {**teacher, "velocity": "own"}
     assert "0.0655 by its own ODE (dopri5, 98 evaluations)" in (tables.conclusion([own, fast]) or "")
     assert tables.COLUMNS[0].show(own) == "own ODE, dopri5"

@@ -64,6 +64,10 @@ from .terminal import FIRST
 from .words import joined, unmarked
 
 T = TypeVar("T")
+ABOUT_DISTILL = (
+    "Learn a map of a trained model, then measure it. --teacher names the model: a folder or a name of diffusers, a run, "
+    "or module:callable; --data is what it was trained on, or like it."
+)
 OF_OTHERS = {
     "--epochs": "pass --steps, optimiser steps of one batch each",
     "--batch-size": "pass --optimiser.batch",
@@ -237,6 +241,8 @@ def _run(
     """
     shown = replace(usual, method=method_of(rest, usual.method))
     about = about_training(shown) if HELP_ALL in rest and load_method(shown.method) else None
+    if program == "distill" and asks_for_help(rest):
+        about = "\n\n".join([ABOUT_DISTILL, about or MORE])
     given = _parse(Train, rest, program, Train(recipe=as_options(usual)), about=about)
     _import(given.import_module)
     bare = usual if bare is None else bare

@@ -107,7 +107,9 @@ def image_lines(source: Images, cropped: bool = False) -> tuple[str, ...]:
     lines = [f"{number:,} images of {height} x {width} pixels{shape}, {kind}"]
     if cropped:
         middle = "square" if height == width else "rectangle of this shape"
-        lines.append(f"those of another size were cropped to the {middle} in their middle and averaged down to this size")
+        lines.append(
+            f"those of another size were cropped to the {middle} in their middle and averaged down to this size"
+        )
     lines += _compared(source)
     if source.labels is None:
         return (*lines, "no labels are learned")
