@@ -82,6 +82,18 @@ def test_one_data_set_becomes_the_other(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
+def test_the_pictures_of_the_pages_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    uses = example("uses_pictures")
+    monkeypatch.setattr(uses, "SIDE", 5)
+    for folder in (tmp_path / "run", tmp_path / "run" / "teacher"):
+        fm.save(fm.maps.AverageVelocity(fm.nn.MLP(dim=2, width=8, depth=1)), folder)
+    uses.main([str(tmp_path / "run"), "--steps", "3", "--out", str(tmp_path / "drawn")])
+    names = {"certificates", "likelihood", "rewards", "posterior", "physics"}
+    assert {path.stem for path in (tmp_path / "drawn").glob("*.png")} == names
+
+
+@pytest.mark.slow
 def test_images_are_carried_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images = example("image_uses")
     images.main(["--steps", "3", "--number", "40", "--budgets", "8", "--out", str(tmp_path)])

@@ -65,8 +65,8 @@ from .words import joined, unmarked
 
 T = TypeVar("T")
 ABOUT_DISTILL = (
-    "Learn a map of a trained model, then measure it. --teacher names the model: a folder or a name of diffusers, a run, "
-    "or module:callable; --data is what it was trained on, or like it."
+    "Learn a map of a trained model, then measure it. --teacher names the model: a folder or a name of\n"
+    "diffusers, a run, or module:callable; --data is what it was trained on, or like it."
 )
 OF_OTHERS = {
     "--epochs": "pass --steps, optimiser steps of one batch each",
