@@ -119,7 +119,7 @@ def physics(steps: int) -> Figure:
         flow_map = pendulum.train(steps)
     start = torch.tensor([[q, 0.0] for q in (0.6, 1.2, 1.8, 2.4)])
     solver, zero = fm.solvers.SolverFlow(pendulum.motion, rtol=1e-7, atol=1e-7), torch.zeros(4)
-    figure, axes = panels(["angle q and momentum p: orbits, and ten jumps"], reach=2.9)
+    figure, axes = panels(["orbits, and ten jumps"], reach=2.9)
     shares = torch.linspace(0, 5, 200)  # of 2 units of time each
     orbit = [start]
     for last, share in itertools.pairwise(shares):
@@ -127,6 +127,7 @@ def physics(steps: int) -> Figure:
     jumps = [start]
     for _ in range(10):
         jumps.append(flow_map(jumps[-1], zero, zero + 1))
+    axes[0].set(xlabel="angle", ylabel="momentum")
     for k, colour in enumerate(("C0", "C1", "C2", "C3")):
         axes[0].plot(*torch.stack(orbit)[:, k].T, color=colour, lw=1, alpha=0.6)
         axes[0].plot(*torch.stack(jumps)[:, k].T, "o", color=colour, ms=4)
