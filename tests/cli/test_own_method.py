@@ -53,6 +53,9 @@ taught = Method(lmd, LearnsFrom.TEACHER)
 bare = lambda flow_map: fm.methods.lsd(flow_map)
 partial = Method(functools.partial(fm.methods.lsd, share=0.5))
 number = 3
+
+def needing(flow_map, times, **options):
+    return fm.methods.lsd(flow_map, times=times, **options)
 """
 
 
@@ -146,6 +149,7 @@ def test_methods_of_ones_own_are_compared_and_written_into_recipe_files(folder: 
         ("own_methods:number", "own_methods:number is of the type int, and no method: name a Method"),
         ("own_methods:partial", "own_methods:partial is of the type partial, and no method"),
         ("own_methods:bare", "own_methods:bare takes no interpolant, which a recipe passes to every method: add **opt"),
+        ("own_methods:needing", "own_methods:needing has no default for times: give it one, with which a run is"),
         ("lds", "unknown method 'lds': did you mean 'lsd'?"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +60,11 @@ def test_of_many_columns_the_first_are_drawn():
     many = Table(tuple(Column(f"c{k}") for k in range(30)))
     figure = histograms.columns(many, torch.randn(50, 30), torch.randn(40, 30))
     assert [ax.get_title() for ax in figure.axes] == [f"c{k}" for k in range(histograms.MAX_COLUMNS)]
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path: Path):
+    table = Table((Column("$50_$60"), Column("b", "str", "categories", values=("$1{$2", "c"))))
+    data = torch.stack([torch.randn(50), torch.arange(50) % 2], 1)
+    figure = histograms.columns(table, data, data)
+    figure.savefig(tmp_path / "x.png")  # which would be refused as a formula
+    assert figure.axes[0].get_title() == "$50_$60"

@@ -74,7 +74,7 @@ OF_OTHERS = {
     "--lr": "pass --optimiser.learning-rate",
     "--learning-rate": "pass --optimiser.learning-rate",
     "--output": "pass --out",
-    "--num-samples": "pass --number to sample, --evaluation.samples to train",
+    "--num-samples": "pass --evaluation.samples",
 }
 """Names that other programs have for options of this one."""
 
@@ -141,7 +141,7 @@ def _parse(kind: type[T], words: list[str], program: str, default: T | None = No
         kind, about = type(options_shown), about or f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{MORE}"
     elif asks_for_help(words):
         kind = shown_kind(kind)
-    for word in words:
+    for word in words if short else ():
         if advice := OF_OTHERS.get(word.partition("=")[0].replace("_", "-")):
             raise ValueError(f"there is no option {word.partition('=')[0]} here: {advice}.")
     words = ["--help" if word == HELP_ALL else word for word in words]
@@ -161,7 +161,7 @@ def _with_recipe(command: str, words: list[str]) -> tuple[Recipe, list[str], str
         raise ValueError(f"{command} needs a recipe first: one of {', '.join(RECIPES)}{file}.")
     if is_recipe_file(words[0]):
         raise ValueError(f"{command} takes the name of a recipe, got the file {words[0]}, which flowmaps train takes.")
-    if words[0] not in RECIPES and Path(words[0]).exists():
+    if words[0] not in ("", *RECIPES) and Path(words[0]).exists():
         raise ValueError(
             f"{command} takes a recipe first, and data by --data: of points or a table {PROGRAM} {command} points "
             f"--data {words[0]}, of images one of {', '.join(IMAGES)}."
@@ -205,7 +205,7 @@ def _distill(words: list[str]) -> None:
     parser.add_argument("--teacher")
     parser.add_argument("--guidance", type=float, nargs="+", default=())
     parser.add_argument("--lora", type=int, default=0)
-    parser.add_argument("--import-module")
+    parser.add_argument("--import-module", "--import_module")
     known, _ = parser.parse_known_args(words)
     if known.teacher is None and not asks_for_help(words):
         raise ValueError(

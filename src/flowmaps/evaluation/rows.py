@@ -77,6 +77,7 @@ def metrics_rows(
     of_map = (_steps(flow_map, steps, plan.sampler(steps), noise, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         options = {"chunk": settings.batch, "device": device, "title": title, "watch": watch}
+        watch(title, 0.0)
         samples = sample(sampler, start, **options, warm_up=True)
         values, inputs = measure(
             samples,

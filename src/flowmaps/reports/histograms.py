@@ -45,7 +45,7 @@ def columns(table: Table, data: Tensor, samples: Tensor) -> Figure:
     for k, (ax, column) in enumerate(zip(axes, shown, strict=False)):
         panel = _bars if column.transform == "categories" else _histograms
         panel(ax, column, real[:, k], drawn[:, k])
-        ax.set_title(column.name[:28], fontsize=9)
+        ax.set_title(column.name[:28], fontsize=9, parse_math=False)
         style.light_axes(ax)
         ax.set_yticks([])
     for ax in axes[len(shown) :]:
@@ -82,4 +82,6 @@ def _bars(ax: Axes, column: Column, data: np.ndarray, samples: np.ndarray) -> No
     for own, name, colour, left in zip(counts, ("data", "samples"), (EXACT, MAP), (-0.2, 0.2), strict=True):
         ax.bar(np.arange(len(order)) + left, own[order] / max(own.sum(), 1), 0.38, color=colour, label=name)
     names = [column.values[k][:10] for k in order]
-    ax.set_xticks(range(len(order)), names, rotation=45 if max(map(len, names)) * len(names) > 24 else 0)
+    ax.set_xticks(
+        range(len(order)), names, parse_math=False, rotation=45 if max(map(len, names)) * len(names) > 24 else 0
+    )
