@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ class Jumped:
         times: from s to t, `(T,)`.
         map_paths: of the first points at these times, by one jump each, `(T, n, *shape)`.
         flow_paths: of the flow from the same points, or `None` where there is none.
-        unsolved: why the flow could not be solved, where it could not.
         cond: conditions of the points.
         seconds: of the jump of all N points from s to t.
+        unsolved: why the flow could not be solved, where it could not.
     """
 
     s: float
@@ -94,10 +94,8 @@ def jump(run: OpenRun, asked: Asked, s: float, t: float, *, along_flow: bool = T
             solved = _flow_paths(flow[0], start[:PATHS], times, label_of(few)).cpu()
         except ValueError as error:  # the map's own jumps are shown all the same
             unsolved = str(error)
-    found = Jumped(
-        s, t, inputs.x0.cpu(), start.cpu(), end, times, paths.cpu(), solved, on_each(cond, Tensor.cpu), seconds
-    )
-    return replace(found, unsolved=unsolved)
+    points = inputs.x0.cpu(), start.cpu(), end
+    return Jumped(s, t, *points, times, paths.cpu(), solved, on_each(cond, Tensor.cpu), seconds, unsolved)
 
 
 def check_jump(run: OpenRun, s: float, t: float) -> None:

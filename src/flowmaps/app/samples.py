@@ -17,8 +17,6 @@ STEPS = (1, 2, 4, 8)
 """Numbers of steps to show, unless they are given."""
 MAX_STEPS, MAX_SAMPLES = 128, 20_000
 """Most steps and samples of a page; `flowmaps sample` takes more."""
-SOLVED = {True: f"{OF_TEACHER}, dopri5", False: f"{OF_MAP}, dopri5"}
-"""The title of the flow's solver: of the teacher, or of the map's own velocity."""
 TOLERANCE = 1e-5
 """Relative and absolute, of dopri5."""
 
@@ -61,7 +59,7 @@ def same_noise(
     if beside and (flow := run.flow(asked.guidance)) is not None:
         solver = ode_sampler(flow[0].velocity, rtol=TOLERANCE, atol=TOLERANCE)
         options = {"chunk": run.plan.recipe.evaluation.batch, "device": run.device}
-        title = SOLVED[flow[1] == TEACHER]
+        title = f"{OF_TEACHER if flow[1] == TEACHER else OF_MAP}, dopri5"
         watch(title, 0.0)
         yield Drawn(title, sample(solver, inputs._replace(cond=label_of(inputs.cond)), **options, title=title), True)
 

@@ -267,8 +267,7 @@ def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, so
     console.print(f"\npictures: {drawn} in {path}\nreport:   {written}", soft_wrap=True, markup=False)
     sampled = shlex.join(["flowmaps", "sample", str(path), "--steps", str(pictures.steps_nearest_four(plan))])
     kind = "png" if source.units.pictures else "npz" if source.units.table is None else "csv"
-    file = f"samples.{kind}"
-    console.print(f"more:     {sampled} --out {file}", soft_wrap=True, markup=False)
+    console.print(f"more:     {sampled} --out samples.{kind}", soft_wrap=True, markup=False)
 
 
 def _measured(
@@ -283,13 +282,12 @@ def _measured(
         warnings.filterwarnings("ignore", "the covariance", UserWarning)  # it has been said
         task = progress.add_task("measure", total=len(settings.steps) + 2, note="reference")
 
-        said = set[str]()
+        said = list[str]()
 
         def watch(title: str, share: float) -> None:
-            if (
-                not console.is_terminal and len(said) == len(rows) and share < 1 and not title.startswith("real rows")
-            ):  # the first of each row
-                said.add(title)
+            part = any(f"{title}, ".startswith(f"{one}, ") for one in said)  # of what was announced
+            if not console.is_terminal and not part:
+                said.append(title)
                 console.print(f"{title} ...", soft_wrap=True, markup=False)
             progress.update(task, completed=len(rows) + share, note=f"{title}, {share:.0%}")
 

@@ -239,8 +239,11 @@ def _run(
         bare: the recipe without what a recipe file sets; `usual` unless given.
         set_by_file: the fields that it sets.
     """
-    shown = replace(usual, method=method_of(rest, usual.method))
-    about = about_training(shown) if HELP_ALL in rest and load_method(shown.method) else None
+    about = None
+    if HELP_ALL in rest:
+        method = method_of(rest, usual.method)
+        load_method(method)
+        about = about_training(replace(usual, method=method))
     if program == "distill" and asks_for_help(rest):
         about = "\n\n".join([ABOUT_DISTILL, about or MORE])
     given = _parse(Train, rest, program, Train(recipe=as_options(usual)), about=about)

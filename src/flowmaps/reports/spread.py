@@ -79,11 +79,12 @@ def _difference(row: Row, of: str, floor: str) -> float | None:
 
 
 QUALITIES = {
-    "kl": (above_floor, "KL above floor [nats]"),
-    "energy": (lambda row: row.get("energy"), "energy distance to data"),
-    "fd": (lambda row: row.get("fd") if "fd_floor" not in row else above_real(row), "FD above that of real images"),
+    "kl": ("kl_floor", "KL above floor [nats]", "KL [nats]"),
+    "energy": ("", "", "energy distance to data"),
+    "fd": ("fd_floor", "FD above that of real images", "FD"),
 }
-"""What methods are ranked by: the first that the rows have, by the name of its entry."""
+"""What methods are ranked by, the first that the rows have: its entry -> that of its floor, and what it is called less
+the floor, and where none was measured."""
 
 
 def quality_key(rows: Sequence[Row]) -> str:
@@ -92,18 +93,15 @@ def quality_key(rows: Sequence[Row]) -> str:
 
 
 def quality_words(rows: Sequence[Row], key: str) -> str:
-    """What the quality is called: less a floor only where one was measured."""
-    plain = {"kl": ("kl_floor", "KL [nats]"), "fd": ("fd_floor", "FD")}
-    floor, words = plain.get(key, ("", ""))
-    return QUALITIES[key][1] if not floor or any(floor in row for row in rows) else words
+    """What the quality is called."""
+    floor, less_floor, alone = QUALITIES[key]
+    return less_floor if any(floor in row for row in rows) else alone
 
 
 def quality(row: Row, key: str) -> float | None:
-    """The quality of a row, less is better."""
-    value = row.get(key)
-    if key == "kl" and value is not None and "kl_floor" not in row:
-        return value
-    return None if value is None else QUALITIES[key][0](row)
+    """The quality of a row, less is better: less its floor, where that was measured."""
+    floor = QUALITIES[key][0]
+    return _difference(row, key, floor) if floor in row else row.get(key)
 
 
 def of_steps(rows: Sequence[Row], key: str) -> dict[str, dict[int, Spread]]:

@@ -104,8 +104,8 @@ def objectives(
     if method is own and not own.takes("interpolant"):  # a function of somebody's own, without a path of its own
         given["interpolant"] = own.interpolant or BY_NAME[recipe.interpolant]
     with torch.random.fork_rng(devices=[]):
-        own = stage.function(_small_map(recipe, classes, condition_dim), **given)
-        return own, stage.build(_small_map(recipe, classes, condition_dim), _zero)
+        by_itself = stage.function(_small_map(recipe, classes, condition_dim), **given)
+        return by_itself, stage.build(_small_map(recipe, classes, condition_dim), _zero)
 
 
 def _small_map(recipe: Recipe, classes: int | None, condition_dim: int | None) -> FlowMap:

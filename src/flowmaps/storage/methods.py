@@ -16,6 +16,7 @@ from ..system.names import choose
 
 PASSED = ("interpolant", "draws")
 """Options that a recipe passes to every method."""
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def method_of(text: str) -> Method:
@@ -54,13 +55,10 @@ def _as_method(text: str, found: Any) -> Method:
     missing = [option for option in PASSED if option not in taken]
     if missing and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
         raise ValueError(f"{text} takes no {missing[0]}, which a recipe passes to every method: add **options.")
-    needed = [name for name, one in [*taken.items()][1:] if one.default is one.empty and one.kind not in _OPEN]
+    needed = [name for name, one in [*taken.items()][1:] if one.default is one.empty and one.kind not in VARIADIC]
     if needed and set(needed) != {"teacher"}:
         raise ValueError(f"{text} has no default for {needed[0]}: give it one, with which a run is compared.")
     return found if isinstance(found, Method) else Method(function)
-
-
-_OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def known(text: str) -> Method | None:
