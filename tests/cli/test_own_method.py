@@ -56,6 +56,9 @@ number = 3
 
 def needing(flow_map, times, **options):
     return fm.methods.lsd(flow_map, times=times, **options)
+
+def nothing(flow_map, **options):
+    pass
 """
 
 
@@ -172,3 +175,15 @@ def test_a_card_imports_nothing(folder: Path) -> None:
     own = known("own_methods:to_data")
     assert own is sys.modules["own_methods"].to_data
     assert own.jumps is Jumps.TO_DATA
+
+
+def test_what_returns_no_objective_gets_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, *TRAIN, "--out", "none", "--method", "own_methods:nothing")
+    assert "nothing must return an objective of its map, got NoneType" in said
+
+
+def test_a_card_makes_no_method_of_a_function_that_happens_to_be_imported() -> None:
+    for text in ("subprocess:run", "json:dumps"):
+        assert text.partition(":")[0] in sys.modules
+        with pytest.raises(ValueError, match=f"import it first, with --import-module {text.partition(':')[0]}"):
+            method_of(text)

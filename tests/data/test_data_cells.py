@@ -176,6 +176,23 @@ def test_dates_and_times_are_refused_with_the_line_that_makes_them_numbers(tmp_p
     assert texts[:12] == texts[12:]
 
 
+def test_times_without_seconds_get_a_line_that_works(tmp_path: Path):
+    frame = pandas.DataFrame({"x": X, "a": [f"{k:02}:{k + 7:02}" for k in range(12)]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    to, _ = re.findall(r"such as seconds: (.*) \(and back, .*: (.*)\); or", refused(tmp_path / "a.csv", "dates are"))[0]
+    exec(to, {"pandas": pandas, "frame": frame})
+    assert frame["a"].tolist() == [3600.0 * k + 60 * (k + 7) for k in range(12)]
+
+
+def test_rows_are_not_to_be_dropped_where_all_have_gaps(tmp_path: Path):
+    frame = pandas.DataFrame({"x": X, "a": X, "b": X})
+    frame.loc[::2, "a"] = np.nan
+    frame.loc[1::2, "b"] = np.nan
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    said = refused(tmp_path / "a.csv", "in 12 of 12 rows .*: fill the cells")
+    assert "drop those rows" not in said
+
+
 def test_times_of_the_day_are_kept_in_seconds_and_come_back(tmp_path: Path):
     when = pandas.Series(pandas.date_range("2021-03-05", periods=12, freq="6h"))
     path, frame = tmp_path / "a.csv", pandas.DataFrame({"x": X, "a": when})

@@ -77,6 +77,8 @@ def test_what_is_refused():
     law = fm.exact.Gaussian([0.0], [[1.0]], interpolant=fm.interpolants.Trigonometric())
     with pytest.raises(ValueError, match=r"on the path Linear\(\), the law on Trigonometric\(\): pass interpolant="):
         fm.exact.mean_gradient(fm.methods.lsd, law)
+    with pytest.raises(ValueError, match="rows must be at least 8, two in each band, got 7"):
+        fm.exact.mean_gradient(fm.methods.lsd, rows=7)
     with pytest.raises(ValueError, match="one draw without guidance: leave guidance= and draws= out"):
         fm.exact.mean_gradient(lambda flow_map: fm.methods.lsd(flow_map, draws=2))
     with pytest.raises(

@@ -9,7 +9,8 @@ import torch
 
 from flowmaps.interpolants import Linear
 from flowmaps.maps import FlowMap, Target
-from flowmaps.methods import METHODS, Jumps, LearnsFrom, Method
+from flowmaps.methods import METHODS, Jumps, LearnsFrom, Method, lsd
+from flowmaps.objectives import Objective
 from flowmaps.runs import initial, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Network, Recipe
@@ -72,11 +73,12 @@ def test_what_the_recipe_leaves_to_a_method_is_not_passed():
     """So that a function of somebody's own may have defaults other than None."""
     passed: dict[str, object] = {}
 
-    def own(flow_map: FlowMap, *, weight: object = 2, **options: object) -> None:
+    def own(flow_map: FlowMap, *, weight: object = 2, **options: object) -> Objective:
         passed.update(options, weight=weight)
+        return lsd(flow_map)
 
     path = Linear()
-    Method(own).build(initial.new_map(SMALL, (2,), None), choices_of(SMALL, path))  # type: ignore[arg-type]
+    Method(own).build(initial.new_map(SMALL, (2,), None), choices_of(SMALL, path))
     assert passed == {"interpolant": path, "weight": 2}
 
 

@@ -89,7 +89,7 @@ class OpenRun:
             except (ValueError, OSError) as error:
                 self._source = error
         if isinstance(self._source, Exception):
-            raise self._source
+            raise self._source.with_traceback(None)  # which would grow, and keep what it saw
         return self._source
 
     def data(self, number: int, seed: int, label: str | None = None) -> tuple[Tensor, Condition] | None:

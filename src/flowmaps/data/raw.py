@@ -119,7 +119,7 @@ def _gaps(raw: RawTable, bad: np.ndarray, drops: bool, instead: str, learned: bo
     blanks = np.concatenate([np.ones(len(x), bool) if x.dtype.kind == "O" else np.isnan(x) for x in cells])
     kinds = empty if blanks.all() else f"{empty} or infinite" if blanks.any() else "infinite"
     rows = f"in {int(bad.any(1).sum()):,} of {raw.rows:,} rows"
-    ways = f"drop those rows, or {'mend' if 'infinite' in kinds else 'fill'} the cells"
+    ways = f"{'' if bad.any(1).all() else 'drop those rows, or '}{'mend' if 'infinite' in kinds else 'fill'} the cells"
     if learned and blank and raw.named:
         ways += (
             f", add a column of yes and no that says where (--categories {raw.names[place]}_missing), and empty those "
@@ -245,7 +245,8 @@ def _as_numbers(name: str, texts: list[str]) -> str:
     """
     own = f"frame[{name!r}]"
     if re.fullmatch(r"(\d+ days?,? )?\d{1,2}:.*", texts[0].strip()):
-        to = f"{own} = pandas.to_timedelta({own}.astype(str)).dt.total_seconds()"
+        whole = " + ':00'" if re.fullmatch(r"\d{1,2}:\d{2}", texts[0].strip()) else ""
+        to = f"{own} = pandas.to_timedelta({own}.astype(str){whole}).dt.total_seconds()"
         return f"seconds: {to} (and back, of the samples: {own} = pandas.to_timedelta({own}, unit='s'))"
     word, unit, part = ("days", "D", "days") if all(map(_at_midnight, texts)) else ("seconds", "s", "total_seconds()")
     to = f"{own} = (pandas.to_datetime({own}, utc=True) - pandas.Timestamp(0, tz='UTC')).dt.{part}"

@@ -89,9 +89,11 @@ def mean_gradient(
         generator: source of randomness, on the CPU; seed 0 unless given.
 
     Raises:
-        ValueError: the law is on another path than the objective, the objective has guidance, a learned weight or
-            several draws for each row, or a gradient is not finite.
+        ValueError: there are too few rows, the law is on another path than the objective, the objective has guidance, a
+            learned weight or several draws for each row, or a gradient is not finite.
     """
+    if rows < 2 * BANDS:
+        raise ValueError(f"rows must be at least {2 * BANDS}, two in each band, got {rows}: take thousands.")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if law is None:
         objective = method(_Moved(_law(Linear())))

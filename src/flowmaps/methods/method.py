@@ -146,6 +146,9 @@ class Method:
         """The objective of a map at the choices of a recipe; `given` are a teacher and guidance.
 
         What the choices leave to the method, `None`, is not passed to its function.
+
+        Raises:
+            ValueError: its function returns something else.
         """
         chosen = {name: value for name, value in self.settings(choices).items() if value is not None}
         own: dict[str, Any] = {"interpolant": choices.interpolant, **chosen}
@@ -153,7 +156,10 @@ class Method:
             own["share"] = choices.diagonal_share
         if choices.target_decay is not None:
             own["target"] = Target(flow_map, decay=choices.target_decay)
-        return self.objective(flow_map, **own, **given)
+        made = self.objective(flow_map, **own, **given)
+        if not isinstance(made, Objective):
+            raise ValueError(f"{self.name} must return an objective of its map, got {type(made).__name__}.")
+        return made
 
     def takes(self, option: str) -> bool:
         """Whether its function has an option of this name, beside those that every method has."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..methods import Method
 from ..shapes import Condition
-from ..storage.methods import method_of
+from ..storage.methods import NAMED, method_of
 from ..system.processes import first_line
 from .recipes import ImageRecipe, Recipe
 
@@ -29,12 +29,14 @@ def import_module(name: str) -> Any:
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except Exception as error:  # a stranger's module may raise anything
         raise ValueError(
             f"the module {name} cannot be imported ({type(error).__name__}: {first_line(error)}): name one of this "
             "folder or environment."
         ) from error
+    NAMED.add(name)
+    return module
 
 
 def find(place: str, option: str = "--net") -> Any:

@@ -1,7 +1,8 @@
 """Methods by the text that a recipe and a card have: a name of `flowmaps.methods`, or `module:name` of somebody's own.
 
-No card is a reason to import anything: a module that this process has not imported is asked for (`--import-module`).
-Where the user names a method, `flowmaps.runs.own_networks.load_method` imports its module first.
+No card is a reason to import anything, nor to call any function that happens to be imported: a module that the user of
+this process has not named is asked for (`--import-module`). Where the user names a method,
+`flowmaps.runs.own_networks.load_method` imports its module first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from ..system.names import choose
 
 PASSED = ("interpolant", "draws")
 """Options that a recipe passes to every method."""
+NAMED = set[str]()
+"""Modules that the user of this process has named. Of another one a `Method` is taken, which was made to be one, and no
+function."""
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -23,23 +27,26 @@ def method_of(text: str) -> Method:
     """The method of a text.
 
     Args:
-        text: a name of `flowmaps.methods`, or `module:name` of a module that is imported, where `name` is a `Method`,
-            or a function that is wrapped in one.
+        text: a name of `flowmaps.methods`, or `module:name`, where `name` is a `Method` of a module that is imported,
+            or a function, which is wrapped in one, of a module that the user has named.
 
     Raises:
-        ValueError: there is no such method, or its module is not imported.
+        ValueError: there is no such method, or its module is to be named first.
     """
     if ":" not in text:
         return choose("method", text, METHODS)
     module, _, name = text.partition(":")
+    unnamed = ValueError(
+        f"the method {text} is of a module that is not imported: import it first, with --import-module {module}."
+    )
     if module not in sys.modules:
-        raise ValueError(
-            f"the method {text} is of a module that is not imported: import it first, with --import-module {module}."
-        )
+        raise unnamed
     try:
         found = operator.attrgetter(name)(sys.modules[module])
     except AttributeError:
         raise ValueError(f"the module {module} has no {name or 'method without a name'}: {_NAMES}.") from None
+    if module not in NAMED and not isinstance(found, Method):
+        raise unnamed
     return _as_method(text, found)
 
 

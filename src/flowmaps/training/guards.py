@@ -189,7 +189,7 @@ def lock(folder: Path) -> FileLock:
 
 def is_held(folder: Path) -> bool:
     """Whether another process holds a folder; nothing is written, but for the empty file of the lock that is there."""
-    if not (folder / LOCK).is_file():
+    if not (folder / LOCK).is_file() or (folder / LOCK).is_symlink():
         return False
     try:
         FileLock(folder / LOCK).acquire(timeout=0).lock.release()
