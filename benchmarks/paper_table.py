@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowmaps.cli.terminal import console, watching
 from flowmaps.evaluation.cells import RESULT_FILE, read
 from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
@@ -197,8 +198,10 @@ def train(usual: Recipe, options: argparse.Namespace) -> None:
     budget, unit = (options.budget, "seconds") if steps is None else (steps, "steps")
     variants = {name: VARIANTS[name] for name in options.rows}
     comparison = Comparison(usual, variants, budget, options.out, seeds=range(options.seeds), unit=unit)
-    for cell, _ in comparison.train(say=partial(print, flush=True)):
-        print(f"{cell.name} is done", flush=True)
+    say = partial(console.print, soft_wrap=True, markup=False)
+    with watching("paper", 100) as watch:
+        for cell, _ in comparison.train(watch, say):
+            say(f"{cell.name} is done")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,13 @@ def test_the_score_is_the_geometric_mean_of_the_metric_of_the_data():
     assert score_of([below]) == pytest.approx(0.001)  # a tenth of the floor
     assert score_of([{"sampler": "map", "energy": x} for x in (0.9, 0.1)]) == pytest.approx(0.3)
     assert score_of([{"sampler": "map", "energy": -0.1}]) == pytest.approx(results.LEAST_ENERGY)
-    assert score_of([{"sampler": "map", "fd": x, "fd_floor": 1.0} for x in (80.0, 20.0)]) == pytest.approx(40.0)
+    assert score_of([{"sampler": "map", "energy": x, "energy_floor": -3e-7} for x in (-0.1, 2e-7, 3e-7)]) == (
+        pytest.approx(3e-7)  # in small units too, noise counts as noise, not as a record
+    )
+    assert score_of([{"sampler": "map", "energy": 0.4, "energy_floor": 0.1}]) == pytest.approx(0.4)
+    assert score_of([{"sampler": "map", "fd": x} for x in (80.0, 20.0)]) == pytest.approx(40.0)
+    assert score_of([{"sampler": "map", "fd": x, "fd_floor": 9.0} for x in (89.0, 29.0)]) == pytest.approx(40.0)
+    assert score_of([{"sampler": "map", "fd": 8.0, "fd_floor": 9.0}]) == pytest.approx(0.9)
 
 
 def test_a_map_without_a_metric_has_no_score():

@@ -1,7 +1,7 @@
 """What a search found: the score of a training, and the result of a method.
 
     score    geometric mean over the numbers of sampling steps of the metric of the data: KL above its floor, Fréchet
-             distance or energy distance; less is better
+             distance above that of real images, or energy distance; less is better
 
 The mean is of logarithms, so that halving the error in one step counts as much as halving it in four.
 """
@@ -18,10 +18,10 @@ from ..runs.recipes.found import Options
 from .measure import Row
 from .space import changed
 
-LEAST_KL = 0.1
-"""Lowest KL above the floor of a score, as a share of the floor: below it the KL is noise."""
+LEAST_SHARE = 0.1
+"""Lowest KL or Fréchet distance above its floor of a score, as a share of the floor: below it they are noise."""
 LEAST_ENERGY = 1e-5
-"""Lowest energy distance of a score, whose estimate may be negative."""
+"""Lowest energy distance of a score where none between real rows was measured; its estimate may be negative."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,23 @@ def score_of(rows: Sequence[Row]) -> float | None:
 
 
 def value_of(row: Row) -> float:
-    """The metric of a row: KL above its floor, Fréchet distance, or energy distance; infinite where there is none."""
-    if "kl" in row:
-        return max(row["kl"] - row["kl_floor"], LEAST_KL * row["kl_floor"])
-    if "fd" in row:
-        return max(row["fd"], LEAST_ENERGY)
-    return max(row.get("energy", math.inf), LEAST_ENERGY)
+    """The metric of a row: KL or Fréchet distance above its floor, or energy distance; infinite where there is none.
+
+    Nothing counts as less than its noise: a tenth of the floor, or the size of the energy distance between real rows.
+    """
+    for key in ("kl", "fd"):
+        if key in row:
+            floor = row.get(f"{key}_floor", 0.0)
+            return max(row[key] - floor, LEAST_SHARE * floor)
+    return max(row.get("energy", math.inf), abs(row.get("energy_floor", 0.0)) or LEAST_ENERGY)
 
 
 def metric_of(rows: Sequence[Row]) -> str:
     """The name of the metric of a score."""
     names = {"kl": "KL above its floor [nats]", "fd": "Fréchet distance", "energy": "energy distance"}
-    return next((name for key, name in names.items() for row in rows if key in row), "score")
+    key = next((key for key in names for row in rows if key in row), "")
+    real = " above that of real images" if any("fd_floor" in row for row in rows) and key == "fd" else ""
+    return names.get(key, "score") + real
 
 
 def mean_and_spread(scores: Sequence[float]) -> Row:
