@@ -17,8 +17,8 @@ from program import refused
 
 from flowmaps.cli import compare
 from flowmaps.cli.main import main
+from flowmaps.evaluation import budget, measure
 from flowmaps.evaluation import compare as comparison
-from flowmaps.evaluation import measure
 from flowmaps.methods import METHODS
 from flowmaps.runs.plan import Plan
 from flowmaps.runs.recipes import Recipe
@@ -177,8 +177,8 @@ def test_a_cell_keeps_the_curves_of_its_residuals(folder: Path):
 
 def test_the_budget_in_seconds_is_cpu_time_on_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert json.loads((folder / "compare.json").read_text())["budget_in"].startswith("seconds of CPU time")
-    assert comparison.clock_of(torch.device("cpu")) is time.process_time
-    assert comparison.clock_of(torch.device("cuda")) is time.monotonic
+    assert budget.clock_of(torch.device("cpu")) is time.process_time
+    assert budget.clock_of(torch.device("cuda")) is time.monotonic
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_two_processes_at_once_share_the_work_and_one_that_is_killed_leaves_its_
 def test_a_method_that_diverges_is_stopped_early_and_leaves_the_others_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole, took = comparison.train_stage, []
+    whole, took = budget.train_stage, []
 
     def train_stage(plan: Plan, stage: Any, source: Any, objective: Any, budget: float, **options: Any) -> Any:
         if plan.method.name == "psd":
@@ -222,7 +222,7 @@ def test_a_method_that_diverges_is_stopped_early_and_leaves_the_others_their_row
         took.append(time.monotonic() - begun)
         return training
 
-    monkeypatch.setattr(comparison, "train_stage", train_stage)
+    monkeypatch.setattr(budget, "train_stage", train_stage)
     out = tmp_path / "out"
     main(["compare", "checkerboard", "--methods", "psd", "lsd", "--out", str(out), *SMALL])
     assert took[0] < 20

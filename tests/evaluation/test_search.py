@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flowmaps.data import open_data
-from flowmaps.evaluation import compare, results, search, space
+from flowmaps.evaluation import budget, results, search, space
 from flowmaps.evaluation.results import Result, score_of
 from flowmaps.evaluation.search import Search
 from flowmaps.methods import METHODS, LearnsFrom
@@ -335,13 +335,13 @@ def test_a_study_keeps_the_settings_that_were_found_when_it_began(tmp_path: Path
 
 
 def test_a_teacher_is_trained_once_for_a_seed_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, stages = compare.train_stage, []
+    whole, stages = budget.train_stage, []
 
     def train_stage(plan: Plan, stage: Any, *others: Any, **options: Any) -> Any:
         stages.append((plan.method.name, stage.name, plan.recipe.seed, others[2]))
         return whole(plan, stage, *others, **options)
 
-    monkeypatch.setattr(compare, "train_stage", train_stage)
+    monkeypatch.setattr(budget, "train_stage", train_stage)
     lines = run(tmp_path, "lmd", "emd", trials=1, final_seeds=1, given=("learned_weight",))
     teachers = [entry for entry in stages if entry[1] == "teacher"]
     assert [(method, seed) for method, _, seed, _ in teachers] == [("lmd", 1000), ("lmd", 0)]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..evaluation.budget import Unit
 from ..evaluation.cells import Cell
-from ..evaluation.compare import Comparison, Unit
+from ..evaluation.compare import Comparison
 from ..evaluation.measure import Row
 from ..evaluation.sampling import Samples
 from ..reports import figures, pictures, tables

@@ -22,7 +22,8 @@ from ..runs.recipes import Recipe
 from ..runs.recipes.found import FOUND, Options, fields_of, with_options
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
-from .compare import UNUSED_FIELDS, check_different, clock_of, measure_method, train_method
+from .budget import clock_of, train_method
+from .compare import UNUSED_FIELDS, check_different, measure_method
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .results import Result, as_number, score_of
 from .space import import_optuna, propose, space_of

@@ -10,7 +10,8 @@ import torch
 
 from flowmaps import maps, methods, nn
 from flowmaps.data import open_data
-from flowmaps.evaluation import compare
+from flowmaps.evaluation import budget
+from flowmaps.evaluation.compare import Comparison
 from flowmaps.guidance import Guidance
 from flowmaps.objectives import Loss, MapMatching, VelocityMatching
 from flowmaps.runs.plan import Plan, resolve
@@ -27,7 +28,7 @@ def tiny(method: str, batch: int = 16) -> Plan:
 
 def test_memory_is_of_the_objective_and_grows_with_the_batch(tmp_path: Path):
     def needed(method: str, batch: int) -> float:
-        return compare.train_method(tiny(method, batch), open_data("checkerboard"), 0.05, tmp_path)[2]["mb_per_step"]
+        return budget.train_method(tiny(method, batch), open_data("checkerboard"), 0.05, tmp_path)[2]["mb_per_step"]
 
     plain = needed("flow_matching", 1000)
     assert needed("lsd", 1000) > 1.5 * plain  # derivatives
@@ -35,8 +36,8 @@ def test_memory_is_of_the_objective_and_grows_with_the_batch(tmp_path: Path):
 
 
 def test_the_time_of_a_step_is_the_median(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(compare, "take_steps", lambda *_: ([1.0, 0.002, 0.001, 0.003, 0.002], True))
-    training = compare.train_method(tiny("lsd"), open_data("checkerboard"), 1.0, tmp_path)[2]
+    monkeypatch.setattr(budget, "take_steps", lambda *_: ([1.0, 0.002, 0.001, 0.003, 0.002], True))
+    training = budget.train_method(tiny("lsd"), open_data("checkerboard"), 1.0, tmp_path)[2]
     assert training["ms_per_step"] == 2.0
 
 
@@ -50,15 +51,15 @@ def test_a_method_is_trained_in_the_precision_of_the_recipe(tmp_path: Path, monk
     monkeypatch.setattr(VelocityMatching, "evaluate", watched)
     for precision in ("float32", "bfloat16"):
         changed = replace(plan, recipe=replace(plan.recipe, precision=precision))
-        compare.train_method(changed, open_data("checkerboard"), 0.05, tmp_path)
+        budget.train_method(changed, open_data("checkerboard"), 0.05, tmp_path)
         assert seen == {getattr(torch, precision)}
         seen.clear()
 
 
 def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):
     source = open_data("checkerboard")
-    _, first, _ = compare.train_method(tiny("lmd"), source, 0.3, tmp_path)
-    _, second, training = compare.train_method(tiny("emd"), source, 0.3, tmp_path)
+    _, first, _ = budget.train_method(tiny("lmd"), source, 0.3, tmp_path)
+    _, second, training = budget.train_method(tiny("emd"), source, 0.3, tmp_path)
     assert first is not None
     assert second is not None
     old, new = first.state_dict(), second.state_dict()
@@ -67,8 +68,8 @@ def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):
 
 
 def test_a_teacher_that_diverges_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compare, "train_stage", lambda *_, **__: {"ms_per_step": 1.0, "diverged": True})
-    _, teacher, training = compare.train_method(tiny("lmd"), open_data("checkerboard"), 1.0, tmp_path)
+    monkeypatch.setattr(budget, "train_stage", lambda *_, **__: {"ms_per_step": 1.0, "diverged": True})
+    _, teacher, training = budget.train_method(tiny("lmd"), open_data("checkerboard"), 1.0, tmp_path)
     assert teacher is None
     assert training["diverged"]
     assert list(tmp_path.iterdir()) == []
@@ -91,9 +92,9 @@ def test_terms_that_take_turns_have_had_theirs_before_the_clock_starts_and_a_ste
 
     monkeypatch.setattr(MapMatching, "evaluate", watched)
     monkeypatch.setattr(
-        compare, "take_steps", lambda steps, *_: (next(steps), [0.001] * 7 + [0.009] + [0.001], True)[1:]
+        budget, "take_steps", lambda steps, *_: (next(steps), [0.001] * 7 + [0.009] + [0.001], True)[1:]
     )
-    training = compare.train_method(plan, open_data("checkerboard"), 100.0, tmp_path, clock=clock)[2]
+    training = budget.train_method(plan, open_data("checkerboard"), 100.0, tmp_path, clock=clock)[2]
     assert clocks.index("term") < clocks.index("clock")  # it is compiled by then
     assert training["ms_per_step"] == 2.0
 
@@ -104,21 +105,21 @@ def test_a_teacher_that_learned_guidance_is_another_than_one_that_did_not():
         stage = plan.stages[0]
         flow_map = maps.AverageVelocity(nn.MLP(2, classes=3))
         objective = methods.flow_matching(flow_map, interpolant=plan.interpolant, guidance=guidance)
-        names.add(compare.teacher_file(stage, objective, 1.0, 0))
+        names.add(budget.teacher_file(stage, objective, 1.0, 0))
     assert len(names) == 3
 
 
-@pytest.mark.parametrize("budget", [2, 3, 5, 7, 12])
+@pytest.mark.parametrize("steps", [2, 3, 5, 7, 12])
 @pytest.mark.parametrize("method", ["lmd", "pfmm", "lsd"])
-def test_a_budget_in_steps_is_the_same_whatever_the_stages(method: str, budget: int, tmp_path: Path):
-    training = compare.train_method(tiny(method), open_data("checkerboard"), budget, tmp_path, unit="steps")[2]
-    assert sum(value for name, value in training.items() if name.endswith("_steps")) == budget
+def test_a_budget_in_steps_is_the_same_whatever_the_stages(method: str, steps: int, tmp_path: Path):
+    training = budget.train_method(tiny(method), open_data("checkerboard"), steps, tmp_path, unit="steps")[2]
+    assert sum(value for name, value in training.items() if name.endswith("_steps")) == steps
 
 
 def test_fewer_steps_than_stages_are_refused_and_a_stage_without_steps_is_left_out(tmp_path: Path):
     with pytest.raises(ValueError, match="lmd has 2 stages, for which --budget-steps must be at least 2, got 1"):
-        compare.Comparison(tiny("lmd").recipe, ("lsd", "lmd"), 1, tmp_path / "new", unit="steps")
+        Comparison(tiny("lmd").recipe, ("lsd", "lmd"), 1, tmp_path / "new", unit="steps")
     assert not (tmp_path / "new").exists()
     plan = resolve(replace(tiny("pfmm").recipe, steps=1, teacher_steps=0))  # one step of strip, none of map
-    training = compare.train_method(plan, open_data("checkerboard"), 0.01, tmp_path)[2]
+    training = budget.train_method(plan, open_data("checkerboard"), 0.01, tmp_path)[2]
     assert "map_steps" not in training
