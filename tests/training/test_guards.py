@@ -17,7 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from flowmaps.training.guards import MAX_UNREAD_NORMS, MEMORY, SPIKE, Fault, Guard, Request, clearest, lock, signals
+from flowmaps.training.guards import (
+    MAX_UNREAD_NORMS,
+    MEMORY,
+    SPIKE,
+    Fault,
+    Guard,
+    Request,
+    clearest,
+    is_held,
+    lock,
+    signals,
+    try_lock,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -204,6 +216,13 @@ def test_a_folder_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path:
     held = lock(tmp_path)
     assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
     held.release()
+    lock(tmp_path).release()
+
+
+def test_a_look_at_a_lock_does_not_refuse_who_comes_at_that_moment(tmp_path: Path):
+    looking = try_lock(tmp_path / ".lock")  # as `is_held` has it, for a moment
+    assert looking is not None and is_held(tmp_path)
+    threading.Timer(0.1, looking.release).start()
     lock(tmp_path).release()
 
 

@@ -27,6 +27,7 @@ MEMORY = 100  # steps over which the usual norm is averaged
 MAX_UNREAD_NORMS = 256  # that wait on their device
 SECOND_SIGNAL_SECONDS = 1.0  # a SIGINT within this time of the first signal is ignored as the launcher's repeat
 LOCK = ".lock"
+SECONDS_TO_LOOK = 0.5  # for which whoever asks whether a folder is held may have its lock
 
 
 class Guard:
@@ -153,8 +154,12 @@ def signals(say: Callable[[str], None]) -> Iterator[Callable[[], str | None]]:
                 signal.signal(number, handler)
 
 
-def try_lock(path: Path) -> FileLock | None:
+def try_lock(path: Path, patience: float = 0.0) -> FileLock | None:
     """Hold a file for this process, until it releases the lock or ends, however it ends.
+
+    Args:
+        path: of the lock.
+        patience: seconds to wait for it.
 
     Returns:
         The lock; `None` where another process holds it.
@@ -165,7 +170,7 @@ def try_lock(path: Path) -> FileLock | None:
     refuse_link(path)
     file_lock = FileLock(path)
     try:
-        file_lock.acquire(timeout=0)
+        file_lock.acquire(timeout=patience)
     except Timeout:
         return None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
@@ -178,7 +183,7 @@ def lock(folder: Path) -> FileLock:
     Raises:
         ValueError: another process holds it, or the lock leads elsewhere.
     """
-    file_lock = try_lock(folder / LOCK)
+    file_lock = try_lock(folder / LOCK, SECONDS_TO_LOOK)
     if file_lock is None:
         raise ValueError(
             f"another run is writing into {folder} ({holder(folder / LOCK)}): wait for it to end, or choose another "
