@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from flowmaps.training.guards import (
     MAX_UNREAD_NORMS,
@@ -28,7 +29,6 @@ from flowmaps.training.guards import (
     is_held,
     lock,
     signals,
-    try_lock,
 )
 
 NAN, INF = math.nan, math.inf
@@ -220,8 +220,9 @@ def test_a_folder_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path:
 
 
 def test_a_look_at_a_lock_does_not_refuse_who_comes_at_that_moment(tmp_path: Path):
-    looking = try_lock(tmp_path / ".lock")  # as `is_held` has it, for a moment
-    assert looking is not None and is_held(tmp_path)
+    looking = FileLock(tmp_path / ".lock", thread_local=False)  # as `is_held` has it, for a moment
+    looking.acquire(timeout=0)
+    assert is_held(tmp_path)
     threading.Timer(0.1, looking.release).start()
     lock(tmp_path).release()
 
