@@ -137,7 +137,7 @@ def test_methods_of_ones_own_are_compared_and_written_into_recipe_files(folder: 
     rows = json.loads(Path("both/compare.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"lsd", "own_methods:to_data"}
     assert Path("both/cells/own_methods.to_data-0.json").exists()
-    assert Path("both/samples-own_methods.to_data.png").exists()
+    assert Path("both/samples-own_methods--to_data.png").exists()
     run("new", "mine.toml", "--recipe", "checkerboard", "--method", "own_methods:half_lsd")
     forget()
     assert "fm.methods" not in run("train", "mine.toml", "--check", "--device", "cpu", "--no-compile")

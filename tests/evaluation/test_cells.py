@@ -53,6 +53,13 @@ def test_rows_are_joined_in_the_order_of_methods_then_seeds(tmp_path: Path):
     assert content["rows"][0] == {"method": "psd", "seed": 1, "sampler": "map", "steps": 1, "kl": 1.0}
 
 
+def test_methods_of_other_modules_have_files_of_their_own():
+    methods = ("lsd", "own.lsd:make", "own:lsd.make", "own.lsd.make:x")
+    names = {Cell(method, 0).name for method in methods}
+    assert len(names) == 4
+    assert not any(mark in name for name in names for mark in '<>:"/\\|?*')  # which Windows does not take
+
+
 def test_a_cell_that_another_holds_is_left_to_it(tmp_path: Path):
     one, other, said = opened(tmp_path), opened(tmp_path), list[str]()
     held = one.take([].append)

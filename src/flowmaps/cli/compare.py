@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..evaluation.budget import Unit
-from ..evaluation.cells import Cell
+from ..evaluation.cells import Cell, in_file_name
 from ..evaluation.compare import Comparison
 from ..evaluation.measure import Row
 from ..evaluation.sampling import Samples
@@ -68,4 +68,4 @@ def _draw_samples(comparison: Comparison, cell: Cell, samples: Mapping[str, Samp
     images = source.units.pictures
     figure = pictures.steps_grid(source.units, samples) if images else pictures.map_samples(recipe, source, samples)
     if figure is not None:
-        figures.save(figure, comparison.folder / f"samples-{cell.method.replace(':', '.')}.png", dpi=90)
+        figures.save(figure, comparison.folder / f"samples-{in_file_name(cell.method)}.png", dpi=90)

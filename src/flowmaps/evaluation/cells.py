@@ -40,8 +40,13 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The beginning of the names of its files; without a colon, which not every disk takes."""
-        return f"{self.method.replace(':', '.')}-{self.seed}"
+        """The beginning of the names of its files."""
+        return f"{in_file_name(self.method)}-{self.seed}"
+
+
+def in_file_name(method: str) -> str:
+    """A method in the name of a file: `module:name` without the colon, which not every disk takes."""
+    return method.replace(":", "--")
 
 
 class Cells:
