@@ -136,7 +136,7 @@ def test_methods_of_ones_own_are_compared_and_written_into_recipe_files(folder: 
     assert "own_methods:to_data" in printed
     rows = json.loads(Path("both/compare.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"lsd", "own_methods:to_data"}
-    assert Path("both/cells/own_methods.to_data-0.json").exists()
+    assert Path("both/cells/own_methods--to_data-0.json").exists()
     assert Path("both/samples-own_methods--to_data.png").exists()
     run("new", "mine.toml", "--recipe", "checkerboard", "--method", "own_methods:half_lsd")
     forget()
