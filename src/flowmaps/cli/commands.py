@@ -35,6 +35,7 @@ from ..system.devices import can_compile
 from ..system.files import write_atomically
 from ..system.memory import high_water
 from ..system.processes import leave, ranks
+from ..system.progress import in_words
 from ..training.guards import signals
 from ..training.loop import Step
 from ..training.settings import values
@@ -146,7 +147,7 @@ def follow(run: runs.Run, stop: Callable[[], bool] = lambda: False) -> None:
             shown.update(stage.name, step.number, f"{loss}, {pace:.3g} steps/s")
             if not console.is_terminal and (last or seconds - printed > PRINT_EVERY):
                 printed = seconds
-                left = "" if last or not pace else f", {_duration((stage.steps - step.number) / pace)} to go"
+                left = "" if last or not pace else f", {in_words((stage.steps - step.number) / pace)} to go"
                 left += _what_follows(run, stage) if left else ""
                 done = f"{stage.name}, step {step.number:,} of {stage.steps:,}"
                 words = f"{done}: {loss} ({residuals}); {pace:.3g} steps/s, {seconds:.0f} s so far{left}"
@@ -216,13 +217,6 @@ def _losses(logged: Mapping[str, Any], step: Step) -> tuple[str, str]:
     residuals = ", ".join(f"{name} {number(name)}" for name in step.loss.parts)
     skipped = f", {logged['skipped']} steps skipped" if "skipped" in logged else ""
     return f"loss {number('loss')}{skipped}", f"unweighted: {residuals}"
-
-
-def _duration(seconds: float) -> str:
-    """A time in words: seconds below two minutes, then minutes, then hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
 
 
 def evaluate(folder: RunFolder, changes: Mapping[str, Any], seed: int | None, source: Source | None = None) -> None:

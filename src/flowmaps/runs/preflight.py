@@ -19,12 +19,13 @@ from ..metrics.features import open_features
 from ..objectives import Objective
 from ..system.devices import can_compile
 from ..system.processes import first_line, ranks
-from ..system.progress import Watch, quiet
+from ..system.progress import Watch, in_words, quiet
 from ..training import trackers
 from ..training.distributed import Placement
 from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
 from . import changes
+from .duration import measuring_seconds, step_seconds
 from .folder import nearest_existing
 from .precision import loss_and_gradients
 from .prepare import BYTES_PER_NUMBER, Prepared, averages, count, in_bytes, prepare
@@ -34,19 +35,23 @@ from .stages import Stage
 
 @dataclass(frozen=True)
 class Size:
-    """Parameter counts of a stage.
+    """What a stage takes.
 
     Attributes:
         stage: the stage.
         weights: numbers in the map.
         trained: numbers that the optimiser trains: the map, and what the objective trains besides.
         untrained: numbers in moving targets and buffers, which a checkpoint has too.
+        seconds: of a step, without compilation.
+        rows: that were tried, at most all that a process takes at a time.
     """
 
     stage: Stage
     weights: int
     trained: int
     untrained: int
+    seconds: float
+    rows: int
 
     def checkpoint(self, recipe: Recipe) -> int:
         """Bytes of a checkpoint, at most: weights, two moments, averages, targets."""
@@ -70,7 +75,10 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
     ready = prepare(recipe, folder, watch=watch)
     check_packages(recipe)
     sizes = _stages(ready, watch)
-    return [*_plan(ready, sizes), *_warnings(recipe, folder, ready.placement, sizes), _end(recipe)]
+    watch("evaluation", 1.0)
+    measuring = measuring_seconds(ready.plan, ready.flow_map, ready.teacher, ready.source)
+    lines = _plan(ready, sizes, measuring)
+    return [*lines, *_warnings(recipe, folder, ready.placement, sizes), _end(recipe, sizes)]
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -94,12 +102,11 @@ def _stages(ready: Prepared, watch: Watch) -> list[Size]:
         sizes.append(_try(plan.recipe, stage, objective, ready.source, flow_map))
         if stage.name == "teacher":
             teacher = Target(flow_map).velocity
-    watch("done", 1.0)
     return sizes
 
 
 def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flow_map: FlowMap) -> Size:
-    """The parameter counts of a stage; an error if its loss or gradient at a few rows is not finite."""
+    """What a stage takes; an error if its loss or gradient at a few rows is not finite."""
     trained = [value for value in objective.parameters() if value.requires_grad]
     device = trained[0].device
     x1, cond = source.sample(_rows(recipe), torch.Generator(device).manual_seed(recipe.seed))
@@ -117,7 +124,9 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
         raise ValueError(f"{bad[0]} before any step, in {recipe.precision}: look at the data{rather}.")
     targets = [value for target in objective.moving_targets() for value in target.state_dict().values()]
     untrained = count(targets) + count(objective.buffers())
-    return Size(stage, count(flow_map.parameters()), count(trained), untrained)
+    return Size(
+        stage, count(flow_map.parameters()), count(trained), untrained, *step_seconds(recipe, objective, source)
+    )
 
 
 def _rows(recipe: Recipe) -> int:
@@ -135,7 +144,7 @@ def _loss_and_norm(objective: Objective, draw: RandomInputs, precision: torch.dt
 # words ---------------------------------------------------------------------------------------------------------------
 
 
-def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
+def _plan(ready: Prepared, sizes: list[Size], measuring: float) -> list[str]:
     plan, source, device = ready.plan, ready.source, ready.placement.device
     recipe, o = plan.recipe, plan.recipe.optimiser
     classes = "no classes" if source.classes is None else f"{source.classes} classes"
@@ -150,7 +159,7 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
     )
     size = max(size.checkpoint(recipe) for size in sizes)
     name = "cpu" if device.type == "cpu" else str(device)
-    compiled = "compiled" if plan.compiles(device) and can_compile() else "not compiled"
+    compiles = plan.compiles(device) and can_compile()
     sample = "a row" if len(source.shape) == 1 else "an image" if source.units.pictures else "a sample"
     lines = {
         "recipe": f"{recipe.name}, {recipe.method}",
@@ -161,7 +170,8 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
         "averages": f"decay {kept}{widths}",
         "checkpoint": f"{in_bytes(size)}, every {recipe.checkpoint_every:,} steps; "
         f"the last {recipe.keep_checkpoints} kept{often}",
-        "device": f"{name}, {recipe.precision}, {compiled}",
+        "device": f"{name}, {recipe.precision}, {'compiled' if compiles else 'not compiled'}",
+        "time": _time(sizes, measuring, compiles),
     }
     lines |= {"precision": ready.chosen.removeprefix("precision ")} if ready.chosen else {}
     changed = changes.lines(plan, source.classes, source.units.condition_dim)
@@ -176,6 +186,17 @@ def _plan(ready: Prepared, sizes: list[Size]) -> list[str]:
     ]
 
 
+def _time(sizes: list[Size], measuring: float, compiles: bool) -> str:
+    """About how long training and measuring take."""
+    training = sum(size.stage.steps * size.seconds for size in sizes)
+    steps = ", ".join(f"{1e3 * size.seconds:.3g} ms a step of {size.stage.name}" for size in sizes)
+    faster = ", timed without compilation, which in most cases halves it" if compiles else ""
+    return (
+        f"about {in_words(training)} of training ({steps}{faster}); then about {in_words(measuring)} of drawing the "
+        "samples that are measured"
+    )
+
+
 def _parts(recipe: Recipe) -> str:
     batch, parts = recipe.optimiser.batch, recipe.optimiser.accumulate
     each = f", {batch // ranks():,} for each of {ranks()} processes" if ranks() > 1 else ""
@@ -183,10 +204,12 @@ def _parts(recipe: Recipe) -> str:
     return f"{batch:,} rows{each}{taken}"
 
 
-def _end(recipe: Recipe) -> str:
+def _end(recipe: Recipe, sizes: list[Size]) -> str:
+    rows, whole = min(size.rows for size in sizes), recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
+    untried = "compilation was" if rows == whole else "a whole batch and compilation were"
     return (
-        f"this recipe can run: a forward and a backward pass on {_rows(recipe)} rows of each stage were run; a "
-        "whole batch and compilation were not tried."
+        f"this recipe can run: a forward and a backward pass on {rows:,} rows of each stage were run; {untried} not "
+        "tried."
     )
 
 

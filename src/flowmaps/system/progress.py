@@ -10,3 +10,10 @@ Watch = Callable[[str, float], None]
 
 def quiet(title: str, share: float) -> None:
     """Progress callback that does nothing."""
+
+
+def in_words(seconds: float) -> str:
+    """A time in words: seconds below two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
