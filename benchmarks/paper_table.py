@@ -17,10 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowmaps import methods
 from flowmaps.cli.terminal import console, watching
 from flowmaps.evaluation.cells import RESULT_FILE, read
 from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
+from flowmaps.maps import FlowMap
+from flowmaps.methods.method import Method, with_diagonal
+from flowmaps.objectives import SplitRows
 from flowmaps.reports.spread import Spread, above_floor
 from flowmaps.reports.tables import format_value
 from flowmaps.runs.plan import Plan, resolve
@@ -45,7 +49,7 @@ NAMES = {
     "emd": "EMD",
     "fmm": "FMM, the square",
     "fmm-widening": "FMM, a strip that widens to the square",
-    "fmm-forward": "FMM, the square, a quarter of the rows at I_s",
+    "fmm-beside-lsd": "FMM, the square, on a quarter of the rows of LSD",
     "fmm-strip": f"FMM, a strip of {STRIP_WIDTH:g}",
     "pfmm": "PFMM from the strip",
     "eulerian_estimation": "EE (Eulerian estimation)",
@@ -62,13 +66,21 @@ def plan_of(recipe: Recipe, method: str, steps: tuple[int, ...] = STEPS, **optio
     return resolve(recipe).with_options(**options)
 
 
+def fmm_beside_lsd(flow_map: FlowMap, **options: Any) -> SplitRows:
+    """FMM on the square on a quarter of the rows; of the others two thirds match the velocity, and a third is LSD's."""
+    direct = methods.fmm(flow_map, interpolant=options["interpolant"], times=Square())
+    return SplitRows(methods.lsd(flow_map, share=2 / 3, **options), direct, 0.75)
+
+
+FMM_BESIDE_LSD = Method(fmm_beside_lsd, settings=with_diagonal)
+
 VARIANTS: Mapping[str, Callable[[Recipe], Plan]] = {
     "interpolant": partial(plan_of, method="flow_matching", steps=(EULER_STEPS,)),
     "lmd": partial(plan_of, method="lmd"),
     "emd": partial(plan_of, method="emd"),
     "fmm": partial(plan_of, method="fmm", times=Square()),
     "fmm-widening": partial(plan_of, method="fmm"),
-    "fmm-forward": partial(plan_of, method="fmm", times=Square(), forward=0.25),
+    "fmm-beside-lsd": partial(plan_of, method=f"{__name__}:FMM_BESIDE_LSD"),
     "fmm-strip": partial(plan_of, method="fmm", steps=STEPS[2:], times=Strip(STRIP_WIDTH)),
     "pfmm": partial(plan_of, method="pfmm"),
     "eulerian_estimation": partial(plan_of, method="eulerian_estimation"),

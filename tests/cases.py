@@ -198,7 +198,6 @@ METHODS: dict[str, Method] = {
     **{f"lmd-{stop.value}": Method(methods.lmd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
     **{f"emd-{stop.value}": Method(methods.emd, {"stop": stop}, "teacher", exact=True) for stop in Stop},
     "fmm": Method(methods.fmm, {}, exact=True),
-    "fmm-forward": Method(methods.fmm, {"forward": 0.75}, exact=True),
     "freeflow": Method(methods.freeflow, {}, "teacher", plain=_UNIT, exact=True),
     "ayf_lmd": Method(methods.ayf_lmd, {}, "teacher", plain=_WARM, exact=True),
     "ayf_lmd-bare": Method(methods.ayf_lmd, {"normalise": None}, "teacher", plain=_WARM, exact=True),

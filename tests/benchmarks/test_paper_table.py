@@ -8,9 +8,10 @@ from pathlib import Path
 
 import paper_table
 import pytest
+import torch
 
 from flowmaps.evaluation.cells import read
-from flowmaps.runs import stages
+from flowmaps.runs import initial, stages
 from flowmaps.runs.recipes import Recipe
 from flowmaps.times import Square, Strip
 
@@ -68,12 +69,24 @@ def test_every_row_is_the_method_that_its_name_says():
         "lmd", "emd", "fmm", "pfmm", "eulerian_estimation", "lsd", "esd",
     }  # fmt: skip
     options = {name: plan.method.settings(choices_of(plan)) for name, plan in plans.items()}
-    assert options["fmm"]["times"] == options["fmm-forward"]["times"] == Square()
-    assert options["fmm-forward"]["forward"] == 0.25
+    assert options["fmm"]["times"] == Square()
     assert options["fmm-strip"]["times"] == Strip(0.25)
     assert plans["fmm-strip"].evaluation().steps == (4, 8, 16)
     assert options["psd-m"]["midpoint"]
     assert "midpoint" not in options["psd-u"]
+
+
+def test_fmm_beside_lsd_has_its_rows():
+    plan = paper_table.VARIANTS["fmm-beside-lsd"](tiny())
+    objective = plan.stages[-1].build(initial.new_map(plan.recipe, (2,), None), None)
+    inputs = objective.draw(torch.rand(32, 2), generator=torch.Generator().manual_seed(0), progress=0.0)
+    assert inputs.counts == (16, 8, 8)
+    s, t = (time.split(inputs.counts) for time in (inputs.s, inputs.t))
+    assert torch.equal(s[0], t[0])
+    assert (s[1] < t[1]).all()
+    assert (s[2] < t[2]).any()
+    assert (s[2] > t[2]).any()
+    assert objective.evaluate(inputs).parts.keys() == {"diagonal", "lagrangian", "round_trip"}
 
 
 def choices_of(plan):

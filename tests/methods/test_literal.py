@@ -162,12 +162,6 @@ def psd(midpoint: bool) -> Callable[[Paper], list[Tensor]]:
     return formula
 
 
-def fmm_forward(p: Paper) -> list[Tensor]:
-    """|d_t X_{s,t}(I_s) - sg u_{t,t}(X_{s,t}(I_s))|^2 of the first rows, both terms of FMM of the others."""
-    rest = p.rows(slice(DIAGONAL, None))
-    return [torch.cat([lsd(p.rows(slice(None, DIAGONAL)))[0], fmm(rest)[0] + fmm(rest)[1]])]
-
-
 LITERAL: dict[str, Callable[[Paper], list[Tensor]]] = {
     "flow_matching": flow_matching,
     "lmd-none": lmd_none,
@@ -179,7 +173,6 @@ LITERAL: dict[str, Callable[[Paper], list[Tensor]]] = {
     "emd-tangent": emd_tangent,
     "emd-target": emd_target,
     "fmm": fmm,
-    "fmm-forward": fmm_forward,
     "pfmm-2": pfmm(2),
     "pfmm-4": pfmm(4),
     "eulerian_estimation": eulerian_estimation,

@@ -17,11 +17,11 @@ from ..dual import Engine
 from ..equations import Lagrangian, Stop
 from ..losses import Adaptive, Weight
 from ..maps import FlowMap, Target
-from ..objectives import MapMatching, Objective, RoundTrip, SplitRows
+from ..objectives import MapMatching, Objective, RoundTrip
 from ..schedules import Anneal
 from ..shapes import Field
 from ..times import Diagonal, FromBase, Gap, Interval, LogitNormal, Square, Times
-from ..velocities import FromMap, Velocity
+from ..velocities import Velocity
 from ._parts import Options, distillation, self_distillation, teacher_velocity, with_defaults
 from .method import Choices, Jumps, LearnsFrom, Method, own_weight, with_diagonal, with_own_times
 
@@ -63,39 +63,30 @@ def lmd(
     return distillation(flow_map, Lagrangian(stop, engine), velocity, options, Square())
 
 
-def fmm(flow_map: FlowMap, *, forward: float = 0.0, engine: Engine = "dual", **options: Unpack[Options]) -> Objective:
+def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options]) -> RoundTrip:
     """Flow map matching: direct from data, on the square, or with `times=Strip(1 / K)` for K steps.
 
         E ( |d_t X_{s,t}(X_{t,s}(I_t)) - dI_t|^2 + |X_{s,t}(X_{t,s}(I_t)) - I_t|^2 )
-
-    and, on a share `forward` of the rows, in the place of that
-
-        E |d_t X_{s,t}(I_s) - sg u_{t,t}(X_{s,t}(I_s))|^2
 
     Reference: FMM, proposition 3.11.
 
     The paper:
         Time runs from noise to data, as here, both orders of (s, t). Nothing is detached: the pull-back X_{t,s}, the
         jump and its derivative all take gradients. The weight multiplies both terms. The public JAX code of the authors
-        leaves the second term out, without which the map is not determined; it is kept here. Rows that start at I_s
-        (`forward`) are added here. The paper's jump to t starts where the map takes I_t at s; for t = 1 that is never
-        noise which the map tears apart between two modes, so that X_{0,1} is not trained there. At s = t the paper's
-        loss makes the map's own velocity that of the data, so that the added residual vanishes at the same map.
+        leaves the second term out, without which the map is not determined; it is kept here. The paper's jump to t
+        starts where the map takes I_t at s; for t = 1 that is never noise which the map tears apart between two modes,
+        so that X_{0,1} is hardly trained there. At s = t the loss is that of velocity matching, so that it goes
+        together with rows of `lsd`, which start at I_s: `objectives.SplitRows(lsd(flow_map), fmm(flow_map), 0.75)`.
 
     When to use:
         To learn an invertible map from data with no teacher and no detached target. It is the most expensive direct
         loss, and easier on a strip (`times=Strip(0.25)`) that `pfmm` then lengthens.
 
     Args:
-        forward: part of the rows whose jump starts at I_s, 0 in the paper.
         engine: how the derivative is taken.
     """
     path, rest = with_defaults(options, times=Square())
-    direct = RoundTrip(flow_map, path, equation=Lagrangian(engine=engine), **rest)
-    if not forward:
-        return direct
-    own = MapMatching(flow_map, path, Lagrangian(Stop.VELOCITY, engine), FromMap(flow_map), **rest)
-    return SplitRows(own, direct, forward)
+    return RoundTrip(flow_map, path, equation=Lagrangian(engine=engine), **rest)
 
 
 def lsd(
