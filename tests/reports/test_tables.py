@@ -93,6 +93,11 @@ def test_points_are_compared_by_their_energy_distance():
     heading, lines = tables.comparison_summary(rows)
     assert heading == ["method", "2 steps", "dopri5", "error", "ms/step", "MB/step"]
     assert lines == [["lsd", "0.2500", "0.5000", "3.0000", "2.0", "–"]]
+    said = tables.comparison_markdown(rows).splitlines()
+    assert said[4].startswith("Energy distance to data of the map in N steps. dopri5: the ODE of the teacher, or of")
+    assert len(said) == 5
+    real = [{**row, "energy_floor": floor} for row, floor in zip(rows, (0.02, 0.04), strict=True)]
+    assert tables.comparison_markdown(real).splitlines()[6] == "Between real rows the energy distance is 0.0300."
 
 
 def test_what_does_not_apply_is_a_dash_and_what_is_absurd_is_short():

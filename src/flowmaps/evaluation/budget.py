@@ -178,7 +178,7 @@ def train_stage(
     state.use_averages()
     say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s")
     training = _taken(stage, state, seconds, device, turns)
-    if peak is not None:
+    if peak:  # none where the budget was spent before
         training["mb_per_step"] = round(peak / 1e6, 3)
     if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         training["diverged"] = True

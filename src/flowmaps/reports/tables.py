@@ -301,11 +301,7 @@ def comparison_table(rows: list[Row], about: str) -> Table:
     """
     heading, lines = comparison_summary(rows)
     title = f"{about}: {markup.escape(quality_words(rows, quality_key(rows)))} of the map in N steps"
-    caption = (
-        f"{_solver(heading)}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
-        "MB: peak of a step's tensors"
-    )
-    caption = "\n".join([caption, *comparison_notes(rows)])
+    caption = "\n".join([_columns(heading), *comparison_notes(rows)])
     result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for k, name in enumerate(heading):
         result.add_column(name, justify="right" if k else "left", no_wrap=True)
@@ -314,19 +310,27 @@ def comparison_table(rows: list[Row], about: str) -> Table:
     return result
 
 
-def _solver(heading: list[str]) -> str:
-    return heading[heading.index("error") - 1]
+def _columns(heading: list[str]) -> str:
+    """What the columns beside the numbers of steps are."""
+    solver = heading[heading.index("error") - 1]
+    return (
+        f"{solver}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
+        "MB: peak of a step's tensors"
+    )
 
 
 def comparison_notes(rows: list[Row]) -> list[str]:
-    """Sentences under a table of several seeds: what its numbers are, and which methods have fewer seeds."""
+    """Sentences under a table: the distance between real rows; of several seeds what its numbers are, and which methods
+    have fewer."""
+    floors = [row["energy_floor"] for row in rows if "energy_floor" in row] if quality_key(rows) == "energy" else []
+    notes = [f"Between real rows the energy distance is {format_value(statistics.fmean(floors))}."] if floors else []
     if not several_seeds(rows):
-        return []
+        return notes
     seeds: dict[str, set[int]] = {}
     for row in rows:
         seeds.setdefault(row["method"], set()).add(row["seed"])
     every = sorted(set().union(*seeds.values()))
-    notes = [
+    notes += [
         f"Mean ± sample standard deviation over seeds {_listed(every)}; the cost is the median over them. {SENTENCE}"
     ]
     fewer = [f"{method} {_listed(sorted(own))}" for method, own in seeds.items() if own != set(every)]
@@ -340,6 +344,7 @@ def _listed(numbers: list[int]) -> str:
 def comparison_markdown(rows: list[Row]) -> str:
     """The summary as a Markdown table, with its notes."""
     heading, lines = comparison_summary(rows)
+    about = f"{quality_words(rows, quality_key(rows))} of the map in N steps. {_columns(heading)}."
     table = [heading, ["---"] + ["---:"] * (len(heading) - 1), *lines]
     text = "".join("| " + " | ".join(row) + " |\n" for row in table)
-    return text + "".join(f"\n{note}\n" for note in comparison_notes(rows))
+    return text + "".join(f"\n{note}\n" for note in [about[0].upper() + about[1:], *comparison_notes(rows)])
