@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import interpolants, maps
+from .. import interpolants, maps, uses
 from ..data import Units
 from ..nn import MLP
 from . import classes
@@ -119,7 +119,7 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     described = {**classes.of_object(flow_map), **_frozen(flow_map)}
     if described["class"] in MAPS:
         return {**described, "net": classes.checked(net)}
-    if not kind.__module__.startswith("flowmaps."):
+    if not kind.__module__.startswith("flowmaps.") or kind.__module__.startswith(f"{uses.__name__}."):
         if "net" in described:
             described["net"] = classes.checked(net)
         own = net if "net" in described else None

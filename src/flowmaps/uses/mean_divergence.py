@@ -31,9 +31,7 @@ HeadEquation: TypeAlias = Literal["lagrangian", "semigroup"]
 
 
 class WithDivergence(FlowMap):
-    """A frozen copy of a map, with a head for the mean divergence; its jumps are those of the map.
-
-    To save, call `fm.save` twice: on the map, and on `AverageVelocity(flow_map.head)` for a head that returns like x.
+    """A frozen copy of a map, with a head for the mean divergence; its jumps are those of the map. `fm.save` takes it.
 
     Args:
         flow_map: the trained map.
