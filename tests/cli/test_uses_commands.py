@@ -86,6 +86,49 @@ def test_data_go_to_noise_and_come_back_as_another_class(folder: Path, tmp_path:
     np.testing.assert_allclose(written[["acid", "alcohol"]], wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_noise_that_was_written_is_sampled_from(folder: Path, tmp_path: Path):
+    words = ["--data", folder / "wine.csv", "--steps", 2]
+    run("invert", folder / "both", "--out", tmp_path / "z.npz", *words)
+    again = ["--noise", tmp_path / "z.npz", "--condition-file", folder / "wine.csv", "--steps", 2]
+    assert "150 samples in 2 steps" in run("sample", folder / "both", *again, "--out", tmp_path / "x.npz")
+    back, found = (dict(np.load(tmp_path / name)) for name in ("z.npz", "x.npz"))
+    for name in ("x", "labels", "condition"):
+        assert (found[name] == back[name]).all(), name
+    np.save(tmp_path / "one.npy", back["noise"][:7])
+    one = ["--noise", tmp_path / "one.npy", "--number", 7, "--label", "red", "--condition", "speed=3"]
+    run("sample", folder / "both", *one, "--seed", 1, "--out", tmp_path / "a.csv")
+    run("sample", folder / "both", *one, "--seed", 2, "--out", tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()  # nothing is drawn
+    assert len(pandas.read_csv(tmp_path / "a.csv")) == 7
+
+
+@pytest.mark.parametrize(
+    "array, number, said",
+    [
+        (
+            np.zeros((5, 3)),
+            [],
+            "the noise must be finite floats, a row of shape (2,) a sample, got float64 of shape (5, 3)",
+        ),
+        (np.zeros((0, 2)), [], "got float64 of shape (0, 2)"),
+        (np.zeros((5, 2), int), [], "got int64 of shape (5, 2)"),
+        (np.full((5, 2), np.nan), [], "must be finite floats"),
+        (np.zeros((5, 2)), ["--number", 4], "has noise for 5 samples, got --number 4: leave it out."),
+        ({"a": np.zeros((5, 2)), "b": np.zeros(1)}, [], "has the arrays a, b: call that of the noise 'noise'."),
+        (None, [], "could not be read"),
+    ],
+)
+def test_noise_of_another_kind_is_refused(
+    array, number: list, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    path = tmp_path / "noise.npz"
+    arrays = array if isinstance(array, dict) else {"z": array}
+    path.write_bytes(b"PK") if array is None else np.savez(path, **arrays)
+    words = ["--noise", path, "--label", "red", "--condition", "speed=3", "--out", tmp_path / "x.npz"]
+    assert said in refused(capsys, "sample", folder / "both", *words, *number)
+    assert not (tmp_path / "x.npz").exists()
+
+
 @pytest.mark.parametrize("by", ["ode", "jumps"])
 def test_densities_are_those_of_a_law_in_the_units_of_the_data(folder: Path, tmp_path: Path, by: str):
     """Their integral over a square that holds nearly all of the law is 1, in the file's units."""

@@ -74,6 +74,9 @@ class Sample:
     map of --label-column alone, a table with that column: samples have its classes in its shares."""
     guidance: float | None = None
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
+    noise: Path | None = None
+    """File of noise to start from, a row a sample: .npz with an array `noise`, as `flowmaps invert` writes it, or .npy;
+    drawn by --seed unless given."""
     seed: int = 0
     """Seed of the noise."""
     import_module: str | None = None

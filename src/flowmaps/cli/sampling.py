@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..data import Units
 from ..data.frames import TABLE_SUFFIXES, pandas_for, write_table
+from ..data.options import listed
 from ..data.tables import ARRAY_SUFFIXES
 from ..evaluation.sampling import RunSampler
 from ..reports.figures import save
@@ -35,6 +37,7 @@ def sample(
     label: str | None = None,
     condition: Sequence[str] = (),
     condition_file: Path | None = None,
+    noise: Path | None = None,
     net: str = "",
     **options: Any,
 ) -> None:
@@ -45,6 +48,7 @@ def sample(
         out: the file, which must not exist.
         steps: as in `RunSampler.sample`.
         number, label, condition, condition_file: as in `conditions.given`.
+        noise: file of the noise to start from, a row a sample; its rows are the number of samples.
         net: as of `RunSampler`.
         options: further ones of `RunSampler.sample`.
 
@@ -55,6 +59,9 @@ def sample(
     check_out(out, steps, number)
     run = RunSampler(folder, net)
     check_kind(out, folder, run.units)
+    if noise is not None:
+        options["noise"] = read_noise(noise, run.units, number)
+        number = len(options["noise"])
     given = conditions.given(run, number, label, condition, condition_file, options.get("seed", 0))
     for note in given.notes(run.units):
         console.print(note, soft_wrap=True, markup=False)
@@ -66,6 +73,34 @@ def sample(
     console.print(f"{given.number:,} samples in {steps} steps: {out}", soft_wrap=True)
     if said := conditions.in_turn(given, run.units, run.plan.recipe):
         console.print(said, soft_wrap=True, markup=False)
+
+
+def read_noise(path: Path, units: Units, number: int | None) -> Tensor:
+    """The array `noise` of a file, or its only one, `(N, *shape)`.
+
+    Raises:
+        ValueError: the file is missing or damaged, or its array is of another kind or shape, or not finite.
+    """
+    if path.suffix not in ARRAY_SUFFIXES:
+        raise ValueError(f"--noise must end in {' or '.join(ARRAY_SUFFIXES)}, got {path}.")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: flowmaps invert writes one.")
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = {"noise": found} if isinstance(found, np.ndarray) else dict(found)
+    except Exception as error:  # zipfile has errors of its own
+        raise ValueError(f"{path} could not be read: {' '.join(str(error).split())}") from None
+    if "noise" not in arrays and len(arrays) != 1:
+        raise ValueError(f"{path} has the arrays {listed(sorted(arrays))}: call that of the noise 'noise'.")
+    array = arrays["noise"] if "noise" in arrays else next(iter(arrays.values()))
+    if array.dtype.kind != "f" or array.shape[1:] != units.shape or not len(array) or not np.isfinite(array).all():
+        raise ValueError(
+            f"the noise must be finite floats, a row of shape {units.shape} a sample, got {array.dtype} of shape "
+            f"{array.shape} in {path}."
+        )
+    if number not in (None, len(array)):
+        raise ValueError(f"{path} has noise for {len(array):,} samples, got --number {number:,}: leave it out.")
+    return torch.from_numpy(array).float()
 
 
 def check_kind(out: Path, folder: Path, units: Units) -> None:

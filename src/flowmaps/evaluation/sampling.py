@@ -211,6 +211,7 @@ class RunSampler:
         *,
         label: str | Tensor | None = None,
         values: Mapping[str, Any] | None = None,
+        noise: Tensor | None = None,
         seed: int = 0,
         guidance: float | None = None,
         watch: Watch = quiet,
@@ -220,7 +221,7 @@ class RunSampler:
         Args:
             steps: jumps from noise to data.
             number: how many samples.
-            label, values: as in `inputs`.
+            label, values, noise: as in `inputs`.
             seed: of the noise.
             guidance: as in `inputs`.
             watch: progress callback.
@@ -235,7 +236,7 @@ class RunSampler:
             raise ValueError(
                 f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
             )
-        inputs = self.inputs(number, label=label, values=values, seed=seed, guidance=guidance)
+        inputs = self.inputs(number, label=label, values=values, noise=noise, seed=seed, guidance=guidance)
         labels = None if self.units.classes is None else label_and_numbers(inputs.cond)[0]
         return self.draw(steps, inputs, seed, watch).x, labels
 
@@ -245,6 +246,7 @@ class RunSampler:
         *,
         label: str | Tensor | None = None,
         values: Mapping[str, Any] | None = None,
+        noise: Tensor | None = None,
         seed: int = 0,
         guidance: float | None = None,
     ) -> Inputs:
@@ -256,6 +258,7 @@ class RunSampler:
                 turn unless given.
             values: of the columns on which the map is conditioned, in the units of the file: one for all samples, or an
                 array `(number,)`, by the name of the column.
+            noise: to start from, `(number, *shape)`; drawn unless given.
             seed: of the noise.
             guidance: weight, for a map that takes one; its lowest unless given.
 
@@ -269,7 +272,11 @@ class RunSampler:
                 raise ValueError(f"{number:,} samples need as many conditions, got {len(given):,}.")
         cond = condition_of(labels, numbers_of_rows)
         cond = self.folder.open_source().conditions(number) if self.units.features else cond
-        x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
+        x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM)) if noise is None else noise
+        if x0.shape != (number, *self.units.shape):
+            raise ValueError(
+                f"the noise of {number:,} samples is of shape {(number, *self.units.shape)}, got {tuple(x0.shape)}."
+            )
         return Inputs(x0, cond if guidance is None else guide(self.plan.recipe, cond, number, guidance))
 
     def draw(self, steps: int, inputs: Inputs, seed: int = 0, watch: Watch = quiet) -> Samples:
