@@ -86,47 +86,69 @@ def test_data_go_to_noise_and_come_back_as_another_class(folder: Path, tmp_path:
     np.testing.assert_allclose(written[["acid", "alcohol"]], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_noise_that_was_written_is_sampled_from(folder: Path, tmp_path: Path):
-    words = ["--data", folder / "wine.csv", "--steps", 2]
-    run("invert", folder / "both", "--out", tmp_path / "z.npz", *words)
-    again = ["--noise", tmp_path / "z.npz", "--condition-file", folder / "wine.csv", "--steps", 2]
+def test_noise_that_was_written_is_sampled_from_with_its_classes_and_conditions(folder: Path, tmp_path: Path):
+    run("invert", folder / "both", "--data", folder / "wine.csv", "--steps", 2, "--out", tmp_path / "z.npz")
+    again = ["--noise", tmp_path / "z.npz", "--steps", 2]
     assert "150 samples in 2 steps" in run("sample", folder / "both", *again, "--out", tmp_path / "x.npz")
     back, found = (dict(np.load(tmp_path / name)) for name in ("z.npz", "x.npz"))
     for name in ("x", "labels", "condition"):
         assert (found[name] == back[name]).all(), name
-    np.save(tmp_path / "one.npy", back["noise"][:7])
-    one = ["--noise", tmp_path / "one.npy", "--number", 7, "--label", "red", "--condition", "speed=3"]
+    run("sample", folder / "both", *again, "--label", "rose", "--out", tmp_path / "rose.npz")
+    rose = np.load(tmp_path / "rose.npz")
+    assert set(rose["labels"]) == {"rose"}
+    assert (rose["condition"] == back["condition"]).all()
+
+
+def test_noise_of_ones_own_takes_conditions_in_words_and_nothing_is_drawn(folder: Path, tmp_path: Path):
+    np.savez(tmp_path / "one.NPZ", noise=np.random.default_rng(0).normal(size=(7, 2)).astype(">f8"))
+    (tmp_path / "one.NPZ.npz").rename(tmp_path / "one.NPZ")
+    one = ["--noise", tmp_path / "one.NPZ", "--number", 7, "--label", "red", "--condition", "speed=3"]
     run("sample", folder / "both", *one, "--seed", 1, "--out", tmp_path / "a.csv")
     run("sample", folder / "both", *one, "--seed", 2, "--out", tmp_path / "b.csv")
-    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()  # nothing is drawn
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     assert len(pandas.read_csv(tmp_path / "a.csv")) == 7
 
 
+def test_noise_of_images_is_sampled_from(folder: Path, tmp_path: Path):
+    run("invert", folder / "images", "--number", 4, "--steps", 2, "--out", tmp_path / "z.npz")
+    run("sample", folder / "images", "--noise", tmp_path / "z.npz", "--steps", 2, "--out", tmp_path / "x.npz")
+    assert (np.load(tmp_path / "x.npz")["x"] == np.load(tmp_path / "z.npz")["x"]).all()
+
+
+GOOD = {"noise": np.zeros((5, 2), np.float32)}
+
+
 @pytest.mark.parametrize(
-    "array, number, said",
+    "arrays, number, said",
     [
-        (
-            np.zeros((5, 3)),
-            [],
-            "the noise must be finite floats, a row of shape (2,) a sample, got float64 of shape (5, 3)",
-        ),
-        (np.zeros((0, 2)), [], "got float64 of shape (0, 2)"),
-        (np.zeros((5, 2), int), [], "got int64 of shape (5, 2)"),
-        (np.full((5, 2), np.nan), [], "must be finite floats"),
-        (np.zeros((5, 2)), ["--number", 4], "has noise for 5 samples, got --number 4: leave it out."),
-        ({"a": np.zeros((5, 2)), "b": np.zeros(1)}, [], "has the arrays a, b: call that of the noise 'noise'."),
-        (None, [], "could not be read"),
+        ({"noise": np.zeros((5, 3))}, [], "finite floats in float32, 2 numbers a sample, got float64 of shape (5, 3)."),
+        ({"noise": np.zeros((0, 2))}, [], "got float64 of shape (0, 2)"),
+        ({"noise": np.zeros((5, 2), int)}, [], "got int64 of shape (5, 2)"),
+        ({"noise": np.array(1.0)}, [], "got float64 of shape ()"),
+        ({"noise": np.full((5, 2), np.nan)}, [], "must be finite floats"),
+        ({"noise": np.full((5, 2), 1e300)}, [], "must be finite floats in float32"),
+        (GOOD, ["--number", 4], "has noise for 5 samples, got --number 4: leave it out."),
+        ({"a": np.zeros(2), "x": np.zeros((5, 2))}, [], "it has no array 'noise' (its arrays: a, x): call it so."),
+        ({**GOOD, "time": np.array(0.6)}, [], "has points of time 0.6, and samples start from noise, time 0: write it"),
+        ({**GOOD, "labels": np.array(["red"] * 4)}, [], "has 5 rows of noise and 4 of 'labels'."),
+        ({**GOOD, "labels": np.array(["green"] * 5)}, [], "--label must be one of"),
+        ({**GOOD, "condition": np.zeros((5, 2))}, [], "must be finite numbers of speed, a row a sample, got float64"),
+        (None, [], "could not be read as noise"),
     ],
 )
 def test_noise_of_another_kind_is_refused(
-    array, number: list, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    arrays: dict | None, number: list, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     path = tmp_path / "noise.npz"
-    arrays = array if isinstance(array, dict) else {"z": array}
-    path.write_bytes(b"PK") if array is None else np.savez(path, **arrays)
-    words = ["--noise", path, "--label", "red", "--condition", "speed=3", "--out", tmp_path / "x.npz"]
-    assert said in refused(capsys, "sample", folder / "both", *words, *number)
+    path.write_bytes(b"PK") if arrays is None else np.savez(path, **arrays)
+    assert said in refused(capsys, "sample", folder / "both", "--noise", path, "--out", tmp_path / "x.npz", *number)
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_an_array_that_is_not_asked_for_is_not_read(folder: Path, tmp_path: Path):
+    np.savez(tmp_path / "z.npz", **GOOD, other=np.array([object()]))
+    words = ["--label", "red", "--condition", "speed=3", "--out", tmp_path / "x.npz"]
+    run("sample", folder / "both", "--noise", tmp_path / "z.npz", *words)
 
 
 @pytest.mark.parametrize("by", ["ode", "jumps"])

@@ -22,7 +22,7 @@ from program import refused, run
 from flowmaps import objectives
 from flowmaps.data import Board
 from flowmaps.maps import FlowMap
-from flowmaps.runs import inherit, initial, preflight, prepare, recipes
+from flowmaps.runs import duration, inherit, initial, preflight, prepare, recipes
 from flowmaps.runs.plan import resolve
 from flowmaps.runs.recipes import Evaluation, Network, Optimiser, Recipe
 from flowmaps.shapes import GuidedCondition
@@ -89,7 +89,7 @@ def test_a_plan_says_what_a_run_takes():
 def test_the_size_of_a_checkpoint_counts_all_that_is_kept():
     """Weights, two moments, 1 + 2 averages of each trained number, in four bytes."""
     stage = resolve(POINTS).stages[0]
-    size = preflight.Size(stage, weights=100, trained=110, untrained=7, seconds=0.0, rows=4)
+    size = preflight.Size(stage, weights=100, trained=110, untrained=7, step=duration.Seconds(0.0, 4))
     assert size.checkpoint(changed(POINTS, ema_decays=(0.9,), ema_widths=(0.1,))) == 4 * (110 * 6 + 7)
 
 
@@ -109,7 +109,9 @@ def test_half_precision_is_tried_on_this_device(precision: str):
 
 def test_a_disk_that_is_too_small_is_told_of(monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(".")
-    need = preflight._disk(POINTS, [preflight.Size(stage, 219, 219, 0, 0.0, 4) for stage in resolve(POINTS).stages])
+    need = preflight._disk(
+        POINTS, [preflight.Size(stage, 219, 219, 0, duration.Seconds(0.0, 4)) for stage in resolve(POINTS).stages]
+    )
     for free, warned in ((need - 1, True), (10 * need, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         assert ("warning:" in said(POINTS, Path("run"))) is warned
@@ -220,6 +222,23 @@ def test_memory_that_is_too_small_for_a_few_rows(monkeypatch: pytest.MonkeyPatch
         "4 rows of stage teacher do not fit the memory of cpu (CUDA out of memory. Tried to allocate 9 GB.): take a "
         "smaller network, or --activation-checkpointing for images."
     )
+
+
+def test_rows_that_do_not_fit_beside_few_that_do_are_warned_of(monkeypatch: pytest.MonkeyPatch):
+    evaluate = objectives.MapMatching.evaluate
+
+    def small(self: Any, draw: Any) -> Any:
+        if len(draw.s) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return evaluate(self, draw)
+
+    monkeypatch.setattr(objectives.MapMatching, "evaluate", small)
+    lines = preflight.preflight(POINTS)
+    assert (
+        "warning: 12 rows of stage map may not fit the memory of cpu: without compilation 4 do, and 4 times as many do "
+        "not; raise --optimiser.accumulate, or lower --optimiser.batch." in lines
+    )
+    assert "on 4 rows of each stage were run; a whole batch" in lines[-1]
 
 
 def test_a_loss_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch):

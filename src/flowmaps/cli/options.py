@@ -75,10 +75,11 @@ class Sample:
     guidance: float | None = None
     """Guidance weight, for a map trained with `--guidance LOW HIGH`; 1 unless given."""
     noise: Path | None = None
-    """File of noise to start from, a row a sample: .npz with an array `noise`, as `flowmaps invert` writes it, or .npy;
-    drawn by --seed unless given."""
+    """File of noise to start from, drawn by --seed if left out: .npz with an array `noise`, a row a sample, as
+    `flowmaps invert` writes it. Classes and conditions are its arrays `labels` and `condition` unless others are
+    given."""
     seed: int = 0
-    """Seed of the noise."""
+    """Seed of the noise that is drawn."""
     import_module: str | None = None
     """Module to import first, of a run of `--method MODULE:NAME` or `distill --teacher MODULE:CALLABLE`: the MODULE."""
     net: str = ""
@@ -134,8 +135,9 @@ class OnRows:
 class Invert(OnRows):
     """Take data back to noise, or to data of another class or condition, by a map trained with --times square.
 
-    .npz gets `noise` in the network's coordinates, `x` that comes back from it in the units of the data, `data`, and
-    `error`, the distance of the two in the network's coordinates. Tables get `x`; .png data above x, of images.
+    .npz gets `noise` in the network's coordinates, its `time`, `x` that comes back from it in the units of the data,
+    `data`, and `error`, the distance of the two in the network's coordinates. Tables get `x`; .png data above x, of
+    images.
     """
 
     steps: int = 4

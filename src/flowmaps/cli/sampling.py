@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..data import Units
 from ..data.frames import TABLE_SUFFIXES, pandas_for, write_table
-from ..data.options import listed
 from ..data.tables import ARRAY_SUFFIXES
 from ..evaluation.sampling import RunSampler
 from ..reports.figures import save
@@ -23,6 +21,7 @@ from ..reports.image_grid import image_grid
 from ..runs.average import Average, save_averaged
 from ..system.files import write_atomically
 from . import conditions
+from .noise import read as read_noise
 from .terminal import console, watching
 
 MAX_STEPS = 100_000
@@ -48,7 +47,7 @@ def sample(
         out: the file, which must not exist.
         steps: as in `RunSampler.sample`.
         number, label, condition, condition_file: as in `conditions.given`.
-        noise: file of the noise to start from, a row a sample; its rows are the number of samples.
+        noise: file of the noise to start from, as of `noise.read`.
         net: as of `RunSampler`.
         options: further ones of `RunSampler.sample`.
 
@@ -59,10 +58,7 @@ def sample(
     check_out(out, steps, number)
     run = RunSampler(folder, net)
     check_kind(out, folder, run.units)
-    if noise is not None:
-        options["noise"] = read_noise(noise, run.units, number)
-        number = len(options["noise"])
-    given = conditions.given(run, number, label, condition, condition_file, options.get("seed", 0))
+    given, options["noise"] = _given(run, number, label, condition, condition_file, noise, options.get("seed", 0))
     for note in given.notes(run.units):
         console.print(note, soft_wrap=True, markup=False)
     with watching("sample", given.number) as watch:
@@ -75,32 +71,22 @@ def sample(
         console.print(said, soft_wrap=True, markup=False)
 
 
-def read_noise(path: Path, units: Units, number: int | None) -> Tensor:
-    """The array `noise` of a file, or its only one, `(N, *shape)`.
-
-    Raises:
-        ValueError: the file is missing or damaged, or its array is of another kind or shape, or not finite.
-    """
-    if path.suffix not in ARRAY_SUFFIXES:
-        raise ValueError(f"--noise must end in {' or '.join(ARRAY_SUFFIXES)}, got {path}.")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: flowmaps invert writes one.")
-    try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {"noise": found} if isinstance(found, np.ndarray) else dict(found)
-    except Exception as error:  # zipfile has errors of its own
-        raise ValueError(f"{path} could not be read: {' '.join(str(error).split())}") from None
-    if "noise" not in arrays and len(arrays) != 1:
-        raise ValueError(f"{path} has the arrays {listed(sorted(arrays))}: call that of the noise 'noise'.")
-    array = arrays["noise"] if "noise" in arrays else next(iter(arrays.values()))
-    if array.dtype.kind != "f" or array.shape[1:] != units.shape or not len(array) or not np.isfinite(array).all():
-        raise ValueError(
-            f"the noise must be finite floats, a row of shape {units.shape} a sample, got {array.dtype} of shape "
-            f"{array.shape} in {path}."
-        )
-    if number not in (None, len(array)):
-        raise ValueError(f"{path} has noise for {len(array):,} samples, got --number {number:,}: leave it out.")
-    return torch.from_numpy(array).float()
+def _given(
+    run: RunSampler,
+    number: int | None,
+    label: str | None,
+    condition: Sequence[str],
+    condition_file: Path | None,
+    noise: Path | None,
+    seed: int,
+) -> tuple[conditions.Given, Tensor | None]:
+    """The conditions, and the noise if a file of it is given, whose own conditions hold where no others are given."""
+    if noise is None:
+        return conditions.given(run, number, label, condition, condition_file, seed), None
+    start = read_noise(noise, run.units, number)
+    if condition or condition_file is not None or not (start.values or start.labels is not None):
+        return conditions.given(run, len(start.x0), label, condition, condition_file, seed), start.x0
+    return conditions.Given(len(start.x0), start.values, start.labels if label is None else label), start.x0
 
 
 def check_kind(out: Path, folder: Path, units: Units) -> None:

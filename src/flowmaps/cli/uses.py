@@ -56,7 +56,7 @@ def invert(given: Invert) -> None:
             back.append(inversion.generate(run.flow_map, z, other, start=given.to, steps=given.steps).cpu())
     z, x = torch.cat(noise), torch.cat(back)
     error = per_row((x - rows.x).square()).sqrt()
-    arrays = {"noise": z.numpy(), "error": error.numpy()}
+    arrays = {"noise": z.numpy(), "time": np.array(given.to), "error": error.numpy()}
     result = Rows(x, target.cond, target.values)
     write_rows(given.out, run.units, result, arrays, {"data": rows.x, "x": x})
     evaluations = f"{2 * given.steps} evaluations each: {given.out}"

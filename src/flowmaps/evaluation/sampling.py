@@ -233,9 +233,8 @@ class RunSampler:
         numbers = self.units.dim * (1 if isinstance(self.plan.sampler(steps), Jump) else 2 * steps)  # fresh noise
         most = MAX_NUMBERS // numbers
         if number > most:
-            raise ValueError(
-                f"--number must be at most {most:,} here, got {number:,}: take several files, each by a --seed."
-            )
+            way = "take several files, each by a --seed" if noise is None else "cut the noise into several files"
+            raise ValueError(f"--number must be at most {most:,} here, got {number:,}: {way}.")
         inputs = self.inputs(number, label=label, values=values, noise=noise, seed=seed, guidance=guidance)
         labels = None if self.units.classes is None else label_and_numbers(inputs.cond)[0]
         return self.draw(steps, inputs, seed, watch).x, labels
@@ -272,7 +271,11 @@ class RunSampler:
                 raise ValueError(f"{number:,} samples need as many conditions, got {len(given):,}.")
         cond = condition_of(labels, numbers_of_rows)
         cond = self.folder.open_source().conditions(number) if self.units.features else cond
-        x0 = torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM)) if noise is None else noise
+        x0 = (
+            torch.randn(number, *self.units.shape, generator=generator(seed, NOISE_STREAM))
+            if noise is None
+            else noise.float()
+        )
         if x0.shape != (number, *self.units.shape):
             raise ValueError(
                 f"the noise of {number:,} samples is of shape {(number, *self.units.shape)}, got {tuple(x0.shape)}."

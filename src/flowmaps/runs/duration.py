@@ -1,7 +1,7 @@
-"""How long a run will take: from steps of each stage and evaluations of its networks that are timed.
+"""How long a run will take: from the loss and gradient of each stage, and evaluations of its networks, that are timed.
 
 They are timed without compilation, of all rows that a process takes at a time; or, where fewer take a quarter of a
-second, of those, and the time is taken to be proportional to the rows.
+second, of those, and the time is taken to be proportional to the rows. Optimiser, averages and metrics are left out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -26,15 +27,15 @@ from .recipes import Recipe
 LONG_SECONDS = 0.25
 """Where so many rows take this long, no more are tried."""
 TIMED = 3
-"""Calls that are timed, after one that is not, if that one is short."""
+"""Calls of which the median is taken, where one is short."""
 GROWTH = 4
 """How many times more rows are tried next."""
 DOPRI5_EVALUATIONS = 100
 """Of the adaptive solver for a sample; it takes 90 to 120 for the recipes' teachers."""
 
 
-def step_seconds(recipe: Recipe, objective: Objective, source: Source) -> tuple[float, int]:
-    """Seconds of an optimiser step of a stage, the mean over terms that take turns; and the rows that were tried.
+def step_seconds(recipe: Recipe, objective: Objective, source: Source) -> Seconds:
+    """Seconds of the loss and the gradient of a step of a stage, the mean over terms that take turns.
 
     Args:
         recipe: of the run.
@@ -54,9 +55,9 @@ def step_seconds(recipe: Recipe, objective: Objective, source: Source) -> tuple[
 
     whole = own.batch // (ranks() * own.accumulate)
     with seeded_globally(device, recipe.seed):
-        last, rows = _seconds(lambda rows: step(rows, turns - 1), whole)
-        others = _seconds(lambda rows: step(rows, 0), whole)[0] if turns > 1 else 0.0
-    return own.accumulate * (last + (turns - 1) * others) / turns, rows
+        last = _seconds(lambda rows: step(rows, turns - 1), whole)
+        others = _seconds(lambda rows: step(rows, 0), whole).value if turns > 1 else 0.0
+    return last._replace(value=own.accumulate * (last.value + (turns - 1) * others) / turns)
 
 
 def measuring_seconds(plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> float:
@@ -65,41 +66,60 @@ def measuring_seconds(plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, so
     Args:
         plan: of the run.
         flow_map: its map, on its device.
-        teacher: a teacher from elsewhere, whose network may be another.
+        teacher: a teacher from elsewhere, whose network may be another; a teacher that the run trains has that of the
+            map.
         source: the data, on the same device.
     """
     settings, device = plan.evaluation(), next(flow_map.parameters()).device
     of_ode = DOPRI5_EVALUATIONS + settings.solver_steps * (2 if source.units.pictures else 1)  # dopri5, Heun or Euler
     solved = plan.method.distils or plan.method.jumps is not Jumps.TO_DATA
-    flow_map, teacher = plan.as_sampled(flow_map, teacher)
+    if teacher is None and plan.method.distils:
+        teacher = flow_map
+    flow_map, teacher = plan.as_sampled(flow_map, teacher)  # guided, where they are
+    rows = min(settings.batch, settings.samples)
 
-    def evaluations_of(velocity: FlowMap) -> float:
+    def seconds_of(velocity: FlowMap) -> float:
         def evaluate(rows: int) -> None:
             x, cond = source.sample(rows, generator(plan.recipe.seed, device=device))
             with torch.inference_mode():
                 velocity.velocity(x, torch.full((rows,), 0.5, device=device), cond).flatten()[0].item()
 
-        whole = min(settings.batch, settings.samples)
-        return _seconds(evaluate, whole)[0] / whole
+        return _seconds(evaluate, rows).value / rows
 
-    of_map = evaluations_of(flow_map)
-    of_flow = (of_map if teacher is None else evaluations_of(teacher)) if solved else 0.0
-    return settings.samples * (sum(settings.steps) * of_map + of_ode * of_flow)
+    with seeded_globally(device, plan.recipe.seed):
+        of_map = seconds_of(flow_map)
+        of_flow = (of_map if teacher is None else seconds_of(teacher)) if solved else 0.0
+    drawn = settings.samples + rows  # the first rows are drawn twice, so that no time is of a first call
+    return drawn * (sum(settings.steps) * of_map + of_ode * of_flow)
 
 
-def _seconds(work: Callable[[int], None], whole: int) -> tuple[float, int]:
-    """Seconds of some work on all rows, as far as can be told by trying no more rows than take long; and those rows."""
-    rows, found = min(whole, 2 * MIN_ROWS), (0.0, 0)
+class Seconds(NamedTuple):
+    """The time of some work.
+
+    Attributes:
+        value: seconds of the whole work.
+        rows: that were tried.
+        fits: whether no memory was too small for more.
+    """
+
+    value: float
+    rows: int
+    fits: bool = True
+
+
+def _seconds(work: Callable[[int], None], whole: int) -> Seconds:
+    """Seconds of some work on all rows, as far as can be told by trying no more rows than take long."""
+    rows, found = min(whole, 2 * MIN_ROWS), Seconds(0.0, 0)
     while True:
         try:
-            taken = _timed(work, rows)
-            if taken < LONG_SECONDS:  # the first call of a kind may be slow
+            taken = min(_timed(work, rows) for _ in range(2))  # the first call of a kind may be slow
+            if taken < LONG_SECONDS:
                 taken = statistics.median(_timed(work, rows) for _ in range(TIMED))
-        except torch.OutOfMemoryError:  # compiled they may fit
-            if not found[1]:
+        except torch.OutOfMemoryError:
+            if not found.rows:
                 raise
-            return found
-        found = taken * whole / rows, rows
+            return found._replace(fits=False)
+        found = Seconds(taken * whole / rows, rows)
         if rows == whole or taken >= LONG_SECONDS:
             return found
         rows = min(whole, GROWTH * rows)

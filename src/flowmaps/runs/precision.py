@@ -16,7 +16,7 @@ from ..data import Source
 from ..maps import FlowMap, Target
 from ..objectives import Objective
 from ..system.processes import ranks
-from ..system.progress import Watch
+from ..system.progress import Watch, milliseconds
 from ..system.seeds import generator, seeded_globally
 from ..velocities import RandomInputs
 from .plan import Plan
@@ -59,7 +59,7 @@ def choose(plan: Plan, flow_map: FlowMap, source: Source, watch: Watch) -> tuple
     exact, half = (statistics.median(seconds[name][1:] or seconds[name]) for name in CHOICES)
     chosen = "bfloat16" if exact > GAIN * half else "float32"
     rows = f"{len(inputs.s)} row{'s' * (len(inputs.s) > 1)}"
-    said = f"a step of {rows} takes {_milliseconds(half)} in bfloat16, {_milliseconds(exact)} in float32"
+    said = f"a step of {rows} takes {milliseconds(half)} in bfloat16, {milliseconds(exact)} in float32"
     return chosen, f"precision {chosen}: {said}"
 
 
@@ -91,7 +91,3 @@ def loss_and_gradients(
     trained = [value for value in objective.parameters() if value.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
     return loss, [grad for grad in grads if grad is not None]
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1_000 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -19,13 +19,13 @@ from ..metrics.features import open_features
 from ..objectives import Objective
 from ..system.devices import can_compile
 from ..system.processes import first_line, ranks
-from ..system.progress import Watch, in_words, quiet
+from ..system.progress import Watch, in_words, milliseconds, quiet
 from ..training import trackers
 from ..training.distributed import Placement
 from ..training.optimisers import MIN_ROWS
 from ..velocities import RandomInputs
 from . import changes
-from .duration import measuring_seconds, step_seconds
+from .duration import GROWTH, Seconds, measuring_seconds, step_seconds
 from .folder import nearest_existing
 from .precision import loss_and_gradients
 from .prepare import BYTES_PER_NUMBER, Prepared, averages, count, in_bytes, prepare
@@ -42,16 +42,14 @@ class Size:
         weights: numbers in the map.
         trained: numbers that the optimiser trains: the map, and what the objective trains besides.
         untrained: numbers in moving targets and buffers, which a checkpoint has too.
-        seconds: of a step, without compilation.
-        rows: that were tried, at most all that a process takes at a time.
+        step: the time of a step, without compilation.
     """
 
     stage: Stage
     weights: int
     trained: int
     untrained: int
-    seconds: float
-    rows: int
+    step: Seconds
 
     def checkpoint(self, recipe: Recipe) -> int:
         """Bytes of a checkpoint, at most: weights, two moments, averages, targets."""
@@ -78,7 +76,7 @@ def preflight(recipe: Recipe, folder: Path | None = None, watch: Watch = quiet) 
     watch("evaluation", 1.0)
     measuring = measuring_seconds(ready.plan, ready.flow_map, ready.teacher, ready.source)
     lines = _plan(ready, sizes, measuring)
-    return [*lines, *_warnings(recipe, folder, ready.placement, sizes), _end(recipe, sizes)]
+    return [*lines, *_warnings(recipe, folder, ready.placement, sizes), _end(ready, sizes)]
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -124,14 +122,18 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
         raise ValueError(f"{bad[0]} before any step, in {recipe.precision}: look at the data{rather}.")
     targets = [value for target in objective.moving_targets() for value in target.state_dict().values()]
     untrained = count(targets) + count(objective.buffers())
-    return Size(
-        stage, count(flow_map.parameters()), count(trained), untrained, *step_seconds(recipe, objective, source)
-    )
+    step = step_seconds(recipe, objective, source)
+    return Size(stage, count(flow_map.parameters()), count(trained), untrained, step)
 
 
 def _rows(recipe: Recipe) -> int:
     """Number of rows to try: a few of those that a process computes at a time."""
-    return min(recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate), 2 * MIN_ROWS)
+    return min(_whole(recipe), 2 * MIN_ROWS)
+
+
+def _whole(recipe: Recipe) -> int:
+    """All rows that a process computes at a time."""
+    return recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
 
 
 def _loss_and_norm(objective: Objective, draw: RandomInputs, precision: torch.dtype) -> dict[str, float]:
@@ -187,9 +189,9 @@ def _plan(ready: Prepared, sizes: list[Size], measuring: float) -> list[str]:
 
 
 def _time(sizes: list[Size], measuring: float, compiles: bool) -> str:
-    """About how long training and measuring take."""
-    training = sum(size.stage.steps * size.seconds for size in sizes)
-    steps = ", ".join(f"{1e3 * size.seconds:.3g} ms a step of {size.stage.name}" for size in sizes)
+    """About how long training and the drawing of samples take."""
+    training = sum(size.stage.steps * size.step.value for size in sizes)
+    steps = ", ".join(f"{milliseconds(size.step.value)} a step of {size.stage.name}" for size in sizes)
     faster = ", timed without compilation, which in most cases halves it" if compiles else ""
     return (
         f"about {in_words(training)} of training ({steps}{faster}); then about {in_words(measuring)} of drawing the "
@@ -204,13 +206,11 @@ def _parts(recipe: Recipe) -> str:
     return f"{batch:,} rows{each}{taken}"
 
 
-def _end(recipe: Recipe, sizes: list[Size]) -> str:
-    rows, whole = min(size.rows for size in sizes), recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
-    untried = "compilation was" if rows == whole else "a whole batch and compilation were"
-    return (
-        f"this recipe can run: a forward and a backward pass on {rows:,} rows of each stage were run; {untried} not "
-        "tried."
-    )
+def _end(ready: Prepared, sizes: list[Size]) -> str:
+    rows, whole = min(size.step.rows for size in sizes), _whole(ready.plan.recipe)
+    untried = [*["a whole batch"] * (rows < whole), *["compilation"] * ready.plan.compiles(ready.placement.device)]
+    words = f"; {' and '.join(untried)} {'were' if len(untried) > 1 else 'was'} not tried" if untried else ""
+    return f"this recipe can run: a forward and a backward pass on {rows:,} rows of each stage were run{words}."
 
 
 def _warnings(recipe: Recipe, folder: Path | None, placement: Placement, sizes: list[Size]) -> list[str]:
@@ -219,6 +219,13 @@ def _warnings(recipe: Recipe, folder: Path | None, placement: Placement, sizes: 
         lines.append("warning: no C++ compiler found: training runs without torch.compile, at half the speed.")
     if placement.shard and ranks() == 1:
         lines.append("warning: --fsdp shards among processes, and there is only one: see accelerate launch.")
+    for size in sizes:
+        if not size.step.fits:
+            lines.append(
+                f"warning: {_whole(recipe):,} rows of stage {size.stage.name} may not fit the memory of "
+                f"{placement.device}: without compilation {size.step.rows:,} do, and {GROWTH} times as many do not; "
+                "raise --optimiser.accumulate, or lower --optimiser.batch."
+            )
     need, free = _disk(recipe, sizes), shutil.disk_usage(nearest_existing(folder or Path())).free
     if need > free:
         lines.append(

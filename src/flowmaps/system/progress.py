@@ -17,3 +17,8 @@ def in_words(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time in words: milliseconds below a second."""
+    return f"{1_000 * seconds:,.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
