@@ -68,7 +68,8 @@ def plan_of(recipe: Recipe, method: str, steps: tuple[int, ...] = STEPS, **optio
 
 def fmm_beside_lsd(flow_map: FlowMap, **options: Any) -> SplitRows:
     """FMM on the square on a quarter of the rows; of the others two thirds match the velocity, and a third is LSD's."""
-    direct = methods.fmm(flow_map, interpolant=options["interpolant"], times=Square())
+    shared = {name: options[name] for name in ("interpolant", "draws", "guidance", "coupling") if name in options}
+    direct = methods.fmm(flow_map, times=Square(), **shared)
     return SplitRows(methods.lsd(flow_map, share=2 / 3, **options), direct, 0.75)
 
 
@@ -115,10 +116,10 @@ one, of the map's own diagonal. {seeds}
 
 Differences from the papers: the network ({width} wide, {depth} deep, residual, features of x; in SD 512 wide, 5 deep),
 the budget ({budget:g} {unit} a method, a teacher included; in SD 150,000 to 250,000 steps of 100,000 rows on an A100),
-the optimiser, and the settings of the recipe (a quarter of the rows at s = 0, an adaptive weight off the diagonal). The
-masses of the exact law stand in the place of a second histogram of data, whose own noise would add to the published
-figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us: its figures
-stand beside our KL above floor."""
+the optimiser, and the settings of the recipe (a quarter of the rows at s = 0 and an adaptive weight off the diagonal;
+FMM has neither). The masses of the exact law stand in the place of a second histogram of data, whose own noise would
+add to the published figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known
+to us: its figures stand beside our KL above floor."""
 
 
 def table(rows: list[Row], content: Mapping[str, Any]) -> str:

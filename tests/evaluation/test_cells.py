@@ -60,6 +60,15 @@ def test_methods_of_other_modules_have_files_of_their_own():
     assert not any(mark in name for name in names for mark in '<>:"/\\|?*')  # which Windows does not take
 
 
+def test_a_copy_of_a_cell_does_not_count_twice(tmp_path: Path):
+    found = Cells(tmp_path, {"recipe": "x", "rows": []}, ["lsd"], [0])
+    found.write(Cell("lsd", 0), [], {})
+    copy = tmp_path / "cells" / "lsd-0 (copy).json"
+    copy.write_text((tmp_path / "cells" / "lsd-0.json").read_text())
+    with pytest.raises(ValueError, match=r"copy\).json has the rows of lsd-0: call it lsd-0.json, or delete it"):
+        cells.contents(tmp_path)
+
+
 def test_a_cell_that_another_holds_is_left_to_it(tmp_path: Path):
     one, other, said = opened(tmp_path), opened(tmp_path), list[str]()
     held = one.take([].append)

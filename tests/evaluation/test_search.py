@@ -153,7 +153,7 @@ def test_the_score_is_the_geometric_mean_of_the_metric_of_the_data():
     below = {"sampler": "map", "kl": 0.001, "kl_floor": 0.01}
     assert score_of([below]) == pytest.approx(0.001)  # a tenth of the floor
     assert score_of([{"sampler": "map", "energy": x} for x in (0.9, 0.1)]) == pytest.approx(0.3)
-    assert score_of([{"sampler": "map", "energy": -0.1}]) == pytest.approx(results.LEAST_ENERGY)
+    assert score_of([{"sampler": "map", "energy": -0.1}]) == pytest.approx(results.LEAST)
     assert score_of([{"sampler": "map", "energy": x, "energy_floor": -3e-7} for x in (-0.1, 2e-7, 3e-7)]) == (
         pytest.approx(3e-7)  # in small units too, noise counts as noise, not as a record
     )
@@ -161,6 +161,7 @@ def test_the_score_is_the_geometric_mean_of_the_metric_of_the_data():
     assert score_of([{"sampler": "map", "fd": x} for x in (80.0, 20.0)]) == pytest.approx(40.0)
     assert score_of([{"sampler": "map", "fd": x, "fd_floor": 9.0} for x in (89.0, 29.0)]) == pytest.approx(40.0)
     assert score_of([{"sampler": "map", "fd": 8.0, "fd_floor": 9.0}]) == pytest.approx(0.9)
+    assert score_of([{"sampler": "map", "fd": -1e-7}]) == pytest.approx(results.LEAST)
 
 
 def test_a_map_without_a_metric_has_no_score():
@@ -198,7 +199,8 @@ def test_what_was_found_is_chosen_by_the_final_seeds():
 def train(self: Search, plan: Plan, settings: Options, seed: int, watch: Any) -> dict[str, Any]:
     """A training whose score is a function of settings and seed."""
     value = score(settings) + 1e-6 * seed
-    return {"score": value if math.isfinite(value) else None, "seconds": 1.0, "rows": []}
+    rows = [{"sampler": "map", "kl": value, "kl_floor": 0.0}] if math.isfinite(value) else []
+    return {"score": score_of(rows), "seconds": 1.0, "rows": rows}
 
 
 def run(folder: Path, *methods: str, trials: int = 6, **options: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -229,6 +231,16 @@ def test_a_search_that_was_killed_goes_on_to_the_same_trials(tmp_path: Path, mon
     assert run(tmp_path / "cut", resume=True) == []
     more = run(tmp_path / "cut", trials=8, resume=True)
     assert [line["trial"] for _, line in more if "trial" in line] == [6, 7]
+
+
+def test_scores_are_those_of_today_whatever_the_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Search, "_train", train)
+    lines = [line for _, line in run(tmp_path / "x") if "trial" in line]
+    path = tmp_path / "x" / "study.jsonl"
+    about, *rows = map(json.loads, path.read_text().splitlines())
+    path.write_text("".join(json.dumps(row) + "\n" for row in (about, *({**row, "score": 7.0} for row in rows))))
+    result = Search(tiny(), ("lsd",), tmp_path / "x", budget=0.2, resume=True).results()["lsd"]
+    assert [row["score"] for row in result.trials] == [line["score"] for line in lines]
 
 
 KILLED = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -199,6 +201,41 @@ def test_a_map_with_a_head_is_saved_and_loaded(tmp_path):
         fm.uses.learned_log_likelihood(loaded, x1, backwards=True).value,
         fm.uses.learned_log_likelihood(flow_map, x1, backwards=True).value,
     )
+
+
+def test_a_map_with_a_head_says_what_it_takes_to_be_loaded(tmp_path, monkeypatch):
+    own = fm.maps.AverageVelocity(fm.nn.MLP(2, width=8, depth=2))
+    module = types.ModuleType("heads")
+    exec(HEAD, module.__dict__)
+    monkeypatch.setitem(sys.modules, "heads", module)
+    fm.save(WithDivergence(own, module.Head(3)), tmp_path / "map")
+    with pytest.raises(ValueError, match="WithDivergence' without an argument net: leave net= out"):
+        fm.load(tmp_path / "map", net=own.net)
+    monkeypatch.delitem(sys.modules, "heads")
+    with pytest.raises(ValueError, match=r"'heads.Head' of its user's own: import its class first, or pass classes="):
+        fm.load(tmp_path / "map")
+    loaded = fm.load(tmp_path / "map", classes=[module.Head])
+    assert loaded.head.width == 3  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="a WithDivergence is saved if its networks can be"):
+        fm.save(WithDivergence(own, _Untold(3)), tmp_path / "untold")
+    assert not (tmp_path / "untold").exists()
+
+
+HEAD = """
+import torch
+class Head(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.layer = width, torch.nn.Linear(2, width)
+    def forward(self, x, s, t, cond=None):
+        return self.layer(x).sum(1)
+"""
+
+
+class _Untold(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.known = width, object()  # neither under its name, nor of a kind that a card holds
 
 
 # bits per dimension ---------------------------------------------------------------------------------------------------

@@ -209,6 +209,9 @@ def contents(folder: Path) -> list[dict[str, Any]]:
     for path, content in found.items():
         if not isinstance(content, dict) or not {"method", "seed", "rows", "curves"} <= content.keys():
             raise ValueError(f"{path} is damaged (it is no cell of a comparison): delete it, and run again.")
+        name = Cell(content["method"], content["seed"]).name
+        if path.stem != name:  # a copy would count twice
+            raise ValueError(f"{path} has the rows of {name}: call it {name}.json, or delete it.")
     return list(found.values())
 
 

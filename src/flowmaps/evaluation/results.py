@@ -20,8 +20,8 @@ from .space import changed
 
 LEAST_SHARE = 0.1
 """Lowest KL or Fréchet distance above its floor of a score, as a share of the floor: below it they are noise."""
-LEAST_ENERGY = 1e-5
-"""Lowest energy distance of a score where none between real rows was measured; its estimate may be negative."""
+LEAST = 1e-5
+"""Lowest metric of a score where no floor was measured: an estimate may be 0, or negative."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def value_of(row: Row) -> float:
     for key in ("kl", "fd"):
         if key in row:
             floor = row.get(f"{key}_floor", 0.0)
-            return max(row[key] - floor, LEAST_SHARE * floor)
-    return max(row.get("energy", math.inf), abs(row.get("energy_floor", 0.0)) or LEAST_ENERGY)
+            return max(row[key] - floor, LEAST_SHARE * floor or LEAST)
+    return max(row.get("energy", math.inf), abs(row.get("energy_floor", 0.0)) or LEAST)
 
 
 def metric_of(rows: Sequence[Row]) -> str:

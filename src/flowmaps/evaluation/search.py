@@ -94,8 +94,10 @@ class Search:
         return (self.recipe.seed + VALIDATION) % 2**32
 
     def results(self) -> dict[str, Result]:
-        """What the study has of each method, of this search or of another in the same folder."""
-        rows = self.file.rows()
+        """What the study has of each method, of this search or of another in the same folder, by today's score."""
+        rows: list[Row] = [
+            row if row["score"] is None else {**row, "score": score_of(row["rows"])} for row in self.file.rows()
+        ]
         names = dict.fromkeys((*self.methods, *(row["method"] for row in rows)))
         mine = {name: [row for row in rows if row["method"] == name] for name in names}
         return {

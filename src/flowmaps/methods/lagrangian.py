@@ -76,7 +76,8 @@ def fmm(flow_map: FlowMap, *, engine: Engine = "dual", **options: Unpack[Options
         leaves the second term out, without which the map is not determined; it is kept here. The paper's jump to t
         starts where the map takes I_t at s; for t = 1 that is never noise which the map tears apart between two modes,
         so that X_{0,1} is hardly trained there. At s = t the loss is that of velocity matching, so that it goes
-        together with rows of `lsd`, which start at I_s: `objectives.SplitRows(lsd(flow_map), fmm(flow_map), 0.75)`.
+        together with rows of `lsd`, which start at I_s:
+        `objectives.SplitRows(lsd(flow_map, share=2 / 3), fmm(flow_map), 0.75)`.
 
     When to use:
         To learn an invertible map from data with no teacher and no detached target. It is the most expensive direct

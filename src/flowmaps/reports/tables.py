@@ -314,7 +314,7 @@ def _columns(heading: list[str]) -> str:
     """What the columns beside the numbers of steps are."""
     solver = heading[heading.index("error") - 1]
     return (
-        f"{solver}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, of one jump; "
+        f"{solver}: the ODE of the teacher, or of the map's own diagonal; error: mean squared, in the fewest steps; "
         "MB: peak of a step's tensors"
     )
 
@@ -347,4 +347,5 @@ def comparison_markdown(rows: list[Row]) -> str:
     about = f"{quality_words(rows, quality_key(rows))} of the map in N steps. {_columns(heading)}."
     table = [heading, ["---"] + ["---:"] * (len(heading) - 1), *lines]
     text = "".join("| " + " | ".join(row) + " |\n" for row in table)
-    return text + "".join(f"\n{note}\n" for note in [about[0].upper() + about[1:], *comparison_notes(rows)])
+    notes = [about[0].upper() + about[1:]] * is_measured(rows) + comparison_notes(rows)
+    return text + "".join(f"\n{note}\n" for note in notes)

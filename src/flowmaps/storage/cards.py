@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import interpolants, maps, uses
+from .. import interpolants, maps
 from ..data import Units
 from ..nn import MLP
 from . import classes
@@ -119,12 +119,17 @@ def describe(flow_map: maps.FlowMap) -> dict[str, Any]:
     described = {**classes.of_object(flow_map), **_frozen(flow_map)}
     if described["class"] in MAPS:
         return {**described, "net": classes.checked(net)}
-    if not kind.__module__.startswith("flowmaps.") or kind.__module__.startswith(f"{uses.__name__}."):
+    if not kind.__module__.startswith("flowmaps.") or kind.__module__.startswith("flowmaps.uses."):
         if "net" in described:
             described["net"] = classes.checked(net)
         own = net if "net" in described else None
         if described["arguments"] is not None and classes.rebuilds(flow_map, described, own):
             return described
+    if kind.__module__.startswith("flowmaps.uses."):
+        raise NotSaved(
+            f"a {kind.__name__} is saved if its networks can be, those of flowmaps.nn and of classes whose arguments "
+            "are attributes of the same names: keep the arguments of yours as attributes."
+        )
     raise NotSaved(
         f"only maps of the classes {', '.join(MAPS)} are saved, and those of your own whose arguments are attributes "
         f"of the same names, got {kind.__name__}: save the map inside it, or keep its arguments as attributes."
@@ -231,6 +236,10 @@ def _is_ours(card: Mapping[str, Any]) -> bool:
 def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None, known: Sequence[type]) -> maps.FlowMap:
     """The map of a card, with fresh weights unless a network is given."""
     path = folder / CARD
+    described = card["map"] if isinstance(card.get("map"), dict) else {}
+    takes_net = "net" in described or not isinstance(described.get("class"), str)  # else refused below
+    if net is not None and not takes_net:
+        raise ValueError(f"{folder} has a map {described.get('class')!r:.100} without an argument net: leave net= out.")
     try:
         kind = card["map"]["class"]
         if kind in MAPS or (isinstance(kind, str) and _is_map(classes.find(kind, known))):
@@ -238,9 +247,10 @@ def _new(folder: Path, card: Mapping[str, Any], net: nn.Module | None, known: Se
             _freeze(made, card["map"].get("frozen"))
             return made
     except classes.Unknown as error:
-        hint = ", or import its class first, or pass classes=[...]" if error.told else ""
+        ways = ["pass load(folder, net=...)"] * takes_net
+        ways += ["import its class first", "pass classes=[...]"] * (error.told or not takes_net)
         raise ValueError(
-            f"{folder} has a network {error.path!r:.100} of its user's own: pass load(folder, net=...){hint}."
+            f"{folder} has a network {error.path!r:.100} of its user's own: {', or '.join(ways)}."
         ) from None
     except (ValueError, *BUILD_ERRORS) as error:
         raise ValueError(

@@ -27,7 +27,7 @@ MEMORY = 100  # steps over which the usual norm is averaged
 MAX_UNREAD_NORMS = 256  # that wait on their device
 SECOND_SIGNAL_SECONDS = 1.0  # a SIGINT within this time of the first signal is ignored as the launcher's repeat
 LOCK = ".lock"
-SECONDS_TO_LOOK = 0.5  # for which whoever asks whether a folder is held may have its lock
+PATIENCE = 0.5  # seconds for which a lock is waited for, which another may have that only looks whether it is held
 
 
 class Guard:
@@ -183,7 +183,7 @@ def lock(folder: Path) -> FileLock:
     Raises:
         ValueError: another process holds it, or the lock leads elsewhere.
     """
-    file_lock = try_lock(folder / LOCK, SECONDS_TO_LOOK)
+    file_lock = try_lock(folder / LOCK, PATIENCE)
     if file_lock is None:
         raise ValueError(
             f"another run is writing into {folder} ({holder(folder / LOCK)}): wait for it to end, or choose another "
@@ -197,7 +197,7 @@ def is_held(folder: Path) -> bool:
     if not (folder / LOCK).is_file() or (folder / LOCK).is_symlink():
         return False
     try:
-        FileLock(folder / LOCK).acquire(timeout=0).lock.release()
+        FileLock(folder / LOCK).acquire(timeout=PATIENCE).lock.release()
     except Timeout:
         return True
     except OSError:  # a folder that cannot be written

@@ -31,7 +31,9 @@ HeadEquation: TypeAlias = Literal["lagrangian", "semigroup"]
 
 
 class WithDivergence(FlowMap):
-    """A frozen copy of a map, with a head for the mean divergence; its jumps are those of the map. `fm.save` takes it.
+    """A frozen copy of a map, with a head for the mean divergence; its jumps are those of the map.
+
+    `fm.save` takes it, if the classes of its networks can be told (`fm.load`).
 
     Args:
         flow_map: the trained map.
