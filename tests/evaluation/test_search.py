@@ -176,7 +176,7 @@ def row(settings: Options, score: float | None, **more: Any) -> dict[str, Any]:
 def test_what_was_found_is_chosen_by_the_final_seeds():
     a, b = {"from_noise_share": 0.25}, {"from_noise_share": 0.5}
     trials = [row(a, 0.3, trial=0), row({}, None, trial=1), row(b, 0.2, trial=2)]
-    finals = [row(s, x, seed=k) for s, xs in ((b, (0.2, 0.4)), (a, (0.5, 0.3))) for k, x in enumerate(xs)]
+    finals = [row(s, x, seed=k) for s, xs in ((b, (0.2, 0.4)), (a, (0.5, 0.41))) for k, x in enumerate(xs)]
     found_better = Result(trials, finals).summary(fields_of(checkerboard()))
     assert found_better["better"]
     assert found_better["settings"] == b
@@ -185,6 +185,10 @@ def test_what_was_found_is_chosen_by_the_final_seeds():
     worse = Result(trials, [row(b, 0.9, seed=0), row(a, 0.3, seed=0)]).summary(fields_of(checkerboard()))
     assert not worse["better"]
     assert worse["settings"] == {}
+    once = Result(trials, [*finals, row(b, 0.41, seed=2), row(a, 0.4, seed=2)])
+    assert not once.better  # by the mean it would be
+    never = [row(s, x, seed=k) for s, xs in ((b, (0.2, None)), (a, (None, None))) for k, x in enumerate(xs)]
+    assert Result(trials, never).better  # which diverges less often
     lost = Result(trials, [row(b, None, seed=0), row(a, 0.3, seed=0)])
     assert not lost.better
     assert Result(trials, []).better  # without final seeds by the score alone

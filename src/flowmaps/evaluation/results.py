@@ -52,17 +52,18 @@ class Result:
 
     @property
     def better(self) -> bool:
-        """Whether the settings found are better than today's: by their means over the final seeds that both have.
+        """Whether the settings found are better than today's: worse on none of the final seeds that both have, whose
+        data, noise and teacher are the same for both, and better on one at least.
 
         Without a final seed by the score alone.
         """
         if self.best is self.today:
             return False
         new, old = (self.scores(row["settings"]) for row in (self.best, self.today))
-        both = new.keys() & old.keys()
-        if not both:
+        pairs = [(new[seed], old[seed]) for seed in new.keys() & old.keys()]
+        if not pairs:
             return not self.finals
-        return statistics.mean(new[seed] for seed in both) < statistics.mean(old[seed] for seed in both)
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
     def summary(self, fields: Mapping[str, Any]) -> Row:
         """The entry of tuned.json; `fields` are those of the recipe itself."""
