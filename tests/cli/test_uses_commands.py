@@ -133,6 +133,8 @@ GOOD = {"noise": np.zeros((5, 2), np.float32)}
         ({**GOOD, "labels": np.array(["red"] * 4)}, [], "has 5 rows of noise and 4 of 'labels'."),
         ({**GOOD, "labels": np.array(["green"] * 5)}, [], "--label must be one of"),
         ({**GOOD, "condition": np.zeros((5, 2))}, [], "must be finite numbers of speed, a row a sample, got float64"),
+        ({**GOOD, "time": np.full(5, 0.3)}, [], "has points of time 0.3, and samples start from noise"),
+        ({**GOOD, "labels": np.array("red")}, [], "has 5 rows of noise and 0 of 'labels'."),
         (None, [], "could not be read as noise"),
     ],
 )
@@ -143,6 +145,13 @@ def test_noise_of_another_kind_is_refused(
     path.write_bytes(b"PK") if arrays is None else np.savez(path, **arrays)
     assert said in refused(capsys, "sample", folder / "both", "--noise", path, "--out", tmp_path / "x.npz", *number)
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_one_array_under_the_name_of_an_archive_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    np.save(tmp_path / "z.npy", GOOD["noise"])
+    (tmp_path / "z.npy").rename(tmp_path / "z.npz")
+    words = ["--noise", tmp_path / "z.npz", "--out", tmp_path / "x.npz"]
+    assert "z.npz could not be read as noise" in refused(capsys, "sample", folder / "both", *words)
 
 
 def test_an_array_that_is_not_asked_for_is_not_read(folder: Path, tmp_path: Path):

@@ -48,27 +48,29 @@ def read(path: Path, units: Units, number: int | None = None) -> Noise:
         raise ValueError(f"--noise must end in .npz, a file with an array 'noise', got {path}.")
     if not path.is_file():
         raise ValueError(f"there is no file {path}: flowmaps invert writes one.")
+    wanted = (NAME, TIME, *[LABELS] * (units.classes is not None), *[CONDITION] * bool(units.conditions))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if NAME not in archive.files:
-                has = listed(sorted(archive.files)) or "none"
-                raise KeyError(f"it has no array 'noise' (its arrays: {has}): call it so")
-            wanted = (NAME, TIME, *[LABELS] * (units.classes is not None), *[CONDITION] * bool(units.conditions))
-            arrays = {name: archive[name] for name in wanted if name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
-        words = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{path} could not be read as noise: {' '.join(str(words).split())}.") from None
+            names = archive.files
+            arrays = {name: archive[name] for name in wanted if name in names}
+    except (OSError, ValueError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:  # a TypeError of .npy
+        raise ValueError(f"{path} could not be read as noise: {' '.join(str(error).split())}.") from None
+    if NAME not in arrays:
+        has = listed(sorted(names)) or "none"
+        raise ValueError(f"{path} could not be read as noise: it has no array 'noise' (its arrays: {has}): call it so.")
     x0 = _checked(path, arrays[NAME], units)
     if number not in (None, len(x0)):
         raise ValueError(f"{path} has noise for {len(x0):,} samples, got --number {number:,}: leave it out.")
-    if (time := float(arrays.get(TIME, 0))) != 0:
+    time = arrays.get(TIME, np.zeros(1))
+    if (time != 0).any():
         raise ValueError(
-            f"{path} has points of time {time:g}, and samples start from noise, time 0: write it by flowmaps invert "
-            "without --to."
+            f"{path} has points of time {time.flat[0]}, and samples start from noise, time 0: write it by flowmaps "
+            "invert without --to."
         )
     for name in (LABELS, CONDITION):
-        if name in arrays and len(arrays[name]) != len(x0):
-            raise ValueError(f"{path} has {len(x0):,} rows of noise and {len(arrays[name]):,} of {name!r}.")
+        rows = len(arrays[name]) if name in arrays and arrays[name].ndim else 0
+        if name in arrays and rows != len(x0):
+            raise ValueError(f"{path} has {len(x0):,} rows of noise and {rows:,} of {name!r}.")
     labels = _numbers(path, arrays[LABELS], units) if LABELS in arrays else None
     return Noise(x0, labels, _values(path, arrays[CONDITION], units) if CONDITION in arrays else {})
 
@@ -89,16 +91,12 @@ def _checked(path: Path, array: np.ndarray, units: Units) -> Tensor:
 
 def _numbers(path: Path, labels: np.ndarray, units: Units) -> Tensor:
     """The numbers of the classes of labels as the data have them."""
-    numbers = dict[str, Tensor]()
-    for value in map(str, labels.tolist()):
-        if value not in numbers:
-            try:
-                found = labels_of_samples(units, 1, value)
-            except ValueError as error:
-                raise ValueError(f"the array 'labels' of {path}: {error}") from None
-            assert found is not None
-            numbers[value] = found
-    return torch.cat([numbers[value] for value in map(str, labels.tolist())])
+    names, places = np.unique(labels.astype(str), return_inverse=True)
+    try:
+        numbers = [labels_of_samples(units, 1, str(name)) for name in names]
+    except ValueError as error:
+        raise ValueError(f"the array 'labels' of {path}: {error}") from None
+    return torch.cat([number for number in numbers if number is not None])[torch.from_numpy(places)]
 
 
 def _values(path: Path, condition: np.ndarray, units: Units) -> dict[str, np.ndarray]:

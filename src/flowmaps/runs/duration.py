@@ -17,11 +17,10 @@ from ..data import Source
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..objectives import Objective
-from ..system.processes import ranks
 from ..system.seeds import generator, seeded_globally
 from ..training.optimisers import MIN_ROWS
 from .plan import Plan
-from .precision import loss_and_gradients
+from .precision import compute, inputs_of_rows, rows_at_a_time
 from .recipes import Recipe
 
 LONG_SECONDS = 0.25
@@ -42,22 +41,18 @@ def step_seconds(recipe: Recipe, objective: Objective, source: Source) -> Second
         objective: of the stage, on its device.
         source: the data, on the same device.
     """
-    own, device = recipe.optimiser, next(objective.parameters()).device
     precision, turns = getattr(torch, recipe.precision), recipe.off_diagonal_every
 
-    def step(rows: int, number: int) -> None:
-        rng = generator(recipe.seed, device=device)
-        x1, cond = source.sample(rows, rng)
-        _, grads = loss_and_gradients(
-            objective, objective.draw(x1, cond=cond, generator=rng, progress=0.0, step=number), precision
-        )
-        grads[0].flatten()[0].item()  # waits for the device
+    def of_step(number: int) -> Seconds:
+        def work(rows: int) -> None:
+            compute(objective, inputs_of_rows(recipe, objective, source, rows, number), precision)
 
-    whole = own.batch // (ranks() * own.accumulate)
-    with seeded_globally(device, recipe.seed):
-        last = _seconds(lambda rows: step(rows, turns - 1), whole)
-        others = _seconds(lambda rows: step(rows, 0), whole).value if turns > 1 else 0.0
-    return last._replace(value=own.accumulate * (last.value + (turns - 1) * others) / turns)
+        return _seconds(work, rows_at_a_time(recipe))
+
+    with seeded_globally(next(objective.parameters()).device, recipe.seed):
+        last = of_step(turns - 1)
+        others = of_step(0).value if turns > 1 else 0.0
+    return last._replace(value=recipe.optimiser.accumulate * (last.value + (turns - 1) * others) / turns)
 
 
 def measuring_seconds(plan: Plan, flow_map: FlowMap, teacher: FlowMap | None, source: Source) -> float:

@@ -20,6 +20,7 @@ from ..system.progress import Watch, milliseconds
 from ..system.seeds import generator, seeded_globally
 from ..velocities import RandomInputs
 from .plan import Plan
+from .recipes import Recipe
 
 CHOICES = ("float32", "bfloat16")
 GAIN = 1.1
@@ -65,21 +66,34 @@ def choose(plan: Plan, flow_map: FlowMap, source: Source, watch: Watch) -> tuple
 
 def _inputs(plan: Plan, objective: Objective, source: Source) -> RandomInputs:
     """Random inputs of a step."""
-    own = plan.recipe.optimiser
-    rows = own.batch // (ranks() * own.accumulate)
-    device = next(objective.parameters()).device
-    rows = min(rows, ROWS) if device.type == "cpu" else rows
-    rng = generator(plan.recipe.seed, device=device)
+    rows = rows_at_a_time(plan.recipe)
+    rows = min(rows, ROWS) if next(objective.parameters()).device.type == "cpu" else rows
+    return inputs_of_rows(plan.recipe, objective, source, rows, plan.recipe.off_diagonal_every - 1)
+
+
+def rows_at_a_time(recipe: Recipe) -> int:
+    """Rows that a process takes at a time: a batch is split among processes, and in parts with --accumulate."""
+    return recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
+
+
+def inputs_of_rows(recipe: Recipe, objective: Objective, source: Source, rows: int, step: int) -> RandomInputs:
+    """Random inputs of so many rows in the step after `step` others."""
+    rng = generator(recipe.seed, device=next(objective.parameters()).device)
     x1, cond = source.sample(rows, rng)
-    return objective.draw(x1, cond=cond, generator=rng, progress=0.0, step=plan.recipe.off_diagonal_every - 1)
+    return objective.draw(x1, cond=cond, generator=rng, progress=0.0, step=step)
 
 
 def _step(objective: Objective, inputs: RandomInputs, precision: torch.dtype) -> float:
     """Seconds of a loss and its gradient."""
     begun = time.perf_counter()
-    _, grads = loss_and_gradients(objective, inputs, precision)
-    grads[0].flatten()[0].item()  # waits for the device
+    compute(objective, inputs, precision)
     return time.perf_counter() - begun
+
+
+def compute(objective: Objective, inputs: RandomInputs, precision: torch.dtype) -> None:
+    """Compute a loss and its gradients, and wait for the device."""
+    _, grads = loss_and_gradients(objective, inputs, precision)
+    grads[0].flatten()[0].item()
 
 
 def loss_and_gradients(

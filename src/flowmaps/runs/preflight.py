@@ -27,7 +27,7 @@ from ..velocities import RandomInputs
 from . import changes
 from .duration import GROWTH, Seconds, measuring_seconds, step_seconds
 from .folder import nearest_existing
-from .precision import loss_and_gradients
+from .precision import loss_and_gradients, rows_at_a_time
 from .prepare import BYTES_PER_NUMBER, Prepared, averages, count, in_bytes, prepare
 from .recipes import ImageRecipe, Recipe
 from .stages import Stage
@@ -128,12 +128,7 @@ def _try(recipe: Recipe, stage: Stage, objective: Objective, source: Source, flo
 
 def _rows(recipe: Recipe) -> int:
     """Number of rows to try: a few of those that a process computes at a time."""
-    return min(_whole(recipe), 2 * MIN_ROWS)
-
-
-def _whole(recipe: Recipe) -> int:
-    """All rows that a process computes at a time."""
-    return recipe.optimiser.batch // (ranks() * recipe.optimiser.accumulate)
+    return min(rows_at_a_time(recipe), 2 * MIN_ROWS)
 
 
 def _loss_and_norm(objective: Objective, draw: RandomInputs, precision: torch.dtype) -> dict[str, float]:
@@ -207,7 +202,7 @@ def _parts(recipe: Recipe) -> str:
 
 
 def _end(ready: Prepared, sizes: list[Size]) -> str:
-    rows, whole = min(size.step.rows for size in sizes), _whole(ready.plan.recipe)
+    rows, whole = min(size.step.rows for size in sizes), rows_at_a_time(ready.plan.recipe)
     untried = [*["a whole batch"] * (rows < whole), *["compilation"] * ready.plan.compiles(ready.placement.device)]
     words = f"; {' and '.join(untried)} {'were' if len(untried) > 1 else 'was'} not tried" if untried else ""
     return f"this recipe can run: a forward and a backward pass on {rows:,} rows of each stage were run{words}."
@@ -222,7 +217,7 @@ def _warnings(recipe: Recipe, folder: Path | None, placement: Placement, sizes: 
     for size in sizes:
         if not size.step.fits:
             lines.append(
-                f"warning: {_whole(recipe):,} rows of stage {size.stage.name} may not fit the memory of "
+                f"warning: {rows_at_a_time(recipe):,} rows of stage {size.stage.name} may not fit the memory of "
                 f"{placement.device}: without compilation {size.step.rows:,} do, and {GROWTH} times as many do not; "
                 "raise --optimiser.accumulate, or lower --optimiser.batch."
             )
