@@ -31,7 +31,7 @@ SMALL = """--no-compile --network.width 8 --network.depth 2 --optimiser.batch 16
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
-    main(["compare", "checkerboard", "--methods", "lmd", "emd", "pfmm", "psd", "reflow", "--out", str(out), *SMALL])
+    main(["compare", "checkerboard", "--methods", "lmd", "emd", "pfmm", "psd", "ayf_lmd", "--out", str(out), *SMALL])
     return out
 
 
@@ -41,7 +41,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_each_method_has_its_ode_and_its_jumps(folder: Path):
     rows = json.loads((folder / "compare.json").read_text())["rows"]
-    for method in ("lmd", "emd", "pfmm", "psd", "reflow"):
+    for method in ("lmd", "emd", "pfmm", "psd", "ayf_lmd"):
         mine = [(row["sampler"], row.get("steps"), row["nfe"]) for row in rows if row["method"] == method]
         assert mine[0][0] == "teacher"
         assert mine[1:] == [("map", 1, 1), ("map", 3, 3)]
@@ -50,19 +50,19 @@ def test_each_method_has_its_ode_and_its_jumps(folder: Path):
 def test_methods_that_distil_share_one_teacher(folder: Path):
     rows = json.loads((folder / "compare.json").read_text())["rows"]
     ode = {row["method"]: row["kl"] for row in rows if row["sampler"] == "teacher"}
-    assert ode["lmd"] == ode["emd"] == ode["reflow"]
+    assert ode["lmd"] == ode["emd"] == ode["ayf_lmd"]
     assert len({ode["lmd"], ode["pfmm"], ode["psd"]}) == 3
 
 
 def test_all_files_are_there_and_the_table_agrees_with_the_rows(folder: Path):
     expected = {"compare.json", "compare.md", "compare.png", "cells"}
-    expected |= {f"samples-{method}.png" for method in ("lmd", "emd", "pfmm", "psd", "reflow")}
+    expected |= {f"samples-{method}.png" for method in ("lmd", "emd", "pfmm", "psd", "ayf_lmd")}
     names = {path.name for path in folder.iterdir()}
     (teacher,) = names - expected
     assert teacher.startswith("teacher-AverageVelocity-Linear-0.08-seconds-0-")  # 4,000 of 20,000 steps
     assert names == expected | {teacher}
     cells = {path.name for path in (folder / "cells").iterdir()} - {".lock"}
-    assert cells == {f"{method}-0.json" for method in ("lmd", "emd", "pfmm", "psd", "reflow")}
+    assert cells == {f"{method}-0.json" for method in ("lmd", "emd", "pfmm", "psd", "ayf_lmd")}
     one = next(row for row in rows_of(folder) if row["method"] == "psd" and row.get("steps") == 1)
     line = next(line for line in (folder / "compare.md").read_text().splitlines() if line.startswith("| psd |"))
     assert line.split("|")[2].strip() == f"{one['kl'] - one['kl_floor']:.4f}"
@@ -74,7 +74,7 @@ def test_the_cost_of_a_step_is_measured(folder: Path):
     for row in rows.values():
         assert 0.1 < row["ms_per_step"] < 400
         assert 0.001 < row["mb_per_step"] < 10
-    assert [method for method, row in rows.items() if row["distilled"]] == ["lmd", "emd", "reflow"]
+    assert [method for method, row in rows.items() if row["distilled"]] == ["lmd", "emd", "ayf_lmd"]
 
 
 # interrupted, resumed -------------------------------------------------------------------------------------------------
