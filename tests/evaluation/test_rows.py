@@ -101,6 +101,23 @@ def test_without_a_teacher_the_flow_is_said_to_be_the_maps_own(board: Source):
     ]
 
 
+def test_without_rows_of_the_ode_its_points_are_still_what_the_map_is_measured_against(board: Source):
+    asked = []
+
+    class Counted(Scaling):
+        def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            asked.append(len(x))
+            return super().average_velocity(x, s, t, cond)
+
+    options = {"solvers": ("euler",), "ode_rows": False}
+    whole = [row for _, row, _ in metrics_rows(JUMPS, Scaling(), Scaling(0.3), board, 5, solvers=("euler",))]
+    found = [row for _, row, _ in metrics_rows(JUMPS, Scaling(), Counted(0.3), board, 5, **options)]
+    assert [row["sampler"] for row in found] == ["map", "map"]
+    assert [{**row, "seconds": 0} for row in found] == [{**row, "seconds": 0} for row in whole[1:]]
+    assert set(found[0]) >= {"other_cell", "other_cell_teacher"}
+    assert sum(asked) == SMALL.points * SMALL.solver_steps < SMALL.samples * SMALL.solver_steps
+
+
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
     _, (_, by_four_hundred) = table(Scaling(), board, TO_DATA)
     _, (_, at_once) = table(Scaling(), board, planned("consistency_training", dataclasses.replace(SMALL, batch=5000)))

@@ -47,6 +47,7 @@ class Comparison:
         unit: of the budget.
         resume: refuse to begin anew.
         given: fields of the recipe that the user has set, which settings found for a method leave as they are.
+        ode_rows: methods whose ODE has a row; all unless given. It takes a hundred times as long as a step of the map.
 
     Attributes:
         rows: of compare.json, of all that is done, when this process last wrote it.
@@ -68,6 +69,7 @@ class Comparison:
         unit: Unit = "seconds",
         resume: bool = False,
         given: Collection[str] = (),
+        ode_rows: Collection[str] | None = None,
     ) -> None:
         option = "--budget" if unit == "seconds" else "--budget-steps"
         if not 0 < budget < math.inf:
@@ -89,6 +91,7 @@ class Comparison:
         for plan in self.plans.values():
             list(shares(plan, budget, unit))
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
+        self.ode_rows = methods if ode_rows is None else ode_rows
         described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
         self._check_settings()
@@ -158,7 +161,8 @@ class Comparison:
             return [{**head, "sampler": "map"}], curves, {}
         try:
             inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
-            rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, watch=watch)
+            options = {"solvers": solvers, "ode_rows": cell.method in self.ode_rows, "watch": watch}
+            rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, **options)
         except ValueError as error:
             say(f"{cell.name} cannot be measured: {error}")
             return [{**head, "sampler": "map", "diverged": True}], curves, {}
@@ -201,9 +205,10 @@ def measure_method(
     inputs: EvaluationInputs | None,
     *,
     solvers: Sequence[str],
+    ode_rows: bool = True,
     watch: Watch = quiet,
 ) -> tuple[list[Row], dict[str, Samples]]:
-    """The rows of one method, and the samples of its map by their titles."""
+    """The rows of one method, as of `metrics_rows`, and the samples of its map by their titles."""
     flow_map, teacher = plan.as_sampled(flow_map, teacher)
     rows, samples = list[Row](), dict[str, Samples]()
     total = len(plan.evaluation().steps) + len(solvers)
@@ -211,7 +216,7 @@ def measure_method(
     def watch_method(title: str, share: float) -> None:
         watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
 
-    options = {"solvers": solvers, "watch": watch_method}
+    options = {"solvers": solvers, "ode_rows": ode_rows, "watch": watch_method}
     for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, inputs, **options):
         rows.append(row)
         if row["sampler"] == "map":

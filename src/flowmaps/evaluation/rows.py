@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from ..data import Source
+from ..data import Board, Source
 from ..maps import FlowMap
 from ..methods import Jumps
 from ..runs.plan import Plan
@@ -43,6 +44,7 @@ def metrics_rows(
     inputs: EvaluationInputs | None = None,
     *,
     solvers: Sequence[str] | None = None,
+    ode_rows: bool = True,
     watch: Watch = quiet,
 ) -> Iterator[tuple[str, Row, Samples]]:
     """Rows of metrics.json one by one, each with a title and its samples.
@@ -59,6 +61,8 @@ def metrics_rows(
         inputs: from `evaluation_inputs`, where several maps share it.
         solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given. The samples by
             the first one are what the map's are measured against too.
+        ode_rows: whether the ODE has rows. If not, the first solver takes only the points of the checkerboard that the
+            map's are measured against, which may be few beside the samples.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
@@ -69,10 +73,17 @@ def metrics_rows(
         inputs = evaluation_inputs(source, teacher and teacher.velocity, settings, seed, device, watch)
     if solvers is None:
         solvers = ("dopri5", "heun2" if source.units.pictures else "euler")
+    noise = Inputs(inputs.x0, inputs.cond)
+    if not ode_rows:
+        if teacher is not None and solvers and isinstance(source, Board):
+            title, _, sampler, start = _solver(teacher.velocity, whose, solvers[0], settings, noise)
+            first = start.rows(slice(settings.points), inputs.x0.device)
+            of_ode = sample(sampler, first, chunk=settings.batch, device=device, title=title, watch=watch)
+            inputs = replace(inputs, teacher=of_ode.x)
+        solvers = ()
     if plan.recipe.compile and settings.samples >= MIN_SAMPLES_TO_COMPILE and can_compile():
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
     velocity = None if teacher is None else teacher.velocity
-    noise = Inputs(inputs.x0, inputs.cond)
     of_teacher = () if velocity is None else (_solver(velocity, whose, name, settings, noise) for name in solvers)
     of_map = (_steps(flow_map, steps, plan.sampler(steps), noise, seed) for steps in settings.steps)
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
