@@ -128,7 +128,8 @@ the optimiser, and the settings of the recipe (a quarter of the rows at s = 0 an
 which FMM has not; but for rates, what the search of docs/tuning.md found: {found}).
 
 The masses of the exact law stand in the place of a second histogram of data, whose own noise would add to the published
-figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us: its figures stand beside our KL above floor."""
+figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us:
+its figures stand beside our KL above floor."""
 
 
 def table(rows: list[Row], content: Mapping[str, Any]) -> str:
