@@ -115,3 +115,5 @@ def test_a_tiny_table_is_trained_in_parts(tmp_path: Path, capsys: pytest.Capture
     text = paper_table.table(content["rows"], content)
     assert all(f"| {title} |" in text for title in paper_table.NAMES.values())
     assert "10 steps a method" in text
+    assert {row["method"] for row in content["rows"] if row["sampler"] == "teacher"} == {"interpolant"}
+    assert all("other_cell_teacher" in row for row in content["rows"] if row["method"] in ("lmd", "psd-m"))
