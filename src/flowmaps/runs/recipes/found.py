@@ -22,8 +22,8 @@ Options = dict[str, Any]
 FOUND: defaultdict[str, dict[str, Options]] = defaultdict(dict)
 """Recipe -> method -> the settings found. What `flowmaps tune` prints is pasted below (docs/tuning.md)."""
 
-# results/tune-checkerboard. Left out: lmd, whose gain is 1 %, and flow_matching, scored by 1 and 4 steps of Euler: it
-# is there for its ODE.
+# results/tune-checkerboard, but for lmd, whose gain is 1 %; meanflow and soflow, which gain in 40 seconds and lose in
+# 120; and flow_matching, scored by 1 and 4 steps of Euler, which is there for its ODE.
 FOUND["checkerboard"] |= {
     "emd": {"map_rate_scale": 1.91, "from_noise_share": 0.04, "adaptive_power": 0.15},
     "neural_operator": {"map_rate_scale": 1.83, "from_noise_share": 0.42, "adaptive_power": 0.31},
@@ -41,10 +41,8 @@ FOUND["checkerboard"] |= {
         "from_noise_share": 0.53,
         "adaptive_power": 0.9,
     },
-    "meanflow": {"optimiser.learning_rate": 0.00897, "diagonal_share": 0.11},
     "improved_meanflow": {"optimiser.learning_rate": 0.0062, "diagonal_share": 0.15, "learned_weight": True},
     "pixel_meanflow": {"optimiser.learning_rate": 0.0288, "diagonal_share": 0.35, "learned_weight": True},
-    "soflow": {"optimiser.learning_rate": 0.0475, "diagonal_share": 0.15, "learned_weight": True},
     "split_meanflow": {
         "optimiser.learning_rate": 0.0129,
         "diagonal_share": 0.5,
