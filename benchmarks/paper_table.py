@@ -29,7 +29,6 @@ from flowmaps.reports.spread import Spread, above_floor
 from flowmaps.reports.tables import format_value
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Recipe, checkerboard_long
-from flowmaps.runs.recipes.found import FOUND, in_options, with_options
 from flowmaps.runs.stages import STRIP_WIDTH
 from flowmaps.system.files import write_atomically
 from flowmaps.times import Square, Strip
@@ -64,14 +63,7 @@ NAMES = {
 def plan_of(recipe: Recipe, method: str, steps: tuple[int, ...] = STEPS, **options: Any) -> Plan:
     """The plan of a row: a method with options of its function, sampled in some numbers of steps."""
     recipe = replace(recipe, method=method, evaluation=replace(recipe.evaluation, steps=steps))
-    return resolve(with_options(recipe, settings_found(method))).with_options(**options)
-
-
-def settings_found(method: str) -> dict[str, Any]:
-    """What the study of the checkerboard found for a method of the table: not its rates, which were for a smaller
-    network and 40 seconds; and nothing for FMM, whose rows are the paper's objective and what helps it."""
-    found = {} if method == "fmm" else FOUND["checkerboard"].get(method, {})
-    return {name: value for name, value in found.items() if "rate" not in name}
+    return resolve(recipe).with_options(**options)
 
 
 def fmm_beside_lsd(flow_map: FlowMap, **options: Any) -> SplitRows:
@@ -125,7 +117,7 @@ one, of the map's own diagonal. {seeds}
 Differences from the papers: the network ({width} wide, {depth} deep, residual, features of x; in SD 512 wide, 5 deep),
 the budget ({budget:g} {unit} a method, a teacher included; in SD 150,000 to 250,000 steps of 100,000 rows on an A100),
 the optimiser, and the settings of the recipe (a quarter of the rows at s = 0 and an adaptive weight off the diagonal,
-which FMM has not; but for rates, what the search of docs/tuning.md found: {found}).
+which FMM has not).
 
 The masses of the exact law stand in the place of a second histogram of data, whose own noise would add to the published
 figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us:
@@ -148,8 +140,6 @@ def table(rows: list[Row], content: Mapping[str, Any]) -> str:
     unit = "steps" if content["budget_in"] == "optimiser steps" else content["budget_in"].partition(",")[0]
     about = {"samples": evaluation["samples"], "points": evaluation["points"], "floor": floor, "seeds": several}
     about |= {name: content["options"]["network"][name] for name in ("width", "depth")}
-    names = [name for name in NAMES if settings_found(name)]
-    about["found"] = "; ".join(f"{NAMES[name]} `{in_options(settings_found(name))}`" for name in names) or "nothing"
     return "\n".join(lines) + "\n\n" + NOTES.format(**about, budget=content["budget"], unit=unit) + "\n"
 
 
