@@ -118,6 +118,19 @@ def test_without_rows_of_the_ode_its_points_are_still_what_the_map_is_measured_a
     assert sum(asked) == SMALL.points * SMALL.solver_steps < SMALL.samples * SMALL.solver_steps
 
 
+@pytest.mark.parametrize("most", [1.0, -math.inf])
+def test_an_ode_that_cannot_be_solved_everywhere_loses_no_row_of_the_map(board: Source, most: float):
+    class Escaping(Scaling):
+        def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            return torch.where(x[:, :1] > most, math.nan, torch.zeros_like(x))
+
+    options = {"solvers": ("euler",), "ode_rows": False}
+    whole = [row for _, row, _ in metrics_rows(JUMPS, Scaling(), Escaping(), board, 5, solvers=("euler",))]
+    found = [row for _, row, _ in metrics_rows(JUMPS, Scaling(), Escaping(), board, 5, **options)]
+    assert whole[0]["lost"] > 0
+    assert [{**row, "seconds": 0} for row in found] == [{**row, "seconds": 0} for row in whole[1:]]
+
+
 def test_fresh_noise_is_the_same_however_it_is_cut_and_never_that_of_another_row(board: Source):
     _, (_, by_four_hundred) = table(Scaling(), board, TO_DATA)
     _, (_, at_once) = table(Scaling(), board, planned("consistency_training", dataclasses.replace(SMALL, batch=5000)))

@@ -211,7 +211,7 @@ def measure_method(
     """The rows of one method, as of `metrics_rows`, and the samples of its map by their titles."""
     flow_map, teacher = plan.as_sampled(flow_map, teacher)
     rows, samples = list[Row](), dict[str, Samples]()
-    total = len(plan.evaluation().steps) + len(solvers)
+    total = len(plan.evaluation().steps) + (len(solvers) if ode_rows else 0)
 
     def watch_method(title: str, share: float) -> None:
         watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)

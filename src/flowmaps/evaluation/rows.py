@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from ..data import Board, Source
 from ..maps import FlowMap
@@ -62,7 +61,7 @@ def metrics_rows(
         solvers: of the teacher's ODE; dopri5 and Euler's, for images dopri5 and Heun's, unless given. The samples by
             the first one are what the map's are measured against too.
         ode_rows: whether the ODE has rows. If not, the first solver takes only the points of the checkerboard that the
-            map's are measured against, which may be few beside the samples.
+            map's are measured against, which may be few beside the samples; other data have no such reference then.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
@@ -79,7 +78,7 @@ def metrics_rows(
             title, _, sampler, start = _solver(teacher.velocity, whose, solvers[0], settings, noise)
             first = start.rows(slice(settings.points), inputs.x0.device)
             of_ode = sample(sampler, first, chunk=settings.batch, device=device, title=title, watch=watch)
-            inputs = replace(inputs, teacher=of_ode.x)
+            _, inputs = measure(of_ode, source, inputs, settings, becomes_reference=True)
         solvers = ()
     if plan.recipe.compile and settings.samples >= MIN_SAMPLES_TO_COMPILE and can_compile():
         flow_map, teacher = CompiledMap(flow_map), teacher and CompiledMap(teacher)
