@@ -2,7 +2,7 @@
 
 The budget covers all stages, a teacher included, in proportion to their steps; compilation and measuring are not in it.
 It is in optimiser steps, or in seconds: of CPU time of the training process, on a GPU of wall clock.
-A teacher is trained once for each seed, and shared by the methods that distil it.
+A teacher is trained once for each seed and its settings, and shared by the methods that distil such a one.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Result:
     @property
     def better(self) -> bool:
         """Whether the settings found are better than today's: worse on none of the final seeds that both have, whose
-        data, noise and teacher are the same for both, and better on one at least.
+        data and noise are the same for both, and better on one at least.
 
         Without a final seed by the score alone.
         """

@@ -22,8 +22,8 @@ Options = dict[str, Any]
 FOUND: defaultdict[str, dict[str, Options]] = defaultdict(dict)
 """Recipe -> method -> the settings found. What `flowmaps tune` prints is pasted below (docs/tuning.md)."""
 
-# results/tune-checkerboard, but for lmd, whose gain is 1 %; for esd, meanflow and soflow, which gain in 40 seconds
-# and not in 120; and for flow_matching, scored by 1 and 4 steps of Euler, which is there for its ODE.
+# results/tune-checkerboard, but for lmd, whose gain is 1 %; meanflow and soflow, which gain in 40 seconds and lose in
+# 120; and flow_matching, scored by 1 and 4 steps of Euler, which is there for its ODE.
 FOUND["checkerboard"] |= {
     "emd": {"map_rate_scale": 1.91, "from_noise_share": 0.04, "adaptive_power": 0.15},
     "neural_operator": {"map_rate_scale": 1.83, "from_noise_share": 0.42, "adaptive_power": 0.31},
@@ -35,6 +35,12 @@ FOUND["checkerboard"] |= {
     "pfmm": {"optimiser.learning_rate": 0.014, "from_noise_share": 0.6},
     "fmm": {"optimiser.learning_rate": 0.0158, "learned_weight": True},
     "eulerian_estimation": {"optimiser.learning_rate": 0.0516, "learned_weight": True},
+    "esd": {
+        "optimiser.learning_rate": 0.00825,
+        "diagonal_share": 0.61,
+        "from_noise_share": 0.53,
+        "adaptive_power": 0.9,
+    },
     "improved_meanflow": {"optimiser.learning_rate": 0.0062, "diagonal_share": 0.15, "learned_weight": True},
     "pixel_meanflow": {"optimiser.learning_rate": 0.0288, "diagonal_share": 0.35, "learned_weight": True},
     "split_meanflow": {
