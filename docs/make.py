@@ -198,7 +198,9 @@ def check(pages: dict[Path, str]) -> int:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "compare-methods", help="folder of pictures")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "results" / "compare-checkerboard", help="folder of pictures"
+    )
     parser.add_argument("--comparisons", type=Path, default=ROOT / "results", help="folder of compare-*, for residuals")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if the pages would change")
     parser.add_argument("--costs", action="store_true", help="print what a row of each method costs")

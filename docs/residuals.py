@@ -6,10 +6,12 @@ results/compare-NAME/cells/*.json    the curves of each method and seed
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from PIL import Image
 
 from flowmaps.evaluation.cells import RESULT_FILE, contents, read
@@ -17,9 +19,10 @@ from flowmaps.reports import figures, style
 
 STAGE = "map"
 DPI, COLOURS = 90, 32  # of a picture of some 15 kB
+EXPLODED = 1e4  # times the median of all values: a residual beyond has left the panel
 CAPTION = (
     "The residuals while the map is trained, unweighted: squared, mean over all rows of a batch, each point the median "
-    "of a hundredth of the training; a line a seed. Budget and command: "
+    "of a hundredth of the training; a line a seed, which leaves the panel where it diverges. Budget and command: "
     "[side by side](../choosing.md#side-by-side)."
 )
 
@@ -51,10 +54,12 @@ def figure(curves: dict[str, list[dict[str, Any]]]) -> Figure:
                 values += [y for _, y in points]
         if values:
             ax.set_yscale("log")
+            ax.set_ylim(top=min(ax.get_ylim()[1], EXPLODED * statistics.median(values)))
             style.tidy_log(ax.yaxis, *ax.get_ylim())
         style.light_axes(ax, "optimiser step")
         ax.set_title(title, fontsize=9.5, color=style.INK)
-        ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     handles, labels = drawn.axes[0].get_legend_handles_labels()
     style.legend(drawn, handles=handles, labels=labels, loc="outside upper center", ncols=max(len(labels), 1))
     return drawn

@@ -79,8 +79,8 @@ def eulerian_estimation(flow_map: FlowMap, *, engine: Engine = "dual", **options
 
     When to use:
         To see consistency training without a step. Expect noisy gradients; `meanflow` is the form that is used on
-        images. On the checkerboard a search of the rate and of a learned weight (docs/tuning.md) had 3 of 12 trials
-        diverge, none of them with a learned weight; the others ended far from `lsd`, at any rate.
+        images. On the checkerboard it diverges or learns nothing at the recipe's first settings; with a learned weight
+        it trains (docs/tuning.md), and stays far from `lsd` (docs/choosing.md).
 
     Args:
         engine: how the derivative is taken.
@@ -112,8 +112,8 @@ def esd(
 
     When to use:
         To study the Eulerian side of self-distillation. For samples take `lsd`; if you want the Eulerian equation from
-        data, `meanflow` detaches more. On the checkerboard a search found that it trains with a strong adaptive weight
-        (`--adaptive-power 0.9`, docs/tuning.md): of 12 trials 2 diverged, both with a weaker one.
+        data, `meanflow` detaches more. On the checkerboard it trains for some 2,000 steps, best with a strong adaptive
+        weight and many rows at s = 0 (docs/tuning.md); then its residual explodes, and its map stays far from `lsd`.
 
     Args:
         share: part of the rows on the diagonal.
