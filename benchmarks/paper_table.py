@@ -116,12 +116,10 @@ one, of the map's own diagonal. {seeds}
 
 Differences from the papers: the network ({width} wide, {depth} deep, residual, features of x; in SD 512 wide, 5 deep),
 the budget ({budget:g} {unit} a method, a teacher included; in SD 150,000 to 250,000 steps of 100,000 rows on an A100),
-the optimiser, and the settings of the recipe (a quarter of the rows at s = 0 and an adaptive weight off the diagonal,
-which FMM has not).
-
-The masses of the exact law stand in the place of a second histogram of data, whose own noise would add to the published
-figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known to us:
-its figures stand beside our KL above floor."""
+the optimiser, and the settings of the recipe (a quarter of the rows at s = 0 and an adaptive weight off the diagonal;
+FMM has neither). The masses of the exact law stand in the place of a second histogram of data, whose own noise would
+add to the published figures; a cell that no sample hits is given half a sample. What FMM drew its KL from is not known
+to us: its figures stand beside our KL above floor."""
 
 
 def table(rows: list[Row], content: Mapping[str, Any]) -> str:

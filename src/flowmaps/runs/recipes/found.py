@@ -22,8 +22,8 @@ Options = dict[str, Any]
 FOUND: defaultdict[str, dict[str, Options]] = defaultdict(dict)
 """Recipe -> method -> the settings found. What `flowmaps tune` prints is pasted below (docs/tuning.md)."""
 
-# results/tune-checkerboard, but for lmd, whose gain is 1 %; meanflow and soflow, which gain in 40 seconds and lose in
-# 120; and flow_matching, scored by 1 and 4 steps of Euler, which is there for its ODE.
+# From results/tune-checkerboard. Left out: lmd, whose gain is 1 %; meanflow and soflow, which gain in 40 seconds and
+# lose in 120; flow_matching, whose score is of 1 and 4 Euler steps, while it is used for its ODE.
 FOUND["checkerboard"] |= {
     "emd": {"map_rate_scale": 1.91, "from_noise_share": 0.04, "adaptive_power": 0.15},
     "neural_operator": {"map_rate_scale": 1.83, "from_noise_share": 0.42, "adaptive_power": 0.31},
