@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmaps import metrics
 from flowmaps.cli.main import main
 from flowmaps.data import Board, Points, Source, TableOptions, open_data
 from flowmaps.evaluation.distances import FLOOR_STREAM, real_distances
@@ -116,6 +117,16 @@ def test_without_rows_of_the_ode_its_points_are_still_what_the_map_is_measured_a
     assert [{**row, "seconds": 0} for row in found] == [{**row, "seconds": 0} for row in whole[1:]]
     assert set(found[0]) >= {"other_cell", "other_cell_teacher"}
     assert sum(asked) == SMALL.points * SMALL.solver_steps < SMALL.samples * SMALL.solver_steps
+
+
+def test_a_row_of_fewer_samples_has_the_first_ones_and_no_floor(board: Source):
+    whole, drawn = table(Scaling(), board, TO_DATA)
+    found, fewer = table(Scaling(), board, TO_DATA, fewer={3: 800})
+    assert [len(samples.x) for samples in fewer] == [row["samples"] for row in found] == [1300, 800]
+    torch.testing.assert_close(fewer[1].x, drawn[1].x[:800])
+    assert ["kl_floor" in row for row in found] == [True, False]
+    assert found[1]["kl"] == metrics.kl(board.exact.cell_masses(50), fewer[1].x) != whole[1]["kl"]
+    assert found[1]["w2"] == whole[1]["w2"]
 
 
 @pytest.mark.parametrize("most", [1.0, -math.inf])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from ..data import Board, Source, fingerprint
 from ..maps import FlowMap
@@ -48,6 +49,7 @@ class Comparison:
         resume: refuse to begin anew.
         given: fields of the recipe that the user has set, which settings found for a method leave as they are.
         ode_rows: methods whose ODE has a row; all unless given. It takes a hundred times as long as a step of the map.
+        fewer: as of `metrics_rows`, for all methods.
 
     Attributes:
         rows: of compare.json, of all that is done, when this process last wrote it.
@@ -70,6 +72,7 @@ class Comparison:
         resume: bool = False,
         given: Collection[str] = (),
         ode_rows: Collection[str] | None = None,
+        fewer: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         option = "--budget" if unit == "seconds" else "--budget-steps"
         if not 0 < budget < math.inf:
@@ -91,7 +94,7 @@ class Comparison:
         for plan in self.plans.values():
             list(shares(plan, budget, unit))
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
-        self.ode_rows = methods if ode_rows is None else ode_rows
+        self.ode_rows, self.fewer = methods if ode_rows is None else ode_rows, fewer
         described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
         self._check_settings()
@@ -161,8 +164,8 @@ class Comparison:
             return [{**head, "sampler": "map"}], curves, {}
         try:
             inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
-            options = {"solvers": solvers, "ode_rows": cell.method in self.ode_rows, "watch": watch}
-            rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, **options)
+            options = {"ode_rows": cell.method in self.ode_rows, "fewer": self.fewer, "watch": watch}
+            rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, **options)
         except ValueError as error:
             say(f"{cell.name} cannot be measured: {error}")
             return [{**head, "sampler": "map", "diverged": True}], curves, {}
@@ -206,6 +209,7 @@ def measure_method(
     *,
     solvers: Sequence[str],
     ode_rows: bool = True,
+    fewer: Mapping[int, int] = MappingProxyType({}),
     watch: Watch = quiet,
 ) -> tuple[list[Row], dict[str, Samples]]:
     """The rows of one method, as of `metrics_rows`, and the samples of its map by their titles."""
@@ -216,7 +220,7 @@ def measure_method(
     def watch_method(title: str, share: float) -> None:
         watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
 
-    options = {"solvers": solvers, "ode_rows": ode_rows, "watch": watch_method}
+    options = {"solvers": solvers, "ode_rows": ode_rows, "fewer": fewer, "watch": watch_method}
     for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, inputs, **options):
         rows.append(row)
         if row["sampler"] == "map":

@@ -238,7 +238,8 @@ def _measure_points(
     number = most_points(source, settings.points)
     x, data = source.units.to_measure(x), source.units.to_measure(inputs.data[:number])
     if isinstance(source, Board):
-        row |= {"kl": metrics.kl(source.exact.cell_masses(50), x), "kl_floor": inputs.floor}
+        row["kl"] = metrics.kl(source.exact.cell_masses(50), x)
+        row |= {"kl_floor": inputs.floor} if len(x) == len(inputs.x0) else {}
         if len(x) >= SAMPLES_OF_KL_IN_SD:
             row["kl_64000"] = metrics.kl(source.exact.cell_masses(50), x[:SAMPLES_OF_KL_IN_SD])
     numbers = None if inputs.data_numbers is None else label_and_numbers(inputs.cond)[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from ..data import Board, Source
 from ..maps import FlowMap
@@ -44,6 +45,7 @@ def metrics_rows(
     *,
     solvers: Sequence[str] | None = None,
     ode_rows: bool = True,
+    fewer: Mapping[int, int] = MappingProxyType({}),
     watch: Watch = quiet,
 ) -> Iterator[tuple[str, Row, Samples]]:
     """Rows of metrics.json one by one, each with a title and its samples.
@@ -62,6 +64,8 @@ def metrics_rows(
             the first one are what the map's are measured against too.
         ode_rows: whether the ODE has rows. If not, the first solver takes only the points of the checkerboard that the
             map's are measured against, which may be few beside the samples; other data have no such reference then.
+        fewer: samples of the map's row of a number of steps, where they are fewer than those of the settings: the first
+            ones. Its KL has no floor.
         watch: progress callback: called with the title of the row in work and the share of it that is done.
     """
     settings, device = plan.evaluation(), device_of(flow_map)
@@ -88,6 +92,8 @@ def metrics_rows(
     for title, row, sampler, start in itertools.chain(of_teacher, of_map):
         options = {"chunk": settings.batch, "device": device, "title": title, "watch": watch}
         watch(title, 0.0)
+        if row["sampler"] == "map" and row["steps"] in fewer:
+            start = start.rows(slice(fewer[row["steps"]]), start.x0.device)
         samples = sample(sampler, start, **options, warm_up=True)
         values, inputs = measure(
             samples,
