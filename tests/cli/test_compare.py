@@ -80,7 +80,9 @@ def test_the_cost_of_a_step_is_measured(folder: Path):
 # interrupted, resumed -------------------------------------------------------------------------------------------------
 
 
-def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_interrupted_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     words = ["compare", "checkerboard", "--methods", "lmd", "psd", "emd", "--out", str(tmp_path), *SMALL]
     whole, trained = comparison.train_method, []
 
@@ -95,11 +97,15 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path, monke
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
+    assert capsys.readouterr().err == (
+        "flowmaps: interrupted; what is finished is kept: run the same command again, which begins the training in "
+        "work anew.\n"
+    )
     before = rows_of(tmp_path)
     assert {row["method"] for row in before} == {"lmd"}
     teacher = next(tmp_path.glob("teacher-*"))
     weights, at = models.load_tensors(teacher)[0], teacher.stat().st_mtime_ns
-    main([*words, "--resume"])
+    main(words)
     assert trained == ["lmd", "interrupted", "psd", "emd"]
     after = rows_of(tmp_path)
     assert after[: len(before)] == before
@@ -119,10 +125,10 @@ def test_a_comparison_goes_on_as_it_was_begun(folder: Path, capsys: pytest.Captu
     for change, said in (
         (
             ["--budget", "0.8"],
-            "was begun with --budget 0.4, got 0.8: join it with what it began with, or",
+            "was begun with --budget 0.4, got --budget 0.8: join it with what it began with, or",
         ),
-        (["--network.width", "9"], "was begun with --network.width 8, got 9"),
-        (["--teacher-steps", "3"], "was begun with --teacher-steps 4000, got 3"),
+        (["--network.width", "9"], "was begun with --network.width 8, got --network.width 9"),
+        (["--teacher-steps", "3"], "was begun with --teacher-steps 4000, got --teacher-steps 3"),
     ):
         assert said in refused(capsys, "compare", "checkerboard", *words, *change)
 

@@ -76,7 +76,7 @@ def test_what_is_printed_is_pasted_and_becomes_the_settings_of_the_method(
     content = json.loads((out / "tuned.json").read_text())["methods"]
     table: dict[str, Any] = {"checkerboard": {}}
     exec(pasted, {"FOUND": table})
-    assert table["checkerboard"] == {name: one["settings"] for name, one in content.items() if one["settings"]}
+    assert table["checkerboard"] == {name: one["settings"] for name, one in content.items() if one["better"]}
     monkeypatch.setitem(found.FOUND, "checkerboard", table["checkerboard"])
     share = table["checkerboard"]["lmd"]["from_noise_share"]
     assert share > 0.25
@@ -88,6 +88,18 @@ def test_what_is_printed_is_pasted_and_becomes_the_settings_of_the_method(
     with pytest.raises(SystemExit):
         main(["train", "checkerboard", "--help-all"])
     assert "found by flowmaps tune for lmd" in capsys.readouterr().out
+
+
+def test_what_is_no_better_has_no_line_even_where_settings_were_found_before(
+    tmp_path: Path, scored: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(found.FOUND, "checkerboard", {"psd": {"diagonal_share": 0.6, "adaptive_power": 0.2}})
+    out = tmp_path / "study"
+    words = ("--methods", "psd", "--trials", 1, "--adaptive-power", 0.2)
+    said = run("tune", "checkerboard", *words, "--out", out, *SMALL)
+    assert "# nothing better than today's settings" in said
+    assert json.loads((out / "tuned.json").read_text())["methods"]["psd"]["settings"] == {"diagonal_share": 0.6}
+    assert "| `--diagonal-share 0.6` |" in (out / "tune.md").read_text()
 
 
 def test_a_diverged_trial_is_the_worst_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

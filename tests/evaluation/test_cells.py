@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flowmaps.evaluation import cells
+from flowmaps.evaluation.begun import check_same
 from flowmaps.evaluation.cells import Cell, Cells, alone
 
 ABOUT = {"recipe": "checkerboard", "budget_in": "optimiser steps", "budget": 5, "options": {"width": 8}}
@@ -112,8 +113,13 @@ def test_two_that_begin_at_once_work_in_one_comparison(tmp_path: Path):
 
 def test_other_options_and_other_folders_are_refused(tmp_path: Path):
     work(opened(tmp_path))
-    with pytest.raises(ValueError, match="was begun with --width 8, got 9: join it with what it began with"):
+    with pytest.raises(ValueError, match="was begun with --width 8, got --width 9: join it with what it began with"):
         Cells(tmp_path, {**ABOUT, "options": {"width": 9}}, ("lmd",), (0,))
+    before = {"options": {"width": 8, "compile": False, "evaluation": {"steps": [1]}}}
+    now = {"options": {"width": 9, "compile": True, "evaluation": {"steps": [1, 2]}}}
+    said = "begun with --width 8, --no-compile, --evaluation.steps 1, got --width 9, --compile, --evaluation.steps 1 2:"
+    with pytest.raises(ValueError, match=said):
+        check_same(tmp_path, before, now, {}, "go on")
     with pytest.raises(ValueError, match="was begun with a budget in optimiser steps, got seconds"):
         Cells(tmp_path, {**ABOUT, "budget_in": "seconds"}, ("lmd",), (0,))
     (tmp_path / "cells" / "lmd-0.json").write_text("{")

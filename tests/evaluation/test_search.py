@@ -313,12 +313,12 @@ def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: py
 def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Search, "_train", train)
     run(tmp_path, trials=1, final_seeds=0)
-    with pytest.raises(ValueError, match=r"begun with --budget 0.2, got 0.4: resume with what it began with"):
+    with pytest.raises(ValueError, match=r"begun with --budget 0.2, got --budget 0.4: resume with what it began with"):
         Search(tiny(), ("lsd",), tmp_path, budget=0.4, resume=True)
-    with pytest.raises(ValueError, match="begun with --seed 0, got 5"):
+    with pytest.raises(ValueError, match="begun with --seed 0, got --seed 5"):
         Search(replace(tiny(), seed=5), ("lsd",), tmp_path, budget=0.2, resume=True)
     other = replace(tiny(), network=replace(tiny().network, width=9))
-    with pytest.raises(ValueError, match=r"begun with --network.width 8, got 9"):
+    with pytest.raises(ValueError, match=r"begun with --network.width 8, got --network.width 9"):
         Search(other, ("lsd",), tmp_path, budget=0.2, resume=True)
     with pytest.raises(ValueError, match="is not empty: choose another --out, or go on with --resume"):
         Search(tiny(), ("lsd",), tmp_path, budget=0.2)

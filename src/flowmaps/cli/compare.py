@@ -40,10 +40,16 @@ def compare(
     comparison = Comparison(recipe, methods, budget, folder, seeds=seeds, unit=unit, resume=resume, given=given)
     for note in comparison.source.notes:
         console.print(f"{recipe.data}: {note}.", soft_wrap=True, markup=False)
-    with watching("compare", 100) as watch:
-        for cell, samples in comparison.train(watch, partial(console.print, soft_wrap=True, markup=False)):
-            write(comparison)
-            _draw_samples(comparison, cell, samples)
+    try:
+        with watching("compare", 100) as watch:
+            for cell, samples in comparison.train(watch, partial(console.print, soft_wrap=True, markup=False)):
+                write(comparison)
+                _draw_samples(comparison, cell, samples)
+    except KeyboardInterrupt:
+        words = (
+            "interrupted; what is finished is kept: run the same command again, which begins the training in work anew."
+        )
+        raise KeyboardInterrupt(words) from None
     rows = write(comparison)
     wide = console if console.is_terminal else Console(highlight=False, width=140)
     wide.print(tables.comparison_table(rows, f"{recipe.name}, {budget:g} {unit} of training for each method"))

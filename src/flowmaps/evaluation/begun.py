@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .measure import Row
 
@@ -21,14 +22,25 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
     Raises:
         ValueError: an entry differs.
     """
-    old = _flat(before)
-    for name, value in _flat(now).items():
-        if old.get(name) != value:
-            option = words.get(name) or f"--{name.removeprefix('options.').replace('_', '-')}"
-            raise ValueError(
-                f"{folder} was begun with {option} {old.get(name)}, got {value}: {way} with what it began with, or "
-                "choose another --out."
-            )
+    old, new = _flat(before), _flat(now)
+    differing = [name for name in new if old.get(name) != new[name]]
+    first = next((name for name in differing if name in words), None)  # options of another recipe would only follow it
+    if first is not None:
+        began, got = f"{words[first]} {old.get(first)}", new[first]
+    else:
+        began, got = (", ".join(_typed(name, values.get(name)) for name in differing) for values in (old, new))
+    if differing:
+        way = f"{way} with what it began with, or choose another --out"
+        raise ValueError(f"{folder} was begun with {began}, got {got}: {way}.")
+
+
+def _typed(name: str, value: Any) -> str:
+    """An option as one would type it."""
+    group, dot, field = name.removeprefix("options.").replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return f"--{group}{dot}{'' if value else 'no-'}{field}"
+    given = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return f"--{group}{dot}{field} {given}"
 
 
 def _flat(values: Row, prefix: str = "") -> Row:

@@ -158,8 +158,8 @@ def train_stage(
     terms take turns it is that of a round, by its number of steps. Arguments are as in `train_method`.
     """
     recipe, device = plan.recipe, pick_device(plan.recipe.device)
-    title = f"{plan.method.name}, {stage.name}"
-    say(f"{title}, seed {recipe.seed}: training for {budget:g} {unit} ...")
+    title, cpu = f"{recipe.method}, {stage.name}", "CPU " if unit == "seconds" and device.type == "cpu" else ""
+    say(f"{title}, seed {recipe.seed}: training for {budget:g} {cpu}{unit} ...")
     torch.compiler.reset()  # torch.compile's recompile limit would make later objectives run eagerly
     evaluate = compiled(objective.evaluate, say) if plan.compiles(device) else None
     state = begin(objective, stage.optimiser, evaluate=evaluate, precision=getattr(torch, recipe.precision))
@@ -176,7 +176,7 @@ def train_stage(
     begun = time.perf_counter()
     seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)
     state.use_averages()
-    say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s")
+    say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s of the clock")
     training = _taken(stage, state, seconds, device, turns)
     if peak:  # none where the budget was spent before
         training["mb_per_step"] = round(peak / 1e6, 3)

@@ -31,7 +31,7 @@ def table(recipe: str, methods: Mapping[str, Row], metric: str, given: str = "")
         metric: name of the score's metric.
         given: options that the search was given.
     """
-    heading = ["method", "today", "found", "final, today", "final, found", "trials", "settings found"]
+    heading = ["method", "today", "found", "final, today", "final, found", "trials", "settings kept"]
     rows = [heading, ["---", *["---:"] * 5, "---"]]
     for name, one in methods.items():
         diverged = f", {one['diverged']} diverged" if one["diverged"] else ""
@@ -40,7 +40,11 @@ def table(recipe: str, methods: Mapping[str, Row], metric: str, given: str = "")
         scores = [_number(one["today_score"]), _number(one["score"])]
         rows.append([name, *scores, *finals, f"{one['trials']}{diverged}", words])
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    said = f"Score: geometric mean of the {metric} over the numbers of sampling steps; less is better.\n\n"
+    said = (
+        f"Score: geometric mean of the {metric} over the numbers of sampling steps; less is better. Today, found: of "
+        "the first trial, at today's settings, and of the best. Final: of both on the final seeds, mean ± sample "
+        "standard deviation. Kept: what was found, where it is better there.\n\n"
+    )
     return (
         f"{said}{lines}\nFor `src/flowmaps/runs/recipes/found.py`:\n\n```python\n{entries(recipe, methods, given)}```\n"
     )
@@ -57,7 +61,7 @@ def entries(recipe: str, methods: Mapping[str, Row], given: str = "") -> str:
         given: options that the search was given; a comment names them, as the settings do not have them.
     """
     at = f"# found with {given}, which these lines do not set\n" if given else ""
-    lines = [f'    "{name}": {_python(one["settings"])},\n' for name, one in methods.items() if one["settings"]]
+    lines = [f'    "{name}": {_python(one["settings"])},\n' for name, one in methods.items() if one["better"]]
     return f'{at}FOUND["{recipe}"] |= {{\n{"".join(lines)}}}\n' if lines else "# nothing better than today's settings\n"
 
 
