@@ -5,8 +5,8 @@
     python docs/make.py --costs               print what a row of each method costs
 
 What a page says comes from the method's docstring (`The paper:`, `When to use:`, `Args:`), from `space.coordinates`
-and from `space.cost`; only the frame is written here. The residuals come from results/compare-*/cells, where there are
-such.
+and from `space.cost`; only the frame is written here. Figures and residuals come from results/compare-*, where there
+are such.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import sys
 from dataclasses import asdict, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ import space
 from method import AXES, NAMES, cost, differing, example, function, neighbours, point, snippet, text
 
 import flowmaps as fm
+from flowmaps.evaluation.cells import RESULT_FILE, read
+from flowmaps.reports.spread import quality_key, quality_words
+from flowmaps.reports.tables import comparison_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-CAPTION = (
-    "Two minutes on the checkerboard, at the settings of the recipe, which are not all the method's "
-    "defaults: [side by side](../choosing.md#side-by-side)."
+CAPTION = "Two minutes on the checkerboard, at the settings of the recipe, which are not all the method's defaults."
+MEASURED = (
+    "Mean ± standard deviation over the seeds, less is better; rank: the places that they leave open among the methods "
+    "compared. Budget and command: [side by side](../choosing.md#side-by-side)."
 )
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"
 RESIDUALS = ROOT / "docs" / "images" / "residuals"
@@ -61,7 +66,9 @@ def page(name: str, results: Path) -> str:
     for head, section in words.sections.items():
         parts += [f"## {head}", section]
     parts += ["## Cost", spent(name), "## Arguments", arguments(name), "## Use", fenced(snippet(name), "python")]
-    picture = results / f"samples-{name}.png"
+    if lines := measured(name, results):
+        parts += ["## Measured", *lines, MEASURED]
+    picture = results / "compare-checkerboard" / f"samples-{name}.png"
     if picture.exists():
         parts += [f"![Samples of {name}]({Path('../..') / picture.resolve().relative_to(ROOT)})", CAPTION]
     curves = RESIDUALS / f"{name}.png"
@@ -140,6 +147,25 @@ def shown(default: Any) -> str:
     return f"{default:.3g}"
 
 
+def measured(name: str, results: Path) -> list[str]:
+    """A table with the line of a method in each comparison that has it, under the metric; none without comparisons."""
+    parts = []
+    for folder in sorted(path.parent for path in results.glob(f"compare-*/{RESULT_FILE}")):
+        title, heading, lines = summary(folder)
+        if name in lines:
+            parts += [f"{title}:", table(heading[1:], [lines[name]])]
+    return parts
+
+
+@cache
+def summary(folder: Path) -> tuple[str, list[str], dict[str, list[str]]]:
+    """A comparison: its data and metric, the heading of its table, and the rest of each method's line."""
+    content = read(folder / RESULT_FILE)
+    heading, lines = comparison_summary(content["rows"])
+    metric = quality_words(content["rows"], quality_key(content["rows"]))
+    return f"{content['recipe']}, {metric}", heading, {method.split(" ")[0]: rest for method, *rest in lines}
+
+
 # the index ------------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +204,7 @@ from the code."""
 
 
 def written(results: Path) -> dict[Path, str]:
-    """Every page, by its file."""
+    """Every page, by its file; `results` has the folders compare-*."""
     return {PAGES / "README.md": index(), **{PAGES / f"{name}.md": page(name, results) for name in NAMES}}
 
 
@@ -198,10 +224,7 @@ def check(pages: dict[Path, str]) -> int:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "results" / "compare-checkerboard", help="folder of pictures"
-    )
-    parser.add_argument("--comparisons", type=Path, default=ROOT / "results", help="folder of compare-*, for residuals")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of compare-*")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if the pages would change")
     parser.add_argument("--costs", action="store_true", help="print what a row of each method costs")
     options = parser.parse_args()
@@ -213,7 +236,7 @@ def main() -> int:
         return check(written(options.results))
     import space_picture
 
-    residuals.draw(options.comparisons, RESIDUALS)
+    residuals.draw(options.results, RESIDUALS)
     PAGES.mkdir(parents=True, exist_ok=True)
     pages = written(options.results)
     for path in PAGES.glob("*.md"):

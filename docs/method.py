@@ -123,15 +123,21 @@ def neighbours(name: str) -> list[str]:
     return sorted(near, key=near.__getitem__)[:3]
 
 
-VELOCITY = ["# first train it by fm.methods.flow_matching(flow_map), then let its jumps follow that velocity:",
-            "flow_map.net.zero_second_time()"]  # fmt: skip
+VELOCITY = ["train(fm.methods.flow_matching(flow_map))  # a velocity first, ...",
+            "flow_map.net.zero_second_time()  # ... then jumps that follow it"]  # fmt: skip
 FIRST = {
     "progressive_distillation": VELOCITY,
     "easy_consistency_tuning": VELOCITY,
     "anyflow": VELOCITY,
-    "pfmm": ["# first train it by fm.methods.fmm(flow_map, times=fm.times.Strip(0.25))"],
+    "pfmm": ["train(fm.methods.fmm(flow_map, times=fm.times.Strip(0.25)))  # short jumps first"],
 }
 """What comes before a method that starts from a trained map."""
+CONSTANT, OF_JUMP = "fm.losses.Constant()", "fm.losses.SplitPower(-1)"
+IN_THE_PLANE = {
+    "meanflow": CONSTANT, "improved_meanflow": CONSTANT, "pixel_meanflow": CONSTANT, "anyflow": CONSTANT,
+    "alphaflow": OF_JUMP, "soflow": OF_JUMP,
+}  # fmt: skip
+"""The weight in few dimensions of a method whose paper's is adaptive."""
 
 
 def snippet(name: str) -> str:
@@ -149,18 +155,33 @@ def snippet(name: str) -> str:
     elif jumps is fm.methods.Jumps.TO_DATA:
         grid = f"grid=[0.0, 0.5]{', ' + path if path else ''}"
         sampler = f"fm.samplers.MultistepConsistency({grid})(flow_map, torch.randn(1000, 2), torch.randn(1, 1000, 2))"
+    weight = f", weight={IN_THE_PLANE[name]}" if name in IN_THE_PLANE else ""
+    made = f"fm.methods.{name}(flow_map{given}{weight})"
+    note = "  # the paper's weight is adaptive, for images" if weight else ""
+    loop = [
+        "optimiser = torch.optim.Adam(objective.parameters(), lr=1e-3)",
+        "for step in range(steps):",
+        "    loss = objective(board.sample(256), progress=step / steps)",
+        "    optimiser.zero_grad()", "    loss.value.backward()", "    optimiser.step()",
+        "    objective.step((step + 1) / steps)" + ("  # its target moves" if objective.moving_targets() else ""),
+    ]  # fmt: skip
     lines = [
         "import torch", "import flowmaps as fm", "",
         f"board = fm.exact.Checkerboard({path})  # {why}",
         f"flow_map = fm.maps.{type(objective.flow_map).__name__}(fm.nn.MLP(dim=2))",
-        *FIRST.get(name, []),
-        f"objective = fm.methods.{name}(flow_map{given})",
-        "optimiser = torch.optim.Adam(objective.parameters(), lr=1e-3)",
-        "steps = 1000", "for step in range(steps):",
-        "    loss = objective(board.sample(256), progress=step / steps)",
-        "    optimiser.zero_grad()", "    loss.value.backward()", "    optimiser.step()",
+        "steps = 1000",
     ]  # fmt: skip
-    lines += ["    objective.step((step + 1) / steps)" + ("  # its target moves" if objective.moving_targets() else "")]
+    if name in FIRST:
+        lines += [
+            "",
+            "def train(objective):",
+            *(f"    {line}" for line in loop),
+            "",
+            *FIRST[name],
+            f"train({made}){note}",
+        ]
+    else:
+        lines += [f"objective = {made}{note}", *loop]
     if at.equation == "velocity":
         lines += ["x0, one = torch.randn(1000, 2), torch.ones(1000)"]
     return "\n".join([*lines, f"samples = {sampler}"])

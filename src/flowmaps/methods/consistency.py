@@ -305,7 +305,7 @@ def facm(
 
     When to use:
         Consistency distillation on images where `scd` loses the velocity and becomes unstable. Without a teacher, in
-        few dimensions, put `weight=Constant(), distance=squared`.
+        few dimensions, put `weight=losses.Constant(), distance=losses.squared`.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x`; dI unless given.

@@ -108,7 +108,8 @@ def esd(
 
     The paper:
         Time runs from noise to data, as here. The spatial term grad X . u_{s,s} is detached, d_s X is not. Shares and
-        weight are those of `lsd`. The paper reports that it diverges on images.
+        weight are those of `lsd`. On the paper's checkerboard its KL is 0.098 in one step, beside LSD's 0.086; on
+        images it diverges.
 
     When to use:
         To study the Eulerian side of self-distillation. For samples take `lsd`; if you want the Eulerian equation from
@@ -196,7 +197,7 @@ def meanflow(
         haidog-yaqub/MeanFlow takes the mean over dimensions, lucidrains one coin for the whole batch.
 
     When to use:
-        From data alone on images, where it is well tried. In few dimensions put `weight=Constant()`: an adaptive
+        From data alone on images, where it is well tried. In few dimensions put `weight=losses.Constant()`: an adaptive
         weight would learn a mode of dI in the place of its mean.
 
     Args:
@@ -235,7 +236,7 @@ def improved_meanflow(
 
     When to use:
         In the place of `meanflow`, for one more forward pass: the derivative no longer carries the noise of dI. In few
-        dimensions put `weight=Constant()`.
+        dimensions put `weight=losses.Constant()`.
 
     Args:
         share: part of the rows with s = t.
@@ -271,7 +272,7 @@ def pixel_meanflow(
         this: pass `distance=Perceptual(...)`. Written from a summary of the paper; all else is `improved_meanflow`.
 
     When to use:
-        On pixels rather than latents, with large patches. In few dimensions put `weight=Constant()`.
+        On pixels rather than latents, with large patches. In few dimensions put `weight=losses.Constant()`.
 
     Args:
         share: part of the rows with s = t.
@@ -312,7 +313,7 @@ def anyflow(
 
     When to use:
         As `meanflow`, from a trained velocity, with a network whose derivative cannot be taken. In few dimensions put
-        `weight=Constant()`.
+        `weight=losses.Constant()`.
 
     Args:
         teacher: field `(x, t, cond=None) -> like x`, guided by `guidance`; dI unless given.

@@ -201,7 +201,7 @@ def tvm(
 
     When to use:
         In the place of `lsd` on images, where its paper found the average to halve the one-step FID (10.2 to 4.9);
-        2505.18825 saw no gain from one.
+        2505.18825 saw no gain from an average.
 
     Args:
         share: part of the rows on the diagonal.

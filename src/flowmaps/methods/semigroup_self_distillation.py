@@ -226,7 +226,7 @@ def soflow(
 
     When to use:
         In the place of `meanflow` without a derivative, or of `alphaflow` with a fixed choice of l. In few dimensions
-        put `weight=SplitPower(-1)`: under the adaptive weight the noise of dI turns means into modes.
+        put `weight=losses.SplitPower(-1)`: under the adaptive weight the noise of dI turns means into modes.
 
     Args:
         first_leg: l, a number in (0, 1], or a schedule of progress.

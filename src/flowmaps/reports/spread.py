@@ -17,7 +17,7 @@ from ..evaluation.measure import Row
 
 SENTENCE = (
     "Rank: the places that the intervals of mean ± standard deviation leave open, after every method whose whole "
-    "interval is below its own and before every method whose whole interval is above."
+    "interval is below its own and before every method whose whole interval is above; a method of one seed has none."
 )
 
 
