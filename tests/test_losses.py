@@ -247,6 +247,8 @@ def test_parameters_that_are_refused():
         (lambda: Adaptive(offset=0.0), "offset > 0, got 0.0"),
         (lambda: PseudoHuber(-1.0), "PseudoHuber needs scale > 0, got -1.0"),
         (lambda: Cauchy(0.0), "Cauchy needs scale > 0, got 0.0"),
+        (lambda: Cauchy(math.nan), "Cauchy needs scale > 0, got nan"),
+        (lambda: Constant(math.inf), "value > 0, got inf"),
     ]:
         with pytest.raises(ValueError, match=words):
             make()

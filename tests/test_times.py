@@ -16,11 +16,13 @@ from flowmaps.times import (
     Anneal,
     Diagonal,
     FromBase,
+    Gap,
     Interval,
     LogitNormal,
     LogNormal,
     Mixture,
     Square,
+    StartAndEnd,
     Strip,
     Times,
     ToData,
@@ -218,6 +220,41 @@ def test_logit_normal_times(mean: float, std: float):
     assert abs(correlation(s, t)) < 4 / math.sqrt(ROWS)
 
 
+@pytest.mark.parametrize("mean, std, end_mean, end_std", [(-0.8, 1, 0.4, 1), (0.5, 0.4, -1, 2), (-0.8, 1, -4, 1)])
+def test_the_gap_is_logit_normal_and_then_the_end_among_the_times_that_leave_room(
+    mean: float, std: float, end_mean: float, end_std: float
+):
+    """logit (t - s) ~ N(mean, std^2); given it, logit t ~ N(end_mean, end_std^2) cut off below t - s (2511.19797)."""
+    s, t = draw(Gap(mean, std, end_mean, end_std))
+    gap = t - s
+    assert distance((torch.logit(gap) - mean) / std, normal_cdf) < 1.95
+    at, least = ((torch.logit(value) - end_mean) / end_std for value in (t, gap))
+    given = 1 - torch.special.ndtr(-at) / torch.special.ndtr(-least)
+    assert distance(given, uniform) < 1.95
+    assert abs(correlation(given, gap)) < 4 / math.sqrt(ROWS)
+
+
+@pytest.mark.parametrize("end_mean, end_std", [(0.4, 1.0), (0.4, 0.2), (-4.0, 1.0), (-6.0, 1.0), (-6.0, 0.2)])
+def test_the_gap_in_single_precision_is_that_in_double(end_mean: float, end_std: float):
+    uniforms = torch.rand(3, ROWS, generator=torch.Generator().manual_seed(0))
+    law = Gap(end_mean=end_mean, end_std=end_std)
+    for single, double in zip(law.pair(uniforms), law.pair(uniforms.double()), strict=True):
+        assert float((single - double).abs().max()) < 1e-3
+        assert float((single - double).abs().mean()) < 1e-5
+
+
+def test_start_and_end_are_each_logit_normal_and_the_end_is_raised_to_the_start():
+    """logit s ~ N(-0.2, 0.8^2), logit t ~ N(1, 0.8^2), t at least s (2512.15657)."""
+    s, t = draw(StartAndEnd())
+    assert distance((torch.logit(s) + 0.2) / 0.8, normal_cdf) < 1.95
+    assert bool((s <= t).all())
+    expected = normal_cdf(torch.tensor(-1.2 / (0.8 * math.sqrt(2)), dtype=torch.float64))  # P(logit t < logit s)
+    share = (s == t).double().mean()
+    assert abs(float(share - expected)) < 4 / math.sqrt(ROWS)
+    free = draw(StartAndEnd(mean=-30))[1]  # s = 0: t is as it was drawn
+    assert distance((torch.logit(free) - 1) / 0.8, normal_cdf) < 1.95
+
+
 def test_meanflows_law_turned_round_is_the_default():
     """r, t = sorted sigmoid(N(-0.4, 1)) in a time that runs to the noise; here s = 1 - t, t = 1 - r (2505.13447)."""
     normal = torch.randn(2, ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -316,6 +353,9 @@ def test_single_precision_times_stay_in_the_unit_interval():
         TowardsData(Square(), 3.0),
         Within(Square(), 0.0, 0.999),
         LogitNormal(Triangle()),
+        Gap(),
+        Gap(end_mean=-9.0, end_std=0.1),
+        StartAndEnd(),
         Interval(),
         LogNormal(Triangle(), Linear()),
         LogNormal(Triangle(), WithNoise(VarianceExploding(5.0, 3.0), 0.6), scale=5.0),
@@ -363,11 +403,13 @@ def test_laws_that_are_refused():
     for power in (0.0, 0.9):
         with pytest.raises(ValueError, match=f"TowardsData needs power >= 1, got {power}"):
             TowardsData(Square(), power)
-    for std in (0.0, -1.0):
+    for std in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"LogitNormal needs std > 0, got {std}"):
             LogitNormal(Square(), 0.0, std)
         with pytest.raises(ValueError, match=f"Interval needs std > 0, got {std}"):
             Interval(0.0, std)
+        with pytest.raises(ValueError, match=f"Gap needs std > 0, got {std}"):
+            Gap(end_std=std)
         with pytest.raises(ValueError, match=f"LogNormal needs std > 0, got {std}"):
             LogNormal(Square(), Linear(), 0.0, std)
 

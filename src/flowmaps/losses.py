@@ -61,7 +61,7 @@ class PseudoHuber(nn.Module):
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
-        if scale is not None and scale <= 0:
+        if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
         self.scale = scale
 
@@ -83,7 +83,7 @@ class Huber(nn.Module):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        if scale <= 0:
+        if not 0 < scale < math.inf:
             raise ValueError(f"Huber needs scale > 0, got {scale}.")
         self.scale = scale
 
@@ -106,7 +106,7 @@ class Cauchy(nn.Module):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        if scale <= 0:
+        if not 0 < scale < math.inf:
             raise ValueError(f"Cauchy needs scale > 0, got {scale}.")
         self.scale = scale
 
@@ -176,7 +176,7 @@ class Constant(Weight):
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"Constant needs value > 0, got {value}.")
         self.value = value
 
@@ -247,7 +247,7 @@ class TowardsNoise(Weight):
 
     def __init__(self, power: float = 0.5) -> None:
         super().__init__()
-        if power <= 0:
+        if not 0 < power < math.inf:
             raise ValueError(f"TowardsNoise needs power > 0, got {power}.")
         self.power = power
 
@@ -266,7 +266,7 @@ class Adaptive(Weight):
 
     def __init__(self, power: float = 1.0, offset: float = 1e-3) -> None:
         super().__init__()
-        if offset <= 0:
+        if not 0 < offset < math.inf:
             raise ValueError(f"Adaptive needs offset > 0, got {offset}.")
         self.power, self.offset = power, offset
 

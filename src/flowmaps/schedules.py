@@ -38,7 +38,7 @@ class Geometric:
     end: float
 
     def __post_init__(self) -> None:
-        if self.start <= 0 or self.end <= 0:
+        if not (0 < self.start < math.inf and 0 < self.end < math.inf):
             raise ValueError(f"Geometric needs start and end > 0, got {self.start} and {self.end}.")
 
     def __call__(self, progress: float) -> float:

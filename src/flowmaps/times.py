@@ -246,9 +246,14 @@ class Gap(Times):
 
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         length = _logit_normal(uniforms[0], self.mean, self.std)
-        below = torch.special.ndtr((torch.logit(length) - self.end_mean) / self.end_std)
-        t = _logit_normal(below + (1 - below) * uniforms[1], self.end_mean, self.end_std)
-        return (t - length).clamp_min(0), t
+        least = (torch.logit(length) - self.end_mean) / self.end_std
+        # by the upper tail, which does not round to one; where it rounds to zero, by exp(-z^2 / 2), its greatest factor
+        above = torch.erfc(least / math.sqrt(2)) / 2 * (1 - uniforms[1])  # special.ndtr rounds to zero
+        far = (least.square() - 2 * torch.log1p(-uniforms[1])).sqrt()
+        furthest = 0.75 * math.sqrt(-2 * math.log(torch.finfo(least.dtype).tiny))
+        z = torch.where(least > furthest, far, -torch.special.ndtri(above))
+        t = torch.maximum(torch.sigmoid(self.end_mean + self.end_std * z), length)
+        return t - length, t
 
 
 @dataclass(frozen=True)
@@ -312,7 +317,7 @@ def _logit_normal(uniform: Tensor, mean: float, std: float) -> Tensor:
 
 
 def _positive_std(name: str, std: float) -> None:
-    if std <= 0:
+    if not 0 < std < math.inf:
         raise ValueError(f"{name} needs std > 0, got {std}.")
 
 

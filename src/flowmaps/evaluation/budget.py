@@ -180,7 +180,9 @@ def train_stage(
     training = _taken(stage, state, seconds, device, turns)
     if peak:  # none where the budget was spent before
         training["mb_per_step"] = round(peak / 1e6, 3)
-    if not finite or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
+    state.guard.read_norms()
+    skipped = state.guard.consecutive_skips >= min(recipe.max_skipped_steps, state.step)  # as `flowmaps train` ends
+    if not finite or skipped or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         training["diverged"] = True
     return training
 

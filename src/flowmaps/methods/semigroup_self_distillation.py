@@ -233,7 +233,12 @@ def soflow(
         share: part of the rows with s = t.
         diagonal: law of t there; logit-normal unless given.
         diagonal_weight: weight of the rows with s = t; adaptive, as in the paper, unless given.
+
+    Raises:
+        ValueError: `first_leg` is out of range.
     """
+    if not callable(first_leg) and not 0 < first_leg <= 1:
+        raise ValueError(f"soflow needs first_leg in (0, 1], got {first_leg}.")
     path, rest = with_defaults(options, times=times.StartAndEnd())
     quotient = Chain(SplitPower(-2.0), Adaptive(1.0, 0.01), SplitPower(1.0), Constant(0.5))
     on_diagonal = diagonal_weight or rest.get("weight", Adaptive(1.0, 0.01))
