@@ -212,11 +212,16 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
-    if options.budget or options.budget_steps:
-        train(recipe(options.samples), options)
-    if not (options.out / RESULT_FILE).exists():
-        parser.error(f"{options.out} has no {RESULT_FILE}: train first, with a --budget above 0")
-    content = read(options.out / RESULT_FILE)
+    try:
+        if options.budget or options.budget_steps is not None:
+            train(recipe(options.samples), options)
+        if not (options.out / RESULT_FILE).exists():
+            parser.error(f"{options.out} has no {RESULT_FILE}: train first, with a --budget above 0")
+        content = read(options.out / RESULT_FILE)
+        if content["recipe"] != recipe().name:
+            parser.error(f"{options.out} has a comparison of {content['recipe']}, not of {recipe().name}")
+    except ValueError as error:
+        parser.error(str(error))
     text = table(content["rows"], content)
     write_atomically(options.out / "paper-table.md", text)
     print(text)

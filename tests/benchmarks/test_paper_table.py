@@ -101,13 +101,27 @@ def choices_of(plan):
 
 @pytest.mark.parametrize(
     "words, said",
-    [(["--seeds", "0"], "--seeds must be at least 1, got 0"), (["--budget", "0"], "has no compare.json: train first")],
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--budget", "0"], "has no compare.json: train first"),
+        (["--budget", "-1"], "--budget must be positive, got -1.0 seconds"),
+        (["--budget-steps", "0"], "--budget-steps must be positive, got 0 steps"),
+        (["--samples", "10"], "must be at least 100"),
+    ],
 )
 def test_bad_options_are_refused_in_a_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         paper_table.main(["--out", str(tmp_path / "out"), *words])
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_another_comparison_makes_no_table(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "compare.json").write_text('{"recipe": "digits", "rows": []}')
+    with pytest.raises(SystemExit):
+        paper_table.main(["--out", str(tmp_path), "--budget", "0"])
+    assert "has a comparison of digits, not of checkerboard-paper" in capsys.readouterr().err
+    assert not (tmp_path / "paper-table.md").exists()
 
 
 @pytest.mark.slow

@@ -77,6 +77,15 @@ def test_the_cost_of_a_step_is_measured(folder: Path):
     assert [method for method, row in rows.items() if row["distilled"]] == ["lmd", "emd", "ayf_lmd"]
 
 
+def test_what_a_method_cannot_take_is_said_before_any_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for command in ("compare", "tune"):
+        words = [command, "checkerboard", "--out", str(tmp_path / "x"), *SMALL]
+        said = refused(capsys, *words, "--methods", "lsd", "tvm", "--off-diagonal-every", "3")
+        assert "tvm cannot be trained with these options: " in said
+        assert "every" in said
+        assert not (tmp_path / "x").exists()
+
+
 # interrupted, resumed -------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +134,7 @@ def test_a_comparison_goes_on_as_it_was_begun(folder: Path, capsys: pytest.Captu
     for change, said in (
         (
             ["--budget", "0.8"],
-            "was begun with --budget 0.4, got --budget 0.8: join it with what it began with, or",
+            "was begun with --budget 0.4, got 0.8: join it with what it began with, or",
         ),
         (["--network.width", "9"], "was begun with --network.width 8, got --network.width 9"),
         (["--teacher-steps", "3"], "was begun with --teacher-steps 4000, got --teacher-steps 3"),
@@ -323,6 +332,7 @@ def test_options_that_are_not_used_are_none(capsys: pytest.CaptureFixture):
         ("--methods all lmd", "--methods all stands alone, got all lmd"),
         ("--budget nan", "--budget must be positive, got nan seconds"),
         ("--budget-steps 0", "--budget-steps must be positive, got 0 steps"),
+        ("--evaluation.steps 1 2 1", "--evaluation.steps"),
         ("--budget 3 --budget-steps 3", "--budget is in seconds and --budget-steps in steps: leave one of them out"),
         (
             "--seeds 0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from program import refused, run
 
 from flowmaps.cli.main import main
 from flowmaps.evaluation import compare
+from flowmaps.evaluation.cells import Cells
 from flowmaps.evaluation.results import Result
 from flowmaps.evaluation.search import Search
 from flowmaps.methods import METHODS
@@ -171,6 +173,11 @@ def test_without_optuna_one_line_says_what_to_install(
 def test_the_picture_has_a_panel_for_each_method(number: int, tmp_path: Path):
     scores = [[1.07, 1.34, 1.53], [1.0, None, 0.3], [None, None, 2.0], [None] * 3, [0.5]][:number]
     rows = [[{"score": score, "settings": {}} for score in row] for row in scores]
+    same = Result([{"score": 0.3}, {"score": 0.3}], [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scores of one value have an axis too
+        (ax,) = (ax for ax in reports.figure({"lsd": same}, "KL").axes if ax.axison)
+    assert ax.get_ylim()[0] < 0.3 < ax.get_ylim()[1]
     figure = reports.figure({f"method {k}": Result(row, []) for k, row in enumerate(rows)}, "KL above its floor [nats]")
     figures.save(figure, tmp_path / "tune.png")
     assert sum(bool(ax.get_title()) for ax in figure.axes) == number
@@ -222,14 +229,24 @@ def test_a_comparison_trains_each_method_at_what_was_found(tmp_path: Path, monke
 
 
 def test_seeds_at_other_settings_found_do_not_join(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any):
-    words = ["compare", "checkerboard", "--methods", "psd", "--out", tmp_path / "x"]
-    (tmp_path / "x" / "cells").mkdir(parents=True)
-    cell = {"method": "psd", "seed": 7, "rows": [{"sampler": "map", "settings": {"diagonal_share": 0.6}}], "curves": {}}
-    (tmp_path / "x" / "cells" / "psd-7.json").write_text(json.dumps(cell))
-    said = refused(capsys, *words, *SMALL)
-    assert "has psd with the settings found --diagonal-share 0.6, got none: choose another --out" in said
+    words = ["compare", "checkerboard", "--methods", "psd", *SMALL, "--evaluation.steps", "1", "--out", tmp_path / "x"]
     monkeypatch.setitem(found.FOUND, "checkerboard", {"psd": {"diagonal_share": 0.6}})
-    assert "the settings found" not in refused(capsys, *words, *SMALL)  # no compare.json
+    run(*words, "--seed", 0)
+    own = (tmp_path / "x" / "compare.json").read_text()
+    assert json.loads(own)["settings"] == {"psd": {"diagonal_share": 0.6}}
+    said = refused(capsys, *words, "--seed", 1, "--diagonal-share", "own")  # given, as it is by default
+    assert "has psd with the settings found --diagonal-share 0.6, got none: choose another --out." in said
+    monkeypatch.setitem(found.FOUND, "checkerboard", {})
+    assert "has psd with the settings found --diagonal-share 0.6, got none" in refused(capsys, *words, "--seed", 1)
+    assert (tmp_path / "x" / "compare.json").read_text() == own
+
+
+def test_two_processes_that_begin_with_other_settings_found_do_not_join(tmp_path: Path):
+    about = {"recipe": "checkerboard", "budget": 1, "options": {}}
+    Cells(tmp_path, about, ("psd", "lsd"), (0,), settings=lambda name: {"diagonal_share": 0.6})  # nothing trained yet
+    with pytest.raises(ValueError, match=r"has psd with the settings found --diagonal-share 0.6, got none"):
+        Cells(tmp_path, about, ("psd",), (1,))
+    Cells(tmp_path, about, ("emd",), (1,))
 
 
 def test_no_method_is_named_outside_methods_and_recipes():

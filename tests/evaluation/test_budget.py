@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flowmaps.data import open_data
 from flowmaps.evaluation import budget
 from flowmaps.evaluation.compare import Comparison
 from flowmaps.guidance import Guidance
+from flowmaps.interpolants import Linear, WithNoise
 from flowmaps.objectives import Loss, MapMatching, VelocityMatching
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import checkerboard
@@ -54,6 +56,49 @@ def test_a_method_is_trained_in_the_precision_of_the_recipe(tmp_path: Path, monk
         budget.train_method(changed, open_data("checkerboard"), 0.05, tmp_path)
         assert seen == {getattr(torch, precision)}
         seen.clear()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_method_that_takes_no_step_has_diverged_however_short_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    evaluate = VelocityMatching.evaluate
+
+    def lost(self: VelocityMatching, inputs: RandomInputs) -> Loss:
+        loss = evaluate(self, inputs)
+        root = (0 * next(self.parameters()).square().sum()).sqrt()  # zero, with a gradient that is not finite
+        return Loss(loss.value * math.nan if where == "loss" else loss.value + root, loss.parts)
+
+    monkeypatch.setattr(VelocityMatching, "evaluate", lost)
+    plan = tiny("flow_matching")
+    assert budget.train_method(plan, open_data("checkerboard"), 4, tmp_path, unit="steps")[2]["diverged"]
+    monkeypatch.setattr(VelocityMatching, "evaluate", evaluate)
+    assert "diverged" not in budget.train_method(plan, open_data("checkerboard"), 4, tmp_path, unit="steps")[2]
+
+
+def test_paths_of_one_kind_with_other_numbers_have_teachers_of_their_own():
+    stage, files = tiny("lmd").stages[0], set()
+    for strength in (0.01, 2.0, 2.0):
+        path = WithNoise(Linear(), strength)
+        objective = VelocityMatching(maps.AverageVelocity(nn.MLP(2)), path)
+        files.add(budget.teacher_file(stage, objective, 1.0, 0))
+    assert len(files) == 2
+    floors = {
+        budget.teacher_file(stage, VelocityMatching(maps.Endpoint(nn.MLP(2), floor), Linear()), 1.0, 0)
+        for floor in (1e-3, 0.1)
+    }
+    assert len(floors) == 2
+
+
+def test_a_teacher_that_is_damaged_is_to_be_deleted(tmp_path: Path):
+    source = open_data("checkerboard")
+    training = budget.train_method(tiny("lmd"), source, 4, tmp_path, unit="steps")[2]
+    path = tmp_path / training["teacher"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"teacher-.* is no safetensors file, .*: delete it, and it is trained again"):
+        budget.train_method(tiny("emd"), source, 4, tmp_path, unit="steps")
+    path.unlink()
+    budget.train_method(tiny("emd"), source, 4, tmp_path, unit="steps")
 
 
 def test_a_teacher_that_is_loaded_is_the_one_that_was_saved(tmp_path: Path):

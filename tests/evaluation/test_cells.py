@@ -61,6 +61,46 @@ def test_methods_of_other_modules_have_files_of_their_own():
     assert not any(mark in name for name in names for mark in '<>:"/\\|?*')  # which Windows does not take
 
 
+def test_rows_whose_files_are_gone_are_not_dropped(tmp_path: Path):
+    found = opened(tmp_path)
+    work(found)
+    with found.joined():
+        pass
+    before = (tmp_path / "compare.json").read_text()
+    assert json.loads(before)["rows"]
+    for path in (tmp_path / "cells").glob("*.json"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(ValueError, match=r"compare.json has rows whose files are gone from .*cells: put them back"):
+        opened(tmp_path)
+    assert (tmp_path / "compare.json").read_text() == before
+    for path in tmp_path.glob("*-*.json"):
+        path.rename(tmp_path / "cells" / path.name)
+    opened(tmp_path)
+    (tmp_path / "cells" / "lmd-0.json").unlink()  # to train one again
+    assert work(opened(tmp_path)) == ["lmd-0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": None},
+        {"curves": []},
+        {"rows": [{"method": "lmd", "sampler": "map"}]},
+        {"rows": [{"method": "lmd", "seed": 1, "sampler": "map"}]},
+        {"rows": [{"method": "lmd", "seed": 0}]},
+        {"rows": [3]},
+    ],
+)
+def test_a_cell_that_was_edited_is_to_be_deleted(tmp_path: Path, change: dict):
+    work(opened(tmp_path))
+    path = tmp_path / "cells" / "lmd-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"lmd-0.json is damaged .*: delete it, and run again"):
+        opened(tmp_path)
+    path.unlink()
+    assert work(opened(tmp_path)) == ["lmd-0"]
+
+
 def test_a_copy_of_a_cell_does_not_count_twice(tmp_path: Path):
     found = Cells(tmp_path, {"recipe": "x", "rows": []}, ["lsd"], [0])
     found.write(Cell("lsd", 0), [], {})

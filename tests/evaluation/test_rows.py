@@ -119,6 +119,17 @@ def test_without_rows_of_the_ode_its_points_are_still_what_the_map_is_measured_a
     assert sum(asked) == SMALL.points * SMALL.solver_steps < SMALL.samples * SMALL.solver_steps
 
 
+def test_a_map_whose_own_ode_has_no_solution_is_measured_all_the_same(tmp_path: Path):
+    class Stiff(Scaling):
+        def average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            return torch.full_like(x, math.nan)
+
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(211, 3)))
+    rows, _ = table(Stiff(), open_data(str(tmp_path / "points.npy")), JUMPS, solvers=())
+    assert [row["sampler"] for row in rows] == ["map", "map"]
+    assert all("energy" in row and "map_error" not in row for row in rows)
+
+
 def test_a_row_of_fewer_samples_has_the_first_ones_and_no_floor(board: Source):
     whole, drawn = table(Scaling(), board, TO_DATA)
     found, fewer = table(Scaling(), board, TO_DATA, fewer={3: 800})

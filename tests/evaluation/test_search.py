@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from flowmaps.data import open_data
 from flowmaps.evaluation import budget, results, search, space
 from flowmaps.evaluation.results import Result, score_of
 from flowmaps.evaluation.search import Search
-from flowmaps.methods import METHODS, LearnsFrom
+from flowmaps.maps import FlowMap
+from flowmaps.methods import METHODS, LearnsFrom, Method, flow_matching
 from flowmaps.runs.changes import of_stage
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Recipe, checkerboard, found
@@ -88,6 +90,23 @@ def test_a_setting_that_is_fixed_is_not_searched_and_one_out_of_range_widens_it(
     assert not {"adaptive_power", "learned_weight"} & fixed
     by_field = {one.field: one for one in space.space_of(plan_of("lsd", diagonal_share=0.97))}
     assert (by_field["diagonal_share"].today, by_field["diagonal_share"].high) == (0.97, 0.97)
+
+
+def test_a_term_that_has_every_nth_step_leaves_shares_that_have_rows_for_it():
+    for every, least in ((1, 0.1), (2, 0.5), (3, 0.67), (4, 0.75)):
+        plan = plan_of("lsd", off_diagonal_every=every)
+        by_field = {one.field: one for one in space.space_of(plan)}
+        assert by_field["diagonal_share"].low == least
+        of_stage(resolve(with_options(plan.recipe, {"diagonal_share": least})))  # which builds the objective
+
+
+def test_a_share_that_the_objective_has_not_is_not_searched(monkeypatch: pytest.MonkeyPatch):
+    def with_share(flow_map: FlowMap, share: float = 0.5, **options: Any) -> Any:
+        return flow_matching(flow_map, **options)
+
+    monkeypatch.setitem(sys.modules, "of_a_user", SimpleNamespace(with_share=Method(with_share)))
+    fields = {one.field for one in space.space_of(plan_of("of_a_user:with_share"))}
+    assert "diagonal_share" not in fields
 
 
 def test_the_average_of_a_target_is_searched_both_ways():
@@ -195,6 +214,8 @@ def test_what_was_found_is_chosen_by_the_final_seeds():
     lucky = [row(a, x, seed=k) for k, x in ((0, 0.3), (1, 0.9), (2, 0.9))]
     assert not Result(trials, [*lucky, row(b, 0.4, seed=0)]).better  # by the seeds that both have
     assert not Result(trials, [row(b, 0.4, seed=0)]).better  # today's are not trained anew yet
+    assert not Result(trials, finals, 3).better  # nor on all seeds
+    assert not Result(trials, [], 3).better
 
 
 # trials, killed and resumed ------------------------------------------------------------------------------------------
@@ -305,9 +326,22 @@ def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: py
     second = Search(tiny(), ("lsd", "psd"), tmp_path, trials=2, budget=0.2, final_seeds=0, resume=True)
     with held:
         taken = [name for name, _ in second.run(say=said.append)]
-    assert (taken, said) == (["psd", "psd"], ["lsd is searched by another process."])
+    assert (taken, said) == (["psd", "psd"], ["lsd: in work in another process, which writes the end of the study."])
     assert [name for name, _ in other.run()] == ["lsd", "lsd"]
     assert {name: len(result.trials) for name, result in other.results().items()} == {"lsd": 2, "psd": 2}
+
+
+def test_what_a_process_that_ended_had_held_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Search, "_train", train)
+    search = Search(tiny(), ("lsd", "psd"), tmp_path, trials=1, budget=0.2, final_seeds=0)
+    held = search.file.take("lsd")
+    assert held is not None
+    taken = []
+    with held:
+        running = search.run()
+        taken.append(next(running)[0])
+    taken += [name for name, _ in running]
+    assert taken == ["psd", "lsd"]
 
 
 def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -328,9 +362,11 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ValueError, match=r"is not empty: choose another --out\.$"):  # --resume cannot go on with it
         Search(tiny(), ("lsd",), tmp_path / "other", budget=0.2, resume=True)
-    (tmp_path / "study.jsonl").write_text('{"recipe"')
-    with pytest.raises(ValueError, match=r"study.jsonl is damaged .*restore it, or choose another --out"):
-        Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True)
+    whole = (tmp_path / "study.jsonl").read_bytes()
+    for damaged in (b'{"recipe"', whole + b"{}\n", whole + b'{"method": "lsd", "trial": 1}\n', whole + b"\xff\n"):
+        (tmp_path / "study.jsonl").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"study.jsonl is damaged .*restore it, or choose another --out"):
+            Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True).results()
 
 
 def test_a_study_keeps_the_settings_that_were_found_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_where_covariances_commute_it_is_the_gap_of_their_roots():
     b = given(normal(6, seed=5), axes @ torch.diag(second) @ axes.T)
     expected = (a.mean - b.mean).square().sum() + (first.sqrt() - second.sqrt()).square().sum()
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_it_is_the_same_where_no_eigenvectors_are_found(monkeypatch: pytest.MonkeyPatch):
+    """Eigenvalues of a matrix of low rank may not converge; those of a covariance are its singular values."""
+    x, y = normal(40, 30), 0.5 + normal(50, 30)
+    x[:, 10:], y[:, 20:] = 0, 0
+    a, b = Statistics.of(x, "x"), Statistics.of(y, "x")
+    expected = frechet_distance(a, b)
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", lost)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_it_is_what_the_root_by_eigenvectors_gives():

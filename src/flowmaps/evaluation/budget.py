@@ -22,6 +22,7 @@ from ..data import Source
 from ..maps import FlowMap, Target
 from ..objectives import Objective, SplitRows
 from ..runs import initial
+from ..runs.changes import in_words
 from ..runs.plan import Plan
 from ..runs.stages import Stage
 from ..storage import models
@@ -115,8 +116,12 @@ def _teacher_from(weights: Path, flow_map: FlowMap) -> Row:
     """Load a teacher that is there: what its training took; an empty row where it is not there."""
     if not weights.exists():
         return {}
-    tensors, extra = models.load_tensors(weights)
-    flow_map.load_state_dict(tensors)
+    try:
+        tensors, extra = models.load_tensors(weights)
+        flow_map.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition(": restore it")[0]
+        raise ValueError(f"{reason}: delete it, and it is trained again.") from None
     return extra["training"]
 
 
@@ -133,8 +138,9 @@ def teacher_file(stage: Stage, objective: Objective, budget: float, seed: int, u
     """The name of a teacher's file, by which methods share one: those with the same map, path, budget, seed, settings
     of the optimiser, times, weight and guidance."""
     kinds = type(objective.flow_map).__name__, type(objective.interpolant).__name__
-    guided = () if objective.guidance is None else (objective.guidance,)
-    settings = repr((stage.optimiser, objective.times, type(objective.weight).__name__, *guided))
+    numbers = {name: value for name, value in vars(objective.flow_map).items() if type(value) in (int, float, str)}
+    parts = in_words(objective.interpolant), in_words(objective.weight), numbers
+    settings = repr((stage.optimiser, objective.times, *parts, objective.guidance))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}-{digest}.safetensors"
 

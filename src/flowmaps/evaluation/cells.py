@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from ..runs.folder import check_new
+from ..runs.recipes.found import in_options
 from ..system.files import write_atomically
 from ..training.guards import LOCK, holder, refuse_link, try_lock
 from .begun import check_same
@@ -24,6 +25,8 @@ from .curves import Curve
 from .measure import Row
 
 RESULT_FILE, CELLS = "compare.json", "cells"
+STEPS = "optimiser steps"
+"""What a budget is in that is not in seconds, in compare.json."""
 SECONDS_BETWEEN_TRIES = 1.0  # of a file that another process holds
 
 
@@ -56,18 +59,27 @@ class Cells:
         folder: where to; empty, missing, or of a comparison that was begun with the same description.
         description: what is compared, in JSON: everything that the cells have in common.
         methods, seeds: of the cells that this process wants done, in order; others may be there already.
+        settings: of a method, what was found for it (`flowmaps tune`), which all its seeds have in common; an empty row
+            where nothing was.
         resume: refuse to begin a new comparison.
 
     Attributes:
         wanted: the cells of this process, all methods of a seed before the next seed.
 
     Raises:
-        ValueError: the folder has something else in it, or a comparison that was begun otherwise, or is damaged; or
-            there is nothing to resume.
+        ValueError: the folder has something else in it, or a comparison that was begun otherwise, or is damaged; or a
+            method has other settings there; or there is nothing to resume.
     """
 
     def __init__(
-        self, folder: Path, description: Row, methods: Sequence[str], seeds: Sequence[int], *, resume: bool = False
+        self,
+        folder: Path,
+        description: Row,
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        settings: Callable[[str], Row] = lambda _: {},
+        resume: bool = False,
     ) -> None:
         self.folder, self.description = folder, description
         self.wanted = [Cell(method, seed) for seed in seeds for method in methods]
@@ -80,9 +92,25 @@ class Cells:
             check_new(folder, resumable=False)
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
         with self._locked():
-            old = self._read() if (folder / RESULT_FILE).exists() else {"methods": [], "seeds": []}
+            none: dict[str, Any] = {"methods": [], "seeds": [], "rows": []}
+            old = self._read() if (folder / RESULT_FILE).exists() else none
+            if old["rows"] and not any((folder / CELLS).glob("*.json")):
+                raise ValueError(
+                    f"{folder / RESULT_FILE} has rows whose files are gone from {folder / CELLS}: put them back, or "
+                    "choose another --out."
+                )
             self.methods = list(dict.fromkeys([*old["methods"], *methods]))
             self.seeds = sorted({*old["seeds"], *seeds})
+            self.settings = _settings_of(folder) | old.get("settings", {})
+            for method in methods:
+                now, before = settings(method), self.settings.setdefault(method, settings(method))
+                if before != now:
+                    words = (in_options(options) or "none" for options in (before, now))
+                    raise ValueError(
+                        "{} has {} with the settings found {}, got {}: choose another --out.".format(
+                            folder, method, *words
+                        )
+                    )
             self._write()
 
     def path(self, cell: Cell) -> Path:
@@ -125,12 +153,13 @@ class Cells:
         """
         with self._locked():
             old = self._read()  # another process may have come with more methods or seeds
-            self.methods, self.seeds = old["methods"], old["seeds"]
+            self.methods, self.seeds, self.settings = old["methods"], old["seeds"], old.get("settings", {})
             yield self._write()
 
     def _write(self) -> list[Row]:
         rows = rows_of(self.folder, self.methods)
-        content = {**self.description, "methods": self.methods, "seeds": self.seeds, "rows": rows}
+        common = {"methods": self.methods, "seeds": self.seeds, "settings": self.settings}
+        content = {**self.description, **common, "rows": rows}
         write_atomically(self.folder / RESULT_FILE, json.dumps(content, indent=1) + "\n")
         return rows
 
@@ -165,7 +194,10 @@ class Cells:
             raise ValueError(f"{path} is damaged (it is no comparison): choose another --out.")
         if not {"methods", "seeds"} <= content.keys():
             raise ValueError(f"{path} is of an earlier version, which had one seed: choose another --out.")
+        if not all(isinstance(content[name], list) for name in ("methods", "seeds", "rows")):
+            raise ValueError(f"{path} is damaged (its methods, seeds or rows are no list): choose another --out.")
         words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
+        words["budget"] = "--budget-steps" if self.description.get("budget_in") == STEPS else "--budget"
         check_same(self.folder, content, self.description, words, "join it")
         return content
 
@@ -185,7 +217,7 @@ def read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): delete it, or choose another --out.") from None
+        raise ValueError(f"{path} is damaged ({error!r}): restore it, or choose another --out.") from None
 
 
 def rows_of(folder: Path, methods: Sequence[str]) -> list[Row]:
@@ -205,14 +237,32 @@ def contents(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a cell is damaged.
     """
-    found = {path: read(path) for path in sorted((folder / CELLS).glob("*.json"))}
-    for path, content in found.items():
-        if not isinstance(content, dict) or not {"method", "seed", "rows", "curves"} <= content.keys():
-            raise ValueError(f"{path} is damaged (it is no cell of a comparison): delete it, and run again.")
+    found = dict[Path, Any]()
+    for path in sorted((folder / CELLS).glob("*.json")):
+        try:
+            found[path] = content = json.loads(path.read_text(encoding="utf-8"))
+            _check_cell(content)
+        except (ValueError, TypeError, KeyError) as error:  # of which a damaged text is one
+            raise ValueError(f"{path} is damaged ({error!r}): delete it, and run again.") from None
         name = Cell(content["method"], content["seed"]).name
         if path.stem != name:  # a copy would count twice
             raise ValueError(f"{path} has the rows of {name}: call it {name}.json, or delete it.")
     return list(found.values())
+
+
+def _check_cell(content: Any) -> None:
+    """Raise an error if a file is not that of a cell."""
+    named = content["method"], content["seed"]
+    if not isinstance(content["curves"], dict) or not isinstance(content["rows"], list):
+        raise ValueError("it is no cell of a comparison")
+    if any((row["method"], row["seed"]) != named or not isinstance(row["sampler"], str) for row in content["rows"]):
+        raise ValueError("its rows are those of another cell")
+
+
+def _settings_of(folder: Path) -> dict[str, Row]:
+    """The settings found that the cells of each method were trained with, as their rows have them."""
+    trained = [content for content in contents(folder) if content["rows"]]
+    return {content["method"]: content["rows"][0].get("settings", {}) for content in trained}
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from types import MappingProxyType
 
 from ..data import Board, Source, fingerprint
 from ..maps import FlowMap
+from ..runs.changes import lines
 from ..runs.folder import open_source
 from ..runs.plan import Plan, resolve
 from ..runs.recipes import Recipe, for_method
-from ..runs.recipes.found import found_in, in_options
+from ..runs.recipes.found import found_in
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
 from .budget import Unit, shares, train_method
-from .cells import Cell, Cells, contents
+from .cells import STEPS, Cell, Cells
 from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .rows import metrics_rows
@@ -97,27 +98,13 @@ class Comparison:
         self.ode_rows, self.fewer = methods if ode_rows is None else ode_rows, fewer
         described = _description(recipe, budget, unit)
         self.source = open_source(recipe).to(pick_device(recipe.device))
-        self._check_settings()
-        self._cells = Cells(folder, described, tuple(methods), seeds, resume=resume)
+        for cell, plan in self.plans.items():
+            if cell.seed == seeds[0]:
+                check_objectives(cell.method, plan, self.source)
+        settings = lambda name: found_in(self.plans[Cell(name, seeds[0])].recipe)  # noqa: E731
+        self._cells = Cells(folder, described, tuple(methods), seeds, settings=settings, resume=resume)
         self.rows: list[Row] = []
         self._inputs: tuple[int, EvaluationInputs] | None = None
-
-    def _check_settings(self) -> None:
-        """Refuse a method that has been trained there at other settings found, as those of another table of them.
-
-        Raises:
-            ValueError: its seeds would not be alike.
-        """
-        here = {cell.method: found_in(plan.recipe) for cell, plan in self.plans.items()}
-        for content in contents(self.folder):
-            name, row = content["method"], next(iter(content["rows"]), {})
-            before = row.get("settings", {})
-            if name in here and before != here[name]:
-                old, new = (in_options(options) or "none" for options in (before, here[name]))
-                raise ValueError(
-                    f"{self.folder} has {name} with the settings found {old}, got {new}: choose another --out, or "
-                    f"give the settings as options."
-                )
 
     def train(
         self, watch: Watch = quiet, say: Callable[[str], None] = print
@@ -142,7 +129,8 @@ class Comparison:
             yield cell, samples
         with self.joined() as rows:
             measured = any(_is_measured(row) for row in rows)
-        if rows and not measured:
+            done = all(self._cells.path(cell).exists() for cell in self._cells.wanted)
+        if rows and done and not measured:
             raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
     @contextmanager
@@ -183,6 +171,18 @@ class Comparison:
 
 def _plan(recipe: Recipe, method: str, given: Collection[str]) -> Plan:
     return resolve(for_method(recipe, method, given))
+
+
+def check_objectives(name: str, plan: Plan, source: Source) -> None:
+    """Refuse a method whose objective cannot be made with the options of its recipe, before others are trained.
+
+    Raises:
+        ValueError: it is so.
+    """
+    try:
+        lines(plan, source.classes, source.units.condition_dim)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be trained with these options: {error}") from None
 
 
 def check_different(option: str, values: Sequence[object]) -> None:
@@ -233,6 +233,6 @@ def _description(recipe: Recipe, budget: float, unit: Unit) -> Row:
     fields = dataclasses.asdict(recipe).items()
     options = {name: value for name, value in fields if name not in (*UNUSED_FIELDS, "seed")}
     clock = "CPU time of the training process" if pick_device(recipe.device).type == "cpu" else "wall clock"
-    counted = f"seconds of {clock}, without compilation" if unit == "seconds" else "optimiser steps"
+    counted = f"seconds of {clock}, without compilation" if unit == "seconds" else STEPS
     description = {"recipe": recipe.name, "budget_in": counted, "budget": budget, "options": options}
     return json.loads(json.dumps(description | {"data_sha256": fingerprint(recipe.data)}))

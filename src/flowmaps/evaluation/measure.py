@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,7 +43,8 @@ class EvaluationInputs:
             these, as samples with theirs. `None` for data without such.
         flow: X_{0,1} of the first points of `x0`, by data:
             checkerboard: of the exact flow.
-            other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either.
+            other points: of the teacher's flow, or of the map's own velocity, solved to 1e-6; `None` without either, or
+                where it cannot be solved.
             images: the teacher's samples by the first solver; `None` until they are measured.
         floor: KL of as many exact samples, where the law is known.
         teacher: of points of the checkerboard, the first samples of the teacher's ODE, once they are measured.
@@ -110,7 +112,7 @@ def evaluation_inputs(
     starts, labels = x0[: settings.points], on_each(cond, lambda value: value[: settings.points])
     flow = None
     if teacher is not None or isinstance(source, Board):
-        with torch.inference_mode():
+        with torch.inference_mode(), suppress(ValueError):  # of an ODE that no step is small enough for
             labels = on_each(labels, lambda value: value.to(device))
             flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None

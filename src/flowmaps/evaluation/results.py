@@ -31,10 +31,12 @@ class Result:
     Attributes:
         trials: its trials in order, each with `settings` and `score`, which is `None` where it diverged.
         finals: its trainings on final seeds.
+        final_seeds: how many of them each of the two settings is to have.
     """
 
     trials: Sequence[Row]
     finals: Sequence[Row]
+    final_seeds: int = 0
 
     @property
     def today(self) -> Row:
@@ -55,12 +57,14 @@ class Result:
         """Whether the settings found are better than today's: worse on none of the final seeds that both have, whose
         data and noise are the same for both, and better on one at least.
 
-        Without a final seed by the score alone.
+        Not before all final seeds have been trained; where none is wanted, by the score alone.
         """
         if self.best is self.today:
             return False
         new, old = (self.scores(row["settings"]) for row in (self.best, self.today))
         pairs = [(new[seed], old[seed]) for seed in new.keys() & old.keys()]
+        if len(pairs) < self.final_seeds:
+            return False
         if not pairs:
             return not self.finals
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -23,7 +23,7 @@ from ..runs.recipes.found import FOUND, Options, fields_of, with_options
 from ..system.devices import pick_device
 from ..system.progress import Watch, quiet
 from .budget import clock_of, train_method
-from .compare import UNUSED_FIELDS, check_different, measure_method
+from .compare import UNUSED_FIELDS, check_different, check_objectives, measure_method
 from .measure import EvaluationInputs, Row, evaluation_inputs
 from .results import Result, as_number, score_of
 from .space import import_optuna, propose, space_of
@@ -74,9 +74,10 @@ class Search:
         self.final_seeds, self.fixed = final_seeds, sorted(own.keys() & set(given))
         device = pick_device(recipe.device)
         self.clock = clock_of(device).__name__
-        for method in methods:
-            resolve(replace(recipe, method=method))
+        plans = {method: resolve(replace(recipe, method=method)) for method in methods}
         self.source = open_source(recipe).to(device)
+        for method, plan in plans.items():
+            check_objectives(method, plan, self.source)
         options = {name: value for name, value in own.items() if name not in UNUSED_FIELDS}
         about = {"recipe": recipe.name, "budget": budget, "clock": self.clock, "fixed": self.fixed}
         about |= {"found": FOUND.get(recipe.name, {}), "options": options, "data_sha256": fingerprint(recipe.data)}
@@ -101,7 +102,9 @@ class Search:
         names = dict.fromkeys((*self.methods, *(row["method"] for row in rows)))
         mine = {name: [row for row in rows if row["method"] == name] for name in names}
         return {
-            name: Result([row for row in own if "trial" in row], [row for row in own if "seed" in row])
+            name: Result(
+                [row for row in own if "trial" in row], [row for row in own if "seed" in row], self.final_seeds
+            )
             for name, own in mine.items()
             if own
         }
@@ -116,15 +119,21 @@ class Search:
         Yields:
             The method, and the line.
         """
-        for method in self.methods:
-            taken = self.file.take(method)
-            if taken is None:
-                say(f"{method} is searched by another process.")
-                continue
-            with taken:
-                for row in self._of_method(method, watch):
-                    self.file.add(row)
-                    yield method, row
+        left, held = list(self.methods), list[str]()
+        while left and left != held:  # what another process held may be free, and unfinished, when the others are done
+            held = left
+            left = []
+            for method in held:
+                taken = self.file.take(method)
+                if taken is None:
+                    left.append(method)
+                    continue
+                with taken:
+                    for row in self._of_method(method, watch):
+                        self.file.add(row)
+                        yield method, row
+        if left:
+            say(f"{', '.join(left)}: in work in another process, which writes the end of the study.")
 
     def _of_method(self, method: str, watch: Watch) -> Iterator[Row]:
         """The lines that the study has not of a method."""

@@ -13,6 +13,7 @@ Whether a setting acts on a method is told from the objective that the recipe ma
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,10 @@ def _settings(plan: Plan, words: Callable[[Plan], Words]) -> Iterator[Setting]:
         return words(resolve(with_options(plan.recipe, {**plain, field: value}))) != unlearned
 
     yield _rate(plan, today)
-    if method.takes("share"):
-        share = today["diagonal_share"]
-        yield _number("diagonal_share", float(here["share"]) if share == "own" else share, 0.1, 0.9)
+    if method.takes("share") and "share" in here:
+        share, every = today["diagonal_share"], plan.recipe.off_diagonal_every
+        least = max(0.1, math.ceil(100 * (1 - 1 / every)) / 100)  # rows enough for a term that has every n-th step
+        yield _number("diagonal_share", float(here["share"]) if share == "own" else share, least, 0.9)
     if acts("from_noise_share", 0.111):
         yield _number("from_noise_share", today["from_noise_share"], 0.0, 0.75)
     if acts("learned_weight", True):
@@ -110,7 +112,7 @@ def _rate(plan: Plan, today: Options) -> Setting:
     """The learning rate of the map, by a field on which no earlier stage depends that several trials share."""
     if plan.method.distils:
         field = "map_rate_scale"
-    elif "teacher" in plan.method.stages:
+    elif plan.method.lower_rate and any(stage.name == "teacher" for stage in plan.stages):  # or of a warm-up
         field = "unstable_rate_scale"
     else:
         field = "optimiser.learning_rate"

@@ -31,6 +31,8 @@ WORDS = {
     "fixed": "these fields given as options,",
 }
 """What the entries about a study are that are no options."""
+LINE = {"method", "settings", "score", "seconds", "rows"}
+"""What every line but the first has, beside its trial or its final seed."""
 UNCOMPARED = ("found",)
 """Entries about a study that a process takes from the file."""
 
@@ -87,11 +89,12 @@ class StudyFile:
             return None
 
     def _read(self) -> list[Row]:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
         try:
-            found = [json.loads(line) for line in lines]
+            found = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
             if not found or not all(isinstance(row, dict) for row in found):
                 raise ValueError("a line is no object")
+            if any(not row.keys() >= LINE or row.keys().isdisjoint({"trial", "seed"}) for row in found[1:]):
+                raise ValueError("a line is no training")
         except ValueError as error:
             raise ValueError(f"{self.path} is damaged ({error}): restore it, or choose another --out.") from None
         return found

@@ -231,7 +231,10 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 
 def _root(cov: Tensor) -> Tensor:
     """A matrix R with R R^T = C, `(D, D)`; eigenvalues of C that are zero up to rounding count as zero."""
-    values, vectors = torch.linalg.eigh(cov)
+    try:
+        values, vectors = torch.linalg.eigh(cov)
+    except RuntimeError:  # does not converge for some matrices of low rank
+        vectors, values, _ = torch.linalg.svd(cov)
     floor = values.abs().max() * len(cov) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > floor, values, 0.0).sqrt()
 

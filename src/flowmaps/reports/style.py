@@ -162,6 +162,8 @@ def value_axis(ax: Axes, values: Sequence[float]) -> None:
     if min(values) > 0:
         ax.set_yscale("log")
         ax.margins(y=0.15)
+        if min(values) == max(values):  # no range to take a margin of
+            ax.update_datalim([(ax.dataLim.x0, values[0] / 1.5), (ax.dataLim.x0, values[0] * 1.5)])
         tidy_log(ax.yaxis, *ax.get_ylim())
     else:
         ax.axhline(0, color=FAINT, lw=0.8)
