@@ -196,8 +196,8 @@ def shown(values: list[float | None]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    about, shown = (__doc__ or "").partition("\n")[0], argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=about, formatter_class=shown)
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the comparison")
     parser.add_argument("--rows", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="rows to train")
     parser.add_argument("--budget", type=float, default=750.0, help="seconds of training a method; 0 to train nothing")

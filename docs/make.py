@@ -34,7 +34,7 @@ from flowmaps.reports.tables import comparison_summary
 ROOT = Path(__file__).resolve().parent.parent
 CAPTION = "Two minutes on the checkerboard, at the settings of the recipe, which are not all the method's defaults."
 MEASURED = (
-    "Mean ± standard deviation over the seeds, less is better; rank: the places that they leave open among the methods "
+    "Mean ± standard deviation over the seeds, less is better; rank: that which the spread allows among the methods "
     "compared. Budget and command: [side by side](../choosing.md#side-by-side)."
 )
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"
@@ -153,17 +153,18 @@ def measured(name: str, results: Path) -> list[str]:
     for folder in sorted(path.parent for path in results.glob(f"compare-*/{RESULT_FILE}")):
         title, heading, lines = summary(folder)
         if name in lines:
-            parts += [f"{title}:", table(heading[1:], [lines[name]])]
+            parts += [f"{title}:", table(heading, [lines[name]])]
     return parts
 
 
 @cache
 def summary(folder: Path) -> tuple[str, list[str], dict[str, list[str]]]:
-    """A comparison: its data and metric, the heading of its table, and the rest of each method's line."""
+    """A comparison: its data and metric, the heading of its table, and each method's line."""
     content = read(folder / RESULT_FILE)
     heading, lines = comparison_summary(content["rows"])
     metric = quality_words(content["rows"], quality_key(content["rows"]))
-    return f"{content['recipe']}, {metric}", heading, {method.split(" ")[0]: rest for method, *rest in lines}
+    methods = dict.fromkeys(row["method"] for row in content["rows"])
+    return f"{content['recipe']}, {metric}", heading, dict(zip(methods, lines, strict=True))
 
 
 # the index ------------------------------------------------------------------------------------------------------------

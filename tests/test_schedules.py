@@ -109,5 +109,5 @@ def test_a_geometric_schedule_has_equal_ratios():
 
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, -1.0)])
 def test_a_geometric_schedule_needs_positive_ends(ends: tuple[float, float]):
-    with pytest.raises(ValueError, match="Geometric needs start and end > 0, got"):
+    with pytest.raises(ValueError, match="Geometric needs finite start and end > 0, got"):
         schedules.Geometric(*ends)

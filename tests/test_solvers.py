@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowmaps.exact import Gaussian
 from flowmaps.interpolants import Trigonometric
 from flowmaps.maps import AverageVelocity
-from flowmaps.solvers import ADAPTIVE, FIXED, SolverFlow, integrate
+from flowmaps.solvers import ADAPTIVE, FIXED, SolverFlow, Unsolvable, integrate
 
 EXACT = Gaussian([0.5, -1.0, 2.0], [[0.4, 0.1, 0.0], [0.1, 0.6, 0.0], [0.0, 0.0, 0.2]], interpolant=Trigonometric())
 STAGES = {"euler": 1, "midpoint": 2, "heun2": 2, "rk4": 4}
@@ -239,3 +239,10 @@ def test_settings_that_are_refused():
         flow(x, s, t + 1)
     with pytest.raises(ValueError, match=r"s must have shape \(7,\)"):
         flow(x, s[:1], t)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_velocity_that_is_no_number_has_no_solution_and_the_words_say_so(bad: float):
+    flow = SolverFlow(lambda x, t, cond=None: torch.full_like(x, bad))
+    with pytest.raises(Unsolvable, match=r"dopri5 found no step .* the velocity has values that are not finite"):
+        flow(torch.zeros(3, 2), torch.zeros(3), torch.ones(3))

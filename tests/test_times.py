@@ -404,13 +404,13 @@ def test_laws_that_are_refused():
         with pytest.raises(ValueError, match=f"TowardsData needs power >= 1, got {power}"):
             TowardsData(Square(), power)
     for std in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"LogitNormal needs std > 0, got {std}"):
+        with pytest.raises(ValueError, match=f"LogitNormal needs a finite std > 0, got {std}"):
             LogitNormal(Square(), 0.0, std)
-        with pytest.raises(ValueError, match=f"Interval needs std > 0, got {std}"):
+        with pytest.raises(ValueError, match=f"Interval needs a finite std > 0, got {std}"):
             Interval(0.0, std)
-        with pytest.raises(ValueError, match=f"Gap needs std > 0, got {std}"):
+        with pytest.raises(ValueError, match=f"Gap needs a finite std > 0, got {std}"):
             Gap(end_std=std)
-        with pytest.raises(ValueError, match=f"LogNormal needs std > 0, got {std}"):
+        with pytest.raises(ValueError, match=f"LogNormal needs a finite std > 0, got {std}"):
             LogNormal(Square(), Linear(), 0.0, std)
 
 

@@ -6,6 +6,7 @@ pairing, not the laws of x0 and x1 (but `FlowPairs` replaces x1 by samples of a 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -41,8 +42,8 @@ class Normal(Base):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"Normal needs scale > 0, got {self.scale}.")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"Normal needs a finite scale > 0, got {self.scale}.")
 
     @property
     def std(self) -> float:

@@ -295,8 +295,8 @@ class WithNoise(Interpolant):
     scale: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"WithNoise needs scale > 0, got {self.scale}: use the path itself for no noise.")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"WithNoise needs a finite scale > 0, got {self.scale}: use the path itself for no noise.")
         if self.path.noisy:
             raise ValueError(f"{self.path} already has latent noise: pass the path inside it, and one scale.")
 

@@ -62,7 +62,7 @@ class PseudoHuber(nn.Module):
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
         if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"PseudoHuber needs scale > 0, got {scale}.")
+            raise ValueError(f"PseudoHuber needs a finite scale > 0, got {scale}.")
         self.scale = scale
 
     def forward(self, residual: Batch) -> Time:
@@ -84,7 +84,7 @@ class Huber(nn.Module):
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         if not 0 < scale < math.inf:
-            raise ValueError(f"Huber needs scale > 0, got {scale}.")
+            raise ValueError(f"Huber needs a finite scale > 0, got {scale}.")
         self.scale = scale
 
     def forward(self, residual: Batch) -> Time:
@@ -107,7 +107,7 @@ class Cauchy(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
         if not 0 < scale < math.inf:
-            raise ValueError(f"Cauchy needs scale > 0, got {scale}.")
+            raise ValueError(f"Cauchy needs a finite scale > 0, got {scale}.")
         self.scale = scale
 
     def forward(self, residual: Batch) -> Time:
@@ -177,7 +177,7 @@ class Constant(Weight):
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
         if not 0 < value < math.inf:
-            raise ValueError(f"Constant needs value > 0, got {value}.")
+            raise ValueError(f"Constant needs a finite value > 0, got {value}.")
         self.value = value
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
@@ -248,7 +248,7 @@ class TowardsNoise(Weight):
     def __init__(self, power: float = 0.5) -> None:
         super().__init__()
         if not 0 < power < math.inf:
-            raise ValueError(f"TowardsNoise needs power > 0, got {power}.")
+            raise ValueError(f"TowardsNoise needs a finite power > 0, got {power}.")
         self.power = power
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:
@@ -267,7 +267,7 @@ class Adaptive(Weight):
     def __init__(self, power: float = 1.0, offset: float = 1e-3) -> None:
         super().__init__()
         if not 0 < offset < math.inf:
-            raise ValueError(f"Adaptive needs offset > 0, got {offset}.")
+            raise ValueError(f"Adaptive needs a finite offset > 0, got {offset}.")
         self.power, self.offset = power, offset
 
     def forward(self, distance: Time, s: Time, t: Time, split: Time | None = None) -> Time:

@@ -39,7 +39,7 @@ class Geometric:
 
     def __post_init__(self) -> None:
         if not (0 < self.start < math.inf and 0 < self.end < math.inf):
-            raise ValueError(f"Geometric needs start and end > 0, got {self.start} and {self.end}.")
+            raise ValueError(f"Geometric needs finite start and end > 0, got {self.start} and {self.end}.")
 
     def __call__(self, progress: float) -> float:
         return self.start * (self.end / self.start) ** progress

@@ -28,6 +28,10 @@ TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
 FIXED = tuple(TABLEAUS)
 
 
+class Unsolvable(ValueError):
+    """No step of an adaptive method is small enough for its tolerance."""
+
+
 def integrate(
     velocity: Field,
     x: Batch,
@@ -58,11 +62,13 @@ def integrate(
         The points at `t`, `(B, *shape)`.
 
     Raises:
-        ValueError: the method is unknown, `steps` does not go with it, or no step is small enough.
+        ValueError: the method is unknown, `steps` does not go with it, or no step is small enough (`Unsolvable`).
     """
     _check(method, steps)
 
     def field(tau: Tensor, y: Tensor) -> Tensor:
+        if steps is None and bool(tau.isnan()):  # what a step becomes after values that are no numbers
+            raise AssertionError("the step is nan")
         return like(t - s, y) * velocity(y, torch.lerp(s, t, tau.to(s.dtype).clamp(0, 1)), cond)
 
     if steps is not None:
@@ -75,7 +81,7 @@ def integrate(
     try:
         return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
     except AssertionError as error:  # what torchdiffeq raises if its step becomes too small
-        raise ValueError(
+        raise Unsolvable(
             f"{method} found no step that meets rtol={rtol:g}, atol={atol:g} ({error}): the velocity has values that "
             f"are not finite, or is too stiff; take a fixed-step method, or a larger tolerance."
         ) from None

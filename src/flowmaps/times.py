@@ -318,7 +318,7 @@ def _logit_normal(uniform: Tensor, mean: float, std: float) -> Tensor:
 
 def _positive_std(name: str, std: float) -> None:
     if not 0 < std < math.inf:
-        raise ValueError(f"{name} needs std > 0, got {std}.")
+        raise ValueError(f"{name} needs a finite std > 0, got {std}.")
 
 
 def grid(steps: int, start: float = 0.0, end: float = 1.0) -> list[float]:

@@ -16,7 +16,6 @@ from program import refused, run
 
 from flowmaps.cli.main import main
 from flowmaps.evaluation import compare
-from flowmaps.evaluation.cells import Cells
 from flowmaps.evaluation.results import Result
 from flowmaps.evaluation.search import Search
 from flowmaps.methods import METHODS
@@ -239,14 +238,6 @@ def test_seeds_at_other_settings_found_do_not_join(tmp_path: Path, capsys: pytes
     monkeypatch.setitem(found.FOUND, "checkerboard", {})
     assert "has psd with the settings found --diagonal-share 0.6, got none" in refused(capsys, *words, "--seed", 1)
     assert (tmp_path / "x" / "compare.json").read_text() == own
-
-
-def test_two_processes_that_begin_with_other_settings_found_do_not_join(tmp_path: Path):
-    about = {"recipe": "checkerboard", "budget": 1, "options": {}}
-    Cells(tmp_path, about, ("psd", "lsd"), (0,), settings=lambda name: {"diagonal_share": 0.6})  # nothing trained yet
-    with pytest.raises(ValueError, match=r"has psd with the settings found --diagonal-share 0.6, got none"):
-        Cells(tmp_path, about, ("psd",), (1,))
-    Cells(tmp_path, about, ("emd",), (1,))
 
 
 def test_no_method_is_named_outside_methods_and_recipes():

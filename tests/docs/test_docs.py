@@ -83,7 +83,9 @@ def test_residuals_are_drawn_from_the_cells_of_comparisons(monkeypatch: pytest.M
         cells = tmp_path / f"compare-{data}" / "cells"
         cells.mkdir(parents=True)
         row = {"method": "lmd", "seed": 0, "sampler": "map", "steps": 1, "kl": 0.35, "kl_floor": 0.1}
-        (cells.parent / "compare.json").write_text(json.dumps({"recipe": data, "rows": [row, {**row, "seed": 1}]}))
+        lost = {"method": "lmd", "seed": 2, "sampler": "map", "diverged": True}
+        rows = [row, {**row, "seed": 1}, lost]
+        (cells.parent / "compare.json").write_text(json.dumps({"recipe": data, "rows": rows}))
         for seed in range(seeds):
             curve = {"step": [10 * k for k in range(1, 101)], "lagrangian": [None, *(1 / k for k in range(1, 100))]}
             cell = {"method": "lmd", "seed": seed, "rows": [], "curves": {"teacher": curve, "map": curve}}
@@ -103,8 +105,8 @@ def test_residuals_are_drawn_from_the_cells_of_comparisons(monkeypatch: pytest.M
     page = make.page("lmd", tmp_path)
     assert "![Residuals of lmd](../images/residuals/lmd.png)" in page
     assert residuals.CAPTION in page
-    assert "checkerboard, KL above floor [nats]:\n\n| 1 step | " in page
-    assert "| 0.2500±0.0000 |" in page
+    assert "checkerboard, KL above floor [nats]:\n\n| method | 1 step | " in page
+    assert "| lmd (1 of 3 diverged) | 0.2500±0.0000 |" in page
     other = make.page("emd", tmp_path)
     assert "Residuals of" not in other
     assert "## Measured" not in other

@@ -90,12 +90,30 @@ def test_paths_of_one_kind_with_other_numbers_have_teachers_of_their_own():
     assert len(floors) == 2
 
 
+def test_the_name_of_a_teacher_stays():
+    """Under another name a comparison or search that goes on would train its teacher again, and mix the two."""
+    stage = resolve(replace(checkerboard(), method="lmd")).stages[0]
+    objective = stage.build(maps.AverageVelocity(nn.MLP(2)), None)
+    assert budget.teacher_file(stage, objective, 24, 0) == (
+        "teacher-AverageVelocity-Linear-24-seconds-0-7d208d.safetensors"
+    )
+
+
+def test_a_teacher_of_another_network_is_told(tmp_path: Path):
+    source = open_data("checkerboard")
+    budget.train_method(tiny("lmd"), source, 4, tmp_path, unit="steps")
+    other = tiny("emd")
+    wider = resolve(replace(other.recipe, network=replace(other.recipe.network, width=9)))
+    with pytest.raises(ValueError, match="is the teacher of another network: compare methods of unlike networks in"):
+        budget.train_method(wider, source, 4, tmp_path, unit="steps")
+
+
 def test_a_teacher_that_is_damaged_is_to_be_deleted(tmp_path: Path):
     source = open_data("checkerboard")
     training = budget.train_method(tiny("lmd"), source, 4, tmp_path, unit="steps")[2]
     path = tmp_path / training["teacher"]
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"teacher-.* is no safetensors file, .*: delete it, and it is trained again"):
+    with pytest.raises(ValueError, match=r"teacher-.* is damaged: delete it, and it is trained again"):
         budget.train_method(tiny("emd"), source, 4, tmp_path, unit="steps")
     path.unlink()
     budget.train_method(tiny("emd"), source, 4, tmp_path, unit="steps")

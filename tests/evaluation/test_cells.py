@@ -70,14 +70,57 @@ def test_rows_whose_files_are_gone_are_not_dropped(tmp_path: Path):
     assert json.loads(before)["rows"]
     for path in (tmp_path / "cells").glob("*.json"):
         path.rename(tmp_path / path.name)
-    with pytest.raises(ValueError, match=r"compare.json has rows whose files are gone from .*cells: put them back"):
-        opened(tmp_path)
+    with pytest.raises(ValueError, match=r"has rows of lmd-1, psd-1, whose files are gone from .*cells: put them back"):
+        opened(tmp_path, seeds=(0,))
     assert (tmp_path / "compare.json").read_text() == before
     for path in tmp_path.glob("*-*.json"):
         path.rename(tmp_path / "cells" / path.name)
     opened(tmp_path)
     (tmp_path / "cells" / "lmd-0.json").unlink()  # to train one again
+    with pytest.raises(ValueError, match=r"has rows of lmd-0, whose files are gone from .*train these too"):
+        opened(tmp_path, ("psd",))
     assert work(opened(tmp_path)) == ["lmd-0"]
+
+
+def test_the_only_cell_is_trained_again_after_its_file_was_deleted(tmp_path: Path):
+    found = opened(tmp_path, ("lmd",), (0,))
+    work(found)
+    with found.joined():
+        pass
+    found.path(Cell("lmd", 0)).unlink()
+    assert work(opened(tmp_path, ("lmd",), (0,))) == ["lmd-0"]
+
+
+A, B = {"diagonal_share": 0.6}, {"diagonal_share": 0.7}
+
+
+def with_settings(folder: Path, settings: dict, seed: int) -> Cells:
+    return Cells(folder, ABOUT, ("psd", "lmd"), (seed,), settings={"psd": settings})
+
+
+def written(cell: Cell, settings: dict) -> list[dict]:
+    return [{"sampler": "map", "steps": 1, "kl": 1.0, "settings": settings}] if cell.method == "psd" else []
+
+
+def test_settings_hold_while_a_method_is_trained_and_once_it_is_and_not_before(tmp_path: Path):
+    said = "has psd with the settings found --diagonal-share 0.6, got --diagonal-share 0.7: choose another --out"
+    with_settings(tmp_path, A, 0)  # interrupted before it trained anything
+    other = with_settings(tmp_path, B, 1)
+    training = with_settings(tmp_path, A, 0).take(print)
+    assert next(training) == Cell("psd", 0)
+    with pytest.raises(ValueError, match=said):  # who comes while it is trained
+        with_settings(tmp_path, B, 1)
+    with pytest.raises(ValueError, match=said):  # and who had come before
+        next(other.take(print))
+    training.close()
+    done = with_settings(tmp_path, B, 0)  # nothing was finished
+    for cell in done.take(print):
+        done.write(cell, written(cell, B), {})
+    with pytest.raises(ValueError, match=r"found --diagonal-share 0\.7, got --diagonal-share 0\.6"):
+        with_settings(tmp_path, A, 1)
+    assert next(other.take(print)) == Cell("psd", 1)
+    done.path(Cell("psd", 0)).unlink()
+    with_settings(tmp_path, A, 0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +203,8 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path):
     said = "begun with --width 8, --no-compile, --evaluation.steps 1, got --width 9, --compile, --evaluation.steps 1 2:"
     with pytest.raises(ValueError, match=said):
         check_same(tmp_path, before, now, {}, "go on")
-    with pytest.raises(ValueError, match="was begun with a budget in optimiser steps, got seconds"):
+    said = "was begun with no --budget, --budget-steps 5, got --budget 5, no --budget-steps:"
+    with pytest.raises(ValueError, match=said):
         Cells(tmp_path, {**ABOUT, "budget_in": "seconds"}, ("lmd",), (0,))
     (tmp_path / "cells" / "lmd-0.json").write_text("{")
     with pytest.raises(ValueError, match=r"lmd-0.json is damaged .*: delete it"):

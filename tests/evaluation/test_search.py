@@ -326,7 +326,10 @@ def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: py
     second = Search(tiny(), ("lsd", "psd"), tmp_path, trials=2, budget=0.2, final_seeds=0, resume=True)
     with held:
         taken = [name for name, _ in second.run(say=said.append)]
-    assert (taken, said) == (["psd", "psd"], ["lsd: in work in another process, which writes the end of the study."])
+    assert (taken, said) == (
+        ["psd", "psd"],
+        ["lsd: another process searches; run the same command again once it has ended."],
+    )
     assert [name for name, _ in other.run()] == ["lsd", "lsd"]
     assert {name: len(result.trials) for name, result in other.results().items()} == {"lsd": 2, "psd": 2}
 
@@ -367,6 +370,22 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "study.jsonl").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"study.jsonl is damaged .*restore it, or choose another --out"):
             Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True).results()
+
+
+def test_another_search_of_the_folder_with_more_seeds_changes_nothing_of_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Search, "_train", train)
+    first = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=1)
+    list(first.run())
+    assert first.results()["lsd"].better
+    second = Search(tiny(), ("psd",), tmp_path, trials=1, budget=0.2, final_seeds=3, resume=True)
+    list(second.run())
+    assert second.results()["lsd"].better
+    more = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=3, resume=True)
+    assert not more.results()["lsd"].better  # not yet
+    list(more.run())
+    assert more.results()["lsd"].better
 
 
 def test_a_study_keeps_the_settings_that_were_found_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

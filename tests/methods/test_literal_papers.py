@@ -21,7 +21,8 @@ from torch.func import jvp
 from flowmaps import losses, methods, times
 from flowmaps.couplings import Independent, Normal
 from flowmaps.interpolants import Interpolant, Linear, VarianceExploding, WithNoise
-from flowmaps.maps import Target
+from flowmaps.maps import AverageVelocity, Target
+from flowmaps.nn import MLP
 from flowmaps.objectives import MapMatching, SplitRows, Sum, VelocityMatching
 from flowmaps.times import ToData
 
@@ -740,6 +741,12 @@ def test_tvm_draws_a_long_gap_then_its_end():
     assert_law(below.clamp(0, 1), lambda x: x)
     assert float((s[n:] + gap + end - 1).abs().max()) < 1e-12
     assert float(s.min()) >= 0
+
+
+@pytest.mark.parametrize("leg", [0, -0.1, 1.1, math.nan])
+def test_soflow_refuses_a_first_leg_out_of_range(leg: float):
+    with pytest.raises(ValueError, match=r"soflow needs first_leg in \(0, 1\], got"):
+        methods.soflow(AverageVelocity(MLP(2)), first_leg=leg)
 
 
 def test_soflow_draws_start_and_end_by_their_own_numbers():

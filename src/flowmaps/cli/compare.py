@@ -46,9 +46,7 @@ def compare(
                 write(comparison)
                 _draw_samples(comparison, cell, samples)
     except KeyboardInterrupt:
-        words = (
-            "interrupted; what is finished is kept: run the same command again, which begins the training in work anew."
-        )
+        words = "interrupted; what is finished is kept: run the same command again, which repeats the training cut off."
         raise KeyboardInterrupt(words) from None
     rows = write(comparison)
     wide = console if console.is_terminal else Console(highlight=False, width=140)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from ..runs.recipes.found import option
 from .measure import Row
+
+RECIPE = "recipe"
+"""The entry for the name of the recipe."""
 
 
 def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], way: str) -> None:
@@ -16,7 +19,8 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
         folder: with what was begun.
         before: what it was begun with, as JSON has it; options of the recipe under `options`.
         now: what the process comes with, likewise; what `before` has besides is not compared.
-        words: for entries that are no options, what to call them.
+        words: for entries that are no options, what to call them. Where options differ too they are not told of, but
+            for that of `RECIPE`.
         way: what to do, for the error.
 
     Raises:
@@ -24,23 +28,27 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
     """
     old, new = _flat(before), _flat(now)
     differing = [name for name in new if old.get(name) != new[name]]
-    first = next((name for name in differing if name in words), None)  # options of another recipe would only follow it
-    if first is not None:
-        began, got = f"{words[first]} {old.get(first)}", new[first]
-    else:
-        began, got = (", ".join(_typed(name, values.get(name)) for name in differing) for values in (old, new))
-    if differing:
-        way = f"{way} with what it began with, or choose another --out"
-        raise ValueError(f"{folder} was begun with {began}, got {got}: {way}.")
+    if not differing:
+        return
+    if RECIPE in differing:  # whose options would only follow it
+        differing = [RECIPE]
+    elif typed := [name for name in differing if name not in words]:
+        differing = typed
+    began = ", ".join(f"{words[name]} {old.get(name)}" if name in words else _typed(name, old) for name in differing)
+    got = ", ".join(str(new[name]) if name in words else _typed(name, new) for name in differing)
+    raise ValueError(
+        f"{folder} was begun with {began}, got {got}: {way} with what it began with, or choose another --out."
+    )
 
 
-def _typed(name: str, value: Any) -> str:
+def _typed(name: str, values: Row) -> str:
     """An option as one would type it."""
-    group, dot, field = name.removeprefix("options.").replace("_", "-").rpartition(".")
+    field, value = name.removeprefix("options."), values.get(name)
+    if value is None:
+        return f"no {option(field)}"
     if isinstance(value, bool):
-        return f"--{group}{dot}{'' if value else 'no-'}{field}"
-    given = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    return f"--{group}{dot}{field} {given}"
+        return option(field, not value)
+    return f"{option(field)} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def _flat(values: Row, prefix: str = "") -> Row:

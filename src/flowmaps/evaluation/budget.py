@@ -8,6 +8,7 @@ A teacher is trained once for each seed and its settings, and shared by the meth
 from __future__ import annotations
 
 import hashlib
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -118,11 +119,16 @@ def _teacher_from(weights: Path, flow_map: FlowMap) -> Row:
         return {}
     try:
         tensors, extra = models.load_tensors(weights)
+        training = extra["training"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{weights} is damaged: delete it, and it is trained again.") from None
+    try:
         flow_map.load_state_dict(tensors)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition(": restore it")[0]
-        raise ValueError(f"{reason}: delete it, and it is trained again.") from None
-    return extra["training"]
+    except RuntimeError:
+        raise ValueError(
+            f"{weights} is the teacher of another network: compare methods of unlike networks in a folder each."
+        ) from None
+    return training
 
 
 def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row]) -> Row:
@@ -137,10 +143,17 @@ def _teacher_into(weights: Path, flow_map: FlowMap, train_it: Callable[[], Row])
 def teacher_file(stage: Stage, objective: Objective, budget: float, seed: int, unit: Unit = "seconds") -> str:
     """The name of a teacher's file, by which methods share one: those with the same map, path, budget, seed, settings
     of the optimiser, times, weight and guidance."""
-    kinds = type(objective.flow_map).__name__, type(objective.interpolant).__name__
-    numbers = {name: value for name, value in vars(objective.flow_map).items() if type(value) in (int, float, str)}
-    parts = in_words(objective.interpolant), in_words(objective.weight), numbers
-    settings = repr((stage.optimiser, objective.times, *parts, objective.guidance))
+    flow_map, path, weight = objective.flow_map, objective.interpolant, objective.weight
+    kinds = type(flow_map).__name__, type(path).__name__
+    guided = () if objective.guidance is None else (objective.guidance,)
+    # arguments that are not at their defaults; the map's network is that of the recipe
+    own = [words for part in (path, weight) if not (words := in_words(part)).endswith("()")]
+    own += [
+        f"{name}={value:g}"
+        for name, known in inspect.signature(type(flow_map)).parameters.items()
+        if isinstance(value := getattr(flow_map, name, None), float) and value != known.default
+    ]
+    settings = repr((stage.optimiser, objective.times, type(weight).__name__, *guided, *own))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     return f"teacher-{'-'.join(kinds)}-{budget:g}-{unit}-{seed}-{digest}.safetensors"
 
@@ -180,15 +193,14 @@ def train_stage(
     peak = memory.peak(lambda: next(step, None), device)
     limit = {"budget": budget, "clock": clock or clock_of(device)} if unit == "seconds" else {}
     begun = time.perf_counter()
-    seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch)
+    lost = partial(_is_lost, state, recipe.max_skipped_steps)
+    seconds, finite = take_steps(_seen(run(**limit), stage.name, curves), title, watch, lost)
     state.use_averages()
-    say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s of the clock")
+    say(f"{title}, seed {recipe.seed}: {state.step:,} steps in {time.perf_counter() - begun:.0f} s of wall-clock time")
     training = _taken(stage, state, seconds, device, turns)
     if peak:  # none where the budget was spent before
         training["mb_per_step"] = round(peak / 1e6, 3)
-    state.guard.read_norms()
-    skipped = state.guard.consecutive_skips >= min(recipe.max_skipped_steps, state.step)  # as `flowmaps train` ends
-    if not finite or skipped or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
+    if not finite or lost() or not all(bool(value.isfinite().all()) for value in state.parameters.values()):
         training["diverged"] = True
     return training
 
@@ -214,9 +226,17 @@ def _seen(steps: Iterator[Step], stage: str, curves: Curves | None) -> Iterator[
         yield step
 
 
-def take_steps(steps: Iterator[Step], title: str, watch: Watch) -> tuple[list[float], bool]:
-    """Take steps while the loss is finite, as far as it is checked now and then: the seconds of each step, and whether
-    the loss stayed finite."""
+def _is_lost(state: State, patience: int) -> bool:
+    """Whether the last `patience` steps had no finite gradient and were skipped, or all steps so far."""
+    state.guard.read_norms()
+    return state.guard.consecutive_skips >= min(patience, max(state.step, 1))
+
+
+def take_steps(
+    steps: Iterator[Step], title: str, watch: Watch, lost: Callable[[], bool] = lambda: False
+) -> tuple[list[float], bool]:
+    """Take steps while the loss is finite and nothing is lost, as far as that is checked now and then: the seconds of
+    each step, and whether it stayed so."""
     seconds: list[float] = []
     checked = before = time.perf_counter()
     for step in steps:
@@ -227,6 +247,6 @@ def take_steps(steps: Iterator[Step], title: str, watch: Watch) -> tuple[list[fl
             checked = now
             residuals = ", ".join(f"{name} {part.mean():.3g}" for name, part in step.loss.parts.items())
             watch(f"{title} | {residuals}", step.progress)
-            if not bool(step.loss.value.isfinite()):
+            if lost() or not bool(step.loss.value.isfinite()):
                 return seconds, False
     return seconds, True

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from filelock import FileLock
@@ -59,8 +60,8 @@ class Cells:
         folder: where to; empty, missing, or of a comparison that was begun with the same description.
         description: what is compared, in JSON: everything that the cells have in common.
         methods, seeds: of the cells that this process wants done, in order; others may be there already.
-        settings: of a method, what was found for it (`flowmaps tune`), which all its seeds have in common; an empty row
-            where nothing was.
+        settings: by method, what was found for it (`flowmaps tune`), which all its seeds have in common; none unless
+            given.
         resume: refuse to begin a new comparison.
 
     Attributes:
@@ -78,10 +79,10 @@ class Cells:
         methods: Sequence[str],
         seeds: Sequence[int],
         *,
-        settings: Callable[[str], Row] = lambda _: {},
+        settings: Mapping[str, Row] = MappingProxyType({}),
         resume: bool = False,
     ) -> None:
-        self.folder, self.description = folder, description
+        self.folder, self.description, self._found = folder, description, settings
         self.wanted = [Cell(method, seed) for seed in seeds for method in methods]
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
         if resume and RESULT_FILE not in names:
@@ -92,26 +93,51 @@ class Cells:
             check_new(folder, resumable=False)
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
         with self._locked():
-            none: dict[str, Any] = {"methods": [], "seeds": [], "rows": []}
-            old = self._read() if (folder / RESULT_FILE).exists() else none
-            if old["rows"] and not any((folder / CELLS).glob("*.json")):
-                raise ValueError(
-                    f"{folder / RESULT_FILE} has rows whose files are gone from {folder / CELLS}: put them back, or "
-                    "choose another --out."
-                )
+            old: dict[str, Any] = {"methods": [], "seeds": [], "rows": []}
+            if (folder / RESULT_FILE).exists():
+                old = self._read()
+            self._check_rows(old["rows"])
             self.methods = list(dict.fromkeys([*old["methods"], *methods]))
             self.seeds = sorted({*old["seeds"], *seeds})
-            self.settings = _settings_of(folder) | old.get("settings", {})
+            self.settings = old.get("settings", {})
             for method in methods:
-                now, before = settings(method), self.settings.setdefault(method, settings(method))
-                if before != now:
-                    words = (in_options(options) or "none" for options in (before, now))
-                    raise ValueError(
-                        "{} has {} with the settings found {}, got {}: choose another --out.".format(
-                            folder, method, *words
-                        )
-                    )
+                self._check_settings(method)
             self._write()
+
+    def _check_rows(self, rows: list[Row]) -> None:
+        """Refuse to drop the rows of cells that this process would not train anew.
+
+        Raises:
+            ValueError: the file of such a cell is gone.
+        """
+        cells = dict.fromkeys(Cell(row["method"], row["seed"]) for row in rows)
+        if gone := [cell.name for cell in cells if cell not in self.wanted and not self.path(cell).exists()]:
+            raise ValueError(
+                f"{self.folder / RESULT_FILE} has rows of {', '.join(gone)}, whose files are gone from "
+                f"{self.folder / CELLS}: put them back, train these too, or choose another --out."
+            )
+
+    def _check_settings(self, method: str, own: Path | None = None) -> None:
+        """Refuse a method that has been trained here at other settings found, or is at this moment.
+
+        Args:
+            method: its name.
+            own: the lock that this process holds.
+
+        Raises:
+            ValueError: its seeds would not be alike.
+        """
+        now, before = self._found.get(method, {}), None
+        trained = [content for content in contents(self.folder) if content["method"] == method and content["rows"]]
+        if trained:
+            before = trained[0]["rows"][0].get("settings", {})
+        elif any(_is_held(path) for path in self._lock_paths(method) if path != own):
+            before = self.settings.get(method, {})
+        if before is not None and before != now:
+            old, new = in_options(before) or "none", in_options(now) or "none"
+            raise ValueError(
+                f"{self.folder} has {method} with the settings found {old}, got {new}: choose another --out."
+            )
 
     def path(self, cell: Cell) -> Path:
         """The file of a cell."""
@@ -131,6 +157,7 @@ class Cells:
                 break
             cell, lock = held
             try:
+                self._claim(cell)
                 yield cell
             finally:
                 if self.path(cell).exists():  # only then: whoever has opened the file sees that the cell is done
@@ -172,8 +199,22 @@ class Cells:
             return None
         return cell, lock
 
+    def _claim(self, cell: Cell) -> None:
+        """Write down with which settings the method of a cell is trained, for whoever comes while it is."""
+        with self._locked():
+            old = self._read()
+            self.methods, self.seeds, self.settings = old["methods"], old["seeds"], old.get("settings", {})
+            self._check_settings(cell.method, self._lock_path(cell))
+            self.settings[cell.method] = self._found.get(cell.method, {})
+            self._write()
+
     def _lock_path(self, cell: Cell) -> Path:
         return self.path(cell).with_suffix(".lock")
+
+    def _lock_paths(self, method: str) -> list[Path]:
+        """The files of all locks of a method."""
+        name = in_file_name(method)
+        return [path for path in (self.folder / CELLS).glob("*.lock") if path.stem.rpartition("-")[0] == name]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -197,9 +238,14 @@ class Cells:
         if not all(isinstance(content[name], list) for name in ("methods", "seeds", "rows")):
             raise ValueError(f"{path} is damaged (its methods, seeds or rows are no list): choose another --out.")
         words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
-        words["budget"] = "--budget-steps" if self.description.get("budget_in") == STEPS else "--budget"
-        check_same(self.folder, content, self.description, words, "join it")
+        check_same(self.folder, _typed_budget(content), _typed_budget(self.description), words, "join it")
         return content
+
+
+def _typed_budget(description: Row) -> Row:
+    """What is compared, with the budget under the name of its option."""
+    budget, in_steps = description.get("budget"), description.get("budget_in") == STEPS
+    return {**description, "budget": None if in_steps else budget, "budget_steps": budget if in_steps else None}
 
 
 def _is_begun(folder: Path, names: set[str]) -> bool:
@@ -259,10 +305,12 @@ def _check_cell(content: Any) -> None:
         raise ValueError("its rows are those of another cell")
 
 
-def _settings_of(folder: Path) -> dict[str, Row]:
-    """The settings found that the cells of each method were trained with, as their rows have them."""
-    trained = [content for content in contents(folder) if content["rows"]]
-    return {content["method"]: content["rows"][0].get("settings", {}) for content in trained}
+def _is_held(path: Path) -> bool:
+    """Whether a process holds a lock."""
+    if (lock := try_lock(path)) is None:
+        return True
+    lock.release()
+    return False
 
 
 @contextmanager

@@ -96,12 +96,12 @@ class Comparison:
             list(shares(plan, budget, unit))
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
         self.ode_rows, self.fewer = methods if ode_rows is None else ode_rows, fewer
-        described = _description(recipe, budget, unit)
+        described = _description(recipe, budget, unit, fewer)
         self.source = open_source(recipe).to(pick_device(recipe.device))
         for cell, plan in self.plans.items():
             if cell.seed == seeds[0]:
                 check_objectives(cell.method, plan, self.source)
-        settings = lambda name: found_in(self.plans[Cell(name, seeds[0])].recipe)  # noqa: E731
+        settings = {cell.method: found_in(plan.recipe) for cell, plan in self.plans.items()}
         self._cells = Cells(folder, described, tuple(methods), seeds, settings=settings, resume=resume)
         self.rows: list[Row] = []
         self._inputs: tuple[int, EvaluationInputs] | None = None
@@ -148,7 +148,7 @@ class Comparison:
         flow_map, teacher, head = train_method(plan, self.source, self.budget, self.folder, **options)
         head |= {"settings": found} if (found := found_in(plan.recipe)) else {}
         if head.get("diverged"):
-            say(f"{cell.name} diverged: its loss or its weights are not finite.")
+            say(f"{cell.name} diverged: its loss, its gradient or its weights are not finite.")
             return [{**head, "sampler": "map"}], curves, {}
         try:
             inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
@@ -228,11 +228,12 @@ def measure_method(
     return rows, samples
 
 
-def _description(recipe: Recipe, budget: float, unit: Unit) -> Row:
+def _description(recipe: Recipe, budget: float, unit: Unit, fewer: Mapping[int, int]) -> Row:
     """What compare.json says of a comparison beside its methods, seeds and rows."""
     fields = dataclasses.asdict(recipe).items()
     options = {name: value for name, value in fields if name not in (*UNUSED_FIELDS, "seed")}
     clock = "CPU time of the training process" if pick_device(recipe.device).type == "cpu" else "wall clock"
     counted = f"seconds of {clock}, without compilation" if unit == "seconds" else STEPS
     description = {"recipe": recipe.name, "budget_in": counted, "budget": budget, "options": options}
+    description |= {"fewer": {str(steps): number for steps, number in fewer.items()}} if fewer else {}
     return json.loads(json.dumps(description | {"data_sha256": fingerprint(recipe.data)}))

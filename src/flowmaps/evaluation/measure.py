@@ -16,7 +16,7 @@ from ..metrics.reference import Reference, reference
 from ..metrics.row import image_metrics
 from ..runs.recipes import Evaluation, ImageEvaluation
 from ..shapes import Condition, Field, label_and_numbers, on_each
-from ..solvers import SolverFlow
+from ..solvers import SolverFlow, Unsolvable
 from ..system.progress import Watch, quiet
 from ..system.seeds import generator
 from .distances import Row, distances, most_points, real_distances, with_numbers
@@ -112,7 +112,7 @@ def evaluation_inputs(
     starts, labels = x0[: settings.points], on_each(cond, lambda value: value[: settings.points])
     flow = None
     if teacher is not None or isinstance(source, Board):
-        with torch.inference_mode(), suppress(ValueError):  # of an ODE that no step is small enough for
+        with torch.inference_mode(), suppress(Unsolvable):
             labels = on_each(labels, lambda value: value.to(device))
             flow = true_flow(source, teacher, starts.to(device), torch.ones(len(starts), device=device), labels).cpu()
     floor = metrics.kl_floor(source.exact, settings.samples, seed) if isinstance(source, Board) else None

@@ -101,13 +101,12 @@ class Search:
         ]
         names = dict.fromkeys((*self.methods, *(row["method"] for row in rows)))
         mine = {name: [row for row in rows if row["method"] == name] for name in names}
-        return {
-            name: Result(
-                [row for row in own if "trial" in row], [row for row in own if "seed" in row], self.final_seeds
-            )
-            for name, own in mine.items()
-            if own
-        }
+        found = dict[str, Result]()
+        for name, own in mine.items():
+            trials, finals = ([row for row in own if key in row] for key in ("trial", "seed"))
+            if own:  # another search of the same folder may have another number of seeds
+                found[name] = Result(trials, finals, self.final_seeds if name in self.methods else 0)
+        return found
 
     def run(self, watch: Watch = quiet, say: Callable[[str], None] = print) -> Iterator[tuple[str, Row]]:
         """Run the trials and final trainings that the study lacks; each line is in the file before it is yielded.
@@ -133,7 +132,7 @@ class Search:
                         self.file.add(row)
                         yield method, row
         if left:
-            say(f"{', '.join(left)}: in work in another process, which writes the end of the study.")
+            say(f"{', '.join(left)}: another process searches; run the same command again once it has ended.")
 
     def _of_method(self, method: str, watch: Watch) -> Iterator[Row]:
         """The lines that the study has not of a method."""

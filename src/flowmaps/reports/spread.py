@@ -112,10 +112,10 @@ def of_steps(rows: Sequence[Row], key: str) -> dict[str, dict[int, Spread]]:
         mine = [row for row in maps if row.get("method", "map") == method]
         diverged = sum("steps" not in row for row in mine)
         steps = sorted({row["steps"] for row in mine if "steps" in row})
-        found[method] = {
-            n: Spread.of([*(quality(row, key) for row in mine if row.get("steps") == n), *[None] * diverged])
-            for n in steps
-        }
+        found[method] = {}
+        for n in steps:
+            of_seeds = {row.get("seed"): quality(row, key) for row in mine if row.get("steps") == n}
+            found[method][n] = Spread.of([*of_seeds.values(), *[None] * diverged])
     return found
 
 

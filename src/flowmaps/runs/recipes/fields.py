@@ -12,7 +12,7 @@ from ...data.options import TableOptions
 from ...interpolants import InterpolantName
 from ...system.names import printable
 from ...training.optimisers import Optimiser
-from ...training.settings import Count, CountOrZero, Settings, Share, ShareBelowOne, without_repeats
+from ...training.settings import Count, CountOrZero, Settings, Share, ShareBelowOne
 
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1_000)]
@@ -52,12 +52,7 @@ class Network:
 class Evaluation:
     """Settings of the evaluation after training."""
 
-    steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64), Predicate(without_repeats)] = (
-        1,
-        2,
-        4,
-        8,
-    )
+    steps: Annotated[tuple[Annotated[int, Ge(1), Le(10**5)], ...], Len(1, 64)] = (1, 2, 4, 8)
     """Numbers of sampling steps to evaluate."""
     samples: Samples = 250_000
     """Samples from which KL is estimated."""
