@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowmaps.exact import Gaussian
 from flowmaps.interpolants import Trigonometric
 from flowmaps.maps import AverageVelocity
+from flowmaps.shapes import like
 from flowmaps.solvers import ADAPTIVE, FIXED, SolverFlow, Unsolvable, integrate
 
 EXACT = Gaussian([0.5, -1.0, 2.0], [[0.4, 0.1, 0.0], [0.1, 0.6, 0.0], [0.0, 0.0, 0.2]], interpolant=Trigonometric())
@@ -244,5 +245,13 @@ def test_settings_that_are_refused():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_velocity_that_is_no_number_has_no_solution_and_the_words_say_so(bad: float):
     flow = SolverFlow(lambda x, t, cond=None: torch.full_like(x, bad))
-    with pytest.raises(Unsolvable, match=r"dopri5 found no step .* the velocity has values that are not finite"):
+    with pytest.raises(Unsolvable, match=r"dopri5 found no step .*: the velocity has values that are not finite"):
         flow(torch.zeros(3, 2), torch.zeros(3), torch.ones(3))
+
+
+def test_a_solver_that_does_not_arrive_gives_up():
+    """dx / dr = 10^6 sin(10^9 r): no step is longer than a period."""
+    flow = SolverFlow(lambda x, t, cond=None: (1e6 * torch.sin(1e9 * like(t, x))).expand_as(x))
+    with pytest.raises(Unsolvable, match=r"dopri5 did not arrive in 2,000 steps with rtol=1e-05, .*larger tolerance"):
+        flow(torch.zeros(3, 2), torch.zeros(3), torch.ones(3))
+    assert flow.nfe < 7 * 2_100

@@ -26,10 +26,12 @@ TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
 }
 """Butcher tableaus: the weights of the earlier slopes in each stage after the first, then those of all slopes."""
 FIXED = tuple(TABLEAUS)
+MAX_STEPS = 2_000
+"""Steps of an adaptive method, refused ones among them, after which it gives up; a usual flow takes some twenty."""
 
 
 class Unsolvable(ValueError):
-    """No step of an adaptive method is small enough for its tolerance."""
+    """An adaptive method meets its tolerance by no step, or not within `MAX_STEPS`."""
 
 
 def integrate(
@@ -62,7 +64,8 @@ def integrate(
         The points at `t`, `(B, *shape)`.
 
     Raises:
-        ValueError: the method is unknown, `steps` does not go with it, or no step is small enough (`Unsolvable`).
+        ValueError: the method is unknown, or `steps` does not go with it.
+        Unsolvable: no step meets the tolerance, or `MAX_STEPS` do not arrive.
     """
     _check(method, steps)
 
@@ -77,13 +80,15 @@ def integrate(
         from torchdiffeq import odeint  # imports scipy: half a second
 
     ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-    options = {"step_t": ends[1:]}  # a step ends at t, so that the field is not evaluated beyond it
+    # a step ends at t, so that the field is not evaluated beyond it
+    options = {"step_t": ends[1:], "max_num_steps": MAX_STEPS}
     try:
         return odeint(field, x, ends, method=method, rtol=rtol, atol=atol, options=options)[-1]  # type: ignore[index]
     except AssertionError as error:  # what torchdiffeq raises if its step becomes too small
+        what = f"did not arrive in {MAX_STEPS:,} steps" if "max_num_steps" in str(error) else f"found no step ({error})"
         raise Unsolvable(
-            f"{method} found no step that meets rtol={rtol:g}, atol={atol:g} ({error}): the velocity has values that "
-            f"are not finite, or is too stiff; take a fixed-step method, or a larger tolerance."
+            f"{method} {what} with rtol={rtol:g}, atol={atol:g}: the velocity has values that are not finite, or is "
+            f"too stiff; take a fixed-step method, or a larger tolerance."
         ) from None
 
 
