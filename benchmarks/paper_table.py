@@ -35,7 +35,7 @@ from flowmaps.times import Square, Strip
 
 STEPS, EULER_STEPS = (1, 2, 4, 8, 16), 80
 FEWER = dict.fromkeys((8, 16, EULER_STEPS), 70_000)
-"""Samples in these numbers of steps: sampling a million takes as long as training does."""
+"""Samples in these numbers of steps: a million take two minutes in 16 steps, and ten in 80."""
 SD = {
     "lsd": (0.086, 0.077, 0.071, 0.070, 0.071),
     "esd": (0.098, 0.092, 0.083, 0.082, 0.075),

@@ -34,8 +34,8 @@ from flowmaps.reports.tables import comparison_summary
 ROOT = Path(__file__).resolve().parent.parent
 CAPTION = "Two minutes on the checkerboard, at the settings of the recipe, which are not all the method's defaults."
 MEASURED = (
-    "Mean ± standard deviation over the seeds, less is better; rank: that which the spread allows among the methods "
-    "compared. Budget and command: [side by side](../choosing.md#side-by-side)."
+    "Mean ± standard deviation over the seeds, less is better; rank: the places that the spread leaves among the "
+    "methods compared. Budget and command: [side by side](../choosing.md#side-by-side)."
 )
 PAGES, PICTURE = ROOT / "docs" / "methods", ROOT / "docs" / "images" / "space.png"
 RESIDUALS = ROOT / "docs" / "images" / "residuals"
@@ -150,7 +150,7 @@ def shown(default: Any) -> str:
 def measured(name: str, results: Path) -> list[str]:
     """A table with the line of a method in each comparison that has it, under the metric; none without comparisons."""
     parts = []
-    for folder in sorted(path.parent for path in results.glob(f"compare-*/{RESULT_FILE}")):
+    for folder in residuals.comparisons(results):
         title, heading, lines = summary(folder)
         if name in lines:
             parts += [f"{title}:", table(heading, [lines[name]])]

@@ -27,10 +27,15 @@ CAPTION = (
 )
 
 
+def comparisons(results: Path) -> list[Path]:
+    """The folders of the comparisons in a folder of results."""
+    return sorted(path.parent for path in results.glob(f"compare-*/{RESULT_FILE}"))
+
+
 def panels(results: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The curves of each method: method -> recipe -> a curve a seed, of all comparisons in a folder of results."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for folder in sorted(path.parent for path in results.glob(f"compare-*/{RESULT_FILE}")):
+    for folder in comparisons(results):
         title = str(read(folder / RESULT_FILE)["recipe"])
         for cell in sorted(contents(folder), key=lambda cell: cell["seed"]):
             if STAGE in cell["curves"]:

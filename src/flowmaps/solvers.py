@@ -31,7 +31,7 @@ MAX_STEPS = 2_000
 
 
 class Unsolvable(ValueError):
-    """An adaptive method meets its tolerance by no step, or not within `MAX_STEPS`."""
+    """No step of an adaptive method meets its tolerance, or it does not arrive within `MAX_STEPS`."""
 
 
 def integrate(
@@ -65,7 +65,7 @@ def integrate(
 
     Raises:
         ValueError: the method is unknown, or `steps` does not go with it.
-        Unsolvable: no step meets the tolerance, or `MAX_STEPS` do not arrive.
+        Unsolvable: no step meets the tolerance, or the solver does not arrive within `MAX_STEPS`.
     """
     _check(method, steps)
 

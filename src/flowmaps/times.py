@@ -247,8 +247,8 @@ class Gap(Times):
     def pair(self, uniforms: Tensor, progress: float = 1.0) -> tuple[Time, Time]:
         length = _logit_normal(uniforms[0], self.mean, self.std)
         least = (torch.logit(length) - self.end_mean) / self.end_std
-        # by the upper tail, which does not round to one; where it rounds to zero, by exp(-z^2 / 2), its greatest factor
-        above = torch.erfc(least / math.sqrt(2)) / 2 * (1 - uniforms[1])  # special.ndtr rounds to zero
+        # drawn by the upper tail Q, which does not round to one; where Q rounds to zero, log Q(z) is about -z^2 / 2
+        above = torch.erfc(least / math.sqrt(2)) / 2 * (1 - uniforms[1])  # special.ndtr(-least) rounds to zero early
         far = (least.square() - 2 * torch.log1p(-uniforms[1])).sqrt()
         furthest = 0.75 * math.sqrt(-2 * math.log(torch.finfo(least.dtype).tiny))
         z = torch.where(least > furthest, far, -torch.special.ndtri(above))

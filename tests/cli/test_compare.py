@@ -107,8 +107,8 @@ def test_what_was_interrupted_goes_on_with_what_is_missing(
         main(words)
     assert stop.value.code == 130
     assert capsys.readouterr().err == (
-        "flowmaps: interrupted; what is finished is kept: run the same command again, which repeats the training cut "
-        "off.\n"
+        "flowmaps: interrupted; finished trainings are kept: run the same command again, and the one cut off starts "
+        "anew.\n"
     )
     before = rows_of(tmp_path)
     assert {row["method"] for row in before} == {"lmd"}

@@ -328,7 +328,7 @@ def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: py
         taken = [name for name, _ in second.run(say=said.append)]
     assert (taken, said) == (
         ["psd", "psd"],
-        ["lsd: another process searches; run the same command again once it has ended."],
+        ["lsd: searched by another process; run the same command again once that has ended."],
     )
     assert [name for name, _ in other.run()] == ["lsd", "lsd"]
     assert {name: len(result.trials) for name, result in other.results().items()} == {"lsd": 2, "psd": 2}

@@ -46,7 +46,7 @@ def compare(
                 write(comparison)
                 _draw_samples(comparison, cell, samples)
     except KeyboardInterrupt:
-        words = "interrupted; what is finished is kept: run the same command again, which repeats the training cut off."
+        words = "interrupted; finished trainings are kept: run the same command again, and the one cut off starts anew."
         raise KeyboardInterrupt(words) from None
     rows = write(comparison)
     wide = console if console.is_terminal else Console(highlight=False, width=140)

@@ -19,8 +19,8 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
         folder: with what was begun.
         before: what it was begun with, as JSON has it; options of the recipe under `options`.
         now: what the process comes with, likewise; what `before` has besides is not compared.
-        words: for entries that are no options, what to call them. Where options differ too they are not told of, but
-            for that of `RECIPE`.
+        words: what to call entries that are no options. Of these a recipe that differs is named alone, and the others
+            only where no option differs.
         way: what to do, for the error.
 
     Raises:

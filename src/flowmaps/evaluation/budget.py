@@ -2,7 +2,7 @@
 
 The budget covers all stages, a teacher included, in proportion to their steps; compilation and measuring are not in it.
 It is in optimiser steps, or in seconds: of CPU time of the training process, on a GPU of wall clock.
-A teacher is trained once for each seed and its settings, and shared by the methods that distil such a one.
+A teacher is trained once for each seed and its own settings, and shared by the methods that distil it.
 """
 
 from __future__ import annotations
@@ -232,9 +232,7 @@ def _is_lost(state: State, patience: int) -> bool:
     return state.guard.consecutive_skips >= min(patience, max(state.step, 1))
 
 
-def take_steps(
-    steps: Iterator[Step], title: str, watch: Watch, lost: Callable[[], bool] = lambda: False
-) -> tuple[list[float], bool]:
+def take_steps(steps: Iterator[Step], title: str, watch: Watch, lost: Callable[[], bool]) -> tuple[list[float], bool]:
     """Take steps while the loss is finite and nothing is lost, as far as that is checked now and then: the seconds of
     each step, and whether it stayed so."""
     seconds: list[float] = []

@@ -20,7 +20,7 @@ from filelock import FileLock
 from ..runs.folder import check_new
 from ..runs.recipes.found import in_options
 from ..system.files import write_atomically
-from ..training.guards import LOCK, holder, refuse_link, try_lock
+from ..training.guards import LOCK, holder, is_locked, refuse_link, try_lock
 from .begun import check_same
 from .curves import Curve
 from .measure import Row
@@ -100,8 +100,9 @@ class Cells:
             self.methods = list(dict.fromkeys([*old["methods"], *methods]))
             self.seeds = sorted({*old["seeds"], *seeds})
             self.settings = old.get("settings", {})
+            done = contents(folder)
             for method in methods:
-                self._check_settings(method)
+                self._check_settings(method, done)
             self._write()
 
     def _check_rows(self, rows: list[Row]) -> None:
@@ -117,21 +118,22 @@ class Cells:
                 f"{self.folder / CELLS}: put them back, train these too, or choose another --out."
             )
 
-    def _check_settings(self, method: str, own: Path | None = None) -> None:
+    def _check_settings(self, method: str, done: Sequence[Row], own: Path | None = None) -> None:
         """Refuse a method that has been trained here at other settings found, or is at this moment.
 
         Args:
             method: its name.
+            done: the contents of all cells.
             own: the lock that this process holds.
 
         Raises:
             ValueError: its seeds would not be alike.
         """
         now, before = self._found.get(method, {}), None
-        trained = [content for content in contents(self.folder) if content["method"] == method and content["rows"]]
-        if trained:
-            before = trained[0]["rows"][0].get("settings", {})
-        elif any(_is_held(path) for path in self._lock_paths(method) if path != own):
+        trained = next((cell["rows"][0] for cell in done if cell["method"] == method and cell["rows"]), None)
+        if trained is not None:
+            before = trained.get("settings", {})
+        elif any(is_locked(path) for path in self._lock_paths(method) if path != own):
             before = self.settings.get(method, {})
         if before is not None and before != now:
             old, new = in_options(before) or "none", in_options(now) or "none"
@@ -143,13 +145,18 @@ class Cells:
         """The file of a cell."""
         return self.folder / CELLS / f"{cell.name}.json"
 
+    @property
+    def missing(self) -> list[Cell]:
+        """The wanted cells that are not done, by whichever process."""
+        return [cell for cell in self.wanted if not self.path(cell).exists()]
+
     def take(self, say: Callable[[str], None]) -> Iterator[Cell]:
         """The wanted cells that are neither done nor held by another process, each held until the next is asked for.
 
         Args:
             say: prints a line.
         """
-        if done := sum(self.path(cell).exists() for cell in self.wanted):
+        if done := len(self.wanted) - len(self.missing):
             say(f"{done} of {len(self.wanted)} trainings have their rows in {RESULT_FILE} already.")
         while True:
             held = next((found for cell in self.wanted if (found := self._try(cell))), None)
@@ -163,9 +170,8 @@ class Cells:
                 if self.path(cell).exists():  # only then: whoever has opened the file sees that the cell is done
                     self._lock_path(cell).unlink(missing_ok=True)
                 lock.release()
-        for cell in self.wanted:
-            if not self.path(cell).exists():
-                say(f"{cell.name} is left to another process, {holder(self._lock_path(cell))}.")
+        for cell in self.missing:
+            say(f"{cell.name} is left to another process, {holder(self._lock_path(cell))}.")
 
     def write(self, cell: Cell, rows: list[Row], curves: Mapping[str, Curve]) -> None:
         """Write the rows of a cell, each with its method and seed, and the curves of its stages."""
@@ -179,9 +185,13 @@ class Cells:
         No other process is in this context at the same time, so that what is written in it is of the latest rows.
         """
         with self._locked():
-            old = self._read()  # another process may have come with more methods or seeds
-            self.methods, self.seeds, self.settings = old["methods"], old["seeds"], old.get("settings", {})
+            self._update()
             yield self._write()
+
+    def _update(self) -> None:
+        """Take over what another process may have come with: more methods or seeds, and settings."""
+        old = self._read()
+        self.methods, self.seeds, self.settings = old["methods"], old["seeds"], old.get("settings", {})
 
     def _write(self) -> list[Row]:
         rows = rows_of(self.folder, self.methods)
@@ -202,9 +212,8 @@ class Cells:
     def _claim(self, cell: Cell) -> None:
         """Write down with which settings the method of a cell is trained, for whoever comes while it is."""
         with self._locked():
-            old = self._read()
-            self.methods, self.seeds, self.settings = old["methods"], old["seeds"], old.get("settings", {})
-            self._check_settings(cell.method, self._lock_path(cell))
+            self._update()
+            self._check_settings(cell.method, contents(self.folder), self._lock_path(cell))
             self.settings[cell.method] = self._found.get(cell.method, {})
             self._write()
 
@@ -303,14 +312,6 @@ def _check_cell(content: Any) -> None:
         raise ValueError("it is no cell of a comparison")
     if any((row["method"], row["seed"]) != named or not isinstance(row["sampler"], str) for row in content["rows"]):
         raise ValueError("its rows are those of another cell")
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a process holds a lock."""
-    if (lock := try_lock(path)) is None:
-        return True
-    lock.release()
-    return False
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from ..data import Board, Source, fingerprint
 from ..maps import FlowMap
-from ..runs.changes import lines
+from ..runs.changes import objectives
 from ..runs.folder import open_source
 from ..runs.plan import Plan, resolve
 from ..runs.recipes import Recipe, for_method
@@ -129,8 +129,7 @@ class Comparison:
             yield cell, samples
         with self.joined() as rows:
             measured = any(_is_measured(row) for row in rows)
-            done = all(self._cells.path(cell).exists() for cell in self._cells.wanted)
-        if rows and done and not measured:
+        if rows and not self._cells.missing and not measured:
             raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
     @contextmanager
@@ -180,7 +179,8 @@ def check_objectives(name: str, plan: Plan, source: Source) -> None:
         ValueError: it is so.
     """
     try:
-        lines(plan, source.classes, source.units.condition_dim)
+        for stage in plan.stages:
+            objectives(stage, plan.recipe, source.classes, source.units.condition_dim)
     except ValueError as error:
         raise ValueError(f"{name} cannot be trained with these options: {error}") from None
 
@@ -218,7 +218,7 @@ def measure_method(
     total = len(plan.evaluation().steps) + (len(solvers) if ode_rows else 0)
 
     def watch_method(title: str, share: float) -> None:
-        watch(f"{plan.method.name}, {title}", (len(rows) + share) / total)
+        watch(f"{plan.recipe.method}, {title}", (len(rows) + share) / total)
 
     options = {"solvers": solvers, "ode_rows": ode_rows, "fewer": fewer, "watch": watch_method}
     for title, row, drawn in metrics_rows(plan, flow_map, teacher, source, plan.recipe.seed, inputs, **options):

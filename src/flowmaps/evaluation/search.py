@@ -132,7 +132,7 @@ class Search:
                         self.file.add(row)
                         yield method, row
         if left:
-            say(f"{', '.join(left)}: another process searches; run the same command again once it has ended.")
+            say(f"{', '.join(left)}: searched by another process; run the same command again once that has ended.")
 
     def _of_method(self, method: str, watch: Watch) -> Iterator[Row]:
         """The lines that the study has not of a method."""

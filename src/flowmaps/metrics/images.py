@@ -233,7 +233,7 @@ def _root(cov: Tensor) -> Tensor:
     """A matrix R with R R^T = C, `(D, D)`; eigenvalues of C that are zero up to rounding count as zero."""
     try:
         values, vectors = torch.linalg.eigh(cov)
-    except RuntimeError:  # does not converge for some matrices of low rank
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # some matrices of low rank do not converge
         vectors, values, _ = torch.linalg.svd(cov)
     floor = values.abs().max() * len(cov) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > floor, values, 0.0).sqrt()

@@ -113,7 +113,7 @@ def of_steps(rows: Sequence[Row], key: str) -> dict[str, dict[int, Spread]]:
         diverged = sum("steps" not in row for row in mine)
         steps = sorted({row["steps"] for row in mine if "steps" in row})
         found[method] = {}
-        for n in steps:
+        for n in steps:  # a number that was asked for twice has two rows of a seed
             of_seeds = {row.get("seed"): quality(row, key) for row in mine if row.get("steps") == n}
             found[method][n] = Spread.of([*of_seeds.values(), *[None] * diverged])
     return found

@@ -194,10 +194,15 @@ def lock(folder: Path) -> FileLock:
 
 def is_held(folder: Path) -> bool:
     """Whether another process holds a folder; nothing is written, but for the empty file of the lock that is there."""
-    if not (folder / LOCK).is_file() or (folder / LOCK).is_symlink():
+    return is_locked(folder / LOCK)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process, or another lock of this one, holds a file; nothing is written into it."""
+    if not path.is_file() or path.is_symlink():
         return False
     try:
-        FileLock(folder / LOCK).acquire(timeout=PATIENCE).lock.release()
+        FileLock(path).acquire(timeout=PATIENCE).lock.release()
     except Timeout:
         return True
     except OSError:  # a folder that cannot be written
