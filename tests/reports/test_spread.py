@@ -89,7 +89,25 @@ def test_images_are_ranked_by_the_distance_above_that_of_real_images():
     heading, (line,) = tables.comparison_summary(found)
     assert heading[1:4] == ["1 step", "heun2", "error"]
     assert line[1:4] == ["1,020±28", "600", "0.0100"]
-    assert "FD (x)" in figures.compare(found).axes[0].get_xlabel()
+    words = "FD (x) above that of real images"
+    assert figures.compare(found).axes[0].get_xlabel().startswith(f"{words}: less is better")
+    assert f"\n{words}, by the map in N steps. heun2:" in tables.comparison_markdown(found)
+    unlike = [*found, {**found[0], "method": "psd", "fd_name": "FD (y)"}]
+    assert spread.quality_words(unlike, "fd") == "FD above that of real images"
+    bare = [{name: value for name, value in row.items() if name != "fd_floor"} for row in found]
+    assert spread.quality_words(bare, "fd") == "FD (x)"
+
+
+def test_the_figure_and_the_table_rank_by_one_metric_and_name_it():
+    """Points have W2 beside the energy distance, which ranks them: the axis has to be that of the dots."""
+    found = [{**row, "energy": row["kl"] / 2, "w2": 5.0} for row in rows("lsd", {1: [0.25, 0.5], 4: [0.125, 0.125]})]
+    found = [{name: value for name, value in row.items() if not name.startswith("kl")} for row in found]
+    label = figures.compare(found).axes[0].get_xlabel()
+    assert label.startswith("energy distance to data [units of x]: less is better")
+    dots = [float(line.get_xdata()[0]) for line in figures.compare(found).axes[0].lines if line.get_marker() == "o"]
+    one, four = (spread.of_steps(found, "energy")["lsd"][steps].mean for steps in (1, 4))
+    assert dots == [pytest.approx(one), pytest.approx(four)]
+    assert 0 < four < one < 1
 
 
 def test_the_figure_of_several_seeds_has_bars_of_one_standard_deviation():

@@ -188,7 +188,7 @@ def compare(rows: Sequence[Row]) -> Figure:
     numbers = sorted({steps for spreads in found.values() for steps in spreads})
     if not numbers:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
-    label, _ = style.quality_of([row for row in maps if key in row])
+    label = spread.quality_words(maps, key)
     by = spread.nearest_four(numbers)
     names = sorted(found, key=lambda name: (not found[name], found[name][by].mean if by in found[name] else math.inf))
     diverged = [name for name in names if not found[name]]

@@ -80,7 +80,7 @@ def _difference(row: Row, of: str, floor: str) -> float | None:
 
 QUALITIES = {
     "kl": ("kl_floor", "KL above floor [nats]", "KL [nats]"),
-    "energy": ("", "", "energy distance to data"),
+    "energy": ("", "", "energy distance to data [units of x]"),
     "fd": ("fd_floor", "FD above that of real images", "FD"),
 }
 """What methods are ranked by, the first that the rows have: its entry -> that of its floor, and what it is called less
@@ -93,9 +93,12 @@ def quality_key(rows: Sequence[Row]) -> str:
 
 
 def quality_words(rows: Sequence[Row], key: str) -> str:
-    """What the quality is called."""
+    """What the quality is called; of images by the features, if all rows have the same."""
     floor, less_floor, alone = QUALITIES[key]
-    return less_floor if any(floor in row for row in rows) else alone
+    words = less_floor if any(floor in row for row in rows) else alone
+    names = {row.get(f"{key}_name") for row in rows if key in row}
+    own = names.pop() if len(names) == 1 else None
+    return words if own is None else words.replace(key.upper(), own, 1)
 
 
 def quality(row: Row, key: str) -> float | None:

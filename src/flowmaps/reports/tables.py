@@ -300,7 +300,7 @@ def comparison_table(rows: list[Row], about: str) -> Table:
         about: what was compared, the beginning of the title.
     """
     heading, lines = comparison_summary(rows)
-    title = f"{about}: {markup.escape(quality_words(rows, quality_key(rows)))} of the map in N steps"
+    title = f"{about}: {markup.escape(quality_words(rows, quality_key(rows)))}, by the map in N steps"
     caption = "\n".join([_columns(heading), *comparison_notes(rows)])
     result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for k, name in enumerate(heading):
@@ -344,7 +344,7 @@ def _listed(numbers: list[int]) -> str:
 def comparison_markdown(rows: list[Row]) -> str:
     """The summary as a Markdown table, with its notes."""
     heading, lines = comparison_summary(rows)
-    about = f"{quality_words(rows, quality_key(rows))} of the map in N steps. {_columns(heading)}."
+    about = f"{quality_words(rows, quality_key(rows))}, by the map in N steps. {_columns(heading)}."
     table = [heading, ["---"] + ["---:"] * (len(heading) - 1), *lines]
     text = "".join("| " + " | ".join(row) + " |\n" for row in table)
     notes = [about[0].upper() + about[1:]] * is_measured(rows) + comparison_notes(rows)
