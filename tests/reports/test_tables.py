@@ -94,7 +94,7 @@ def test_points_are_compared_by_their_energy_distance():
     assert heading == ["method", "2 steps", "dopri5", "error", "ms/step", "MB/step"]
     assert lines == [["lsd", "0.2500", "0.5000", "3.0000", "2.0", "–"]]
     said = tables.comparison_markdown(rows).splitlines()
-    assert said[4].startswith("Energy distance to data [units of x], by the map in N steps. dopri5: the ODE of the teacher")
+    assert said[4].startswith("Energy distance to data [units of x], by the map in N steps. dopri5: the ODE of the")
     assert len(said) == 5
     real = [{**row, "energy_floor": floor} for row, floor in zip(rows, (0.02, 0.04), strict=True)]
     assert tables.comparison_markdown(real).splitlines()[6] == "Between real rows the energy distance is 0.0300."
