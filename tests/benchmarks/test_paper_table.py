@@ -35,7 +35,14 @@ def tiny() -> Recipe:
 
 def row(method: str, steps: int, kl: float, published: float | None = None, **more: object) -> dict:
     found = {"method": method, "seed": 0, "sampler": "map", "steps": steps, "nfe": steps, "kl": kl, "kl_floor": 0.001}
-    return {**found, "w2": 0.05, "other_cell": 0.01, **({"kl_64000": published} if published else {}), **more}
+    return {
+        **found,
+        "samples": 1_000_000,
+        "w2": 0.05,
+        "other_cell": 0.01,
+        **({"kl_64000": published} if published else {}),
+        **more,
+    }
 
 
 def test_published_figures_stand_beside_ours():
@@ -46,15 +53,21 @@ def test_published_figures_stand_beside_ours():
         row("interpolant", 80, 0.021, 0.03),
         {k: v for k, v in row("lsd", 8, 0.069, 0.069, samples=70_000).items() if k != "kl_floor"},
         {"method": "esd", "seed": 0, "sampler": "map", "diverged": True},
+        row("psd-m", 1, 0.2, 0.2, lost=20_000),
+        row("psd-u", 1, 7.0, 5.0, lost=999_999),
+        {"method": "psd-u", "seed": 0, "sampler": "map", "steps": 2, "samples": 70_000, "lost": 70_000},
     ]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in paper_table.table(rows, CONTENT).splitlines()]
-    assert lines[2] == ["interpolant (velocity matching)", "ODE, dopri5", "0.0300", "0.016", "1.00", "0.0160",
+    assert lines[2] == ["interpolant (velocity matching)", "ODE, dopri5", "0.0300", "0.016", "", "0.0160",
                         "0.0500", "0.0100", ""]  # fmt: skip
     assert lines[3][1:6] == ["ODE, 80 steps of Euler", "0.0300", "", "", "0.0200"]
-    assert lines[4] == ["FMM, the square", "1 step", "0.0500", "0.017", "2.00", "0.0340", "0.0500", "0.0100", "0.2500"]
+    assert lines[4] == ["FMM, the square", "1 step", "0.0500", "0.017", "", "0.0340", "0.0500", "0.0100", "0.2500"]
     assert lines[5][:6] == ["LSD", "2 steps", "0.0693", "0.077", "0.90", "0.0490"]
     assert lines[6][:6] == ["LSD", "8 steps", "0.0690", "0.070", "0.99", ""]
     assert lines[7][:2] == ["ESD", "diverged"]
+    assert lines[8][:5] == ["PSD-M", "1 step", "0.2000", "0.146", "1.37"]
+    assert lines[9] == ["PSD-U", "1 step", "lost", "0.111", "", "", "", "", ""]
+    assert lines[10][:5] == ["PSD-U", "2 steps", "lost", "0.107", ""]
     text = paper_table.table(rows, CONTENT)
     assert "750 seconds of CPU time of the training process a method" in text
     assert "Rows of 8 steps have 70,000 samples, and no KL above floor." in text
