@@ -90,7 +90,7 @@ def test_images_are_ranked_by_the_distance_above_that_of_real_images():
     assert heading[1:4] == ["1 step", "heun2", "error"]
     assert line[1:4] == ["1,020±28", "600", "0.0100"]
     words = "FD (x) above that of real images"
-    assert figures.compare(found).axes[0].get_xlabel().startswith(f"{words}: less is better")
+    assert figures.compare(found).axes[0].get_xlabel().startswith(f"{words}\nless is better")
     assert f"\n{words}, by the map in N steps. heun2:" in tables.comparison_markdown(found)
     unlike = [*found, {**found[0], "method": "psd", "fd_name": "FD (y)"}]
     assert spread.quality_words(unlike, "fd") == "FD above that of real images"
@@ -103,7 +103,7 @@ def test_the_figure_and_the_table_rank_by_one_metric_and_name_it():
     found = [{**row, "energy": row["kl"] / 2, "w2": 5.0} for row in rows("lsd", {1: [0.25, 0.5], 4: [0.125, 0.125]})]
     found = [{name: value for name, value in row.items() if not name.startswith("kl")} for row in found]
     label = figures.compare(found).axes[0].get_xlabel()
-    assert label.startswith("energy distance to data [units of x]: less is better")
+    assert label.startswith("energy distance to data [units of x]\nless is better")
     dots = [float(line.get_xdata()[0]) for line in figures.compare(found).axes[0].lines if line.get_marker() == "o"]
     one, four = (spread.of_steps(found, "energy")["lsd"][steps].mean for steps in (1, 4))
     assert dots == [pytest.approx(one), pytest.approx(four)]
@@ -120,6 +120,18 @@ def test_the_figure_of_several_seeds_has_bars_of_one_standard_deviation():
     assert (pytest.approx(0.1), pytest.approx(0.3)) in bars
     notes = [text.get_text() for text in figure.legends[1].get_texts()]
     assert notes == ["one standard deviation over seeds", "a seed diverged, and is left out"]
+
+
+def test_the_name_of_the_metric_fits_below_its_axis():
+    name = "FD (efficientnet-lite0 at 299 px, 50,000 samples)"
+    found = [
+        {**row, "fd": 1400.0 + row["kl"], "fd_floor": 400.0, "fd_name": name} for row in rows("lsd", {4: [1.0, 2.0]})
+    ]
+    found = [{key: value for key, value in row.items() if not key.startswith("kl")} for row in found]
+    figure = figures.compare(found)
+    figure.canvas.draw()
+    box = figure.axes[0].xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_names_of_many_methods_do_not_overlap():

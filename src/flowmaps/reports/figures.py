@@ -200,7 +200,7 @@ def compare(rows: Sequence[Row]) -> Figure:
     mean = spread.Spread.of([spread.quality(row, key) for row in ode]).mean
     teacher = [mean] if math.isfinite(mean) else []
     style.rows_of_dots(ax, [found[name] for name in names], colours, teacher)
-    style.light_axes(ax, f"{label}: less is better; best in {steps_in_words(by)} first")
+    style.light_axes(ax, f"{label}\nless is better; best in {steps_in_words(by)} first")
     ax.grid(visible=False, axis="y")
     distilled = {style.name_of(row) for row in maps if row.get("distilled")}
     lost = {name for name in names if any(of_n.lost for of_n in found[name].values()) and several}
