@@ -22,10 +22,11 @@ from flowmaps.cli.terminal import console, watching
 from flowmaps.evaluation.cells import RESULT_FILE, read
 from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
+from flowmaps.evaluation.quality import ABOVE_FLOOR
 from flowmaps.maps import FlowMap
 from flowmaps.methods.method import Method, with_diagonal
 from flowmaps.objectives import SplitRows
-from flowmaps.reports.spread import Spread, above_floor
+from flowmaps.reports.spread import Spread
 from flowmaps.reports.tables import format_value
 from flowmaps.runs.plan import Plan, resolve
 from flowmaps.runs.recipes import Recipe, checkerboard_long
@@ -115,7 +116,8 @@ of {samples:,} samples on the same grid, less the KL of as many exact samples ({
 distance of {points:,} samples to as many data, in units of x. *Other cell* is the share of {points:,} points of noise
 that end nearest to another cell of the board than the exact flow takes them; *of teacher* is the same against the ODE
 (dopri5) of the teacher or, without one, of the map's own diagonal. *Lost*: more than half of the samples are not finite
-or beyond 1e3; where fewer are, they count in the KL and lie in no cell. {seeds}
+or beyond 1e3; fewer count as points at 1e3: in no cell of the histogram, in a corner of the board in *other cell*, and
+W2 is then mostly theirs. {seeds}
 
 Differences from the papers: the network ({width} wide, {depth} deep, residual, features of x; in SD 512 wide, 5 deep),
 the budget ({budget:g} {unit} a method, a teacher included; in SD 150,000 to 250,000 steps of 100,000 rows on an A100),
@@ -130,10 +132,11 @@ def table(rows: list[Row], content: Mapping[str, Any]) -> str:
     lines = [HEADING, RULE]
     for name, title in NAMES.items():
         mine = [row for row in rows if row["method"] == name]
-        if any("diverged" in row for row in mine) and not any("kl" in row for row in mine):
+        found, diverged = samplers(mine, name), sum("diverged" in row for row in mine)
+        if diverged and not found:
             lines.append(f"| {title} | diverged | | | | | | | |")
-        for sampler, of_sampler in samplers(mine, name).items():
-            lines.append(line(title, name, sampler, of_sampler))
+        for sampler, of_sampler in found.items():
+            lines.append(line(title, name, sampler, of_sampler, diverged))
     measured = [row for row in rows if "kl" in row]
     evaluation, seeds = content["options"]["evaluation"], len({row["seed"] for row in measured})
     several = f"Mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
@@ -164,10 +167,12 @@ def samplers(rows: list[Row], name: str) -> dict[int | str, list[Row]]:
     return found
 
 
-def line(title: str, name: str, sampler: int | str, rows: list[Row]) -> str:
-    """A line of the table."""
-    lost = any(2 * row.get("lost", 0) > row["samples"] for row in rows)
-    rows = [] if lost else rows
+def line(title: str, name: str, sampler: int | str, rows: list[Row], diverged: int = 0) -> str:
+    """A line of the table: the mean over the seeds that end in a map, and how many do not."""
+    seeds = len(rows) + diverged
+    rows = [row for row in rows if 2 * row.get("lost", 0) <= row["samples"]]
+    without = seeds - len(rows)
+    title += f" ({without} of {seeds} seeds lost)" if rows and without else ""
     sequel = dict(zip(STEPS, SD[name], strict=True)).get(sampler) if name in SD else None  # type: ignore[call-overload]
     published = sequel or FMM.get((name, sampler))
     ratio = Spread.of([row.get("kl_64000") for row in rows]).mean / sequel if sequel else None
@@ -176,10 +181,10 @@ def line(title: str, name: str, sampler: int | str, rows: list[Row]) -> str:
     else:
         words = f"{sampler} step{'s' * (sampler != 1)}"
     cells = [
-        "lost" if lost else shown([row.get("kl_64000") for row in rows]),
+        shown([row.get("kl_64000") for row in rows]) if rows else "lost",
         "" if published is None else f"{published:.3f}",
         "" if ratio is None or math.isnan(ratio) else f"{ratio:.2f}",
-        shown([above_floor(row) for row in rows]),
+        shown([ABOVE_FLOOR.of(row) for row in rows]),
         *(shown([row.get(key) for row in rows]) for key in ("w2", "other_cell", "other_cell_teacher")),
     ]
     return "| " + " | ".join([title, words, *cells]) + " |"

@@ -28,7 +28,7 @@ from method import AXES, NAMES, cost, differing, example, function, neighbours, 
 
 import flowmaps as fm
 from flowmaps.evaluation.cells import RESULT_FILE, read
-from flowmaps.reports.spread import quality_key, quality_words
+from flowmaps.evaluation.quality import quality_of
 from flowmaps.reports.tables import comparison_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,7 @@ def summary(folder: Path) -> tuple[str, list[str], dict[str, list[str]]]:
     """A comparison: its data and metric, the heading of its table, and each method's line."""
     content = read(folder / RESULT_FILE)
     heading, lines = comparison_summary(content["rows"])
-    metric = quality_words(content["rows"], quality_key(content["rows"]))
+    metric = quality_of(content["rows"]).label(content["rows"])
     methods = dict.fromkeys(row["method"] for row in content["rows"])
     return f"{content['recipe']}, {metric}", heading, dict(zip(methods, lines, strict=True))
 

@@ -80,6 +80,15 @@ def test_seeds_have_a_spread():
     assert "over 2 seeds" in paper_table.table(rows, CONTENT)
 
 
+def test_seeds_that_end_in_no_map_are_counted_and_hide_no_others():
+    rows = [
+        row("lsd", 1, 0.1, 0.1),
+        {**row("lsd", 1, 7.0, 7.0, lost=999_999), "seed": 1},
+        {"method": "lsd", "seed": 2, "sampler": "map", "diverged": True},
+    ]
+    assert "| LSD (2 of 3 seeds lost) | 1 step | 0.1000 | 0.086 | 1.16 |" in paper_table.table(rows, CONTENT)
+
+
 def test_every_row_is_the_method_that_its_name_says():
     plans = {name: build(tiny()) for name, build in paper_table.VARIANTS.items()}
     assert plans.keys() == paper_table.NAMES.keys()

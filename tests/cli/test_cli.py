@@ -27,6 +27,7 @@ import flowmaps as fm
 from flowmaps.cli import commands, sampling, terminal
 from flowmaps.cli import main as cli
 from flowmaps.cli.options import changed_options
+from flowmaps.evaluation import measure
 from flowmaps.runs import run as runs
 from flowmaps.runs.folder import RunFolder
 from flowmaps.runs.recipes import ImageRecipe, Recipe
@@ -211,6 +212,16 @@ def test_data_are_found_again_from_another_folder(tmp_path: Path, unmeasured: No
     monkeypatch.chdir(tmp_path)
     run("sample", "there/run", "--out", "x.npz", "--number", 5)
     assert np.load("x.npz")["x"].shape == (5, 3)
+
+
+def test_a_run_whose_samples_are_all_lost_has_its_table_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "MAX_ABS", 1e-30)
+    printed = run("train", "checkerboard", "--method", "lsd", "--out", tmp_path / "run", *TINY)
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {row["lost"] for row in rows} == {150}
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "quality.png").exists()
+    assert "run flowmaps evaluate first" not in printed
 
 
 # resume --------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,37 @@ def test_a_method_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path:
     assert [row["method"] for row in rows_of(tmp_path) if row.get("diverged")] == ["psd"]
 
 
+def test_what_cannot_be_measured_is_told_before_any_training_and_no_method_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ValueError("no such features")
+
+    monkeypatch.setattr(comparison, "train_method", lambda *_, **__: pytest.fail("trained"))
+    words = ["compare", "checkerboard", "--methods", "lsd", "--out", str(tmp_path / "out"), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "check_packages", refuse)
+        assert "no such features" in refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(comparison, "evaluation_inputs", refuse)
+    assert "no such features" in refused(capsys, *words)
+    assert rows_of(tmp_path / "out") == []
+    assert not list((tmp_path / "out" / "cells").glob("*.json"))
+
+
+def test_samples_are_drawn_of_the_first_seed_that_ended_in_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = comparison.measure_method
+
+    def measure_method(plan: Plan, *others: Any, **more: Any) -> Any:
+        if plan.recipe.seed == 0:
+            raise ValueError("the exact transport failed")
+        return whole(plan, *others, **more)
+
+    monkeypatch.setattr(comparison, "measure_method", measure_method)
+    main(["compare", "checkerboard", "--methods", "lsd", "--seeds", "2", "--out", str(tmp_path), *SMALL])
+    assert (tmp_path / "samples-lsd.png").exists()
+
+
 # pictures, fresh noise, options ---------------------------------------------------------------------------------------
 
 

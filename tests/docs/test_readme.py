@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from places import ROOT
 
+from flowmaps.evaluation.quality import ABOVE_FLOOR
 from flowmaps.methods import METHODS
-from flowmaps.reports.tables import above_floor
 from flowmaps.runs import recipe_files
 from flowmaps.runs.recipes import RECIPES
 
@@ -36,7 +36,7 @@ def test_a_table_is_that_of_its_file_of_results(folder: str, text: str, least: i
     rows = json.loads((ROOT / "results" / folder / "metrics.json").read_text())["rows"]
     lines = []
     for row in rows:
-        numbers = [row["kl"], row["kl_floor"], above_floor(row), row["w2"]]
+        numbers = [row["kl"], row["kl_floor"], ABOVE_FLOOR.of(row), row["w2"]]
         numbers = [*(f"{value:.4f}" for value in numbers), f"{row['map_error']:.1e}"]
         seconds = f"{row['seconds']:.{1 if row['seconds'] >= 0.95 else 2}f}"
         lines.append(f"| {row['nfe']} | {' | '.join(numbers)} | {seconds} |")

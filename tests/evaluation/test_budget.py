@@ -179,6 +179,13 @@ def test_a_budget_in_steps_is_the_same_whatever_the_stages(method: str, steps: i
     assert sum(value for name, value in training.items() if name.endswith("_steps")) == steps
 
 
+def test_a_map_without_a_step_after_its_warm_up_has_no_cost(tmp_path: Path):
+    plan = resolve(replace(tiny("lmd").recipe, teacher_steps=16_000, steps=4_000))
+    training = budget.train_method(plan, open_data("checkerboard"), 12, tmp_path, unit="steps")[2]
+    assert (training["teacher_steps"], training["map_steps"]) == (10, 2)
+    assert "ms_per_step" not in training  # which would be the teacher's
+
+
 def test_fewer_steps_than_stages_are_refused_and_a_stage_without_steps_is_left_out(tmp_path: Path):
     with pytest.raises(ValueError, match="lmd has 2 stages, for which --budget-steps must be at least 2, got 1"):
         Comparison(tiny("lmd").recipe, ("lsd", "lmd"), 1, tmp_path / "new", unit="steps")

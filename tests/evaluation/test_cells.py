@@ -203,6 +203,11 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path):
     said = "begun with --width 8, --no-compile, --evaluation.steps 1, got --width 9, --compile, --evaluation.steps 1 2:"
     with pytest.raises(ValueError, match=said):
         check_same(tmp_path, before, now, {}, "go on")
+    check_same(tmp_path, {"options": {"width": 8}}, {"options": {"width": 8, "draws": 1}, "fewer": []}, {}, "go on")
+    with pytest.raises(ValueError, match="begun with no --draws, got --draws 4:"):  # an earlier version had none
+        check_same(tmp_path, {"options": {}}, {"options": {"draws": 4}}, {}, "go on")
+    with pytest.raises(ValueError, match=r"begun with fewer \[\[8, 70\]\], got \[\]:"):
+        check_same(tmp_path, {"fewer": [[8, 70]]}, {"fewer": []}, {"fewer": "fewer"}, "go on")
     said = "was begun with no --budget, --budget-steps 5, got --budget 5, no --budget-steps:"
     with pytest.raises(ValueError, match=said):
         Cells(tmp_path, {**ABOUT, "budget_in": "seconds"}, ("lmd",), (0,))

@@ -328,7 +328,7 @@ def test_processes_share_the_methods_of_a_folder(tmp_path: Path, monkeypatch: py
         taken = [name for name, _ in second.run(say=said.append)]
     assert (taken, said) == (
         ["psd", "psd"],
-        ["lsd: searched by another process; run the same command again once that has ended."],
+        ["lsd: searched by another process; once that has ended, run the command with --resume."],
     )
     assert [name for name, _ in other.run()] == ["lsd", "lsd"]
     assert {name: len(result.trials) for name, result in other.results().items()} == {"lsd": 2, "psd": 2}
@@ -386,6 +386,32 @@ def test_another_search_of_the_folder_with_more_seeds_changes_nothing_of_what_wa
     assert not more.results()["lsd"].better  # not yet
     list(more.run())
     assert more.results()["lsd"].better
+
+
+def test_what_another_search_has_not_trained_anew_yet_is_not_called_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Search, "_train", train)
+    other = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=2)
+    mine = Search(tiny(), ("psd",), tmp_path, trials=1, budget=0.2, final_seeds=2, resume=True)
+    running, better = other.run(), []
+    for _ in running:
+        better.append(mine.results()["lsd"].better)
+    assert better == [False] * 9 + [True]  # six trials, two seeds of what was found, two of today's
+    assert mine.results()["lsd"].best is not mine.results()["lsd"].today
+
+
+def test_a_search_that_cannot_be_measured_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "train_method", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(search, "evaluation_inputs", refuse)
+    broken = Search(tiny(), ("lsd",), tmp_path, trials=1, budget=0.2)
+    with pytest.raises(ValueError, match="no such features"):
+        list(broken.run())
+    assert broken.file.rows() == []
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise ValueError("no such features")
 
 
 def test_a_study_keeps_the_settings_that_were_found_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -119,15 +119,28 @@ def test_quality_is_kl_above_its_floor_against_evaluations():
     assert ax.get_yscale() == "log"
 
 
-def test_quality_falls_back_to_what_the_rows_have():
-    without = [{k: v for k, v in row.items() if k not in ("kl", "kl_floor")} for row in ROWS]
-    assert "W_2" in figures.quality(without).axes[0].get_ylabel()
-    energy = [{"sampler": "map", "nfe": k, "energy": value} for k, value in ((1, 0.1), (2, -1e-4))]
+def test_quality_is_what_methods_are_ranked_by():
+    energy = [{"sampler": "map", "nfe": k, "energy": value, "w2": 5.0} for k, value in ((1, 0.1), (2, -1e-4))]
     ax = figures.quality(energy).axes[0]
-    assert "energy" in ax.get_ylabel()
+    assert ax.get_ylabel() == "energy distance to data [units of x]"
     assert ax.get_yscale() == "linear"
-    with pytest.raises(ValueError, match="no row has a metric of quality"):
+    between = [{**row, "energy": 0.1, "energy_floor": floor} for row, floor in zip(energy, (0.01, 0.01), strict=True)]
+    ax = figures.quality(between).axes[0]
+    assert legend_of(ax) == ["map", "between real rows"]
+    assert figures.quality([{**row, "energy_floor": -0.01} for row in between]).axes[0].get_yscale() == "log"
+    images = [{"sampler": "map", "nfe": 1, "fd": 1400.0, "fd_floor": 400.0, "fd_name": "FD (x)"}]
+    ax = figures.quality(images).axes[0]
+    assert ax.get_ylabel() == "FD (x)\nabove that of real images"
+    assert list(ax.lines[0].get_ydata()) == [1000.0]
+    with pytest.raises(ValueError, match="needs a row with KL, energy or Fréchet distance, got 1 without"):
         figures.quality([{"sampler": "map", "nfe": 1}])
+
+
+def test_a_row_without_a_floor_is_not_drawn_beside_rows_above_theirs():
+    rows = method("lmd", {1: 0.2, 4: 0.1})
+    bare = {name: value for name, value in rows[1].items() if name != "kl_floor"} | {"steps": 8}
+    ax = figures.compare([*rows, bare]).axes[0]
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["1 step", "4 steps"]
 
 
 def method(name: str, values: dict[int, float], **more) -> list[dict]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from flowmaps.evaluation.quality import ENERGY, quality_of
 from flowmaps.reports import figures, spread, tables
 from flowmaps.reports.spread import Spread
 
@@ -82,6 +83,16 @@ def test_the_table_of_several_seeds_has_spread_rank_and_the_median_of_the_cost()
     assert notes[1] == "With fewer seeds: ctm 0."
 
 
+def test_a_seed_whose_samples_are_all_lost_is_said_in_the_table_as_in_the_figure():
+    found = rows("lsd", {1: [0.3, 0.5], 4: [0.1, 0.3]})
+    found += [{"sampler": "map", "method": "lsd", "seed": 2, "steps": n, "samples": 9, "lost": 9} for n in (1, 4)]
+    (line,) = tables.comparison_summary(found)[1]
+    assert line[:2] == ["lsd (1 of 3 diverged)", "0.4000±0.1414"]
+    assert [text.get_text() for text in figures.compare(found).axes[0].get_yticklabels()] == ["lsd *"]
+    (alone,) = tables.comparison_summary(found[-2:])[1]
+    assert alone[:3] == ["lsd", "–", "–"]
+
+
 def test_images_are_ranked_by_the_distance_above_that_of_real_images():
     head = {"sampler": "map", "method": "lsd", "steps": 1, "nfe": 1, "fd_floor": 400.0, "fd_name": "FD (x)"}
     found = [{**head, "seed": seed, "fd": fd, "pixel_error": 0.01} for seed, fd in enumerate((1400.0, 1440.0))]
@@ -93,9 +104,9 @@ def test_images_are_ranked_by_the_distance_above_that_of_real_images():
     assert figures.compare(found).axes[0].get_xlabel().startswith(f"{words}\nless is better")
     assert f"\n{words}, by the map in N steps. heun2:" in tables.comparison_markdown(found)
     unlike = [*found, {**found[0], "method": "psd", "fd_name": "FD (y)"}]
-    assert spread.quality_words(unlike, "fd") == "FD above that of real images"
+    assert quality_of(unlike).label(unlike) == "FD above that of real images"
     bare = [{name: value for name, value in row.items() if name != "fd_floor"} for row in found]
-    assert spread.quality_words(bare, "fd") == "FD (x)"
+    assert quality_of(bare).label(bare) == "FD (x)"
 
 
 def test_the_figure_and_the_table_rank_by_one_metric_and_name_it():
@@ -105,7 +116,7 @@ def test_the_figure_and_the_table_rank_by_one_metric_and_name_it():
     label = figures.compare(found).axes[0].get_xlabel()
     assert label.startswith("energy distance to data [units of x]\nless is better")
     dots = [float(line.get_xdata()[0]) for line in figures.compare(found).axes[0].lines if line.get_marker() == "o"]
-    one, four = (spread.of_steps(found, "energy")["lsd"][steps].mean for steps in (1, 4))
+    one, four = (spread.of_steps(found, ENERGY)["lsd"][steps].mean for steps in (1, 4))
     assert dots == [pytest.approx(one), pytest.approx(four)]
     assert 0 < four < one < 1
 

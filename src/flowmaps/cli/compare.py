@@ -15,6 +15,7 @@ from ..evaluation.budget import Unit
 from ..evaluation.cells import Cell, in_file_name
 from ..evaluation.compare import Comparison
 from ..evaluation.measure import Row
+from ..evaluation.quality import is_measured
 from ..evaluation.sampling import Samples
 from ..reports import figures, pictures, tables
 from ..runs.recipes import Recipe
@@ -59,15 +60,16 @@ def write(comparison: Comparison) -> list[Row]:
     folder = comparison.folder
     with comparison.joined() as rows:
         write_atomically(folder / "compare.md", tables.comparison_markdown(rows))
-        if tables.is_measured(rows):
+        if is_measured(rows):
             figures.save(figures.compare(rows), folder / "compare.png")
     return rows
 
 
 def _draw_samples(comparison: Comparison, cell: Cell, samples: Mapping[str, Samples]) -> None:
-    """Draw the samples of a cell, if it is of the first seed of its method so far."""
+    """Draw the samples of a cell, if it is of the first seed of its method that ended in a map so far."""
     recipe, source = comparison.recipe, comparison.source
-    if not samples or cell.seed != min(row["seed"] for row in comparison.rows if row["method"] == cell.method):
+    seeds = [row["seed"] for row in comparison.rows if row["method"] == cell.method and "diverged" not in row]
+    if not samples or cell.seed != min(seeds):
         return
     images = source.units.pictures
     figure = pictures.steps_grid(source.units, samples) if images else pictures.map_samples(recipe, source, samples)

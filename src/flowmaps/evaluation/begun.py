@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from ..runs.recipes import Recipe
 from ..runs.recipes.found import option
 from .measure import Row
 
 RECIPE = "recipe"
 """The entry for the name of the recipe."""
+USUAL = {"fewer": [], "ode_rows": None, "options": json.loads(json.dumps(asdict(Recipe(RECIPE))))}
+"""What an entry was where it is missing: an earlier version did not have it."""
 
 
 def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], way: str) -> None:
@@ -27,7 +32,8 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
         ValueError: an entry differs.
     """
     old, new = _flat(before), _flat(now)
-    differing = [name for name in new if old.get(name) != new[name]]
+    usual = _flat(USUAL)
+    differing = [name for name in new if old.get(name, usual.get(name)) != new[name]]
     if not differing:
         return
     if RECIPE in differing:  # whose options would only follow it

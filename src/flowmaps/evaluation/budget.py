@@ -78,6 +78,8 @@ def train_method(
     training: Row = {"budget": budget, "distilled": plan.method.distils}
     for stage, share in shares(plan, budget, unit):
         objective = stage.build(flow_map, teacher and teacher.velocity).to(device)
+        for name in ("ms_per_step", "mb_per_step"):  # of the last stage, or of none
+            training.pop(name, None)
         train_it = partial(train_stage, plan, stage, source, objective, share, **options)
         if stage.name == "teacher":
             weights = folder / teacher_file(stage, objective, share, plan.recipe.seed, unit)

@@ -247,6 +247,7 @@ class Cells:
         if not all(isinstance(content[name], list) for name in ("methods", "seeds", "rows")):
             raise ValueError(f"{path} is damaged (its methods, seeds or rows are no list): choose another --out.")
         words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
+        words |= {"fewer": "[steps, samples] of", "ode_rows": "rows of the ODE of"}
         check_same(self.folder, _typed_budget(content), _typed_budget(self.description), words, "join it")
         return content
 

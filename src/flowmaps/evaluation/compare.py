@@ -19,6 +19,7 @@ from ..maps import FlowMap
 from ..runs.changes import objectives
 from ..runs.folder import open_source
 from ..runs.plan import Plan, resolve
+from ..runs.preflight import check_packages
 from ..runs.recipes import Recipe, for_method
 from ..runs.recipes.found import found_in
 from ..system.devices import pick_device
@@ -27,6 +28,7 @@ from .budget import Unit, shares, train_method
 from .cells import STEPS, Cell, Cells
 from .curves import Curves
 from .measure import EvaluationInputs, Row, evaluation_inputs
+from .quality import is_measured
 from .rows import metrics_rows
 from .sampling import Samples
 
@@ -58,7 +60,7 @@ class Comparison:
 
     Raises:
         ValueError: the folder has something else; the budget is not positive; a method or a seed is named twice; the
-            recipe cannot run; or there are fewer steps than a method has stages.
+            recipe cannot run, or not be measured; or there are fewer steps than a method has stages.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class Comparison:
         check_different("--methods", tuple(methods))
         seeds = tuple(seeds) or (recipe.seed,)
         check_different("--seeds", seeds)
-        plans = (
-            {} if isinstance(methods, Mapping) else {name: partial(_plan, method=name, given=given) for name in methods}
+        resolvers = (
+            methods
+            if isinstance(methods, Mapping)
+            else {name: partial(_plan, method=name, given=given) for name in methods}
         )
-        resolvers = methods if isinstance(methods, Mapping) else plans
         self.plans = {
             Cell(name, seed): resolver(dataclasses.replace(recipe, seed=seed))
             for name, resolver in resolvers.items()
@@ -96,7 +99,8 @@ class Comparison:
             list(shares(plan, budget, unit))
         self.recipe, self.budget, self.folder, self.unit = recipe, budget, folder, unit
         self.ode_rows, self.fewer = methods if ode_rows is None else ode_rows, fewer
-        described = _description(recipe, budget, unit, fewer)
+        described = _description(recipe, budget, unit, fewer, ode_rows)
+        check_packages(recipe)
         self.source = open_source(recipe).to(pick_device(recipe.device))
         for cell, plan in self.plans.items():
             if cell.seed == seeds[0]:
@@ -128,7 +132,7 @@ class Comparison:
                 pass
             yield cell, samples
         with self.joined() as rows:
-            measured = any(_is_measured(row) for row in rows)
+            measured = is_measured(rows)
         if rows and not self._cells.missing and not measured:
             raise ValueError("every method diverged: lower --optimiser.learning-rate.")
 
@@ -142,7 +146,7 @@ class Comparison:
         self, cell: Cell, watch: Watch, say: Callable[[str], None]
     ) -> tuple[list[Row], Curves, dict[str, Samples]]:
         """The rows of one cell, the curves of its residuals, and the samples of its map."""
-        plan, curves = self.plans[cell], Curves()
+        plan, curves, inputs = self.plans[cell], Curves(), self._shared_inputs(cell.seed)
         options = {"unit": self.unit, "curves": curves, "watch": watch, "say": say}
         flow_map, teacher, head = train_method(plan, self.source, self.budget, self.folder, **options)
         head |= {"settings": found} if (found := found_in(plan.recipe)) else {}
@@ -150,7 +154,7 @@ class Comparison:
             say(f"{cell.name} diverged: its loss, its gradient or its weights are not finite.")
             return [{**head, "sampler": "map"}], curves, {}
         try:
-            inputs, solvers = self._shared_inputs(cell.seed), ("heun2" if self.source.units.pictures else "dopri5",)
+            solvers = ("heun2" if self.source.units.pictures else "dopri5",)
             options = {"ode_rows": cell.method in self.ode_rows, "fewer": self.fewer, "watch": watch}
             rows, samples = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=solvers, **options)
         except ValueError as error:
@@ -196,10 +200,6 @@ def check_different(option: str, values: Sequence[object]) -> None:
         raise ValueError(f"{option} needs different {what}, got {' '.join(map(str, values)) or 'none'}.")
 
 
-def _is_measured(row: Row) -> bool:
-    return row["sampler"] == "map" and any(name in row for name in ("kl", "energy", "fd"))
-
-
 def measure_method(
     plan: Plan,
     flow_map: FlowMap,
@@ -228,12 +228,14 @@ def measure_method(
     return rows, samples
 
 
-def _description(recipe: Recipe, budget: float, unit: Unit, fewer: Mapping[int, int]) -> Row:
+def _description(
+    recipe: Recipe, budget: float, unit: Unit, fewer: Mapping[int, int], ode_rows: Collection[str] | None
+) -> Row:
     """What compare.json says of a comparison beside its methods, seeds and rows."""
     fields = dataclasses.asdict(recipe).items()
     options = {name: value for name, value in fields if name not in (*UNUSED_FIELDS, "seed")}
     clock = "CPU time of the training process" if pick_device(recipe.device).type == "cpu" else "wall clock"
     counted = f"seconds of {clock}, without compilation" if unit == "seconds" else STEPS
     description = {"recipe": recipe.name, "budget_in": counted, "budget": budget, "options": options}
-    description |= {"fewer": {str(steps): number for steps, number in fewer.items()}} if fewer else {}
+    description |= {"fewer": sorted(fewer.items()), "ode_rows": None if ode_rows is None else sorted(ode_rows)}
     return json.loads(json.dumps(description | {"data_sha256": fingerprint(recipe.data)}))

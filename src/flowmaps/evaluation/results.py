@@ -16,6 +16,7 @@ from typing import Any
 
 from ..runs.recipes.found import Options
 from .measure import Row
+from .quality import quality_of
 from .space import changed
 
 LEAST_SHARE = 0.1
@@ -107,11 +108,10 @@ def value_of(row: Row) -> float:
 
     Nothing counts as less than its noise: a tenth of the floor, or the size of the energy distance between real rows.
     """
-    for key in ("kl", "fd"):
-        if key in row:
-            floor = row.get(f"{key}_floor", 0.0)
-            return max(row[key] - floor, LEAST_SHARE * floor or LEAST)
-    return max(row.get("energy", math.inf), abs(row.get("energy_floor", 0.0)) or LEAST)
+    quality = quality_of([row])
+    value, floor = quality.of(row), abs(row.get(f"{quality.key}_floor", 0.0))
+    noise = floor if quality.floor is None else LEAST_SHARE * floor
+    return math.inf if value is None else max(value, noise or LEAST)
 
 
 def metric_of(rows: Sequence[Row]) -> str:

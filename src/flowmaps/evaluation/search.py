@@ -18,6 +18,7 @@ from pathlib import Path
 from ..data import fingerprint
 from ..runs.folder import open_source
 from ..runs.plan import Plan, resolve
+from ..runs.preflight import check_packages
 from ..runs.recipes import Recipe
 from ..runs.recipes.found import FOUND, Options, fields_of, with_options
 from ..system.devices import pick_device
@@ -52,7 +53,7 @@ class Search:
 
     Raises:
         ValueError: Optuna is not installed; a number is out of range; the folder exists or, to resume, was begun
-            otherwise; or the recipe cannot run.
+            otherwise; or the recipe cannot run, or not be measured.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Search:
         own = fields_of(recipe)
         self.recipe, self.methods, self.trials, self.budget = recipe, methods, trials, budget
         self.final_seeds, self.fixed = final_seeds, sorted(own.keys() & set(given))
+        check_packages(recipe)
         device = pick_device(recipe.device)
         self.clock = clock_of(device).__name__
         plans = {method: resolve(replace(recipe, method=method)) for method in methods}
@@ -104,8 +106,9 @@ class Search:
         found = dict[str, Result]()
         for name, own in mine.items():
             trials, finals = ([row for row in own if key in row] for key in ("trial", "seed"))
-            if own:  # another search of the same folder may have another number of seeds
-                found[name] = Result(trials, finals, self.final_seeds if name in self.methods else 0)
+            if own:  # of another search of the same folder all seeds that it has begun count, and one at least
+                begun = max(1, len({row["seed"] for row in finals}))
+                found[name] = Result(trials, finals, self.final_seeds if name in self.methods else begun)
         return found
 
     def run(self, watch: Watch = quiet, say: Callable[[str], None] = print) -> Iterator[tuple[str, Row]]:
@@ -132,7 +135,7 @@ class Search:
                         self.file.add(row)
                         yield method, row
         if left:
-            say(f"{', '.join(left)}: searched by another process; run the same command again once that has ended.")
+            say(f"{', '.join(left)}: searched by another process; once that has ended, run the command with --resume.")
 
     def _of_method(self, method: str, watch: Watch) -> Iterator[Row]:
         """The lines that the study has not of a method."""
@@ -158,14 +161,13 @@ class Search:
 
     def _train(self, plan: Plan, settings: Options, seed: int, watch: Watch) -> Row:
         """Train and measure a method at some settings: its score, its seconds, and the rows of its samplers."""
-        begun = time.monotonic()
+        begun, inputs = time.monotonic(), self._inputs_of(seed)
         plan = resolve(with_options(plan.recipe, {**settings, "seed": seed}))
         options = {"watch": watch, "say": lambda _: None}
         flow_map, teacher, training = train_method(plan, self.source, self.budget, self.file.teachers, **options)
         rows = list[Row]()
         if not training.get("diverged"):
             try:
-                inputs = self._inputs_of(seed)
                 rows, _ = measure_method(plan, flow_map, teacher, self.source, inputs, solvers=(), watch=watch)
             except ValueError as error:  # samples that no metric takes
                 training |= {"diverged": True, "reason": str(error)}

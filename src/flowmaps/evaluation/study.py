@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from ..runs.folder import check_new
 from ..system.files import write_atomically
 from .begun import check_same
+from .cells import in_file_name
 from .measure import Row
 
 STUDY_FILE = "study.jsonl"
@@ -84,7 +85,7 @@ class StudyFile:
     def take(self, method: str) -> AbstractContextManager[Any] | None:
         """Context in which no other process has a method; `None` if one has it."""
         try:
-            return FileLock(self.folder / LOCKS / f"method-{method}.lock").acquire(timeout=0)
+            return FileLock(self.folder / LOCKS / f"method-{in_file_name(method)}.lock").acquire(timeout=0)
         except Timeout:
             return None
 

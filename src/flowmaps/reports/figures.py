@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..evaluation.quality import ENERGY, quality_of
 from ..system.files import write_atomically
 from . import spread, style
 from .style import COLOURS, EXACT, FAINT, INK, MAP, MARKERS, TEACHER, Row, steps_in_words
@@ -135,16 +136,19 @@ def losses(rows: Sequence[Row]) -> Figure:
 def quality(rows: Sequence[Row]) -> Figure:
     """Quality against the number of network evaluations: a line for the map, a mark for each solver of the teacher.
 
-    The metric shown is the first that the rows have of: KL above its floor, KL, W2, energy distance, sliced W2,
-    Fréchet distance, map error; less is better in each.
+    The metric is that of `quality_of`: KL above its floor, energy distance, or Fréchet distance above that of real
+    images; less is better in each.
 
     Args:
         rows: rows of `metrics.json`, each with "sampler" and "nfe".
 
     Raises:
-        ValueError: no row has one of these metrics.
+        ValueError: no row has it.
     """
-    label, rated = style.quality_of(rows)
+    metric = quality_of(rows)
+    rated = [(row, value) for row in rows if (value := metric.of(row)) is not None]
+    if not rated:
+        raise ValueError(f"quality needs a row with KL, energy or Fréchet distance, got {len(rows)} without.")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.subplots()
     line = sorted((row["nfe"], value) for row, value in rated if row["sampler"] == "map")
@@ -155,11 +159,13 @@ def quality(rows: Sequence[Row]) -> Figure:
         ax.axhline(value, color=TEACHER, lw=0.8, ls=(0, (2, 3)), zorder=1)
         marker = MARKERS[1 + k % (len(MARKERS) - 1)]
         ax.plot([row["nfe"]], [value], marker, color=TEACHER, ms=7.5, ls="none", label=style.name_of(row))
-    real = [row["w2_floor"] for row, _ in rated if label == style.METRICS["w2"] and "w2_floor" in row][:1]
+    floors = [row["energy_floor"] for row, _ in rated if metric is ENERGY and "energy_floor" in row]
+    real = [floor for floor in floors[:1] if floor > 0]  # by chance it may be negative: the axis is logarithmic
     for value in real:
         ax.axhline(value, color=EXACT, lw=1.2, label="between real rows")
     style.powers_of_two(ax, [row["nfe"] for row, _ in rated])
     style.value_axis(ax, [*(value for _, value in rated), *real])
+    label = metric.label(rows).replace(" above ", "\nabove ")
     style.light_axes(ax, "network evaluations for each sample", label)
     style.legend(ax)
     return figure
@@ -180,15 +186,15 @@ def compare(rows: Sequence[Row]) -> Figure:
         ValueError: no row of a map has a metric of quality.
     """
     maps = [row for row in rows if row["sampler"] == "map"]
-    key = spread.quality_key(maps)
+    metric = quality_of(maps)
     found = {
         method: {n: of_n for n, of_n in spreads.items() if math.isfinite(of_n.mean)}
-        for method, spreads in spread.of_steps(rows, key).items()
+        for method, spreads in spread.of_steps(rows, metric).items()
     }
     numbers = sorted({steps for spreads in found.values() for steps in spreads})
     if not numbers:
         raise ValueError("compare needs rows of maps: {'sampler': 'map', 'method': ..., 'steps': ..., ...}, got none.")
-    label = spread.quality_words(maps, key)
+    label = metric.label(maps)
     by = spread.nearest_four(numbers)
     names = sorted(found, key=lambda name: (not found[name], found[name][by].mean if by in found[name] else math.inf))
     diverged = [name for name in names if not found[name]]
@@ -197,7 +203,7 @@ def compare(rows: Sequence[Row]) -> Figure:
     ax = figure.subplots()
     colours = dict(zip(numbers, style.shades(len(numbers)), strict=True))
     ode = _ode_of_teachers(rows)
-    mean = spread.Spread.of([spread.quality(row, key) for row in ode]).mean
+    mean = spread.Spread.of([metric.of(row) for row in ode]).mean
     teacher = [mean] if math.isfinite(mean) else []
     style.rows_of_dots(ax, [found[name] for name in names], colours, teacher)
     style.light_axes(ax, f"{label}\nless is better; best in {steps_in_words(by)} first")

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.measure import Row
+from ..evaluation.quality import Quality
 
 SENTENCE = (
     "Rank: the places that the intervals of mean ± standard deviation leave open, after every method whose whole "
-    "interval is below its own and before every method whose whole interval is above; a method of one seed has none."
+    "interval is below its own and before every method whose whole interval is above; a method of one seed has none, "
+    "and is not counted in those of others."
 )
 
 
@@ -63,51 +65,7 @@ def places(intervals: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int,
 # rows of a comparison -------------------------------------------------------------------------------------------------
 
 
-def above_floor(row: Row) -> float | None:
-    """KL less the KL of as many exact samples, where the row has both."""
-    return _difference(row, "kl", "kl_floor")
-
-
-def above_real(row: Row) -> float | None:
-    """Fréchet distance less that of as many other real images, where the row has both."""
-    return _difference(row, "fd", "fd_floor")
-
-
-def _difference(row: Row, of: str, floor: str) -> float | None:
-    own, least = row.get(of), row.get(floor)
-    return None if own is None or least is None else own - least
-
-
-QUALITIES = {
-    "kl": ("kl_floor", "KL above floor [nats]", "KL [nats]"),
-    "energy": ("", "", "energy distance to data [units of x]"),
-    "fd": ("fd_floor", "FD above that of real images", "FD"),
-}
-"""What methods are ranked by, the first that the rows have: its entry -> that of its floor, and what it is called less
-the floor, and where none was measured."""
-
-
-def quality_key(rows: Sequence[Row]) -> str:
-    """Which of `QUALITIES` the rows have; the energy distance where they have none."""
-    return next((key for key in QUALITIES if any(key in row for row in rows)), "energy")
-
-
-def quality_words(rows: Sequence[Row], key: str) -> str:
-    """What the quality is called; of images by the features, if all rows have the same."""
-    floor, less_floor, alone = QUALITIES[key]
-    words = less_floor if any(floor in row for row in rows) else alone
-    names = {row.get(f"{key}_name") for row in rows if key in row}
-    own = names.pop() if len(names) == 1 else None
-    return words if own is None else words.replace(key.upper(), own, 1)
-
-
-def quality(row: Row, key: str) -> float | None:
-    """The quality of a row, less is better: less its floor, where that was measured."""
-    floor = QUALITIES[key][0]
-    return _difference(row, key, floor) if floor in row else row.get(key)
-
-
-def of_steps(rows: Sequence[Row], key: str) -> dict[str, dict[int, Spread]]:
+def of_steps(rows: Sequence[Row], quality: Quality) -> dict[str, dict[int, Spread]]:
     """The quality of each method's map in each number of steps that a seed of it has, over its seeds."""
     maps = [row for row in rows if row["sampler"] == "map"]
     found: dict[str, dict[int, Spread]] = {}
@@ -117,7 +75,7 @@ def of_steps(rows: Sequence[Row], key: str) -> dict[str, dict[int, Spread]]:
         steps = sorted({row["steps"] for row in mine if "steps" in row})
         found[method] = {}
         for n in steps:  # a number that was asked for twice has two rows of a seed
-            of_seeds = {row.get("seed"): quality(row, key) for row in mine if row.get("steps") == n}
+            of_seeds = {row.get("seed"): quality.of(row) for row in mine if row.get("steps") == n}
             found[method][n] = Spread.of([*of_seeds.values(), *[None] * diverged])
     return found
 

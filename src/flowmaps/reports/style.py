@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..evaluation.measure import Row
 from ..evaluation.sampling import OF_MAP, steps_in_words
-from .spread import Spread, above_floor
+from .spread import Spread
 
 RowValue = Callable[[Row], float | None]
 Box = tuple[float, float, float, float]
@@ -29,25 +29,6 @@ MAP, TEACHER, EXACT = "#1f6feb", "#e0762f", "#9aa1a9"
 COLOURS = ("#1f6feb", "#e0762f", "#1a9a6c", "#c23b8f", "#7f56d9", "#c99a06", "#3ea6c9", "#57606a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "d")
 DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#cfe1fb", "#6ea8f7", "#1f6feb", "#0b2a5e"])
-METRICS = {
-    "kl": "KL(exact || samples) [nats]",
-    "w2": "$W_2$ to data [units of x]",
-    "energy": "energy distance to data [units of x]",
-    "sliced_w2": "sliced $W_2$ to data [units of x]",
-    "fd": "Fréchet distance",
-    "map_error": "mean squared map error [units of x$^2$]",
-}
-
-
-def quality_of(rows: Sequence[Row]) -> tuple[str, list[tuple[Row, float]]]:
-    """The label of the first metric of quality that the rows have, and the rows that have it, each with its value."""
-    candidates = {"above floor": ("KL(exact || samples) above floor [nats]", above_floor)}
-    candidates |= {key: (label, lambda row, key=key: row.get(key)) for key, label in METRICS.items()}
-    for key, (label, value_of) in candidates.items():
-        rated = [(row, float(value)) for row in rows if (value := value_of(row)) is not None]
-        if rated:  # a row of images names its metric: the features, and the number of samples
-            return next((row["fd_name"] for row, _ in rated if key == "fd" and "fd_name" in row), label), rated
-    raise ValueError(f"no row has a metric of quality, any of {', '.join(METRICS)}: run flowmaps evaluate first.")
 
 
 def name_of(row: Row) -> str:

@@ -15,23 +15,11 @@ from rich import box, markup
 from rich.table import Table
 
 from ..evaluation.measure import Row
+from ..evaluation.quality import ABOVE_FLOOR, ABOVE_REAL, ENERGY, Quality, is_measured, quality_of
 from ..evaluation.sampling import steps_in_words
 from ..methods import Jumps
 from ..storage.methods import known
-from .spread import (
-    QUALITIES,
-    SENTENCE,
-    Spread,
-    above_floor,
-    above_real,
-    nearest_four,
-    of_steps,
-    places,
-    quality,
-    quality_key,
-    quality_words,
-    several_seeds,
-)
+from .spread import SENTENCE, Spread, nearest_four, of_steps, places, several_seeds
 from .style import name_of
 
 NO_VALUE = "–"
@@ -97,7 +85,7 @@ COLUMNS = (
     Column("evals", "", "Network evaluations that each sample takes.", "nfe"),
     Column("KL", "nats", "KL(exact || samples) of histograms over [-1, 1]² with exact cell masses.", "kl"),
     Column("floor", "nats", "The KL of as many exact samples: what a perfect sampler would read.", "kl_floor"),
-    Column("above floor", "nats", "KL less its floor: the part that is the sampler's own.", above_floor),
+    Column("above floor", "nats", "KL less its floor: the part that is the sampler's own.", ABOVE_FLOOR.of),
     Column("W2", "units of x", "Exact 2-Wasserstein distance of samples to as many data.", "w2"),
     Column("real W2", "units of x", f"W2 of {REAL}", "w2_floor"),
     Column("sliced W2", "units of x", "Root mean square of W2 over random lines.", "sliced_w2"),
@@ -114,7 +102,10 @@ COLUMNS = (
     ),
     Column("real images", "", "The FD of as many other real images: what a perfect sampler would read.", "fd_floor"),
     Column(
-        "above real", "", "FD less that of as many other real images: the part that is the sampler's own.", above_real
+        "above real",
+        "",
+        "FD less that of as many other real images: the part that is the sampler's own.",
+        ABOVE_REAL.of,
     ),
     Column("to teacher", "", "The same distance, to the teacher's samples by ODE from the same noise.", "fd_teacher"),
     Column("KD", "", "Kernel distance (unbiased, degree 3) of the features; mean over subsets.", "kd"),
@@ -158,8 +149,8 @@ def _between_real(row: Row, column: Column) -> str:
 
 def conclusion(rows: Sequence[Row]) -> str | None:
     """The map in some four steps beside its teacher's first solver, in a sentence; `None` where one is not measured."""
-    key = quality_key(rows)
-    rated = [(row, value) for row in rows if (value := quality(row, key)) is not None]
+    quality = quality_of(rows)
+    rated = [(row, value) for row in rows if (value := quality.of(row)) is not None]
     teachers = [(row, value) for row, value in rated if row["sampler"] == "teacher"]
     maps = [(row, value) for row, value in rated if row["sampler"] == "map"]
     if not teachers or not maps:
@@ -168,11 +159,11 @@ def conclusion(rows: Sequence[Row]) -> str | None:
     own, of_map = min(maps, key=lambda pair: (abs(pair[0]["steps"] - 4), pair[0]["steps"]))
     faster = teacher["seconds"] / max(own["seconds"], 1e-9)
     whose = "its own" if teacher.get("velocity") == "own" else "its teacher's"
-    real = own.get("energy_floor") if key == "energy" else None
+    real = own.get("energy_floor") if quality is ENERGY else None
     floor = "" if real is None else f", {format_value(real)} between real rows"
     ode = f"{teacher['solver']}, {teacher['nfe']} evaluations"
     return (
-        f"{quality_words(rows, key)}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
+        f"{quality.label(rows)}: {format_value(of_map)} by the map in {steps_in_words(own['steps'])}, "
         f"{format_value(of_teacher)} by {whose} ODE ({ode}){floor}; the map "
         f"was {faster:,.{0 if faster >= 10 else 1}f} times as fast."
     )
@@ -215,11 +206,6 @@ def run_table(rows: Sequence[Row], title: str) -> Table:
 # a comparison ---------------------------------------------------------------------------------------------------------
 
 
-def is_measured(rows: Sequence[Row]) -> bool:
-    """Whether a map has been measured."""
-    return any(row["sampler"] == "map" and any(key in row for key in QUALITIES) for row in rows)
-
-
 def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """The heading and the lines of a comparison, a line a method: quality in each number of steps and of the ODE, the
     error of one jump, and what a training step costs.
@@ -227,8 +213,8 @@ def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     Of several seeds there are mean and standard deviation, the median of the cost, and the rank in one step and in the
     number of steps nearest to four.
     """
-    key, several = quality_key(rows), several_seeds(rows)
-    found = of_steps(rows, key)
+    quality, several = quality_of(rows), several_seeds(rows)
+    found = of_steps(rows, quality)
     steps = sorted({n for spreads in found.values() for n in spreads})
     ranked = [n for n in dict.fromkeys([1, nearest_four(steps)] if steps else []) if n in steps and several]
     ranks = [_ranks({method: spreads.get(n) for method, spreads in found.items()}) for n in ranked]
@@ -242,10 +228,11 @@ def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         if diverged and not spreads:
             lines.append([method, "diverged", *[NO_VALUE] * (len(steps) + 1), *places, *cost])
             continue
-        ode = Spread.of([quality(row, key) for row in mine if row.get("solver") == solver])
-        shown = [_spread(spreads.get(n), key) for n in steps] + [_spread(ode, key)]
+        ode = Spread.of([quality.of(row) for row in mine if row.get("solver") == solver])
+        shown = [_spread(spreads.get(n), quality) for n in steps] + [_spread(ode, quality)]
         seeds = diverged + len({row.get("seed") for row in mine if "diverged" not in row})
-        name = f"{method} ({diverged} of {seeds} diverged)" if diverged else method
+        lost = max((spread.lost for spread in spreads.values() if math.isfinite(spread.mean)), default=diverged)
+        name = f"{method} ({lost} of {seeds} diverged)" if lost else method
         lines.append([name, *shown, _number(_error(method, mine, steps)), *places, *cost])
     return ["method", *map(steps_in_words, steps), solver, "error", *[f"rank in {n}" for n in ranked], *COSTS], lines
 
@@ -275,11 +262,11 @@ def _median(rows: list[Row], name: str) -> float | None:
     return statistics.median(values.values()) if values else None
 
 
-def _spread(spread: Spread | None, key: str) -> str:
+def _spread(spread: Spread | None, quality: Quality) -> str:
     """Mean and standard deviation in words; a dash for none."""
     if spread is None or not math.isfinite(spread.mean):
         return NO_VALUE
-    show = (lambda value: f"{value:,.0f}") if key == "fd" else _number
+    show = (lambda value: f"{value:,.0f}") if quality.key == "fd" else _number
     return show(spread.mean) + ("" if spread.std is None else f"±{show(spread.std)}")
 
 
@@ -300,7 +287,7 @@ def comparison_table(rows: list[Row], about: str) -> Table:
         about: what was compared, the beginning of the title.
     """
     heading, lines = comparison_summary(rows)
-    title = f"{about}: {markup.escape(quality_words(rows, quality_key(rows)))}, by the map in N steps"
+    title = f"{about}: {markup.escape(quality_of(rows).label(rows))}, by the map in N steps"
     caption = "\n".join([_columns(heading), *comparison_notes(rows)])
     result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for k, name in enumerate(heading):
@@ -322,7 +309,7 @@ def _columns(heading: list[str]) -> str:
 def comparison_notes(rows: list[Row]) -> list[str]:
     """Sentences under a table: the distance between real rows; of several seeds what its numbers are, and which methods
     have fewer."""
-    floors = [row["energy_floor"] for row in rows if "energy_floor" in row] if quality_key(rows) == "energy" else []
+    floors = [row["energy_floor"] for row in rows if "energy_floor" in row] if quality_of(rows) is ENERGY else []
     notes = [f"Between real rows the energy distance is {format_value(statistics.fmean(floors))}."] if floors else []
     if not several_seeds(rows):
         return notes
@@ -344,7 +331,7 @@ def _listed(numbers: list[int]) -> str:
 def comparison_markdown(rows: list[Row]) -> str:
     """The summary as a Markdown table, with its notes."""
     heading, lines = comparison_summary(rows)
-    about = f"{quality_words(rows, quality_key(rows))}, by the map in N steps. {_columns(heading)}."
+    about = f"{quality_of(rows).label(rows)}, by the map in N steps. {_columns(heading)}."
     table = [heading, ["---"] + ["---:"] * (len(heading) - 1), *lines]
     text = "".join("| " + " | ".join(row) + " |\n" for row in table)
     notes = [about[0].upper() + about[1:]] * is_measured(rows) + comparison_notes(rows)

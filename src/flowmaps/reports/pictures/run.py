@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ...data import Source
 from ...evaluation.measure import Row
+from ...evaluation.quality import quality_of
 from ...evaluation.sampling import SOLVED, Samples, steps_in_words
 from ...maps import FlowMap
 from ...runs.plan import Plan
@@ -71,7 +72,8 @@ def draw(
     if source.units.table is not None:
         caption, figure = columns(source, samples, plan.recipe.seed)
         made[caption] = "columns", figure
-    made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
+    if any(quality_of(rows).of(row) is not None for row in rows):
+        made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)
     if log:
         made["Loss and unweighted residuals while training."] = "losses", figures.losses(log)

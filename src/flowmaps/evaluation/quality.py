@@ -1,0 +1,50 @@
+"""What samplers are compared by: one metric for each kind of data, less is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .measure import Row
+
+
+@dataclass(frozen=True)
+class Quality:
+    """An entry of a row, less that of its floor where it has one.
+
+    Attributes:
+        key: of the entry.
+        name: with units; the features of images take the place of the key in it.
+        floor: key of what a perfect sampler would read.
+    """
+
+    key: str
+    name: str
+    floor: str | None = None
+
+    def of(self, row: Row) -> float | None:
+        """The value of a row; `None` where it or its floor is missing."""
+        value, floor = row.get(self.key), 0.0 if self.floor is None else row.get(self.floor)
+        return None if value is None or floor is None else value - floor
+
+    def label(self, rows: Sequence[Row]) -> str:
+        """The name; of images with the features, if all rows have the same."""
+        names = {row.get(f"{self.key}_name") for row in rows if self.key in row}
+        features = names.pop() if len(names) == 1 else None
+        return self.name if features is None else self.name.replace(self.key.upper(), features, 1)
+
+
+ABOVE_FLOOR = Quality("kl", "KL above floor [nats]", "kl_floor")
+ENERGY = Quality("energy", "energy distance to data [units of x]")
+ABOVE_REAL = Quality("fd", "FD above that of real images", "fd_floor")
+QUALITIES = (ABOVE_FLOOR, Quality("kl", "KL [nats]"), ENERGY, ABOVE_REAL, Quality("fd", "FD"))
+
+
+def quality_of(rows: Sequence[Row]) -> Quality:
+    """The first of `QUALITIES` that a row has; the energy distance where none has any."""
+    return next((quality for quality in QUALITIES if any(quality.of(row) is not None for row in rows)), ENERGY)
+
+
+def is_measured(rows: Sequence[Row]) -> bool:
+    """Whether a map has been measured."""
+    return any(row["sampler"] == "map" and quality_of([row]).of(row) is not None for row in rows)
