@@ -136,6 +136,14 @@ def test_quality_is_what_methods_are_ranked_by():
         figures.quality([{"sampler": "map", "nfe": 1}])
 
 
+@pytest.mark.parametrize("high", [1.05, 1.3, 2.0, 3.0, 10.0, 100.0])
+def test_an_axis_has_numbers_however_short_its_range(high: float):
+    rows = [{"sampler": "map", "nfe": n, "energy": 1010.0 * value} for n, value in ((1, high), (4, 1.0))]
+    ax = figures.quality(rows).axes[0]
+    low, top = ax.get_ylim()
+    assert len([tick for tick in ax.get_yticks() if low <= tick <= top]) >= 2
+
+
 def test_a_row_without_a_floor_is_not_drawn_beside_rows_above_theirs():
     rows = method("lmd", {1: 0.2, 4: 0.1})
     bare = {name: value for name, value in rows[1].items() if name != "kl_floor"} | {"steps": 8}

@@ -165,7 +165,7 @@ def quality(rows: Sequence[Row]) -> Figure:
         ax.axhline(value, color=EXACT, lw=1.2, label="between real rows")
     style.powers_of_two(ax, [row["nfe"] for row, _ in rated])
     style.value_axis(ax, [*(value for _, value in rated), *real])
-    label = metric.label(rows).replace(" above ", "\nabove ")
+    label = metric.label(rows).replace(" above that", "\nabove that")
     style.light_axes(ax, "network evaluations for each sample", label)
     style.legend(ax)
     return figure

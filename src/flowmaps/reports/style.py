@@ -121,12 +121,15 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def tidy_log(axis: Axis, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis from `low` to `high`: a few of each decade where there are few decades."""
+    """Plain numbers on a logarithmic axis from `low` to `high`: a few of each decade where there are few decades, and
+    at equal distances within half of one."""
     decades = np.log10(high / low)
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1.1 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(LogLocator(subs=subs) if decades > 0.4 else MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if 1e-4 <= x < 1e5 else f"{x:.0e}"))
     axis.set_minor_formatter(NullFormatter())
+    if decades <= 0.4:  # the minor ones are those of decades
+        axis.set_minor_locator(NullLocator())
 
 
 def powers_of_two(ax: Axes, numbers: Sequence[float]) -> None:
