@@ -96,9 +96,10 @@ VARIANTS: Mapping[str, Callable[[Recipe], Plan]] = {
 """The rows of the table, by the names of their cells."""
 
 
-def recipe(samples: int = 1_000_000) -> Recipe:
+def recipe(samples: int = 1_000_000, width: int = 256) -> Recipe:
     """The long recipe of the checkerboard, measured in the papers' numbers of steps."""
     long = checkerboard_long()
+    long = replace(long, network=replace(long.network, width=width))
     evaluation = replace(long.evaluation, steps=STEPS, samples=samples, points=5_000)
     return replace(long, name="checkerboard-paper", evaluation=evaluation)
 
@@ -216,12 +217,13 @@ def main(words: Sequence[str] | None = None) -> None:
         default=1_000_000,
         help="samples of the KL above floor; KL by the protocol of SD needs 64,000",
     )
+    parser.add_argument("--width", type=int, default=256, help="hidden width of the network")
     options = parser.parse_args(words)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
     try:
         if options.budget or options.budget_steps is not None:
-            train(recipe(options.samples), options)
+            train(recipe(options.samples, options.width), options)
         if not (options.out / RESULT_FILE).exists():
             parser.error(f"{options.out} has no {RESULT_FILE}: train first, with a --budget above 0")
         content = read(options.out / RESULT_FILE)
