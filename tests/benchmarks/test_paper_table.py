@@ -129,6 +129,7 @@ def choices_of(plan):
         (["--budget", "-1"], "--budget must be positive, got -1.0 seconds"),
         (["--budget-steps", "0"], "--budget-steps must be positive, got 0 steps"),
         (["--samples", "10"], "must be at least 100"),
+        (["--width", "0"], "--network.width must be at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused_in_a_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):

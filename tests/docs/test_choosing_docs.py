@@ -35,12 +35,14 @@ def test_a_comparison_stands_in_the_page(folder):
     assert not [line for line in lines(written) if line.replace("±", " ± ") not in page]
 
 
-def test_the_papers_table_stands_as_it_was_written():
-    folder = ROOT / "results" / "paper-table"
+@pytest.mark.parametrize("name", ["paper-table", "paper-table-128"])
+def test_the_papers_table_stands_as_it_was_written(name: str):
+    folder = ROOT / "results" / name
     page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     written = (folder / "paper-table.md").read_text(encoding="utf-8")
     content = read(folder / "compare.json")
     assert written == paper_table.table(content["rows"], content)
     assert len(lines(written)) > 10
     assert not [line for line in lines(written) if line not in page]
-    assert words(written) in words(page)
+    if name == "paper-table":  # the notes of the other differ in the width alone
+        assert words(written) in words(page)

@@ -26,6 +26,7 @@ OF_OTHERS = {
     "benchmarks/derivatives.py": ("--rounds", "--share", "--profile"),
     "benchmarks/image_metrics.py": ("--numbers",),
     "benchmarks/class_agreement.py": ("--solver-steps", "--dopri5"),
+    "benchmarks/paper_table.py": ("--rows", "--width"),
     "examples/ddpm_cifar10": ("--reference",),
     "examples/image_uses.py": ("--run",),
     "docs/make.py": ("--costs",),
