@@ -259,7 +259,7 @@ def test_where_nothing_can_be_shown_the_words_say_so(
     words = ["compare", "checkerboard", "--methods", "lsd", "--out", str(tmp_path), *SMALL]
     assert "every method diverged: lower --optimiser.learning-rate" in refused(capsys, *words)
     assert [row["lost"] for row in rows_of(tmp_path)] == [300] * 3
-    assert "| lsd | – | – | – | – |" in (tmp_path / "compare.md").read_text()
+    assert "| lsd | diverged | – | – | – |" in (tmp_path / "compare.md").read_text()
 
 
 def test_a_method_that_cannot_be_measured_leaves_the_others_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

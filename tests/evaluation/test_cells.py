@@ -204,7 +204,7 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=said):
         check_same(tmp_path, before, now, {}, "go on")
     check_same(tmp_path, {"options": {"width": 8}}, {"options": {"width": 8, "draws": 1}, "fewer": []}, {}, "go on")
-    with pytest.raises(ValueError, match="begun with no --draws, got --draws 4:"):  # an earlier version had none
+    with pytest.raises(ValueError, match="begun with --draws 1, got --draws 4:"):  # an earlier version had none
         check_same(tmp_path, {"options": {}}, {"options": {"draws": 4}}, {}, "go on")
     with pytest.raises(ValueError, match=r"begun with fewer \[\[8, 70\]\], got \[\]:"):
         check_same(tmp_path, {"fewer": [[8, 70]]}, {"fewer": []}, {"fewer": "fewer"}, "go on")

@@ -401,6 +401,17 @@ def test_what_another_search_has_not_trained_anew_yet_is_not_called_better(
     assert mine.results()["lsd"].best is not mine.results()["lsd"].today
 
 
+def test_what_a_search_without_final_seeds_found_stays_whatever_is_searched_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Search, "_train", train)
+    first = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=0)
+    list(first.run())
+    assert first.results()["lsd"].better
+    later = Search(tiny(), ("psd",), tmp_path, trials=1, budget=0.2, final_seeds=3, resume=True)
+    assert later.results()["lsd"].better
+
+
 def test_a_search_that_cannot_be_measured_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(search, "train_method", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr(search, "evaluation_inputs", refuse)

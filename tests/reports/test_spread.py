@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from flowmaps.evaluation.quality import ENERGY, quality_of
+from flowmaps.evaluation.quality import ENERGY, is_measured, quality_of
 from flowmaps.reports import figures, spread, tables
 from flowmaps.reports.spread import Spread
 
@@ -90,7 +90,20 @@ def test_a_seed_whose_samples_are_all_lost_is_said_in_the_table_as_in_the_figure
     assert line[:2] == ["lsd (1 of 3 diverged)", "0.4000±0.1414"]
     assert [text.get_text() for text in figures.compare(found).axes[0].get_yticklabels()] == ["lsd *"]
     (alone,) = tables.comparison_summary(found[-2:])[1]
-    assert alone[:3] == ["lsd", "–", "–"]
+    assert alone[:3] == ["lsd", "diverged", "–"]
+    mostly = [{**row, "samples": 10, "lost": 6} for row in found[:1]]
+    assert tables.comparison_summary(mostly)[1][0][:2] == ["lsd", "diverged"]
+    assert ENERGY.of({"energy": 1.0, "samples": 10, "lost": 5}) == 1.0
+
+
+def test_the_table_is_of_what_the_maps_have_whatever_their_ode_has():
+    found = [
+        {"sampler": "map", "method": "lsd", "seed": 0, "steps": 1, "kl": 0.3},
+        {"sampler": "teacher", "method": "lsd", "seed": 0, "solver": "dopri5", "kl": 0.2, "kl_floor": 0.1},
+    ]
+    assert quality_of(found).name == "KL [nats]"
+    assert tables.comparison_summary(found)[1][0][:3] == ["lsd", "0.3000", "0.2000"]
+    assert not is_measured([{**found[0], "kl": math.nan}])
 
 
 def test_images_are_ranked_by_the_distance_above_that_of_real_images():

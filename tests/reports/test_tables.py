@@ -113,7 +113,7 @@ def test_what_does_not_apply_is_a_dash_and_what_is_absurd_is_short():
         ["flow_matching", "0.2000", "–", "–", "2.0", "12.3"],
         ["sct", "diverged", "–", "–", "2.0", "12.3"],
         ["lsd", "–", "–", "1e+20", "2.0", "12.3"],
-        ["psd", "–", "–", "–", "2.0", "12.3"],
+        ["psd", "diverged", "–", "–", "2.0", "12.3"],
     ]
     ax = figures.compare(rows).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["flow_matching", "sct", "lsd", "psd"]

@@ -68,8 +68,8 @@ def write(comparison: Comparison) -> list[Row]:
 def _draw_samples(comparison: Comparison, cell: Cell, samples: Mapping[str, Samples]) -> None:
     """Draw the samples of a cell, if it is of the first seed of its method that ended in a map so far."""
     recipe, source = comparison.recipe, comparison.source
-    seeds = [row["seed"] for row in comparison.rows if row["method"] == cell.method and "diverged" not in row]
-    if not samples or cell.seed != min(seeds):
+    seeds = [row["seed"] for row in comparison.rows if row["method"] == cell.method and is_measured([row])]
+    if not samples or cell.seed != min(seeds, default=None):
         return
     images = source.units.pictures
     figure = pictures.steps_grid(source.units, samples) if images else pictures.map_samples(recipe, source, samples)

@@ -13,7 +13,7 @@ from .measure import Row
 
 RECIPE = "recipe"
 """The entry for the name of the recipe."""
-USUAL = {"fewer": [], "ode_rows": None, "options": json.loads(json.dumps(asdict(Recipe(RECIPE))))}
+USUAL = {"fewer": [], "options": json.loads(json.dumps(asdict(Recipe(RECIPE))))}
 """What an entry was where it is missing: an earlier version did not have it."""
 
 
@@ -31,9 +31,9 @@ def check_same(folder: Path, before: Row, now: Row, words: Mapping[str, str], wa
     Raises:
         ValueError: an entry differs.
     """
-    old, new = _flat(before), _flat(now)
-    usual = _flat(USUAL)
-    differing = [name for name in new if old.get(name, usual.get(name)) != new[name]]
+    new = _flat(now)
+    old = {name: value for name, value in _flat(USUAL).items() if name in new} | _flat(before)
+    differing = [name for name in new if old.get(name) != new[name]]
     if not differing:
         return
     if RECIPE in differing:  # whose options would only follow it

@@ -246,6 +246,9 @@ class Cells:
             raise ValueError(f"{path} is of an earlier version, which had one seed: choose another --out.")
         if not all(isinstance(content[name], list) for name in ("methods", "seeds", "rows")):
             raise ValueError(f"{path} is damaged (its methods, seeds or rows are no list): choose another --out.")
+        if isinstance(content.get("fewer"), dict):  # of an earlier version
+            content["fewer"] = sorted([int(steps), number] for steps, number in content["fewer"].items())
+        content.setdefault("ode_rows", self.description.get("ode_rows"))  # which an earlier version did not write
         words = {"recipe": "the recipe", "data_sha256": "a data file of checksum", "budget_in": "a budget in"}
         words |= {"fewer": "[steps, samples] of", "ode_rows": "rows of the ODE of"}
         check_same(self.folder, _typed_budget(content), _typed_budget(self.description), words, "join it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,9 +24,11 @@ class Quality:
     floor: str | None = None
 
     def of(self, row: Row) -> float | None:
-        """The value of a row; `None` where it or its floor is missing."""
+        """The value of a row; `None` where it or its floor is missing or not finite, or most samples are lost."""
         value, floor = row.get(self.key), 0.0 if self.floor is None else row.get(self.floor)
-        return None if value is None or floor is None else value - floor
+        if value is None or floor is None or 2 * row.get("lost", 0) > row.get("samples", math.inf):
+            return None
+        return value - floor if math.isfinite(value - floor) else None
 
     def label(self, rows: Sequence[Row]) -> str:
         """The name; of images with the features, if all rows have the same."""
@@ -41,8 +44,12 @@ QUALITIES = (ABOVE_FLOOR, Quality("kl", "KL [nats]"), ENERGY, ABOVE_REAL, Qualit
 
 
 def quality_of(rows: Sequence[Row]) -> Quality:
-    """The first of `QUALITIES` that a row has; the energy distance where none has any."""
-    return next((quality for quality in QUALITIES if any(quality.of(row) is not None for row in rows)), ENERGY)
+    """The first of `QUALITIES` that a row of a map has, or else any row; the energy distance where none has any."""
+    for some in ([row for row in rows if row["sampler"] == "map"], rows):
+        for quality in QUALITIES:
+            if any(quality.of(row) is not None for row in some):
+                return quality
+    return ENERGY
 
 
 def is_measured(rows: Sequence[Row]) -> bool:

@@ -107,7 +107,9 @@ def value_of(row: Row) -> float:
     """The metric of a row: KL or Fréchet distance above its floor, or energy distance; infinite where there is none.
 
     Nothing counts as less than its noise: a tenth of the floor, or the size of the energy distance between real rows.
+    Lost samples cost what they cost the metric: of two maps that lose most of them one is still the better start.
     """
+    row = {name: value for name, value in row.items() if name != "lost"}
     quality = quality_of([row])
     value, floor = quality.of(row), abs(row.get(f"{quality.key}_floor", 0.0))
     noise = floor if quality.floor is None else LEAST_SHARE * floor

@@ -106,9 +106,10 @@ class Search:
         found = dict[str, Result]()
         for name, own in mine.items():
             trials, finals = ([row for row in own if key in row] for key in ("trial", "seed"))
-            if own:  # of another search of the same folder all seeds that it has begun count, and one at least
-                begun = max(1, len({row["seed"] for row in finals}))
-                found[name] = Result(trials, finals, self.final_seeds if name in self.methods else begun)
+            if own:  # another search of the same folder may have another number of seeds
+                wanted = [row["final_seeds"] for row in trials if "final_seeds" in row]
+                wanted = wanted or [len({row["seed"] for row in finals})]  # an earlier version did not write it
+                found[name] = Result(trials, finals, self.final_seeds if name in self.methods else wanted[-1])
         return found
 
     def run(self, watch: Watch = quiet, say: Callable[[str], None] = print) -> Iterator[tuple[str, Row]]:
@@ -148,7 +149,7 @@ class Search:
         while len(trials) < self.trials:
             before = [(row["settings"], as_number(row["score"])) for row in trials]
             settings = propose(space, before, method, self.recipe.seed)
-            about = {"method": method, "trial": len(trials), "settings": settings}
+            about = {"method": method, "trial": len(trials), "settings": settings, "final_seeds": self.final_seeds}
             about |= {"found": found} if found and not trials else {}
             trials.append(about | self._train(plan, settings, self.validation_seed, watch))
             yield trials[-1]
