@@ -22,7 +22,7 @@ from flowmaps.cli.terminal import console, watching
 from flowmaps.evaluation.cells import RESULT_FILE, read
 from flowmaps.evaluation.compare import Comparison
 from flowmaps.evaluation.measure import Row
-from flowmaps.evaluation.quality import ABOVE_FLOOR
+from flowmaps.evaluation.quality import ABOVE_FLOOR, is_lost
 from flowmaps.maps import FlowMap
 from flowmaps.methods.method import Method, with_diagonal
 from flowmaps.objectives import SplitRows
@@ -99,9 +99,9 @@ VARIANTS: Mapping[str, Callable[[Recipe], Plan]] = {
 def recipe(samples: int = 1_000_000, width: int = 256) -> Recipe:
     """The long recipe of the checkerboard, measured in the papers' numbers of steps."""
     long = checkerboard_long()
-    long = replace(long, network=replace(long.network, width=width))
+    network = replace(long.network, width=width)
     evaluation = replace(long.evaluation, steps=STEPS, samples=samples, points=5_000)
-    return replace(long, name="checkerboard-paper", evaluation=evaluation)
+    return replace(long, name="checkerboard-paper", network=network, evaluation=evaluation)
 
 
 # the table ------------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def samplers(rows: list[Row], name: str) -> dict[int | str, list[Row]]:
 def line(title: str, name: str, sampler: int | str, rows: list[Row], diverged: int = 0) -> str:
     """A line of the table: the mean over the seeds that end in a map, and how many do not."""
     seeds = len(rows) + diverged
-    rows = [row for row in rows if 2 * row.get("lost", 0) <= row["samples"]]
+    rows = [row for row in rows if not is_lost(row)]
     without = seeds - len(rows)
     title += f" ({without} of {seeds} seeds lost)" if rows and without else ""
     sequel = dict(zip(STEPS, SD[name], strict=True)).get(sampler) if name in SD else None  # type: ignore[call-overload]

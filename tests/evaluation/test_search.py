@@ -372,14 +372,16 @@ def test_a_study_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
             Search(tiny(), ("lsd",), tmp_path, budget=0.2, resume=True).results()
 
 
+@pytest.mark.parametrize("final_seeds", [0, 1])
 def test_another_search_of_the_folder_with_more_seeds_changes_nothing_of_what_was_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final_seeds: int
 ):
     monkeypatch.setattr(Search, "_train", train)
-    first = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=1)
+    first = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=final_seeds)
     list(first.run())
     assert first.results()["lsd"].better
     second = Search(tiny(), ("psd",), tmp_path, trials=1, budget=0.2, final_seeds=3, resume=True)
+    assert second.results()["lsd"].better
     list(second.run())
     assert second.results()["lsd"].better
     more = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=3, resume=True)
@@ -399,17 +401,6 @@ def test_what_another_search_has_not_trained_anew_yet_is_not_called_better(
         better.append(mine.results()["lsd"].better)
     assert better == [False] * 9 + [True]  # six trials, two seeds of what was found, two of today's
     assert mine.results()["lsd"].best is not mine.results()["lsd"].today
-
-
-def test_what_a_search_without_final_seeds_found_stays_whatever_is_searched_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(Search, "_train", train)
-    first = Search(tiny(), ("lsd",), tmp_path, trials=6, budget=0.2, final_seeds=0)
-    list(first.run())
-    assert first.results()["lsd"].better
-    later = Search(tiny(), ("psd",), tmp_path, trials=1, budget=0.2, final_seeds=3, resume=True)
-    assert later.results()["lsd"].better
 
 
 def test_a_search_that_cannot_be_measured_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

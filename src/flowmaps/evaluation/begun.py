@@ -13,7 +13,7 @@ from .measure import Row
 
 RECIPE = "recipe"
 """The entry for the name of the recipe."""
-USUAL = {"fewer": [], "options": json.loads(json.dumps(asdict(Recipe(RECIPE))))}
+USUAL = {"fewer": [], "options": json.loads(json.dumps(asdict(Recipe(name="any"))))}
 """What an entry was where it is missing: an earlier version did not have it."""
 
 

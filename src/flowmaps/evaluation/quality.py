@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from .measure import Row
 
 
+def is_lost(row: Row) -> bool:
+    """Whether more than half of the samples of a row are lost."""
+    return 2 * row.get("lost", 0) > row.get("samples", math.inf)
+
+
 @dataclass(frozen=True)
 class Quality:
     """An entry of a row, less that of its floor where it has one.
@@ -26,7 +31,7 @@ class Quality:
     def of(self, row: Row) -> float | None:
         """The value of a row; `None` where it or its floor is missing or not finite, or most samples are lost."""
         value, floor = row.get(self.key), 0.0 if self.floor is None else row.get(self.floor)
-        if value is None or floor is None or 2 * row.get("lost", 0) > row.get("samples", math.inf):
+        if value is None or floor is None or is_lost(row):
             return None
         return value - floor if math.isfinite(value - floor) else None
 

@@ -225,16 +225,16 @@ def comparison_summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         cost = [_number(_median(mine, name), 1) for name in ("ms_per_step", "mb_per_step")]
         places = [of_method.get(method, NO_VALUE) for of_method in ranks]
         spreads, diverged = found.get(method, {}), sum("diverged" in row for row in mine)
-        shown = [value for value in spreads.values() if math.isfinite(value.mean)]
-        if not shown and any("diverged" in row or "lost" in row for row in mine if row["sampler"] == "map"):
+        measured = [spread for spread in spreads.values() if math.isfinite(spread.mean)]
+        if not measured and any("diverged" in row or "lost" in row for row in mine if row["sampler"] == "map"):
             lines.append([method, "diverged", *[NO_VALUE] * (len(steps) + 1), *places, *cost])
             continue
         ode = Spread.of([quality.of(row) for row in mine if row.get("solver") == solver])
-        values = [_spread(spreads.get(n), quality) for n in steps] + [_spread(ode, quality)]
+        shown = [_spread(spreads.get(n), quality) for n in steps] + [_spread(ode, quality)]
         seeds = diverged + len({row.get("seed") for row in mine if "diverged" not in row})
-        lost = max((value.lost for value in shown), default=0)
+        lost = max((spread.lost for spread in measured), default=0)
         name = f"{method} ({lost} of {seeds} diverged)" if lost else method
-        lines.append([name, *values, _number(_error(method, mine, steps)), *places, *cost])
+        lines.append([name, *shown, _number(_error(method, mine, steps)), *places, *cost])
     return ["method", *map(steps_in_words, steps), solver, "error", *[f"rank in {n}" for n in ranked], *COSTS], lines
 
 

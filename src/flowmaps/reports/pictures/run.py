@@ -72,7 +72,8 @@ def draw(
     if source.units.table is not None:
         caption, figure = columns(source, samples, plan.recipe.seed)
         made[caption] = "columns", figure
-    if any(quality_of(rows).of(row) is not None for row in rows):
+    metric = quality_of(rows)
+    if any(metric.of(row) is not None for row in rows):
         made["Quality against network evaluations a sample."] = "quality", figures.quality(rows)
     log = read_log(folder)
     if log:
